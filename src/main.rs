@@ -1,0 +1,3 @@
+//! The `paybridge` binary.
+
+fn main() {}
