@@ -1,0 +1,328 @@
+//! What Paybridge tells the billing system. The names are Lago's (`webhook_type`, `object_type`, and every field of
+//! every object that Lago has), because that is the contract that billing systems know. Serialisation here is the form
+//! in which the log stores an event; `grpc` turns it into proto.
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::OrganizationId;
+
+/// An event in an organization's log.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Event {
+    /// Our id.
+    pub id: Uuid,
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// Its place in the organization's log: 1, 2, 3, … without a gap (P5).
+    pub position: i64,
+    /// When it was written.
+    pub create_time: OffsetDateTime,
+    /// Such as `payment.succeeded`.
+    pub webhook_type: String,
+    /// What it tells.
+    pub payload: Payload,
+}
+
+/// An event about to be written; the log gives the position.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NewEvent {
+    /// Such as `payment.succeeded`.
+    pub webhook_type: &'static str,
+    /// What it tells.
+    pub payload: Payload,
+}
+
+/// The object that an event tells of; the variant's name is Lago's `object_type`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[expect(missing_docs, reason = "the variants are named after their objects")]
+#[expect(clippy::large_enum_variant, reason = "an event is written or read once; boxing would only add noise")]
+pub enum Payload {
+    PaymentProviderCustomerCheckoutUrl(CheckoutUrlObject),
+    Customer(CustomerObject),
+    PaymentProviderCustomerError(CustomerErrorObject),
+    PaymentProviderError(ProviderErrorObject),
+    PaymentProviderInvoicePaymentError(InvoicePaymentErrorObject),
+    Invoice(InvoiceObject),
+    PaymentDisputeLost(PaymentDisputeLostObject),
+    Payment(PaymentObject),
+    PaymentMethod(PaymentMethodObject),
+    Refund(RefundObject),
+    Dispute(DisputeObject),
+    PaymentProvider(PaymentProviderObject),
+    ProviderEvent(ProviderEventObject),
+}
+
+impl Payload {
+    /// Lago's `object_type`.
+    pub fn object_type(&self) -> &'static str {
+        match self {
+            Self::PaymentProviderCustomerCheckoutUrl(_) => "payment_provider_customer_checkout_url",
+            Self::Customer(_) => "customer",
+            Self::PaymentProviderCustomerError(_) => "payment_provider_customer_error",
+            Self::PaymentProviderError(_) => "payment_provider_error",
+            Self::PaymentProviderInvoicePaymentError(_) => "payment_provider_invoice_payment_error",
+            Self::Invoice(_) => "invoice",
+            Self::PaymentDisputeLost(_) => "payment_dispute_lost",
+            Self::Payment(_) => "payment",
+            Self::PaymentMethod(_) => "payment_method",
+            Self::Refund(_) => "refund",
+            Self::Dispute(_) => "dispute",
+            Self::PaymentProvider(_) => "payment_provider",
+            Self::ProviderEvent(_) => "provider_event",
+        }
+    }
+}
+
+/// `customer.checkout_url_generated`, `customer.checkout_url_expired`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct CheckoutUrlObject {
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub payment_provider: String,
+    pub payment_provider_code: String,
+    pub checkout_url: String,
+}
+
+/// `customer.payment_provider_created`, `customer.payment_provider_deleted`: the part of Lago's customer that Paybridge
+/// knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct CustomerObject {
+    pub lago_id: Uuid,
+    pub external_id: String,
+    pub name: String,
+    pub email: String,
+    pub phone: String,
+    pub created_at: String,
+    pub billing_configuration: BillingConfiguration,
+}
+
+/// How a customer is billed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct BillingConfiguration {
+    pub payment_provider: String,
+    pub payment_provider_code: String,
+    pub provider_customer_id: Option<String>,
+    pub provider_payment_methods: Vec<String>,
+    pub sync_with_provider: bool,
+    pub payment_method_id: Option<String>,
+}
+
+/// An error of the provider, as Lago writes it in all objects but `payment_provider_error`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct ProviderError {
+    pub message: String,
+    pub error_code: String,
+}
+
+/// `customer.payment_provider_error`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct CustomerErrorObject {
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub payment_provider: String,
+    pub payment_provider_code: String,
+    pub provider_error: ProviderError,
+}
+
+/// An error of the provider, as Lago writes it in `payment_provider_error`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct ProviderErrorWithCode {
+    pub message: String,
+    pub code: String,
+}
+
+/// `payment_provider.error`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct ProviderErrorObject {
+    pub lago_payment_provider_id: Uuid,
+    pub payment_provider_code: String,
+    pub payment_provider_name: String,
+    pub source: String,
+    pub action: String,
+    pub provider_error: ProviderErrorWithCode,
+}
+
+/// Stripe's answer behind a failure. Lago's `http_body` is left out: it can hold what must not be passed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct ErrorDetails {
+    pub code: String,
+    pub message: String,
+    pub request_id: Option<String>,
+    pub http_status: Option<u16>,
+}
+
+/// `invoice.payment_failure`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct InvoicePaymentErrorObject {
+    pub lago_invoice_id: String,
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub provider_customer_id: Option<String>,
+    pub payment_provider: String,
+    pub payment_provider_code: String,
+    pub provider_error: ProviderError,
+    pub error_details: ErrorDetails,
+    pub decline_code: Option<String>,
+    pub advice_code: Option<String>,
+    pub lago_payment_id: Uuid,
+}
+
+/// `invoice.payment_status_updated`: the part of Lago's invoice that Paybridge knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct InvoiceObject {
+    pub lago_id: String,
+    pub number: String,
+    pub payment_status: String,
+    pub currency: String,
+    pub total_due_amount_cents: i64,
+    pub total_paid_amount_cents: i64,
+    pub customer: CustomerObject,
+}
+
+/// `invoice.payment_dispute_lost`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct PaymentDisputeLostObject {
+    pub invoice: InvoiceObject,
+    /// Stripe's reason.
+    pub provider_error: Option<String>,
+}
+
+/// `payment.succeeded`, `payment.processing`, `payment.requires_action`, `payment.pending`, `payment.canceled`,
+/// `payment.overpaid`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct PaymentObject {
+    pub lago_id: Uuid,
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub invoice_ids: Vec<String>,
+    pub invoice_numbers: Vec<String>,
+    pub lago_payable_id: String,
+    pub payable_type: String,
+    pub amount_cents: i64,
+    pub amount_currency: String,
+    pub status: String,
+    pub payment_status: String,
+    pub r#type: String,
+    pub payment_provider_code: String,
+    pub payment_provider_type: String,
+    pub external_payment_id: Option<String>,
+    pub provider_payment_id: Option<String>,
+    pub provider_customer_id: Option<String>,
+    pub next_action: Option<NextAction>,
+    pub created_at: String,
+    pub payment_method: Option<PaymentMethodObject>,
+    /// Ours: why it waits, while `status` is `pending`.
+    pub pending_reason: Option<String>,
+}
+
+/// Stripe's next action.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct NextAction {
+    pub r#type: String,
+    pub redirect_to_url: RedirectToUrl,
+}
+
+/// Where the customer goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct RedirectToUrl {
+    pub url: String,
+}
+
+/// `payment_method.created`, `payment_method.detached`, `payment_method.set_as_default`; also inside `payment`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the fields are Lago's")]
+pub struct PaymentMethodObject {
+    pub lago_id: Uuid,
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub is_default: bool,
+    pub payment_provider_code: String,
+    pub payment_provider_name: String,
+    pub payment_provider_type: String,
+    pub provider_method_id: String,
+    pub provider_method_type: String,
+    pub details: super::payment_methods::MethodDetails,
+    pub created_at: String,
+}
+
+/// `payment.refund_updated`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "in the style of Lago's")]
+pub struct RefundObject {
+    pub lago_payment_id: Uuid,
+    pub lago_invoice_id: String,
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub payment_provider_code: String,
+    pub provider_refund_id: String,
+    pub provider_charge_id: Option<String>,
+    pub amount_cents: i64,
+    pub amount_currency: String,
+    pub status: String,
+    pub failure_reason: Option<String>,
+    pub amount_refunded_cents: i64,
+}
+
+/// `payment.dispute_updated`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "in the style of Lago's")]
+pub struct DisputeObject {
+    pub lago_payment_id: Uuid,
+    pub lago_invoice_id: String,
+    pub lago_customer_id: Uuid,
+    pub external_customer_id: String,
+    pub payment_provider_code: String,
+    pub provider_dispute_id: String,
+    pub provider_charge_id: Option<String>,
+    pub amount_cents: i64,
+    pub amount_currency: String,
+    pub status: String,
+    pub reason: Option<String>,
+}
+
+/// `payment_provider.connected`, `payment_provider.disconnected`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "in the style of Lago's")]
+pub struct PaymentProviderObject {
+    pub lago_payment_provider_id: Uuid,
+    pub payment_provider: String,
+    pub payment_provider_code: String,
+    pub payment_provider_name: String,
+    pub provider_account_id: Option<String>,
+    /// What is left behind at Stripe, where the key works no more.
+    pub provider_webhook_endpoint_id: Option<String>,
+}
+
+/// One of Stripe's own events, relayed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProviderEventObject {
+    /// The integration that it came for.
+    pub payment_provider_code: String,
+    /// Always `stripe`.
+    pub payment_provider: String,
+    /// Stripe's `evt_…`.
+    pub provider_event_id: String,
+    /// Stripe's type.
+    pub event_type: String,
+    /// Stripe's `created`, RFC 3339.
+    pub created_at: String,
+    /// Stripe's JSON, as it came.
+    pub json: String,
+}

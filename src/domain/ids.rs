@@ -1,0 +1,53 @@
+//! Typed ids. All of ours are UUID v7 and are written plain, without prefixes: those are Stripe's.
+
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+macro_rules! id {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl From<Uuid> for $name {
+            fn from(id: Uuid) -> Self {
+                Self(id)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = uuid::Error;
+
+            fn from_str(text: &str) -> Result<Self, Self::Err> {
+                text.parse().map(Self)
+            }
+        }
+    )*};
+}
+
+id! {
+    /// The tenant.
+    OrganizationId;
+    /// An API token of an organization.
+    TokenId;
+    /// One connection of an organization to one Stripe account.
+    IntegrationId;
+    /// The billing system's customer, as we know it.
+    CustomerId;
+    /// A Stripe PaymentMethod that we know.
+    PaymentMethodId;
+    /// A Checkout session that we made.
+    CheckoutSessionId;
+    /// The collection of one invoice.
+    PaymentId;
+    /// Durable work.
+    JobId;
+}

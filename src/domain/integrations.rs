@@ -1,0 +1,66 @@
+//! An integration: one connection of an organization to one Stripe account.
+
+use time::OffsetDateTime;
+
+use super::{IntegrationId, OrganizationId};
+
+/// Where an integration stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IntegrationState {
+    /// Its key is checked and its webhook endpoint is being registered.
+    Connecting,
+    /// In use.
+    Active,
+    /// Stripe refuses the key (401) or a permission (403): work waits until the key is mended.
+    Paused,
+    /// New work is refused; what moves is brought to its end.
+    Disconnecting,
+    /// Endpoint and secrets are gone; history stays.
+    Disconnected,
+}
+
+/// One connection of an organization to one Stripe account. Secrets are not part of it: `store` keeps them sealed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Integration {
+    /// Our id.
+    pub id: IntegrationId,
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// The caller's own name for it, unique in the organization.
+    pub code: String,
+    /// For people.
+    pub name: String,
+    /// Where it stands.
+    pub state: IntegrationState,
+    /// Why it is paused, for people.
+    pub pause_reason: Option<String>,
+    /// Whether the key moves real money.
+    pub livemode: bool,
+    /// Stripe's `acct_…`.
+    pub provider_account_id: Option<String>,
+    /// The last four characters of the key, to tell keys apart.
+    pub key_hint: String,
+    /// Stripe's `we_…`; absent where the events list is polled instead.
+    pub provider_endpoint_id: Option<String>,
+    /// Whether Stripe's events list is polled because there is no public address to post to.
+    pub polls_events: bool,
+    /// Where Checkout sends people afterwards, unless the call says otherwise.
+    pub success_redirect_url: Option<String>,
+    /// Whether a customer can be asked for 3-D Secure.
+    pub supports_3ds: bool,
+    /// Whether Stripe's own events are relayed into our log.
+    pub relay_provider_events: bool,
+    /// Rises with every change.
+    pub version: i64,
+    /// When it was made.
+    pub create_time: OffsetDateTime,
+    /// When it was last changed.
+    pub update_time: OffsetDateTime,
+}
+
+impl Integration {
+    /// Whether new work is accepted: customers linked, payments made. A paused one accepts; its work waits.
+    pub fn accepts_work(&self) -> bool {
+        matches!(self.state, IntegrationState::Connecting | IntegrationState::Active | IntegrationState::Paused)
+    }
+}

@@ -1,0 +1,98 @@
+//! Durable work. A job says *what to look at*, never what to do with it: there is one row for a kind and an object, and
+//! asking for it again while it runs makes it run again afterwards. Jobs hold ids only.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::{JobId, OrganizationId};
+
+/// What is to be looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum JobKind {
+    /// A payment that may have to be sent to Stripe.
+    SubmitPayment,
+    /// A payment whose cancellation was asked for.
+    CancelPayment,
+    /// A payment that has been moving for long.
+    ReconcilePayment,
+    /// A stored webhook.
+    ApplyDelivery,
+    /// A customer to be created, linked or pushed.
+    SyncCustomer,
+    /// A customer whose methods and default are to be read from Stripe.
+    ImportPaymentMethods,
+    /// A customer whose default is to be written to Stripe, if it differs there.
+    PushDefaultMethod,
+    /// A method to be detached at Stripe.
+    DetachMethod,
+    /// A Checkout session to be made.
+    CreateCheckoutSession,
+    /// An integration whose connecting was cut short.
+    ConnectIntegration,
+    /// An integration to be wound down.
+    DisconnectIntegration,
+    /// An integration whose events list is to be read.
+    PollEvents,
+}
+
+impl JobKind {
+    /// All kinds, with their names in the database and in logs.
+    pub const ALL: [(Self, &'static str); 12] = [
+        (Self::SubmitPayment, "submit_payment"),
+        (Self::CancelPayment, "cancel_payment"),
+        (Self::ReconcilePayment, "reconcile_payment"),
+        (Self::ApplyDelivery, "apply_delivery"),
+        (Self::SyncCustomer, "sync_customer"),
+        (Self::ImportPaymentMethods, "import_payment_methods"),
+        (Self::PushDefaultMethod, "push_default_method"),
+        (Self::DetachMethod, "detach_method"),
+        (Self::CreateCheckoutSession, "create_checkout_session"),
+        (Self::ConnectIntegration, "connect_integration"),
+        (Self::DisconnectIntegration, "disconnect_integration"),
+        (Self::PollEvents, "poll_events"),
+    ];
+
+    /// The name in the database and in logs.
+    pub fn as_str(self) -> &'static str {
+        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("unknown", |(_, name)| name)
+    }
+
+    /// The kind of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
+    }
+}
+
+/// A job that this process holds. Every write that it leads to first shows `epoch` (P8).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The job.
+    pub id: JobId,
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// What is to be looked at.
+    pub kind: JobKind,
+    /// The object, by our id; for a delivery its integration's.
+    pub object_id: Uuid,
+    /// For a delivery Stripe's event id; else empty.
+    pub object_key: String,
+    /// Where the object's table is partitioned by time: the time to find it by.
+    pub object_time: Option<OffsetDateTime>,
+    /// Rises with every lease; a worker whose epoch is not the row's has lost it.
+    pub epoch: i64,
+    /// How often the job was asked for when it was leased; more by now means: look again.
+    pub asked: i64,
+    /// Failed tries since it last went well.
+    pub failures: i32,
+}
+
+/// How a look at an object ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Nothing is left to do.
+    Done,
+    /// Look again at this time; nothing is wrong.
+    Again(OffsetDateTime),
+    /// It can't be done now; back off. With the reason, for people.
+    Retry(String),
+}

@@ -1,0 +1,239 @@
+//! A payment: the collection of one invoice, one row for an invoice whatever the number of tries.
+//!
+//! [`Payment::apply`] is the only function that changes a payment's state, whoever brings the news: the answer to our own
+//! call, a webhook, an entry of the events list, a read of the reconciler. [`plan`] decides what to do next.
+//!
+//! What holds here: `SUCCEEDED` and `CANCELED` are final (P7). Once anything has been sent, only Stripe's word makes a
+//! payment `FAILED` (P2): an intent that shows neither a new charge nor a new error proves nothing.
+
+mod apply;
+mod plan;
+
+use time::OffsetDateTime;
+
+pub use self::apply::{Change, News};
+pub use self::plan::{Step, plan};
+use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
+
+/// Where a payment stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaymentState {
+    /// Accepted; nothing can take money yet.
+    Pending,
+    /// Sent; Stripe or the bank will say.
+    Processing,
+    /// The customer must do something.
+    RequiresAction,
+    /// Paid. Final.
+    Succeeded,
+    /// Refused; may be tried again, or turn out paid if Stripe says so.
+    Failed,
+    /// Closed at Stripe, or before anything reached it. Final, until the invoice is given in anew.
+    Canceled,
+}
+
+impl PaymentState {
+    /// Lago's `payment_status` of the invoice.
+    pub fn payment_status(self) -> &'static str {
+        match self {
+            Self::Pending | Self::Processing | Self::RequiresAction => "pending",
+            Self::Succeeded => "succeeded",
+            Self::Failed | Self::Canceled => "failed",
+        }
+    }
+
+    /// The state's name, lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Processing => "processing",
+            Self::RequiresAction => "requires_action",
+            Self::Succeeded => "succeeded",
+            Self::Failed => "failed",
+            Self::Canceled => "canceled",
+        }
+    }
+
+    /// The state of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Pending, Self::Processing, Self::RequiresAction, Self::Succeeded, Self::Failed, Self::Canceled]
+            .into_iter()
+            .find(|state| state.as_str() == name)
+    }
+
+    /// Whether it can't change any more (P7).
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Succeeded | Self::Canceled)
+    }
+}
+
+/// Why a payment waits in `PENDING`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PendingReason {
+    /// Its customer is being created or linked at Stripe.
+    WaitingForCustomer,
+    /// Stripe takes no amount as small as this. Holds no slot; RetryPayment tries again.
+    AmountTooSmall,
+    /// The integration's key or a permission must be mended first.
+    IntegrationPaused,
+}
+
+impl PendingReason {
+    /// Its name, lower case.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::WaitingForCustomer => "waiting_for_customer",
+            Self::AmountTooSmall => "amount_too_small",
+            Self::IntegrationPaused => "integration_paused",
+        }
+    }
+
+    /// The reason of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::WaitingForCustomer, Self::AmountTooSmall, Self::IntegrationPaused]
+            .into_iter()
+            .find(|reason| reason.as_str() == name)
+    }
+}
+
+/// Why a try was refused: by Stripe, in its words, or by a rule of ours, with a code of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Failure {
+    /// Stripe's `code`, or one of ours: `no_payment_method`, `no_provider_customer`, `payment_method_not_usable`,
+    /// `mandate_missing`.
+    pub code: String,
+    /// For people.
+    pub message: String,
+    /// The issuer's reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub decline_code: Option<String>,
+    /// Stripe's advice: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice_code: Option<String>,
+    /// The card network's reason.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network_decline_code: Option<String>,
+    /// Which parameter Stripe objected to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub param: Option<String>,
+    /// Stripe's `ch_…` of the refused try.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_charge_id: Option<String>,
+    /// Stripe's `req_…`, to ask its support about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_request_id: Option<String>,
+    /// The HTTP status of Stripe's answer, where there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http_status: Option<u16>,
+}
+
+impl Failure {
+    /// The code of a customer without a usable method: tried again on its own when one arrives.
+    pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
+
+    /// A refusal by a rule of ours.
+    pub fn ours(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), ..Self::default() }
+    }
+
+    /// Whether both tell of the same refusal. Where both name a charge, the charge decides; else code and reason do.
+    fn is_same_as(&self, other: &Self) -> bool {
+        match (&self.provider_charge_id, &other.provider_charge_id) {
+            (Some(left), Some(right)) => left == right,
+            _ => self.code == other.code && self.decline_code == other.decline_code,
+        }
+    }
+}
+
+/// The collection of one invoice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Payment {
+    /// Our id.
+    pub id: PaymentId,
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// The integration that collects it.
+    pub integration_id: IntegrationId,
+    /// Who pays.
+    pub customer_id: CustomerId,
+    /// The billing system's own id of the invoice, unique in the organization.
+    pub invoice_id: String,
+    /// The invoice's number, for people; may be empty.
+    pub invoice_number: String,
+    /// What is to be paid.
+    pub amount: Money,
+    /// Where it stands.
+    pub state: PaymentState,
+    /// Why it waits.
+    pub pending_reason: Option<PendingReason>,
+    /// Why it was refused, while `FAILED`.
+    pub failure: Option<Failure>,
+    /// Stripe's `pi_…`: the one intent that all tries confirm (P1).
+    pub provider_payment_intent_id: Option<String>,
+    /// How often an intent was made anew; part of the creation's idempotency key.
+    pub intent_number: i32,
+    /// The number of the newest attempt; 0 before the first.
+    pub attempt_number: i32,
+    /// The method asked for by RetryPayment; absent: the customer's default.
+    pub requested_method_id: Option<PaymentMethodId>,
+    /// Where the customer can finish an action.
+    pub next_action_url: Option<String>,
+    /// What Stripe has received, minor units.
+    pub amount_received: i64,
+    /// What went back, minor units.
+    pub amount_refunded: i64,
+    /// When cancellation was asked for.
+    pub cancel_request_time: Option<OffsetDateTime>,
+    /// Since when a call's outcome is unknown (P2).
+    pub unknown_since: Option<OffsetDateTime>,
+    /// Rises with every change.
+    pub version: i64,
+    /// When the invoice was first given in.
+    pub create_time: OffsetDateTime,
+    /// When it last changed.
+    pub update_time: OffsetDateTime,
+}
+
+/// What has become of an attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AttemptState {
+    /// May have been sent; Stripe has not said.
+    Open,
+    /// Paid.
+    Succeeded,
+    /// Refused.
+    Failed(Failure),
+    /// Its intent was canceled.
+    Canceled,
+}
+
+/// One try to confirm. All but the outcome is immutable, and was committed before the first send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    /// The payment.
+    pub payment_id: PaymentId,
+    /// 1, 2, 3, …
+    pub number: i32,
+    /// What is to be paid.
+    pub amount: Money,
+    /// The method that is charged.
+    pub payment_method_id: PaymentMethodId,
+    /// The intent that is confirmed.
+    pub provider_payment_intent_id: String,
+    /// The attempt's own key.
+    pub idempotency_key: String,
+    /// The frozen body: resent byte for byte (P2).
+    pub body: String,
+    /// The intent's `latest_charge` just before the confirm.
+    pub prior_charge: Option<String>,
+    /// The intent's `last_payment_error` just before the confirm.
+    pub prior_error: Option<Failure>,
+    /// What has become of it.
+    pub state: AttemptState,
+    /// Stripe's `ch_…` that it led to.
+    pub provider_charge_id: Option<String>,
+    /// When it was frozen.
+    pub create_time: OffsetDateTime,
+    /// When its outcome was known.
+    pub finish_time: Option<OffsetDateTime>,
+}

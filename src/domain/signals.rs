@@ -1,0 +1,227 @@
+//! What Stripe tells us, normalised: `stripe` turns webhooks, list entries and API answers into these before any rule
+//! sees them, so that all of them feed the same functions.
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::Money;
+use super::payment_methods::MethodDetails;
+use super::payments::Failure;
+
+/// One of Stripe's events, understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Observation {
+    /// Stripe's `created`; whole seconds.
+    pub event_time: OffsetDateTime,
+    /// `request.idempotency_key`: which call caused it; `None` where Stripe or a person in the dashboard did.
+    pub request_key: Option<String>,
+    /// What it says.
+    pub signal: Signal,
+}
+
+/// What an event says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// `payment_intent.*`.
+    Intent(IntentSnapshot),
+    /// `charge.refunded`: how much of a charge went back so far.
+    ChargeRefunded(ChargeSnapshot),
+    /// `refund.*`.
+    Refund(RefundSnapshot),
+    /// `charge.dispute.*`.
+    Dispute(DisputeSnapshot),
+    /// `payment_method.attached`.
+    MethodAttached(MethodSnapshot),
+    /// `payment_method.updated` and `payment_method.automatically_updated`.
+    MethodUpdated(MethodSnapshot),
+    /// `payment_method.detached`.
+    MethodDetached {
+        /// Stripe's `pm_…`.
+        provider_payment_method_id: String,
+    },
+    /// `setup_intent.succeeded`: the method is stored, and attached to the customer.
+    SetupSucceeded(SetupSnapshot),
+    /// `checkout.session.completed`, `…expired` and `…async_payment_*`.
+    Session(SessionSnapshot),
+    /// `customer.updated`.
+    CustomerUpdated {
+        /// Stripe's `cus_…`.
+        provider_customer_id: String,
+        /// The new default, if `previous_attributes` touch it; the inner `None`: there is none any more.
+        default_changed_to: Option<Option<String>>,
+    },
+    /// `customer.deleted`.
+    CustomerDeleted {
+        /// Stripe's `cus_…`.
+        provider_customer_id: String,
+    },
+    /// `mandate.updated`.
+    MandateUpdated {
+        /// Stripe's `mandate_…`.
+        provider_mandate_id: String,
+        /// The method that it belongs to.
+        provider_payment_method_id: String,
+        /// Whether it still permits debits.
+        active: bool,
+    },
+    /// Of no concern to us.
+    Ignored {
+        /// Why, for an operator.
+        reason: String,
+    },
+}
+
+/// A PaymentIntent's status, in Stripe's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "these are Stripe's words")]
+pub enum IntentStatus {
+    RequiresPaymentMethod,
+    RequiresConfirmation,
+    RequiresAction,
+    Processing,
+    RequiresCapture,
+    Succeeded,
+    Canceled,
+}
+
+impl IntentStatus {
+    /// The status of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Some(match name {
+            "requires_payment_method" => Self::RequiresPaymentMethod,
+            "requires_confirmation" => Self::RequiresConfirmation,
+            "requires_action" => Self::RequiresAction,
+            "processing" => Self::Processing,
+            "requires_capture" => Self::RequiresCapture,
+            "succeeded" => Self::Succeeded,
+            "canceled" => Self::Canceled,
+            _ => return None,
+        })
+    }
+}
+
+/// A PaymentIntent at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IntentSnapshot {
+    /// Stripe's `pi_…`.
+    pub id: String,
+    /// Its status.
+    pub status: IntentStatus,
+    /// What it asks for.
+    pub amount: Money,
+    /// What it has received, minor units.
+    pub amount_received: i64,
+    /// Stripe's `cus_…`.
+    pub provider_customer_id: Option<String>,
+    /// Stripe's `ch_…` of the newest try.
+    pub latest_charge: Option<String>,
+    /// Why the newest try was refused.
+    pub last_payment_error: Option<Failure>,
+    /// Where the customer can finish an action.
+    pub next_action_url: Option<String>,
+    /// Our payment, from the metadata that we set.
+    pub payment_id: Option<Uuid>,
+    /// Our organization, from the metadata that we set.
+    pub organization_id: Option<Uuid>,
+    /// The invoice, from the metadata that we set.
+    pub invoice_id: Option<String>,
+}
+
+/// A charge at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChargeSnapshot {
+    /// Stripe's `ch_…`.
+    pub id: String,
+    /// Stripe's `pi_…`.
+    pub provider_payment_intent_id: Option<String>,
+    /// Minor units that went back so far.
+    pub amount_refunded: i64,
+}
+
+/// A refund at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RefundSnapshot {
+    /// Stripe's `re_…`.
+    pub id: String,
+    /// Stripe's `pi_…`.
+    pub provider_payment_intent_id: Option<String>,
+    /// Stripe's `ch_…`.
+    pub provider_charge_id: Option<String>,
+    /// How much goes back.
+    pub amount: Money,
+    /// Stripe's status: `pending`, `requires_action`, `succeeded`, `failed`, `canceled`.
+    pub status: String,
+    /// Stripe's reason of a failure.
+    pub failure_reason: Option<String>,
+}
+
+/// A dispute at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DisputeSnapshot {
+    /// Stripe's `dp_…` or `du_…`.
+    pub id: String,
+    /// Stripe's `pi_…`.
+    pub provider_payment_intent_id: Option<String>,
+    /// Stripe's `ch_…`.
+    pub provider_charge_id: Option<String>,
+    /// How much is disputed.
+    pub amount: Money,
+    /// Stripe's status, such as `needs_response`, `won`, `lost`.
+    pub status: String,
+    /// Stripe's reason, such as `fraudulent`.
+    pub reason: Option<String>,
+}
+
+/// A payment method at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MethodSnapshot {
+    /// Stripe's `pm_…`.
+    pub id: String,
+    /// Stripe's kind: `card`, `sepa_debit`, or one that we don't collect with.
+    pub kind: String,
+    /// What a person recognises it by.
+    pub details: MethodDetails,
+    /// Stripe's `cus_…`; `None` once it is detached.
+    pub provider_customer_id: Option<String>,
+    /// Stripe's `created`.
+    pub created: OffsetDateTime,
+}
+
+/// A SetupIntent that succeeded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetupSnapshot {
+    /// Stripe's `seti_…`.
+    pub id: String,
+    /// Stripe's `cus_…`.
+    pub provider_customer_id: Option<String>,
+    /// Stripe's `pm_…`.
+    pub provider_payment_method_id: Option<String>,
+    /// Stripe's `mandate_…`, for SEPA.
+    pub provider_mandate_id: Option<String>,
+}
+
+/// A Checkout session at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSnapshot {
+    /// Stripe's `cs_…`.
+    pub id: String,
+    /// The link, while it is open.
+    pub url: Option<String>,
+    /// Whether it was completed, has expired, or is open.
+    pub status: SessionStatus,
+    /// When the link ends.
+    pub expire_time: OffsetDateTime,
+    /// Stripe's `seti_…` in setup mode.
+    pub provider_setup_intent_id: Option<String>,
+    /// Stripe's `cus_…`.
+    pub provider_customer_id: Option<String>,
+}
+
+/// A Checkout session's status, in Stripe's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "these are Stripe's words")]
+pub enum SessionStatus {
+    Open,
+    Complete,
+    Expired,
+}
