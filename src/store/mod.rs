@@ -1,1 +1,30 @@
-//! See the map in `src/lib.rs`.
+//! The first cupboard: Postgres, and the only room with SQL. A file a noun; free functions that take a connection, so
+//! that `app` decides what belongs to one transaction. Rows are private here.
+//!
+//! Locks are taken in one order, so that nobody waits in a circle: payments (in id order), customers, sessions,
+//! integrations, jobs, and last of all the event log's counter (P5).
+
+pub mod attempts;
+pub mod checkout_sessions;
+pub mod customers;
+pub mod deliveries;
+mod error;
+pub mod events;
+pub mod integrations;
+pub mod jobs;
+pub mod migrate;
+pub mod organizations;
+pub mod payment_methods;
+pub mod payments;
+mod pool;
+pub mod requests;
+mod rows;
+mod schema;
+mod seal;
+pub mod settlements;
+mod wake;
+
+pub use pool::{Pool, Scope, Transaction};
+pub use rows::Page;
+pub use seal::{SealKey, Sealer};
+pub use wake::{Hint, relay};

@@ -1,0 +1,4 @@
+DROP TABLE disputes;
+DROP TABLE refunds;
+DROP TABLE payment_attempts;
+DROP TABLE payments;

@@ -1,0 +1,146 @@
+//! Rows of payment attempts. Only the outcome of a row is ever updated; the rest was frozen before the first send (P2).
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::unreadable;
+use super::rows::{currency, from_json, to_json};
+use super::schema::payment_attempts::dsl;
+use crate::domain::payments::{Attempt, AttemptState};
+use crate::domain::{Money, OrganizationId, PaymentId, Result};
+
+#[derive(Queryable, Selectable, Insertable)]
+#[diesel(table_name = super::schema::payment_attempts)]
+struct Row {
+    organization_id: Uuid,
+    payment_id: Uuid,
+    number: i32,
+    amount: i64,
+    currency: String,
+    payment_method_id: Uuid,
+    provider_payment_intent_id: String,
+    idempotency_key: String,
+    body: String,
+    prior_charge: Option<String>,
+    prior_error: Option<serde_json::Value>,
+    state: String,
+    failure: Option<serde_json::Value>,
+    provider_charge_id: Option<String>,
+    create_time: OffsetDateTime,
+    finish_time: Option<OffsetDateTime>,
+}
+
+fn state_columns(state: &AttemptState) -> Result<(&'static str, Option<serde_json::Value>)> {
+    Ok(match state {
+        AttemptState::Open => ("open", None),
+        AttemptState::Succeeded => ("succeeded", None),
+        AttemptState::Failed(failure) => ("failed", Some(to_json(failure)?)),
+        AttemptState::Canceled => ("canceled", None),
+    })
+}
+
+impl Row {
+    fn parse(self) -> Result<Attempt> {
+        let table = "payment_attempts";
+        let state = match self.state.as_str() {
+            "open" => AttemptState::Open,
+            "succeeded" => AttemptState::Succeeded,
+            "failed" => AttemptState::Failed(
+                self.failure.map(|value| from_json(table, "failure", value)).transpose()?.unwrap_or_default(),
+            ),
+            "canceled" => AttemptState::Canceled,
+            other => return Err(unreadable(table, "state", other)),
+        };
+        Ok(Attempt {
+            payment_id: self.payment_id.into(),
+            number: self.number,
+            amount: Money { minor_units: self.amount, currency: currency(table, &self.currency)? },
+            payment_method_id: self.payment_method_id.into(),
+            provider_payment_intent_id: self.provider_payment_intent_id,
+            idempotency_key: self.idempotency_key,
+            body: self.body,
+            prior_charge: self.prior_charge,
+            prior_error: self.prior_error.map(|value| from_json(table, "prior_error", value)).transpose()?,
+            state,
+            provider_charge_id: self.provider_charge_id,
+            create_time: self.create_time,
+            finish_time: self.finish_time,
+        })
+    }
+}
+
+/// Freezes an attempt. The partial unique index on open attempts is the slot (P1): a second one is refused.
+pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
+    let (state, failure) = state_columns(&attempt.state)?;
+    let row = Row {
+        organization_id: org.0,
+        payment_id: attempt.payment_id.0,
+        number: attempt.number,
+        amount: attempt.amount.minor_units,
+        currency: attempt.amount.currency.to_string(),
+        payment_method_id: attempt.payment_method_id.0,
+        provider_payment_intent_id: attempt.provider_payment_intent_id.clone(),
+        idempotency_key: attempt.idempotency_key.clone(),
+        body: attempt.body.clone(),
+        prior_charge: attempt.prior_charge.clone(),
+        prior_error: attempt.prior_error.as_ref().map(to_json).transpose()?,
+        state: state.to_owned(),
+        failure,
+        provider_charge_id: attempt.provider_charge_id.clone(),
+        create_time: attempt.create_time,
+        finish_time: attempt.finish_time,
+    };
+    diesel::insert_into(dsl::payment_attempts).values(row).execute(conn).await?;
+    Ok(())
+}
+
+/// The attempt with this number.
+pub async fn get(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    number: i32,
+) -> Result<Option<Attempt>> {
+    let query = dsl::payment_attempts.find((org.0, payment.0, number)).select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// The attempt that sent this idempotency key.
+pub async fn get_by_key(conn: &mut AsyncPgConnection, org: OrganizationId, key: &str) -> Result<Option<Attempt>> {
+    let query = dsl::payment_attempts
+        .filter(dsl::organization_id.eq(org.0).and(dsl::idempotency_key.eq(key)))
+        .select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// All attempts of a payment, oldest first.
+pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<Vec<Attempt>> {
+    dsl::payment_attempts
+        .filter(dsl::organization_id.eq(org.0).and(dsl::payment_id.eq(payment.0)))
+        .order(dsl::number)
+        .select(Row::as_select())
+        .load(conn)
+        .await?
+        .into_iter()
+        .map(Row::parse)
+        .collect()
+}
+
+/// Writes an attempt's outcome.
+pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
+    let (state, failure) = state_columns(&attempt.state)?;
+    diesel::update(dsl::payment_attempts.find((org.0, attempt.payment_id.0, attempt.number)))
+        .set((
+            dsl::state.eq(state),
+            dsl::failure.eq(failure),
+            dsl::provider_charge_id.eq(&attempt.provider_charge_id),
+            dsl::finish_time.eq(attempt.finish_time),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(())
+}

@@ -1,0 +1,146 @@
+//! Rows of Checkout sessions.
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::unreadable;
+use super::schema::checkout_sessions::dsl;
+use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
+use crate::domain::{CheckoutSessionId, CustomerId, Error, IntegrationId, OrganizationId, Result};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = super::schema::checkout_sessions, treat_none_as_null = true)]
+struct Row {
+    organization_id: Uuid,
+    id: Uuid,
+    customer_id: Uuid,
+    integration_id: Uuid,
+    state: String,
+    success_url: String,
+    provider_session_id: Option<String>,
+    url: Option<String>,
+    expire_time: Option<OffsetDateTime>,
+    tell: bool,
+    create_time: OffsetDateTime,
+}
+
+const STATES: [(SessionState, &str); 5] = [
+    (SessionState::Creating, "creating"),
+    (SessionState::Open, "open"),
+    (SessionState::Complete, "complete"),
+    (SessionState::Expired, "expired"),
+    (SessionState::Failed, "failed"),
+];
+
+impl From<&CheckoutSession> for Row {
+    fn from(session: &CheckoutSession) -> Self {
+        let state = STATES.iter().find(|(state, _)| *state == session.state).map_or("failed", |(_, name)| name);
+        Self {
+            organization_id: session.organization_id.0,
+            id: session.id.0,
+            customer_id: session.customer_id.0,
+            integration_id: session.integration_id.0,
+            state: state.to_owned(),
+            success_url: session.success_url.clone(),
+            provider_session_id: session.provider_session_id.clone(),
+            url: session.url.clone(),
+            expire_time: session.expire_time,
+            tell: session.tell,
+            create_time: session.create_time,
+        }
+    }
+}
+
+impl Row {
+    fn parse(self) -> Result<CheckoutSession> {
+        let state = STATES
+            .iter()
+            .find(|(_, name)| *name == self.state)
+            .map(|(state, _)| *state)
+            .ok_or_else(|| unreadable("checkout_sessions", "state", &self.state))?;
+        Ok(CheckoutSession {
+            id: self.id.into(),
+            organization_id: self.organization_id.into(),
+            customer_id: self.customer_id.into(),
+            integration_id: self.integration_id.into(),
+            state,
+            success_url: self.success_url,
+            provider_session_id: self.provider_session_id,
+            url: self.url,
+            expire_time: self.expire_time,
+            tell: self.tell,
+            create_time: self.create_time,
+        })
+    }
+}
+
+/// Inserts a session.
+pub async fn insert(conn: &mut AsyncPgConnection, session: &CheckoutSession) -> Result<()> {
+    diesel::insert_into(dsl::checkout_sessions).values(Row::from(session)).execute(conn).await?;
+    Ok(())
+}
+
+/// A session by id, locked until the transaction ends.
+pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
+    let query = dsl::checkout_sessions.find((org.0, id.0)).select(Row::as_select()).for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("checkout session", id))?.parse()
+}
+
+/// The session with this Stripe id, locked.
+pub async fn lock_by_provider_id(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    provider_session_id: &str,
+) -> Result<Option<CheckoutSession>> {
+    let query = dsl::checkout_sessions
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_session_id.eq(provider_session_id))
+        .select(Row::as_select())
+        .for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// Writes a locked session back.
+pub async fn save(conn: &mut AsyncPgConnection, session: &CheckoutSession) -> Result<()> {
+    diesel::update(dsl::checkout_sessions.find((session.organization_id.0, session.id.0)))
+        .set(Row::from(session))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// An integration's sessions that may still be used, or are being made.
+pub async fn open(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Vec<CheckoutSession>> {
+    dsl::checkout_sessions
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::state.eq_any(["creating", "open"]))
+        .order(dsl::id)
+        .select(Row::as_select())
+        .load(conn)
+        .await?
+        .into_iter()
+        .map(Row::parse)
+        .collect()
+}
+
+/// Whether the customer was ever given a link through this integration.
+pub async fn exists_for(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    customer: CustomerId,
+) -> Result<bool> {
+    let query = dsl::checkout_sessions
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::customer_id.eq(customer.0).and(dsl::state.ne("failed")));
+    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
+}

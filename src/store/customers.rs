@@ -1,0 +1,239 @@
+//! Rows of customers.
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::{unreadable, violates};
+use super::rows::{Page, from_json, to_json};
+use super::schema::customers::dsl;
+use crate::domain::customers::{Customer, LinkState};
+use crate::domain::payment_methods::MethodKind;
+use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Result};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = super::schema::customers, treat_none_as_null = true)]
+struct Row {
+    organization_id: Uuid,
+    id: Uuid,
+    external_id: String,
+    name: String,
+    email: String,
+    phone: String,
+    address: Option<serde_json::Value>,
+    integration_id: Option<Uuid>,
+    link_state: String,
+    link_error: Option<String>,
+    provider_customer_id: Option<String>,
+    provider_payment_methods: Vec<String>,
+    sync_with_provider: bool,
+    default_payment_method_id: Option<Uuid>,
+    version: i64,
+    create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
+}
+
+const LINK_STATES: [(LinkState, &str); 4] = [
+    (LinkState::None, "none"),
+    (LinkState::Pending, "pending"),
+    (LinkState::Linked, "linked"),
+    (LinkState::Failed, "failed"),
+];
+
+impl Row {
+    fn new(customer: &Customer) -> Result<Self> {
+        let link_state = LINK_STATES.iter().find(|(state, _)| *state == customer.link_state).map_or("none", |(_, n)| n);
+        Ok(Self {
+            organization_id: customer.organization_id.0,
+            id: customer.id.0,
+            external_id: customer.external_id.clone(),
+            name: customer.name.clone(),
+            email: customer.email.clone(),
+            phone: customer.phone.clone(),
+            address: customer.address.as_ref().map(to_json).transpose()?,
+            integration_id: customer.integration_id.map(|id| id.0),
+            link_state: link_state.to_owned(),
+            link_error: customer.link_error.clone(),
+            provider_customer_id: customer.provider_customer_id.clone(),
+            provider_payment_methods: customer
+                .provider_payment_methods
+                .iter()
+                .map(|kind| kind.as_str().to_owned())
+                .collect(),
+            sync_with_provider: customer.sync_with_provider,
+            default_payment_method_id: customer.default_payment_method_id.map(|id| id.0),
+            version: customer.version,
+            create_time: customer.create_time,
+            update_time: customer.update_time,
+        })
+    }
+
+    fn parse(self) -> Result<Customer> {
+        let table = "customers";
+        let link_state = LINK_STATES
+            .iter()
+            .find(|(_, name)| *name == self.link_state)
+            .map(|(state, _)| *state)
+            .ok_or_else(|| unreadable(table, "link_state", &self.link_state))?;
+        let provider_payment_methods = self
+            .provider_payment_methods
+            .iter()
+            .map(|name| MethodKind::parse(name).ok_or_else(|| unreadable(table, "provider_payment_methods", name)))
+            .collect::<Result<_>>()?;
+        Ok(Customer {
+            id: self.id.into(),
+            organization_id: self.organization_id.into(),
+            external_id: self.external_id,
+            name: self.name,
+            email: self.email,
+            phone: self.phone,
+            address: self.address.map(|value| from_json(table, "address", value)).transpose()?,
+            integration_id: self.integration_id.map(Into::into),
+            link_state,
+            link_error: self.link_error,
+            provider_customer_id: self.provider_customer_id,
+            provider_payment_methods,
+            sync_with_provider: self.sync_with_provider,
+            default_payment_method_id: self.default_payment_method_id.map(Into::into),
+            version: self.version,
+            create_time: self.create_time,
+            update_time: self.update_time,
+        })
+    }
+}
+
+fn named_conflict(error: diesel::result::Error, customer: &Customer) -> Error {
+    if violates(&error, "customers_provider_customer_key") {
+        return Error::AlreadyExists {
+            kind: "customer",
+            id: customer.provider_customer_id.clone().unwrap_or_default(),
+            message: "another customer of yours is linked to this Stripe customer; unlink or delete that one first"
+                .to_owned(),
+        };
+    }
+    error.into()
+}
+
+/// Inserts a customer, unless its external id is taken: then `false`, and nothing is written.
+pub async fn insert(conn: &mut AsyncPgConnection, customer: &Customer) -> Result<bool> {
+    let inserted = diesel::insert_into(dsl::customers)
+        .values(Row::new(customer)?)
+        .on_conflict((dsl::organization_id, dsl::external_id))
+        .filter_target(dsl::delete_time.is_null())
+        .do_nothing()
+        .execute(conn)
+        .await
+        .map_err(|error| named_conflict(error, customer))?;
+    Ok(inserted == 1)
+}
+
+/// A live customer by id.
+pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+    let query = dsl::customers.find((org.0, id.0)).filter(dsl::delete_time.is_null()).select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("customer", id))?.parse()
+}
+
+/// A customer by id, deleted ones too: for payments that outlive their customer.
+pub async fn get_even_deleted(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+    let query = dsl::customers.find((org.0, id.0)).select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("customer", id))?.parse()
+}
+
+/// A live customer by id, locked until the transaction ends. After payments, before jobs.
+pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+    let query =
+        dsl::customers.find((org.0, id.0)).filter(dsl::delete_time.is_null()).select(Row::as_select()).for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("customer", id))?.parse()
+}
+
+/// A live customer by the billing system's id.
+pub async fn get_by_external_id(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    external_id: &str,
+) -> Result<Option<Customer>> {
+    let query = dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::external_id.eq(external_id)).and(dsl::delete_time.is_null()))
+        .select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// The id of the live customer with this Stripe id.
+pub async fn id_by_provider_id(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    provider_customer_id: &str,
+) -> Result<Option<CustomerId>> {
+    let id: Option<Uuid> = dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_customer_id.eq(provider_customer_id).and(dsl::delete_time.is_null()))
+        .select(dsl::id)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(id.map(Into::into))
+}
+
+/// Writes a locked customer back, and raises its version.
+pub async fn save(conn: &mut AsyncPgConnection, customer: &mut Customer, now: OffsetDateTime) -> Result<()> {
+    customer.version += 1;
+    customer.update_time = now;
+    diesel::update(dsl::customers.find((customer.organization_id.0, customer.id.0)))
+        .set(Row::new(customer)?)
+        .execute(conn)
+        .await
+        .map_err(|error| named_conflict(error, customer))?;
+    Ok(())
+}
+
+/// Marks a customer as deleted; its history stays.
+pub async fn delete(conn: &mut AsyncPgConnection, customer: &Customer, now: OffsetDateTime) -> Result<()> {
+    diesel::update(dsl::customers.find((customer.organization_id.0, customer.id.0)))
+        .set((dsl::delete_time.eq(now), dsl::update_time.eq(now), dsl::version.eq(customer.version + 1)))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// A page of live customers, newest first.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: Option<IntegrationId>,
+    page: Page,
+) -> Result<Vec<Customer>> {
+    let mut query = dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::delete_time.is_null()))
+        .order(dsl::id.desc())
+        .limit(page.size)
+        .select(Row::as_select())
+        .into_boxed();
+    if let Some(integration) = integration {
+        query = query.filter(dsl::integration_id.eq(integration.0));
+    }
+    if let Some(after) = page.after {
+        query = query.filter(dsl::id.lt(after));
+    }
+    query.load(conn).await?.into_iter().map(Row::parse).collect()
+}
+
+/// Live customers whose link through an integration is pending.
+pub async fn pending_links(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Vec<Uuid>> {
+    Ok(dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::link_state.eq("pending").and(dsl::delete_time.is_null()))
+        .order(dsl::id)
+        .select(dsl::id)
+        .load(conn)
+        .await?)
+}

@@ -1,0 +1,67 @@
+//! Where a database error becomes one of ours.
+
+use std::time::Duration;
+
+use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
+
+use crate::domain::Error;
+
+/// When a caller may try again after the database was not there.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// The database can't be reached, or not in time: nothing was done.
+pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
+    tracing::warn!(error = %source, "the database is unavailable");
+    Error::Unavailable {
+        reason: "DATABASE_UNAVAILABLE",
+        message: "the database can't be reached; nothing was done, repeat the request".to_owned(),
+        retry_after: RETRY_AFTER,
+    }
+}
+
+impl From<DieselError> for Error {
+    fn from(error: DieselError) -> Self {
+        let is_transient = match &error {
+            DieselError::DatabaseError(kind, info) => is_transient(*kind, info.as_ref()),
+            DieselError::BrokenTransactionManager => true,
+            _ => false,
+        };
+        if is_transient { unavailable(&error) } else { Self::internal(error) }
+    }
+}
+
+/// Diesel-async reports what tokio-postgres says of a lost connection as an unknown kind without a constraint or table,
+/// so that the texts of Postgres' shutdown codes and of closed sockets have to serve.
+fn is_transient(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
+    const SIGNS: [&str; 9] = [
+        "connection closed",
+        "communicating with the server",
+        "terminating connection",
+        "the database system is",
+        "connection reset",
+        "broken pipe",
+        "statement timeout",
+        "deadlock detected",
+        "too many clients",
+    ];
+    match kind {
+        DatabaseErrorKind::ClosedConnection
+        | DatabaseErrorKind::SerializationFailure
+        | DatabaseErrorKind::UnableToSendCommand => true,
+        _ => {
+            let message = info.message().to_ascii_lowercase();
+            SIGNS.iter().any(|sign| message.contains(sign))
+        }
+    }
+}
+
+/// Whether `error` is the violation of the unique constraint or index `name`.
+pub fn violates(error: &DieselError, name: &str) -> bool {
+    matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
+        if info.constraint_name() == Some(name))
+}
+
+/// A value in a column that no version of ours writes there.
+pub fn unreadable(table: &'static str, column: &'static str, value: impl std::fmt::Display) -> Error {
+    Error::internal(anyhow::anyhow!("{table}.{column} holds {value}, which is none of its values"))
+}

@@ -1,0 +1,151 @@
+//! The event log: one counter row an organization, and its events (P5).
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Jsonb, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::rows::{from_json, to_json};
+use super::schema::event_heads::dsl as heads;
+use super::schema::events::dsl;
+use crate::domain::events::{Event, NewEvent};
+use crate::domain::{Error, OrganizationId, Result};
+
+#[derive(Queryable, Selectable)]
+#[diesel(table_name = super::schema::events)]
+struct Row {
+    organization_id: Uuid,
+    position: i64,
+    id: Uuid,
+    webhook_type: String,
+    payload: serde_json::Value,
+    create_time: OffsetDateTime,
+}
+
+/// Where an organization's log begins and ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The newest position; 0 while there is none.
+    pub last_position: i64,
+    /// The oldest position that is still kept; `last_position + 1` while none is.
+    pub first_position: i64,
+}
+
+/// Appends `new` in order. It takes the counter row's lock, which is held until commit: so it is the last statement of
+/// its transaction, and positions are given in commit order, without holes (P5). Ids are made by `new_id`.
+pub async fn append(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    new: &[NewEvent],
+    now: OffsetDateTime,
+    mut new_id: impl FnMut() -> Uuid,
+) -> Result<()> {
+    if new.is_empty() {
+        return Ok(());
+    }
+    let count = i64::try_from(new.len()).map_err(Error::internal)?;
+    let ids: Vec<Uuid> = new.iter().map(|_| new_id()).collect();
+    let types: Vec<&str> = new.iter().map(|event| event.webhook_type).collect();
+    let payloads = new.iter().map(|event| to_json(&event.payload)).collect::<Result<Vec<_>>>()?;
+    let inserted = diesel::sql_query(
+        "WITH head AS ( \
+             UPDATE event_heads SET last_position = last_position + $2 WHERE organization_id = $1 \
+             RETURNING last_position \
+         ) \
+         INSERT INTO events (organization_id, position, id, webhook_type, payload, create_time) \
+         SELECT $1, head.last_position - $2 + new.number, new.id, new.webhook_type, new.payload, $6 \
+         FROM head, unnest($3, $4, $5) WITH ORDINALITY AS new (id, webhook_type, payload, number)",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<BigInt, _>(count)
+    .bind::<Array<SqlUuid>, _>(ids)
+    .bind::<Array<Text>, _>(types)
+    .bind::<Array<Jsonb>, _>(payloads)
+    .bind::<Timestamptz, _>(now)
+    .execute(conn)
+    .await?;
+    if inserted == new.len() {
+        Ok(())
+    } else {
+        Err(Error::internal(anyhow::anyhow!("organization {org} has no event head")))
+    }
+}
+
+/// Where the log begins and ends.
+pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Head> {
+    let (last_position, first_position) = heads::event_heads
+        .find(org.0)
+        .select((heads::last_position, heads::first_position))
+        .first(conn)
+        .await
+        .optional()?
+        .ok_or_else(|| Error::not_found("organization", org))?;
+    Ok(Head { last_position, first_position })
+}
+
+/// At most `limit` events after `position`, in order.
+pub async fn after(conn: &mut AsyncPgConnection, org: OrganizationId, position: i64, limit: i64) -> Result<Vec<Event>> {
+    let rows: Vec<Row> = dsl::events
+        .filter(dsl::organization_id.eq(org.0).and(dsl::position.gt(position)))
+        .order(dsl::position)
+        .limit(limit)
+        .select(Row::as_select())
+        .load(conn)
+        .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Event {
+                id: row.id,
+                organization_id: row.organization_id.into(),
+                position: row.position,
+                create_time: row.create_time,
+                webhook_type: row.webhook_type,
+                payload: from_json("events", "payload", row.payload)?,
+            })
+        })
+        .collect()
+}
+
+/// Makes an organization's empty log.
+pub async fn insert_head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<()> {
+    diesel::insert_into(heads::event_heads)
+        .values((heads::organization_id.eq(org.0), heads::last_position.eq(0), heads::first_position.eq(1)))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// Removes at most `limit` of an organization's oldest events, those written before `before`, and moves the log's
+/// beginning. Returns how many went. For the system role.
+pub async fn trim(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    before: OffsetDateTime,
+    limit: i64,
+) -> Result<i64> {
+    #[derive(QueryableByName)]
+    struct Trimmed {
+        #[diesel(sql_type = BigInt)]
+        count: i64,
+    }
+    // Events are written in the order of their positions, so the oldest are a run from the first position on.
+    let trimmed: Trimmed = diesel::sql_query(
+        "WITH old AS ( \
+             SELECT position FROM events \
+             WHERE organization_id = $1 AND create_time < $2 \
+                 AND position < (SELECT first_position + $3 FROM event_heads WHERE organization_id = $1) \
+         ), gone AS (DELETE FROM events WHERE organization_id = $1 AND position IN (SELECT position FROM old) \
+             RETURNING position \
+         ), moved AS ( \
+             UPDATE event_heads SET first_position = (SELECT max(position) + 1 FROM gone) \
+             WHERE organization_id = $1 AND EXISTS (SELECT FROM gone) \
+         ) SELECT count(*) AS count FROM gone",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<Timestamptz, _>(before)
+    .bind::<BigInt, _>(limit)
+    .get_result(conn)
+    .await?;
+    Ok(trimmed.count)
+}

@@ -1,0 +1,274 @@
+//! Rows of integrations, and the sealed secrets that stand in them (P9).
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use secrecy::SecretString;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::{unreadable, violates};
+use super::rows::Page;
+use super::schema::integrations::dsl;
+use super::seal::{Place, Sealer};
+use crate::domain::integrations::{Integration, IntegrationState};
+use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = super::schema::integrations, treat_none_as_null = true)]
+struct Row {
+    organization_id: Uuid,
+    id: Uuid,
+    code: String,
+    name: String,
+    state: String,
+    pause_reason: Option<String>,
+    livemode: bool,
+    provider_account_id: Option<String>,
+    key_hint: String,
+    provider_endpoint_id: Option<String>,
+    polls_events: bool,
+    success_redirect_url: Option<String>,
+    supports_3ds: bool,
+    relay_provider_events: bool,
+    version: i64,
+    create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
+}
+
+const STATES: [(IntegrationState, &str); 5] = [
+    (IntegrationState::Connecting, "connecting"),
+    (IntegrationState::Active, "active"),
+    (IntegrationState::Paused, "paused"),
+    (IntegrationState::Disconnecting, "disconnecting"),
+    (IntegrationState::Disconnected, "disconnected"),
+];
+
+fn state_name(state: IntegrationState) -> &'static str {
+    STATES.iter().find(|(known, _)| *known == state).map_or("paused", |(_, name)| name)
+}
+
+impl From<&Integration> for Row {
+    fn from(integration: &Integration) -> Self {
+        Self {
+            organization_id: integration.organization_id.0,
+            id: integration.id.0,
+            code: integration.code.clone(),
+            name: integration.name.clone(),
+            state: state_name(integration.state).to_owned(),
+            pause_reason: integration.pause_reason.clone(),
+            livemode: integration.livemode,
+            provider_account_id: integration.provider_account_id.clone(),
+            key_hint: integration.key_hint.clone(),
+            provider_endpoint_id: integration.provider_endpoint_id.clone(),
+            polls_events: integration.polls_events,
+            success_redirect_url: integration.success_redirect_url.clone(),
+            supports_3ds: integration.supports_3ds,
+            relay_provider_events: integration.relay_provider_events,
+            version: integration.version,
+            create_time: integration.create_time,
+            update_time: integration.update_time,
+        }
+    }
+}
+
+impl Row {
+    fn parse(self) -> Result<Integration> {
+        let state = STATES
+            .iter()
+            .find(|(_, name)| *name == self.state)
+            .map(|(state, _)| *state)
+            .ok_or_else(|| unreadable("integrations", "state", &self.state))?;
+        Ok(Integration {
+            id: self.id.into(),
+            organization_id: self.organization_id.into(),
+            code: self.code,
+            name: self.name,
+            state,
+            pause_reason: self.pause_reason,
+            livemode: self.livemode,
+            provider_account_id: self.provider_account_id,
+            key_hint: self.key_hint,
+            provider_endpoint_id: self.provider_endpoint_id,
+            polls_events: self.polls_events,
+            success_redirect_url: self.success_redirect_url,
+            supports_3ds: self.supports_3ds,
+            relay_provider_events: self.relay_provider_events,
+            version: self.version,
+            create_time: self.create_time,
+            update_time: self.update_time,
+        })
+    }
+}
+
+/// Which of an integration's secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Secret {
+    /// The API key.
+    Key,
+    /// The secret that webhooks are signed with.
+    Webhook,
+}
+
+fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place {
+    let column = match secret {
+        Secret::Key => "integrations.sealed_secret_key",
+        Secret::Webhook => "integrations.sealed_webhook_secret",
+    };
+    Place { organization_id: org, integration_id: id, column }
+}
+
+fn named_conflict(error: diesel::result::Error, integration: &Integration) -> Error {
+    let message = if violates(&error, "integrations_code_key") {
+        format!("an integration with the code {} exists; choose another code, or use that one", integration.code)
+    } else if violates(&error, "integrations_account_key") {
+        "this Stripe account is connected already; rotate that integration's key, or disconnect it first".to_owned()
+    } else {
+        return error.into();
+    };
+    Error::AlreadyExists { kind: "integration", id: integration.code.clone(), message }
+}
+
+/// Inserts an integration.
+pub async fn insert(conn: &mut AsyncPgConnection, integration: &Integration) -> Result<()> {
+    diesel::insert_into(dsl::integrations)
+        .values((Row::from(integration), dsl::force_disconnect.eq(false)))
+        .execute(conn)
+        .await
+        .map_err(|error| named_conflict(error, integration))?;
+    Ok(())
+}
+
+/// An integration by id.
+pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
+    let row: Option<Row> =
+        dsl::integrations.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+}
+
+/// An integration by id, locked until the transaction ends.
+pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
+    let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+}
+
+/// All integrations that are not disconnected, newest first.
+pub async fn live(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Vec<Integration>> {
+    dsl::integrations
+        .filter(dsl::organization_id.eq(org.0).and(dsl::state.ne("disconnected")))
+        .order(dsl::id.desc())
+        .select(Row::as_select())
+        .load(conn)
+        .await?
+        .into_iter()
+        .map(Row::parse)
+        .collect()
+}
+
+/// A page of integrations, newest first, disconnected ones included.
+pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, page: Page) -> Result<Vec<Integration>> {
+    let mut query = dsl::integrations
+        .filter(dsl::organization_id.eq(org.0))
+        .order(dsl::id.desc())
+        .limit(page.size)
+        .select(Row::as_select())
+        .into_boxed();
+    if let Some(after) = page.after {
+        query = query.filter(dsl::id.lt(after));
+    }
+    query.load(conn).await?.into_iter().map(Row::parse).collect()
+}
+
+/// Writes a locked integration back, and raises its version.
+pub async fn save(conn: &mut AsyncPgConnection, integration: &mut Integration, now: OffsetDateTime) -> Result<()> {
+    integration.version += 1;
+    integration.update_time = now;
+    diesel::update(dsl::integrations.find((integration.organization_id.0, integration.id.0)))
+        .set(Row::from(&*integration))
+        .execute(conn)
+        .await
+        .map_err(|error| named_conflict(error, integration))?;
+    Ok(())
+}
+
+/// Seals and stores a secret; `None` removes it.
+pub async fn set_secret(
+    conn: &mut AsyncPgConnection,
+    sealer: &Sealer,
+    integration: &Integration,
+    which: Secret,
+    secret: Option<&SecretString>,
+) -> Result<()> {
+    let (org, id) = (integration.organization_id, integration.id);
+    let sealed = secret.map(|secret| sealer.seal(secret, place(org, id, which))).transpose()?;
+    let target = diesel::update(dsl::integrations.find((org.0, id.0)));
+    match which {
+        Secret::Key => target.set(dsl::sealed_secret_key.eq(sealed)).execute(conn).await?,
+        Secret::Webhook => target.set(dsl::sealed_webhook_secret.eq(sealed)).execute(conn).await?,
+    };
+    Ok(())
+}
+
+/// Opens a secret, if there is one.
+pub async fn secret(
+    conn: &mut AsyncPgConnection,
+    sealer: &Sealer,
+    org: OrganizationId,
+    id: IntegrationId,
+    which: Secret,
+) -> Result<Option<SecretString>> {
+    let row = dsl::integrations.find((org.0, id.0));
+    let sealed: Option<Option<Vec<u8>>> = match which {
+        Secret::Key => row.select(dsl::sealed_secret_key).first(conn).await.optional()?,
+        Secret::Webhook => row.select(dsl::sealed_webhook_secret).first(conn).await.optional()?,
+    };
+    sealed.flatten().map(|sealed| sealer.open(&sealed, place(org, id, which))).transpose()
+}
+
+/// How far the events list has been read.
+pub async fn poll_time(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: IntegrationId,
+) -> Result<Option<OffsetDateTime>> {
+    Ok(dsl::integrations.find((org.0, id.0)).select(dsl::poll_time).first(conn).await.optional()?.flatten())
+}
+
+/// Notes how far the events list has been read.
+pub async fn set_poll_time(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: IntegrationId,
+    time: OffsetDateTime,
+) -> Result<()> {
+    diesel::update(dsl::integrations.find((org.0, id.0))).set(dsl::poll_time.eq(time)).execute(conn).await?;
+    Ok(())
+}
+
+/// Whether it is to be disconnected without waiting for what moves.
+pub async fn is_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<bool> {
+    Ok(dsl::integrations
+        .find((org.0, id.0))
+        .select(dsl::force_disconnect)
+        .first(conn)
+        .await
+        .optional()?
+        .unwrap_or(false))
+}
+
+/// Asks for a disconnect that does not wait.
+pub async fn set_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<()> {
+    diesel::update(dsl::integrations.find((org.0, id.0))).set(dsl::force_disconnect.eq(true)).execute(conn).await?;
+    Ok(())
+}
+
+/// The integrations of all organizations that poll Stripe's events list, in states where that makes sense. For the
+/// system role.
+pub async fn polling(conn: &mut AsyncPgConnection) -> Result<Vec<(OrganizationId, IntegrationId)>> {
+    let rows: Vec<(Uuid, Uuid)> = dsl::integrations
+        .filter(dsl::polls_events.eq(true).and(dsl::state.eq_any(["active", "paused", "disconnecting"])))
+        .select((dsl::organization_id, dsl::id))
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(|(org, id)| (org.into(), id.into())).collect())
+}

@@ -1,0 +1,212 @@
+//! Rows of jobs: one for a kind and an object. Leases live in the database's own time, everything else in Paybridge's
+//! clock; every write that a job leads to shows the lease's epoch (P8).
+
+use diesel::prelude::*;
+use diesel::sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::time::Duration as RealDuration;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::unreadable;
+use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::{Error, OrganizationId, Result};
+
+/// A job to be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewJob {
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// What is to be looked at.
+    pub kind: JobKind,
+    /// The object.
+    pub object_id: Uuid,
+    /// For a delivery Stripe's event id; else empty.
+    pub object_key: String,
+    /// For a delivery Stripe's `created`.
+    pub object_time: Option<OffsetDateTime>,
+    /// Not before this time.
+    pub run_at: OffsetDateTime,
+}
+
+/// Asks for jobs. One that is there already is brought forward, and, if it runs just now, will run again.
+pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl FnMut() -> Uuid) -> Result<()> {
+    if jobs.is_empty() {
+        return Ok(());
+    }
+    diesel::sql_query(
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, object_time, run_at, asked, failures, \
+             lease_epoch) \
+         SELECT id, organization_id, kind, object_id, object_key, object_time, run_at, 1, 0, 0 \
+         FROM unnest($1, $2, $3, $4, $5, $6, $7) \
+             AS new (id, organization_id, kind, object_id, object_key, object_time, run_at) \
+         ORDER BY organization_id, kind, object_id, object_key \
+         ON CONFLICT ON CONSTRAINT jobs_object_key DO UPDATE \
+         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at), park_time = NULL",
+    )
+    .bind::<Array<SqlUuid>, _>(jobs.iter().map(|_| new_id()).collect::<Vec<_>>())
+    .bind::<Array<SqlUuid>, _>(jobs.iter().map(|job| job.organization_id.0).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(jobs.iter().map(|job| job.kind.as_str()).collect::<Vec<_>>())
+    .bind::<Array<SqlUuid>, _>(jobs.iter().map(|job| job.object_id).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(jobs.iter().map(|job| job.object_key.as_str()).collect::<Vec<_>>())
+    .bind::<Array<Nullable<Timestamptz>>, _>(jobs.iter().map(|job| job.object_time).collect::<Vec<_>>())
+    .bind::<Array<Timestamptz>, _>(jobs.iter().map(|job| job.run_at).collect::<Vec<_>>())
+    .execute(conn)
+    .await?;
+    Ok(())
+}
+
+#[derive(QueryableByName)]
+struct Leased {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = SqlUuid)]
+    organization_id: Uuid,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = SqlUuid)]
+    object_id: Uuid,
+    #[diesel(sql_type = Text)]
+    object_key: String,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    object_time: Option<OffsetDateTime>,
+    #[diesel(sql_type = BigInt)]
+    lease_epoch: i64,
+    #[diesel(sql_type = BigInt)]
+    asked: i64,
+    #[diesel(sql_type = Integer)]
+    failures: i32,
+}
+
+/// Leases at most `limit` jobs that are due at `now` and held by nobody, for `period` of real time. For the system role.
+pub async fn lease(
+    conn: &mut AsyncPgConnection,
+    now: OffsetDateTime,
+    limit: i64,
+    period: RealDuration,
+) -> Result<Vec<Lease>> {
+    let rows: Vec<Leased> = diesel::sql_query(
+        "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $3) \
+         WHERE id IN ( \
+             SELECT id FROM jobs \
+             WHERE park_time IS NULL AND run_at <= $1 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
+             ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED \
+         ) RETURNING id, organization_id, kind, object_id, object_key, object_time, lease_epoch, asked, failures",
+    )
+    .bind::<Timestamptz, _>(now)
+    .bind::<BigInt, _>(limit)
+    .bind::<Double, _>(period.as_secs_f64())
+    .load(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Lease {
+                id: row.id.into(),
+                organization_id: row.organization_id.into(),
+                kind: JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?,
+                object_id: row.object_id,
+                object_key: row.object_key,
+                object_time: row.object_time,
+                epoch: row.lease_epoch,
+                asked: row.asked,
+                failures: row.failures,
+            })
+        })
+        .collect()
+}
+
+/// Prolongs leases that are still ours, and returns the ids of those. For the system role.
+pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: RealDuration) -> Result<Vec<Uuid>> {
+    #[derive(QueryableByName)]
+    struct Renewed {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let rows: Vec<Renewed> = diesel::sql_query(
+        "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => $3) \
+         FROM unnest($1, $2) AS held (id, epoch) WHERE jobs.id = held.id AND jobs.lease_epoch = held.epoch \
+         RETURNING jobs.id",
+    )
+    .bind::<Array<SqlUuid>, _>(held.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(held.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .bind::<Double, _>(period.as_secs_f64())
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.id).collect())
+}
+
+/// Locks the job's row and checks that the lease is still ours: whoever lost it gets [`Error::LeaseLost`] and must write
+/// nothing (P8). After all other rows, before events.
+pub async fn hold(conn: &mut AsyncPgConnection, lease: &Lease) -> Result<()> {
+    let held = diesel::sql_query("SELECT FROM jobs WHERE id = $1 AND lease_epoch = $2 FOR NO KEY UPDATE")
+        .bind::<SqlUuid, _>(lease.id.0)
+        .bind::<BigInt, _>(lease.epoch)
+        .execute(conn)
+        .await?;
+    if held == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
+/// Ends a job that went well. If it was asked for again meanwhile, it is due at once instead.
+pub async fn finish(conn: &mut AsyncPgConnection, lease: &Lease, now: OffsetDateTime) -> Result<()> {
+    let gone = diesel::sql_query("DELETE FROM jobs WHERE id = $1 AND lease_epoch = $2 AND asked = $3")
+        .bind::<SqlUuid, _>(lease.id.0)
+        .bind::<BigInt, _>(lease.epoch)
+        .bind::<BigInt, _>(lease.asked)
+        .execute(conn)
+        .await?;
+    if gone == 1 { Ok(()) } else { release(conn, lease, now, None).await }
+}
+
+/// Gives a job back, to be looked at again at `run_at`, or at once if it was asked for meanwhile. With `error` it counts
+/// as a failed try.
+pub async fn release(
+    conn: &mut AsyncPgConnection,
+    lease: &Lease,
+    run_at: OffsetDateTime,
+    error: Option<&str>,
+) -> Result<()> {
+    let released = diesel::sql_query(
+        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, lease_until = NULL, \
+             failures = CASE WHEN $5 IS NULL THEN 0 ELSE failures + 1 END, last_error = $5 \
+         WHERE id = $1 AND lease_epoch = $2",
+    )
+    .bind::<SqlUuid, _>(lease.id.0)
+    .bind::<BigInt, _>(lease.epoch)
+    .bind::<BigInt, _>(lease.asked)
+    .bind::<Timestamptz, _>(run_at)
+    .bind::<Nullable<Text>, _>(error)
+    .execute(conn)
+    .await?;
+    if released == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
+/// Puts a job aside that has failed too often, for an operator to look at.
+pub async fn park(conn: &mut AsyncPgConnection, lease: &Lease, now: OffsetDateTime, error: &str) -> Result<()> {
+    let parked = diesel::sql_query(
+        "UPDATE jobs SET park_time = $3, lease_until = NULL, failures = failures + 1, last_error = $4 \
+         WHERE id = $1 AND lease_epoch = $2",
+    )
+    .bind::<SqlUuid, _>(lease.id.0)
+    .bind::<BigInt, _>(lease.epoch)
+    .bind::<Timestamptz, _>(now)
+    .bind::<Text, _>(error)
+    .execute(conn)
+    .await?;
+    if parked == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
+/// When the next job is due that nobody holds. For the system role.
+pub async fn next_due(conn: &mut AsyncPgConnection) -> Result<Option<OffsetDateTime>> {
+    #[derive(QueryableByName)]
+    struct Due {
+        #[diesel(sql_type = Nullable<Timestamptz>)]
+        due: Option<OffsetDateTime>,
+    }
+    let row: Due = diesel::sql_query(
+        "SELECT min(run_at) AS due FROM jobs \
+         WHERE park_time IS NULL AND (lease_until IS NULL OR lease_until < clock_timestamp())",
+    )
+    .get_result(conn)
+    .await?;
+    Ok(row.due)
+}

@@ -1,0 +1,136 @@
+//! Rows of payment methods: dated facts, from which the default follows.
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::rows::{Page, from_json, to_json};
+use super::schema::payment_methods::dsl;
+use crate::domain::payment_methods::PaymentMethod;
+use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, PaymentMethodId, Result};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = super::schema::payment_methods, treat_none_as_null = true)]
+struct Row {
+    organization_id: Uuid,
+    id: Uuid,
+    customer_id: Uuid,
+    integration_id: Uuid,
+    provider_payment_method_id: String,
+    kind: String,
+    details: serde_json::Value,
+    provider_mandate_id: Option<String>,
+    attach_time: Option<OffsetDateTime>,
+    choose_time: Option<OffsetDateTime>,
+    detach_time: Option<OffsetDateTime>,
+    create_time: OffsetDateTime,
+}
+
+impl Row {
+    fn new(method: &PaymentMethod) -> Result<Self> {
+        Ok(Self {
+            organization_id: method.organization_id.0,
+            id: method.id.0,
+            customer_id: method.customer_id.0,
+            integration_id: method.integration_id.0,
+            provider_payment_method_id: method.provider_payment_method_id.clone(),
+            kind: method.kind.clone(),
+            details: to_json(&method.details)?,
+            provider_mandate_id: method.provider_mandate_id.clone(),
+            attach_time: method.attach_time,
+            choose_time: method.choose_time,
+            detach_time: method.detach_time,
+            create_time: method.create_time,
+        })
+    }
+
+    fn parse(self) -> Result<PaymentMethod> {
+        Ok(PaymentMethod {
+            id: self.id.into(),
+            organization_id: self.organization_id.into(),
+            customer_id: self.customer_id.into(),
+            integration_id: self.integration_id.into(),
+            provider_payment_method_id: self.provider_payment_method_id,
+            kind: self.kind,
+            details: from_json("payment_methods", "details", self.details)?,
+            provider_mandate_id: self.provider_mandate_id,
+            attach_time: self.attach_time,
+            choose_time: self.choose_time,
+            detach_time: self.detach_time,
+            create_time: self.create_time,
+        })
+    }
+}
+
+/// Inserts a method, or writes over the one with the same id. The customer is locked.
+pub async fn upsert(conn: &mut AsyncPgConnection, method: &PaymentMethod) -> Result<()> {
+    diesel::insert_into(dsl::payment_methods)
+        .values(Row::new(method)?)
+        .on_conflict((dsl::organization_id, dsl::id))
+        .do_update()
+        .set(Row::new(method)?)
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// A method by id, detached ones too.
+pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
+    let row: Option<Row> =
+        dsl::payment_methods.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("payment method", id))?.parse()
+}
+
+/// The customer of the method with this Stripe id.
+pub async fn customer_of(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    provider_payment_method_id: &str,
+) -> Result<Option<CustomerId>> {
+    let id: Option<Uuid> = dsl::payment_methods
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_payment_method_id.eq(provider_payment_method_id))
+        .select(dsl::customer_id)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(id.map(Into::into))
+}
+
+/// All of a customer's methods, detached ones too.
+pub async fn all(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    customer: CustomerId,
+) -> Result<Vec<PaymentMethod>> {
+    dsl::payment_methods
+        .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))
+        .order(dsl::id.desc())
+        .select(Row::as_select())
+        .load(conn)
+        .await?
+        .into_iter()
+        .map(Row::parse)
+        .collect()
+}
+
+/// A page of a customer's attached methods, newest first.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    customer: CustomerId,
+    page: Page,
+) -> Result<Vec<PaymentMethod>> {
+    let mut query = dsl::payment_methods
+        .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)).and(dsl::detach_time.is_null()))
+        .order(dsl::id.desc())
+        .limit(page.size)
+        .select(Row::as_select())
+        .into_boxed();
+    if let Some(after) = page.after {
+        query = query.filter(dsl::id.lt(after));
+    }
+    query.load(conn).await?.into_iter().map(Row::parse).collect()
+}

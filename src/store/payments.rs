@@ -1,0 +1,266 @@
+//! Rows of payments.
+
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::unreadable;
+use super::rows::{Page, currency, from_json, to_json};
+use super::schema::payments::dsl;
+use crate::domain::payments::{Failure, Payment, PaymentState, PendingReason};
+use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, PaymentId, Result};
+
+#[derive(Queryable, Selectable, Insertable, AsChangeset)]
+#[diesel(table_name = super::schema::payments, treat_none_as_null = true)]
+struct Row {
+    organization_id: Uuid,
+    id: Uuid,
+    integration_id: Uuid,
+    customer_id: Uuid,
+    invoice_id: String,
+    invoice_number: String,
+    amount: i64,
+    currency: String,
+    state: String,
+    pending_reason: Option<String>,
+    failure: Option<serde_json::Value>,
+    provider_payment_intent_id: Option<String>,
+    intent_number: i32,
+    attempt_number: i32,
+    requested_method_id: Option<Uuid>,
+    next_action_url: Option<String>,
+    amount_received: i64,
+    amount_refunded: i64,
+    cancel_request_time: Option<OffsetDateTime>,
+    unknown_since: Option<OffsetDateTime>,
+    version: i64,
+    create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
+}
+
+impl Row {
+    fn new(payment: &Payment) -> Result<Self> {
+        Ok(Self {
+            organization_id: payment.organization_id.0,
+            id: payment.id.0,
+            integration_id: payment.integration_id.0,
+            customer_id: payment.customer_id.0,
+            invoice_id: payment.invoice_id.clone(),
+            invoice_number: payment.invoice_number.clone(),
+            amount: payment.amount.minor_units,
+            currency: payment.amount.currency.to_string(),
+            state: payment.state.as_str().to_owned(),
+            pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
+            failure: payment.failure.as_ref().map(to_json).transpose()?,
+            provider_payment_intent_id: payment.provider_payment_intent_id.clone(),
+            intent_number: payment.intent_number,
+            attempt_number: payment.attempt_number,
+            requested_method_id: payment.requested_method_id.map(|id| id.0),
+            next_action_url: payment.next_action_url.clone(),
+            amount_received: payment.amount_received,
+            amount_refunded: payment.amount_refunded,
+            cancel_request_time: payment.cancel_request_time,
+            unknown_since: payment.unknown_since,
+            version: payment.version,
+            create_time: payment.create_time,
+            update_time: payment.update_time,
+        })
+    }
+
+    fn parse(self) -> Result<Payment> {
+        let state = PaymentState::parse(&self.state).ok_or_else(|| unreadable("payments", "state", &self.state))?;
+        let pending_reason = self
+            .pending_reason
+            .map(|name| PendingReason::parse(&name).ok_or_else(|| unreadable("payments", "pending_reason", &name)))
+            .transpose()?;
+        Ok(Payment {
+            id: self.id.into(),
+            organization_id: self.organization_id.into(),
+            integration_id: self.integration_id.into(),
+            customer_id: self.customer_id.into(),
+            invoice_id: self.invoice_id,
+            invoice_number: self.invoice_number,
+            amount: Money { minor_units: self.amount, currency: currency("payments", &self.currency)? },
+            state,
+            pending_reason,
+            failure: self.failure.map(|value| from_json("payments", "failure", value)).transpose()?,
+            provider_payment_intent_id: self.provider_payment_intent_id,
+            intent_number: self.intent_number,
+            attempt_number: self.attempt_number,
+            requested_method_id: self.requested_method_id.map(Into::into),
+            next_action_url: self.next_action_url,
+            amount_received: self.amount_received,
+            amount_refunded: self.amount_refunded,
+            cancel_request_time: self.cancel_request_time,
+            unknown_since: self.unknown_since,
+            version: self.version,
+            create_time: self.create_time,
+            update_time: self.update_time,
+        })
+    }
+}
+
+/// Which payments to list. Newest first.
+#[derive(Clone, Debug, Default)]
+pub struct PaymentFilter {
+    /// Only this customer's.
+    pub customer_id: Option<CustomerId>,
+    /// Only in one of these states; empty: in any.
+    pub states: Vec<PaymentState>,
+    /// Only made at this time or later.
+    pub created_from: Option<OffsetDateTime>,
+    /// Only made before this time.
+    pub created_before: Option<OffsetDateTime>,
+}
+
+/// Inserts a payment, unless its invoice has one: then `false`, and nothing is written (P1).
+pub async fn insert(conn: &mut AsyncPgConnection, payment: &Payment) -> Result<bool> {
+    let inserted = diesel::insert_into(dsl::payments)
+        .values(Row::new(payment)?)
+        .on_conflict((dsl::organization_id, dsl::invoice_id))
+        .do_nothing()
+        .execute(conn)
+        .await?;
+    Ok(inserted == 1)
+}
+
+/// A payment by id.
+pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentId) -> Result<Option<Payment>> {
+    dsl::payments.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?.map(Row::parse).transpose()
+}
+
+/// A payment by id, locked until the transaction ends. Payments are locked before anything else.
+pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentId) -> Result<Payment> {
+    let query = dsl::payments.find((org.0, id.0)).select(Row::as_select()).for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("payment", id))?.parse()
+}
+
+/// The payment of an invoice, locked.
+pub async fn lock_by_invoice(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    invoice_id: &str,
+) -> Result<Option<Payment>> {
+    let query = dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::invoice_id.eq(invoice_id)))
+        .select(Row::as_select())
+        .for_update();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// The payment of an invoice.
+pub async fn get_by_invoice(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    invoice_id: &str,
+) -> Result<Option<Payment>> {
+    let query = dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::invoice_id.eq(invoice_id)))
+        .select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
+/// The id of the payment that an intent belongs to.
+pub async fn id_by_intent(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    intent_id: &str,
+) -> Result<Option<PaymentId>> {
+    let id: Option<Uuid> = dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_payment_intent_id.eq(intent_id))
+        .select(dsl::id)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(id.map(Into::into))
+}
+
+/// Writes a locked payment back, and raises its version.
+pub async fn save(conn: &mut AsyncPgConnection, payment: &mut Payment, now: OffsetDateTime) -> Result<()> {
+    payment.version += 1;
+    payment.update_time = now;
+    let target = dsl::payments.find((payment.organization_id.0, payment.id.0));
+    let saved = diesel::update(target).set(Row::new(payment)?).execute(conn).await?;
+    if saved == 1 { Ok(()) } else { Err(Error::not_found("payment", payment.id)) }
+}
+
+/// A page of payments, newest first.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    filter: &PaymentFilter,
+    page: Page,
+) -> Result<Vec<Payment>> {
+    let mut query = dsl::payments
+        .filter(dsl::organization_id.eq(org.0))
+        .order(dsl::id.desc())
+        .limit(page.size)
+        .select(Row::as_select())
+        .into_boxed();
+    if let Some(customer) = filter.customer_id {
+        query = query.filter(dsl::customer_id.eq(customer.0));
+    }
+    if !filter.states.is_empty() {
+        query = query.filter(dsl::state.eq_any(filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>()));
+    }
+    if let Some(from) = filter.created_from {
+        query = query.filter(dsl::create_time.ge(from));
+    }
+    if let Some(before) = filter.created_before {
+        query = query.filter(dsl::create_time.lt(before));
+    }
+    if let Some(after) = page.after {
+        query = query.filter(dsl::id.lt(after));
+    }
+    query.load(conn).await?.into_iter().map(Row::parse).collect()
+}
+
+/// A customer's payments that a change of its link or of its methods may set going: those that wait, and those that
+/// failed for want of a payment method.
+pub async fn ids_waiting_for(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    customer: CustomerId,
+) -> Result<Vec<Uuid>> {
+    let waits = dsl::state
+        .eq(PaymentState::Pending.as_str())
+        .and(dsl::pending_reason.eq(PendingReason::WaitingForCustomer.as_str()));
+    let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(
+        diesel::dsl::sql::<diesel::sql_types::Nullable<diesel::sql_types::Bool>>("(failure->>'code') = ")
+            .bind::<diesel::sql_types::Text, _>(Failure::NO_PAYMENT_METHOD),
+    );
+    Ok(dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))
+        .filter(waits.or(lacks_method))
+        .order(dsl::id)
+        .select(dsl::id)
+        .load(conn)
+        .await?)
+}
+
+/// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`.
+pub async fn unsettled(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Vec<(Uuid, PaymentState)>> {
+    let states = [PaymentState::Pending, PaymentState::Processing, PaymentState::RequiresAction];
+    let rows: Vec<(Uuid, String)> = dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::state.eq_any(states.map(PaymentState::as_str)))
+        .order(dsl::id)
+        .select((dsl::id, dsl::state))
+        .load(conn)
+        .await?;
+    rows.into_iter()
+        .map(|(id, state)| {
+            PaymentState::parse(&state).map(|parsed| (id, parsed)).ok_or_else(|| unreadable("payments", "state", state))
+        })
+        .collect()
+}

@@ -1,0 +1,123 @@
+//! Connections and transactions. [`Pool::begin`] is the one way to a transaction: it sets, with the same round trip,
+//! the role that the statements run as and the tenant that row level security holds them to (P10).
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use diesel_async::pooled_connection::deadpool::{Object, Pool as Connections};
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
+use diesel_async::{AnsiTransactionManager, AsyncPgConnection, TransactionManager};
+
+use super::error::unavailable;
+use crate::domain::{Error, OrganizationId, Result};
+
+/// How long a caller waits for a free connection.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections to the database; clones share them.
+#[derive(Clone)]
+pub struct Pool(Connections<AsyncPgConnection>);
+
+/// On whose behalf statements run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One organization's: role `paybridge_app`.
+    Tenant(OrganizationId),
+    /// All organizations', held in by grants: role `paybridge_system`.
+    System,
+}
+
+impl Pool {
+    /// A pool of at most `size` connections to `url`, which may be a URL or libpq's key=value form. Connects when first
+    /// used.
+    pub fn new(url: &str, size: usize) -> Result<Self> {
+        let mut config = ManagerConfig::default();
+        config.recycling_method = RecyclingMethod::Fast;
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
+        let pool = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
+        Ok(Self(pool))
+    }
+
+    /// Opens a transaction in `scope`. It must not stay open while a call to Stripe is in flight (P3).
+    pub async fn begin(&self, scope: Scope) -> Result<Transaction> {
+        let sql = match scope {
+            Scope::Tenant(organization_id) => format!(
+                "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; \
+                 SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '20s'"
+            ),
+            Scope::System => "BEGIN; SET LOCAL ROLE paybridge_system; SET LOCAL statement_timeout = '30s'; \
+                 SET LOCAL idle_in_transaction_session_timeout = '20s'"
+                .to_owned(),
+        };
+        // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
+        // given up in turn, until one is alive or a new one can't be made.
+        for _ in 0..=self.0.status().max_size {
+            let mut connection = self.connection().await?;
+            match AnsiTransactionManager::begin_transaction_sql(&mut *connection, &sql).await {
+                Ok(()) => return Ok(Transaction(Some(connection))),
+                Err(error) => {
+                    tracing::debug!(%error, "a pooled connection is dead");
+                    drop(Object::take(connection));
+                }
+            }
+        }
+        Err(unavailable(&"no connection in the pool is alive"))
+    }
+
+    async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
+        match tokio::time::timeout(WAIT_TIMEOUT, self.0.get()).await {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(unavailable(&error)),
+            Err(_) => Err(unavailable(&"no connection became free in time")),
+        }
+    }
+}
+
+/// An open transaction. Dropped without [`Transaction::commit`], it is rolled back.
+pub struct Transaction(Option<Object<AsyncPgConnection>>);
+
+impl Transaction {
+    /// Commits. An error here means that the outcome is unknown: the commit may have happened.
+    pub async fn commit(mut self) -> Result<()> {
+        if let Some(mut connection) = self.0.take() {
+            AnsiTransactionManager::commit_transaction(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Deref for Transaction {
+    type Target = AsyncPgConnection;
+
+    fn deref(&self) -> &Self::Target {
+        match &self.0 {
+            Some(connection) => connection,
+            None => unreachable!("only commit and drop take the connection"),
+        }
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match &mut self.0 {
+            Some(connection) => connection,
+            None => unreachable!("only commit and drop take the connection"),
+        }
+    }
+}
+
+impl Drop for Transaction {
+    /// Rolls back in a task of its own, so that the connection goes back to the pool clean, even where the future that
+    /// held it was dropped in the middle of a statement.
+    fn drop(&mut self) {
+        if let Some(mut connection) = self.0.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move {
+                if let Err(error) = AnsiTransactionManager::rollback_transaction(&mut *connection).await {
+                    tracing::debug!(%error, "a transaction could not be rolled back; its connection is given up");
+                }
+            });
+        }
+    }
+}

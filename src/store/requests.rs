@@ -1,0 +1,145 @@
+//! What makes requests repeatable: the callers' `request_id`s, and the frozen requests that we send to Stripe.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Timestamptz};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::schema::{frozen_requests::dsl as frozen, request_ids::dsl};
+use crate::domain::{Error, OrganizationId, Result};
+
+/// Takes a `request_id` for `resource`. `None`: it is new, and now stands for `resource`. `Some`: it was used before for
+/// the resource returned. Another body under the same id is an error.
+pub async fn take(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    request_id: &str,
+    body_hash: &[u8],
+    resource: Uuid,
+    now: OffsetDateTime,
+) -> Result<Option<Uuid>> {
+    let inserted = diesel::insert_into(dsl::request_ids)
+        .values((
+            dsl::organization_id.eq(org.0),
+            dsl::request_id.eq(request_id),
+            dsl::body_hash.eq(body_hash),
+            dsl::resource_id.eq(resource),
+            dsl::create_time.eq(now),
+        ))
+        .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    if inserted == 1 {
+        return Ok(None);
+    }
+    let (known_hash, known): (Vec<u8>, Uuid) =
+        dsl::request_ids.find((org.0, request_id)).select((dsl::body_hash, dsl::resource_id)).first(conn).await?;
+    if known_hash == body_hash { Ok(Some(known)) } else { Err(Error::RequestIdReused(request_id.to_owned())) }
+}
+
+/// Forgets at most `limit` request ids that were taken before `before`. For the system role.
+pub async fn forget(conn: &mut AsyncPgConnection, before: OffsetDateTime, limit: i64) -> Result<usize> {
+    Ok(diesel::sql_query(
+        "DELETE FROM request_ids WHERE (organization_id, request_id) IN ( \
+             SELECT organization_id, request_id FROM request_ids WHERE create_time < $1 LIMIT $2)",
+    )
+    .bind::<Timestamptz, _>(before)
+    .bind::<BigInt, _>(limit)
+    .execute(conn)
+    .await?)
+}
+
+/// What a frozen request makes at Stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it")]
+pub enum Purpose {
+    Customer,
+    WebhookEndpoint,
+    CheckoutSession,
+    PaymentIntent,
+    CancelPaymentIntent,
+}
+
+impl Purpose {
+    /// The name in the database, and in the idempotency key.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Customer => "customer",
+            Self::WebhookEndpoint => "webhook_endpoint",
+            Self::CheckoutSession => "checkout_session",
+            Self::PaymentIntent => "payment_intent",
+            Self::CancelPaymentIntent => "cancel_payment_intent",
+        }
+    }
+}
+
+/// A POST to Stripe as it was, or is about to be, sent: the same bytes under the same key, every time (P2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FrozenRequest {
+    /// Rises when a key is given up.
+    pub number: i32,
+    /// Stripe's `Idempotency-Key`.
+    pub idempotency_key: String,
+    /// The form-encoded body.
+    pub body: String,
+    /// When it was frozen: its key is not used when older than 20 h.
+    pub create_time: OffsetDateTime,
+}
+
+type FrozenRow = (i32, String, String, OffsetDateTime);
+
+/// The newest request frozen for this purpose and object.
+pub async fn newest_frozen(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+) -> Result<Option<FrozenRequest>> {
+    let row: Option<FrozenRow> = frozen::frozen_requests
+        .filter(frozen::organization_id.eq(org.0).and(frozen::object_id.eq(object)))
+        .filter(frozen::purpose.eq(purpose.as_str()))
+        .order(frozen::number.desc())
+        .select((frozen::number, frozen::idempotency_key, frozen::body, frozen::create_time))
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(row.map(|(number, idempotency_key, body, create_time)| FrozenRequest {
+        number,
+        idempotency_key,
+        body,
+        create_time,
+    }))
+}
+
+/// Freezes a request under the next number, before it is first sent.
+pub async fn freeze(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+    number: i32,
+    body: String,
+    now: OffsetDateTime,
+) -> Result<FrozenRequest> {
+    let idempotency_key = format!("paybridge-{}-{object}-{number}", purpose.as_str());
+    diesel::insert_into(frozen::frozen_requests)
+        .values((
+            frozen::organization_id.eq(org.0),
+            frozen::purpose.eq(purpose.as_str()),
+            frozen::object_id.eq(object),
+            frozen::number.eq(number),
+            frozen::idempotency_key.eq(&idempotency_key),
+            frozen::body.eq(&body),
+            frozen::create_time.eq(now),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(FrozenRequest { number, idempotency_key, body, create_time: now })
+}
+
+/// Whether this idempotency key is one of ours: then the event that names it was caused by us.
+pub async fn is_ours(conn: &mut AsyncPgConnection, org: OrganizationId, key: &str) -> Result<bool> {
+    let query = frozen::frozen_requests.filter(frozen::organization_id.eq(org.0).and(frozen::idempotency_key.eq(key)));
+    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
+}

@@ -1,0 +1,239 @@
+//! The tables, as diesel sees them. `migrations/` is the truth; a test compares the two.
+
+use diesel::{allow_tables_to_appear_in_same_query, table};
+
+table! {
+    organizations (id) {
+        id -> Uuid,
+        name -> Text,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    api_tokens (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        name -> Text,
+        token_hash -> Bytea,
+        create_time -> Timestamptz,
+        revoke_time -> Nullable<Timestamptz>,
+    }
+}
+
+table! {
+    integrations (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        code -> Text,
+        name -> Text,
+        state -> Text,
+        pause_reason -> Nullable<Text>,
+        livemode -> Bool,
+        provider_account_id -> Nullable<Text>,
+        key_hint -> Text,
+        sealed_secret_key -> Nullable<Bytea>,
+        sealed_webhook_secret -> Nullable<Bytea>,
+        provider_endpoint_id -> Nullable<Text>,
+        polls_events -> Bool,
+        poll_time -> Nullable<Timestamptz>,
+        success_redirect_url -> Nullable<Text>,
+        supports_3ds -> Bool,
+        relay_provider_events -> Bool,
+        force_disconnect -> Bool,
+        version -> BigInt,
+        create_time -> Timestamptz,
+        update_time -> Timestamptz,
+    }
+}
+
+table! {
+    frozen_requests (organization_id, object_id, purpose, number) {
+        organization_id -> Uuid,
+        purpose -> Text,
+        object_id -> Uuid,
+        number -> Integer,
+        idempotency_key -> Text,
+        body -> Text,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    request_ids (organization_id, request_id) {
+        organization_id -> Uuid,
+        request_id -> Text,
+        body_hash -> Bytea,
+        resource_id -> Uuid,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    customers (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        external_id -> Text,
+        name -> Text,
+        email -> Text,
+        phone -> Text,
+        address -> Nullable<Jsonb>,
+        integration_id -> Nullable<Uuid>,
+        link_state -> Text,
+        link_error -> Nullable<Text>,
+        provider_customer_id -> Nullable<Text>,
+        provider_payment_methods -> Array<Text>,
+        sync_with_provider -> Bool,
+        default_payment_method_id -> Nullable<Uuid>,
+        version -> BigInt,
+        create_time -> Timestamptz,
+        update_time -> Timestamptz,
+        delete_time -> Nullable<Timestamptz>,
+    }
+}
+
+table! {
+    payment_methods (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        customer_id -> Uuid,
+        integration_id -> Uuid,
+        provider_payment_method_id -> Text,
+        kind -> Text,
+        details -> Jsonb,
+        provider_mandate_id -> Nullable<Text>,
+        attach_time -> Nullable<Timestamptz>,
+        choose_time -> Nullable<Timestamptz>,
+        detach_time -> Nullable<Timestamptz>,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    checkout_sessions (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        customer_id -> Uuid,
+        integration_id -> Uuid,
+        state -> Text,
+        success_url -> Text,
+        provider_session_id -> Nullable<Text>,
+        url -> Nullable<Text>,
+        expire_time -> Nullable<Timestamptz>,
+        tell -> Bool,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    payments (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        integration_id -> Uuid,
+        customer_id -> Uuid,
+        invoice_id -> Text,
+        invoice_number -> Text,
+        amount -> BigInt,
+        currency -> Bpchar,
+        state -> Text,
+        pending_reason -> Nullable<Text>,
+        failure -> Nullable<Jsonb>,
+        provider_payment_intent_id -> Nullable<Text>,
+        intent_number -> Integer,
+        attempt_number -> Integer,
+        requested_method_id -> Nullable<Uuid>,
+        next_action_url -> Nullable<Text>,
+        amount_received -> BigInt,
+        amount_refunded -> BigInt,
+        cancel_request_time -> Nullable<Timestamptz>,
+        unknown_since -> Nullable<Timestamptz>,
+        version -> BigInt,
+        create_time -> Timestamptz,
+        update_time -> Timestamptz,
+    }
+}
+
+table! {
+    payment_attempts (organization_id, payment_id, number) {
+        organization_id -> Uuid,
+        payment_id -> Uuid,
+        number -> Integer,
+        amount -> BigInt,
+        currency -> Bpchar,
+        payment_method_id -> Uuid,
+        provider_payment_intent_id -> Text,
+        idempotency_key -> Text,
+        body -> Text,
+        prior_charge -> Nullable<Text>,
+        prior_error -> Nullable<Jsonb>,
+        state -> Text,
+        failure -> Nullable<Jsonb>,
+        provider_charge_id -> Nullable<Text>,
+        create_time -> Timestamptz,
+        finish_time -> Nullable<Timestamptz>,
+    }
+}
+
+table! {
+    refunds (organization_id, provider_refund_id) {
+        organization_id -> Uuid,
+        provider_refund_id -> Text,
+        payment_id -> Uuid,
+        provider_charge_id -> Nullable<Text>,
+        amount -> BigInt,
+        currency -> Bpchar,
+        status -> Text,
+        failure_reason -> Nullable<Text>,
+        update_time -> Timestamptz,
+    }
+}
+
+table! {
+    disputes (organization_id, provider_dispute_id) {
+        organization_id -> Uuid,
+        provider_dispute_id -> Text,
+        payment_id -> Uuid,
+        provider_charge_id -> Nullable<Text>,
+        amount -> BigInt,
+        currency -> Bpchar,
+        status -> Text,
+        reason -> Nullable<Text>,
+        update_time -> Timestamptz,
+    }
+}
+
+table! {
+    event_heads (organization_id) {
+        organization_id -> Uuid,
+        last_position -> BigInt,
+        first_position -> BigInt,
+    }
+}
+
+table! {
+    events (organization_id, position) {
+        organization_id -> Uuid,
+        position -> BigInt,
+        id -> Uuid,
+        webhook_type -> Text,
+        payload -> Jsonb,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    deliveries (organization_id, integration_id, provider_event_id, created) {
+        organization_id -> Uuid,
+        integration_id -> Uuid,
+        provider_event_id -> Text,
+        created -> Timestamptz,
+        event_type -> Text,
+        body -> Text,
+        polled -> Bool,
+        state -> Text,
+        reason -> Nullable<Text>,
+        receive_time -> Timestamptz,
+    }
+}
+
+allow_tables_to_appear_in_same_query!(payments, customers, integrations);

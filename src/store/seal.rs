@@ -1,0 +1,130 @@
+//! Sealing of secrets (P9): XChaCha20-Poly1305 with a random nonce, bound to the row and column it is for, so that a
+//! sealed value copied to another row does not open. The key's id stands before the nonce, so that keys can be rotated:
+//! the first key seals, all of them open.
+
+use std::sync::Arc;
+
+use chacha20poly1305::aead::{Aead, KeyInit, Payload};
+use chacha20poly1305::{XChaCha20Poly1305, XNonce};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+
+const NONCE_LEN: usize = 24;
+
+/// A key of the ring: an id of at most 255 bytes, and its 32 bytes.
+pub struct SealKey {
+    /// Stands before every value that it sealed.
+    pub id: String,
+    /// The key itself.
+    pub key: [u8; 32],
+}
+
+/// Seals and opens; clones share the keys.
+#[derive(Clone)]
+pub struct Sealer(Arc<Vec<(String, XChaCha20Poly1305)>>);
+
+/// What a sealed value is bound to.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// The integration whose secret it is.
+    pub integration_id: IntegrationId,
+    /// The column.
+    pub column: &'static str,
+}
+
+impl Place {
+    fn bytes(&self) -> Vec<u8> {
+        format!("{}|{}|{}", self.organization_id, self.integration_id, self.column).into_bytes()
+    }
+}
+
+impl Sealer {
+    /// A ring of keys; the first seals. `None` if there is none, or an id is longer than 255 bytes.
+    pub fn new(keys: &[SealKey]) -> Option<Self> {
+        let fits = !keys.is_empty() && keys.iter().all(|key| u8::try_from(key.id.len()).is_ok());
+        fits.then(|| {
+            Self(Arc::new(keys.iter().map(|key| (key.id.clone(), XChaCha20Poly1305::new(&key.key.into()))).collect()))
+        })
+    }
+
+    /// Seals `secret` for `place`.
+    pub fn seal(&self, secret: &SecretString, place: Place) -> Result<Vec<u8>> {
+        let Some((id, cipher)) = self.0.first() else {
+            return Err(Error::internal(anyhow::anyhow!("the key ring is empty")));
+        };
+        let mut nonce = [0; NONCE_LEN];
+        getrandom::fill(&mut nonce).map_err(|error| Error::internal(anyhow::anyhow!("no randomness: {error}")))?;
+        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: &place.bytes() };
+        let sealed = cipher
+            .encrypt(&XNonce::from(nonce), payload)
+            .map_err(|_| Error::internal(anyhow::anyhow!("sealing failed")))?;
+        let id_len = u8::try_from(id.len()).map_err(Error::internal)?;
+        Ok([&[id_len], id.as_bytes(), &nonce, &sealed].concat())
+    }
+
+    /// Opens what was sealed for `place`.
+    pub fn open(&self, sealed: &[u8], place: Place) -> Result<SecretString> {
+        let broken = |what: &str| Error::internal(anyhow::anyhow!("{}: {what}", place.column));
+        let (&id_len, rest) = sealed.split_first().ok_or_else(|| broken("a sealed secret is empty"))?;
+        let (id, rest) = rest.split_at_checked(usize::from(id_len)).ok_or_else(|| broken("a sealed secret is cut"))?;
+        let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(|| broken("a sealed secret is cut"))?;
+        let (_, cipher) = self
+            .0
+            .iter()
+            .find(|(known, _)| known.as_bytes() == id)
+            .ok_or_else(|| broken("sealed with a key that is not in the ring"))?;
+        let opened = cipher
+            .decrypt(&XNonce::from(*nonce), Payload { msg: text, aad: &place.bytes() })
+            .map_err(|_| broken("a sealed secret does not open here"))?;
+        String::from_utf8(opened).map(SecretString::from).map_err(Error::internal)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn ring(ids: &[(&str, u8)]) -> Sealer {
+        let keys: Vec<_> = ids.iter().map(|(id, byte)| SealKey { id: (*id).to_owned(), key: [*byte; 32] }).collect();
+        Sealer::new(&keys).expect("a good ring")
+    }
+
+    fn place(organization: u128, column: &'static str) -> Place {
+        Place {
+            organization_id: Uuid::from_u128(organization).into(),
+            integration_id: Uuid::from_u128(7).into(),
+            column,
+        }
+    }
+
+    #[test]
+    fn p9_a_sealed_secret_opens_only_where_it_was_sealed_for() {
+        let sealer = ring(&[("a", 1)]);
+        let secret = SecretString::from("sk_test_sandbox");
+        let sealed = sealer.seal(&secret, place(1, "sealed_secret_key")).unwrap();
+        assert!(!sealed.windows(4).any(|part| part == b"sk_t"), "the secret is not readable in what is stored");
+        let opened = sealer.open(&sealed, place(1, "sealed_secret_key")).unwrap();
+        assert_eq!(opened.expose_secret(), "sk_test_sandbox");
+        assert!(sealer.open(&sealed, place(2, "sealed_secret_key")).is_err(), "another tenant");
+        assert!(sealer.open(&sealed, place(1, "sealed_webhook_secret")).is_err(), "another column");
+        for cut in 0..sealed.len() {
+            assert!(sealer.open(&sealed[..cut], place(1, "sealed_secret_key")).is_err());
+        }
+    }
+
+    #[test]
+    fn a_ring_seals_with_its_first_key_and_opens_with_all() {
+        let old = ring(&[("old", 1)]);
+        let both = ring(&[("new", 2), ("old", 1)]);
+        let secret = SecretString::from("x");
+        let sealed = old.seal(&secret, place(1, "c")).unwrap();
+        assert_eq!(both.open(&sealed, place(1, "c")).unwrap().expose_secret(), "x");
+        let sealed = both.seal(&secret, place(1, "c")).unwrap();
+        assert!(old.open(&sealed, place(1, "c")).is_err(), "sealed with the new key");
+    }
+}

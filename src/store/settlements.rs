@@ -1,0 +1,114 @@
+//! Rows of refunds and disputes: facts beside a payment's state (P7), upserted by Stripe's id, so that their order does
+//! not matter to which of them exist.
+
+use diesel::prelude::*;
+use diesel::upsert::excluded;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+
+use super::schema::{disputes::dsl as disputes, refunds::dsl as refunds};
+use crate::domain::signals::{DisputeSnapshot, RefundSnapshot};
+use crate::domain::{OrganizationId, PaymentId, Result};
+
+/// Writes a refund; `false` if nothing about it is new.
+pub async fn upsert_refund(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    refund: &RefundSnapshot,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let known: Option<(String, Option<String>)> = refunds::refunds
+        .find((org.0, &refund.id))
+        .select((refunds::status, refunds::failure_reason))
+        .first(conn)
+        .await
+        .optional()?;
+    if known.is_some_and(|(status, reason)| status == refund.status && reason == refund.failure_reason) {
+        return Ok(false);
+    }
+    diesel::insert_into(refunds::refunds)
+        .values((
+            refunds::organization_id.eq(org.0),
+            refunds::provider_refund_id.eq(&refund.id),
+            refunds::payment_id.eq(payment.0),
+            refunds::provider_charge_id.eq(&refund.provider_charge_id),
+            refunds::amount.eq(refund.amount.minor_units),
+            refunds::currency.eq(refund.amount.currency.to_string()),
+            refunds::status.eq(&refund.status),
+            refunds::failure_reason.eq(&refund.failure_reason),
+            refunds::update_time.eq(now),
+        ))
+        .on_conflict((refunds::organization_id, refunds::provider_refund_id))
+        .do_update()
+        .set((
+            refunds::status.eq(excluded(refunds::status)),
+            refunds::failure_reason.eq(excluded(refunds::failure_reason)),
+            refunds::update_time.eq(excluded(refunds::update_time)),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(true)
+}
+
+/// Minor units of a payment's refunds that went back: those that succeeded.
+pub async fn amount_refunded(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<i64> {
+    let amounts: Vec<i64> = refunds::refunds
+        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq(payment.0)))
+        .filter(refunds::status.eq("succeeded"))
+        .select(refunds::amount)
+        .load(conn)
+        .await?;
+    Ok(amounts.iter().sum())
+}
+
+/// Whether any of a payment's refunds is on its way.
+pub async fn has_moving_refund(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<bool> {
+    let query = refunds::refunds
+        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq(payment.0)))
+        .filter(refunds::status.eq_any(["pending", "requires_action"]));
+    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
+}
+
+/// Writes a dispute; `None` if nothing about it is new, else the status before (empty if it is a new one).
+pub async fn upsert_dispute(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    dispute: &DisputeSnapshot,
+    now: OffsetDateTime,
+) -> Result<Option<String>> {
+    let known: Option<(String, i64)> = disputes::disputes
+        .find((org.0, &dispute.id))
+        .select((disputes::status, disputes::amount))
+        .first(conn)
+        .await
+        .optional()?;
+    if known.as_ref().is_some_and(|(status, amount)| *status == dispute.status && *amount == dispute.amount.minor_units)
+    {
+        return Ok(None);
+    }
+    diesel::insert_into(disputes::disputes)
+        .values((
+            disputes::organization_id.eq(org.0),
+            disputes::provider_dispute_id.eq(&dispute.id),
+            disputes::payment_id.eq(payment.0),
+            disputes::provider_charge_id.eq(&dispute.provider_charge_id),
+            disputes::amount.eq(dispute.amount.minor_units),
+            disputes::currency.eq(dispute.amount.currency.to_string()),
+            disputes::status.eq(&dispute.status),
+            disputes::reason.eq(&dispute.reason),
+            disputes::update_time.eq(now),
+        ))
+        .on_conflict((disputes::organization_id, disputes::provider_dispute_id))
+        .do_update()
+        .set((
+            disputes::status.eq(excluded(disputes::status)),
+            disputes::amount.eq(excluded(disputes::amount)),
+            disputes::reason.eq(excluded(disputes::reason)),
+            disputes::update_time.eq(excluded(disputes::update_time)),
+        ))
+        .execute(conn)
+        .await?;
+    Ok(Some(known.map(|(status, _)| status).unwrap_or_default()))
+}
