@@ -120,3 +120,12 @@ pub struct CustomerUpdate {
     pub provider_payment_methods: Option<Vec<MethodKind>>,
     pub sync_with_provider: Option<bool>,
 }
+
+/// How a caller names a customer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CustomerRef {
+    /// Our id.
+    Id(CustomerId),
+    /// The billing system's id.
+    ExternalId(String),
+}

@@ -1,5 +1,6 @@
 //! An integration: one connection of an organization to one Stripe account.
 
+use secrecy::SecretString;
 use time::OffsetDateTime;
 
 use super::{IntegrationId, OrganizationId};
@@ -63,4 +64,53 @@ impl Integration {
     pub fn accepts_work(&self) -> bool {
         matches!(self.state, IntegrationState::Connecting | IntegrationState::Active | IntegrationState::Paused)
     }
+}
+
+/// What a caller gives to connect a Stripe account.
+#[derive(Clone, Debug)]
+#[expect(missing_docs, reason = "as in Integration")]
+pub struct NewIntegration {
+    pub code: String,
+    pub name: String,
+    /// `sk_…` or `rk_…`.
+    pub secret_key: SecretString,
+    pub success_redirect_url: Option<String>,
+    pub supports_3ds: bool,
+    /// Absent: as the process is set up (off, but for `dev`).
+    pub relay_provider_events: Option<bool>,
+}
+
+/// What a caller changes about an integration; `None` leaves a field as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in Integration")]
+pub struct IntegrationUpdate {
+    pub code: Option<String>,
+    pub name: Option<String>,
+    pub success_redirect_url: Option<Option<String>>,
+    pub supports_3ds: Option<bool>,
+    pub relay_provider_events: Option<bool>,
+}
+
+/// One thing that was looked at when an integration was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// What was looked at: `key`, a permission such as `rak_customer_write`, or `webhook_endpoint`.
+    pub subject: String,
+    /// How it is.
+    pub state: FindingState,
+    /// For people: what is wrong and what to do; empty where all is well.
+    pub message: String,
+}
+
+/// How something was found to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindingState {
+    /// As it should be.
+    Proved,
+    /// A permission that the key lacks, or an endpoint that isn't there.
+    Missing,
+    /// It could not be found out without doing harm.
+    Unproved,
+    /// There, but not as it should be.
+    Wrong,
 }

@@ -20,3 +20,13 @@ pub use ids::{
     CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, TokenId,
 };
 pub use money::{Currency, Money};
+
+/// A page of a list: at most `size` items whose id is smaller than `after`. Lists run from the newest to the oldest, and
+/// ids (UUID v7) with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// How many, 1 or more.
+    pub size: i64,
+    /// The last id of the page before.
+    pub after: Option<uuid::Uuid>,
+}

@@ -6,11 +6,11 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::{unreadable, violates};
-use super::rows::{Page, from_json, to_json};
+use super::rows::{from_json, to_json};
 use super::schema::customers::dsl;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Result};
+use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = super::schema::customers, treat_none_as_null = true)]

@@ -7,11 +7,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::{unreadable, violates};
-use super::rows::Page;
 use super::schema::integrations::dsl;
 use super::seal::{Place, Sealer};
 use crate::domain::integrations::{Integration, IntegrationState};
-use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = super::schema::integrations, treat_none_as_null = true)]

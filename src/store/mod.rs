@@ -25,6 +25,5 @@ pub mod settlements;
 mod wake;
 
 pub use pool::{Pool, Scope, Transaction};
-pub use rows::Page;
 pub use seal::{SealKey, Sealer};
 pub use wake::{Hint, relay};

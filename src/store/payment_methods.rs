@@ -5,10 +5,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::rows::{Page, from_json, to_json};
+use super::rows::{from_json, to_json};
 use super::schema::payment_methods::dsl;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, PaymentMethodId, Result};
+use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, PaymentMethodId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = super::schema::payment_methods, treat_none_as_null = true)]

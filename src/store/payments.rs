@@ -6,10 +6,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::unreadable;
-use super::rows::{Page, currency, from_json, to_json};
+use super::rows::{currency, from_json, to_json};
 use super::schema::payments::dsl;
-use crate::domain::payments::{Failure, Payment, PaymentState, PendingReason};
-use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, PaymentId, Result};
+use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, PendingReason};
+use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = super::schema::payments, treat_none_as_null = true)]
@@ -99,19 +99,6 @@ impl Row {
             update_time: self.update_time,
         })
     }
-}
-
-/// Which payments to list. Newest first.
-#[derive(Clone, Debug, Default)]
-pub struct PaymentFilter {
-    /// Only this customer's.
-    pub customer_id: Option<CustomerId>,
-    /// Only in one of these states; empty: in any.
-    pub states: Vec<PaymentState>,
-    /// Only made at this time or later.
-    pub created_from: Option<OffsetDateTime>,
-    /// Only made before this time.
-    pub created_before: Option<OffsetDateTime>,
 }
 
 /// Inserts a payment, unless its invoice has one: then `false`, and nothing is written (P1).

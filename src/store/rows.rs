@@ -3,20 +3,9 @@
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use uuid::Uuid;
 
 use super::error::unreadable;
 use crate::domain::{Currency, Error, Result};
-
-/// A page of a list: at most `size` rows whose id is smaller than `after`; lists run from the newest to the oldest, and
-/// ids (UUID v7) with them.
-#[derive(Clone, Copy, Debug)]
-pub struct Page {
-    /// How many rows, 1 or more.
-    pub size: i64,
-    /// The last id of the page before.
-    pub after: Option<Uuid>,
-}
 
 /// The currency in a `char(3)` column.
 pub fn currency(table: &'static str, code: &str) -> Result<Currency> {

@@ -13,6 +13,7 @@ use time::OffsetDateTime;
 
 pub use self::apply::{Change, News};
 pub use self::plan::{Step, plan};
+use super::customers::CustomerRef;
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
 /// Where a payment stands.
@@ -236,4 +237,36 @@ pub struct Attempt {
     pub create_time: OffsetDateTime,
     /// When its outcome was known.
     pub finish_time: Option<OffsetDateTime>,
+}
+
+/// What a caller gives to have an invoice collected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[expect(missing_docs, reason = "as in Payment")]
+pub struct NewPayment {
+    pub invoice_id: String,
+    pub invoice_number: String,
+    pub customer: CustomerRef,
+    pub amount: Money,
+}
+
+/// How a caller names a payment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PaymentRef {
+    /// Our id.
+    Id(PaymentId),
+    /// The billing system's id of the invoice.
+    InvoiceId(String),
+}
+
+/// Which payments to list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PaymentFilter {
+    /// Only this customer's.
+    pub customer_id: Option<CustomerId>,
+    /// Only in one of these states; empty: in any.
+    pub states: Vec<PaymentState>,
+    /// Only made at this time or later.
+    pub created_from: Option<OffsetDateTime>,
+    /// Only made before this time.
+    pub created_before: Option<OffsetDateTime>,
 }
