@@ -1,0 +1,256 @@
+//! From an answer on the wire to a value or an [`Error`]: the one table of statuses (`reference/stripe.md`, 2.1).
+
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use reqwest::header::{HeaderMap, RETRY_AFTER};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::error::{Detail, Doubt, Error, RateLimit};
+use super::payment_intents::WireIntent;
+use super::redact::{scrub, scrubbed};
+use crate::domain::signals::IntentSnapshot;
+
+/// A whole answer, read to its end.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub body: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct ErrorBody {
+    error: ErrorObject,
+}
+
+/// Stripe's error object. A body without it, or with an `error` that is no object, is not Stripe's.
+#[derive(Deserialize)]
+struct ErrorObject {
+    #[serde(rename = "type")]
+    error_type: String,
+    #[serde(default, deserialize_with = "scrubbed")]
+    code: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    decline_code: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    advice_code: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    network_decline_code: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    param: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    message: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    charge: Option<String>,
+    payment_intent: Option<Value>,
+}
+
+impl Answer {
+    /// A header's text, if it is one.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Stripe's id of the request.
+    pub fn request_id(&self) -> Option<String> {
+        self.header("request-id").map(scrub)
+    }
+
+    /// Whether this is an answer from Stripe's store of keys rather than new work.
+    pub fn replayed(&self) -> bool {
+        self.header("idempotent-replayed") == Some("true")
+    }
+
+    /// Reads the value that was asked for, or says what came instead.
+    pub fn read<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        if !self.status.is_success() {
+            return Err(self.refusal());
+        }
+        serde_json::from_slice(&self.body).map_err(|error| {
+            // The parser's words tell line and column, and may quote a value of the wrong type.
+            self.unknown(Doubt::Unreadable, self.detail(None, &scrub(&format!("the answer cannot be read: {error}"))))
+        })
+    }
+
+    fn refusal(&self) -> Error {
+        let object = serde_json::from_slice::<ErrorBody>(&self.body).ok().map(|body| body.error);
+        let from_stripe = object.is_some();
+        let mismatch = object.as_ref().is_some_and(|object| object.error_type == "idempotency_error");
+        let detail = self.detail(object, "the answer holds no error of Stripe's");
+        match self.status.as_u16() {
+            // A front end of Stripe's may turn us away without a body; later is harmless whoever said it.
+            429 if detail.code.as_deref() == Some("lock_timeout") => Error::Locked(Box::new(detail)),
+            429 => Error::RateLimited {
+                reason: RateLimit::parse(self.header("stripe-rate-limited-reason")),
+                retry_after: self.retry_after(),
+                detail: Box::new(detail),
+            },
+            500.. => self.unknown(Doubt::ServerError, detail),
+            _ if !from_stripe => self.unknown(Doubt::Unreadable, detail),
+            400 if mismatch => Error::IdempotencyMismatch(Box::new(detail)),
+            400 | 404 => Error::Invalid(Box::new(detail)),
+            401 => Error::Unauthorized(Box::new(detail)),
+            402 => Error::Declined(Box::new(detail)),
+            403 => Error::Forbidden { scope: missing_scope(&detail), detail: Box::new(detail) },
+            409 => Error::InUse(Box::new(detail)),
+            // 424 is Stripe's for "somebody we depend on failed"; the rest are no answers to what we ask.
+            _ => self.unknown(Doubt::Unreadable, detail),
+        }
+    }
+
+    fn unknown(&self, reason: Doubt, detail: Detail) -> Error {
+        Error::Unknown { reason, replayed: self.replayed(), detail: Box::new(detail) }
+    }
+
+    fn detail(&self, object: Option<ErrorObject>, otherwise: &str) -> Detail {
+        let http_status = Some(self.status.as_u16());
+        let request_id = self.request_id();
+        let Some(object) = object else {
+            return Detail { http_status, request_id, message: Some(otherwise.to_owned()), ..Detail::default() };
+        };
+        Detail {
+            http_status,
+            error_type: Some(scrub(&object.error_type)),
+            code: object.code,
+            decline_code: object.decline_code,
+            advice_code: object.advice_code,
+            network_decline_code: object.network_decline_code,
+            param: object.param,
+            message: object.message,
+            request_id,
+            charge: object.charge,
+            payment_intent: object.payment_intent.and_then(intent).map(Box::new),
+        }
+    }
+
+    fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+        Some(Duration::from_secs(seconds))
+    }
+}
+
+fn intent(value: Value) -> Option<IntentSnapshot> {
+    let wire = serde_json::from_value::<WireIntent>(value).ok()?;
+    Some(IntentSnapshot { next_action_url: None, ..wire.into() })
+}
+
+/// Stripe names the permission only in its message: "Having the 'rak_…' permission would allow …".
+fn missing_scope(detail: &Detail) -> Option<String> {
+    let message = detail.message.as_deref()?;
+    let rest = &message[message.find("rak_")?..];
+    let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+    Some(rest[..end].to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::error::Verdict;
+    use super::*;
+
+    fn answer(status: u16, headers: &[(&'static str, &str)], body: &str) -> Answer {
+        let headers =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect::<HeaderMap>();
+        Answer { status: StatusCode::from_u16(status).unwrap(), headers, body: body.as_bytes().to_vec() }
+    }
+
+    fn error(status: u16, headers: &[(&'static str, &str)], body: &str) -> Error {
+        answer(status, headers, body).read::<Value>().unwrap_err()
+    }
+
+    fn stripe(error: &str) -> String {
+        format!(r#"{{"error":{error}}}"#)
+    }
+
+    #[test]
+    fn p2_each_status_means_what_the_table_says() {
+        let invalid = stripe(r#"{"type":"invalid_request_error","message":"no"}"#);
+        let keyed = stripe(r#"{"type":"idempotency_error","message":"no"}"#);
+        let locked = stripe(r#"{"type":"invalid_request_error","code":"lock_timeout"}"#);
+        let card = stripe(r#"{"type":"card_error","code":"card_declined"}"#);
+        let api = stripe(r#"{"type":"api_error","message":"sorry"}"#);
+        let page = "<html>502 Bad Gateway</html>";
+        let table: [(u16, &str, &str, Verdict); 22] = [
+            (400, &invalid, "Invalid", Verdict::Refused),
+            (404, &invalid, "Invalid", Verdict::Refused),
+            (400, &keyed, "IdempotencyMismatch", Verdict::Unknown),
+            (401, &invalid, "Unauthorized", Verdict::NotDone),
+            (402, &card, "Declined", Verdict::Refused),
+            (403, &invalid, "Forbidden", Verdict::NotDone),
+            (409, &keyed, "InUse", Verdict::Unknown),
+            (429, &invalid, "RateLimited", Verdict::NotDone),
+            (429, &locked, "Locked", Verdict::NotDone),
+            (429, "", "RateLimited", Verdict::NotDone),
+            (424, &api, "Unknown", Verdict::Unknown),
+            (500, &api, "Unknown", Verdict::Unknown),
+            (502, page, "Unknown", Verdict::Unknown),
+            (503, "", "Unknown", Verdict::Unknown),
+            (504, "{}", "Unknown", Verdict::Unknown),
+            // Somebody between us and Stripe is talking: not Stripe's word.
+            (302, "", "Unknown", Verdict::Unknown),
+            (400, page, "Unknown", Verdict::Unknown),
+            (402, "{}", "Unknown", Verdict::Unknown),
+            (403, page, "Unknown", Verdict::Unknown),
+            (404, r#"{"error":"not found"}"#, "Unknown", Verdict::Unknown),
+            (407, page, "Unknown", Verdict::Unknown),
+            (200, page, "Unknown", Verdict::Unknown),
+        ];
+        for (status, body, name, verdict) in table {
+            let error = error(status, &[("request-id", "req_1")], body);
+            assert!(format!("{error:?}").starts_with(name), "{status} {body}: {error:?}");
+            assert_eq!(error.verdict(), verdict, "{status} {body}");
+            assert_eq!(error.detail().http_status, Some(status));
+            assert_eq!(error.detail().request_id.as_deref(), Some("req_1"));
+        }
+    }
+
+    #[test]
+    fn a_decline_keeps_everything_and_the_intent() {
+        let body = stripe(
+            r#"{"type":"card_error","code":"card_declined","decline_code":"insufficient_funds",
+            "advice_code":"try_again_later","network_decline_code":"51","param":"payment_method","charge":"ch_1",
+            "message":"Your card has insufficient funds.","payment_intent":{"id":"pi_1","amount":4900,"currency":"eur",
+            "status":"requires_payment_method","created":1700000000,"latest_charge":"ch_1","client_secret":"pi_1_secret_x"}}"#,
+        );
+        let Error::Declined(detail) = error(402, &[("request-id", "req_9")], &body) else { panic!("a decline") };
+        assert_eq!(detail.decline_code.as_deref(), Some("insufficient_funds"));
+        assert_eq!(detail.advice_code.as_deref(), Some("try_again_later"));
+        assert_eq!(detail.network_decline_code.as_deref(), Some("51"));
+        assert_eq!(detail.charge.as_deref(), Some("ch_1"));
+        assert_eq!(detail.payment_intent.as_ref().unwrap().id, "pi_1");
+        let text = "Your card has insufficient funds. (status 402, code card_declined, \
+            decline code insufficient_funds, parameter payment_method, request req_9)";
+        assert_eq!(detail.to_string(), text);
+        assert!(!format!("{detail:?}").contains("_secret_"));
+    }
+
+    #[test]
+    fn a_missing_permission_and_a_limit_are_named() {
+        let body = stripe(
+            r#"{"type":"invalid_request_error","message":"The provided key 'rk_test_*****abc' does not have the permission. Having the 'rak_customer_write' permission would allow this request."}"#,
+        );
+        let refused = error(403, &[], &body);
+        assert!(matches!(&refused, Error::Forbidden { scope: Some(scope), .. } if scope == "rak_customer_write"));
+        assert!(!format!("{refused} {refused:?}").contains("rk_test"));
+
+        let limited = error(429, &[("stripe-rate-limited-reason", "endpoint-rate"), ("retry-after", "2")], "");
+        let Error::RateLimited { reason, retry_after, .. } = limited else { panic!("a limit") };
+        assert_eq!((reason, retry_after), (RateLimit::EndpointRate, Some(Duration::from_secs(2))));
+    }
+
+    #[test]
+    fn a_replayed_error_says_so() {
+        let body = stripe(r#"{"type":"api_error"}"#);
+        let replayed = |error| matches!(error, Error::Unknown { replayed: true, .. });
+        assert!(replayed(error(500, &[("idempotent-replayed", "true")], &body)));
+        assert!(!replayed(error(500, &[], &body)));
+    }
+
+    #[test]
+    fn p9_an_answer_that_cannot_be_read_does_not_quote_secrets() {
+        let error = answer(200, &[], r#"{"amount":"whsec_abc"}"#).read::<i64>().unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("whsec_"));
+    }
+}

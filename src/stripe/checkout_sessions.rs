@@ -1,0 +1,147 @@
+//! Stripe-hosted pages. In setup mode a page stores a payment method and moves no money.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use time::OffsetDateTime;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use super::form::{Form, PAYMENT_METHOD_TYPES};
+use super::metadata;
+use super::object::{reference, seconds};
+use super::redact::HostedUrl;
+use crate::domain::checkout_sessions::CheckoutSession;
+use crate::domain::payment_methods::MethodKind;
+use crate::domain::signals::{SessionSnapshot, SessionStatus};
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireSession {
+    id: String,
+    url: Option<HostedUrl>,
+    #[serde(deserialize_with = "status")]
+    status: SessionStatus,
+    #[serde(deserialize_with = "seconds")]
+    expires_at: OffsetDateTime,
+    #[serde(default, deserialize_with = "reference")]
+    setup_intent: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    customer: Option<String>,
+}
+
+fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SessionStatus, D::Error> {
+    match String::deserialize(deserializer)?.as_str() {
+        "open" => Ok(SessionStatus::Open),
+        "complete" => Ok(SessionStatus::Complete),
+        "expired" => Ok(SessionStatus::Expired),
+        _ => Err(D::Error::custom("not a status of a Checkout session")),
+    }
+}
+
+impl From<WireSession> for SessionSnapshot {
+    fn from(wire: WireSession) -> Self {
+        Self {
+            id: wire.id,
+            url: wire.url.map(|url| url.expose().to_owned()),
+            status: wire.status,
+            expire_time: wire.expires_at,
+            provider_setup_intent_id: wire.setup_intent,
+            provider_customer_id: wire.customer,
+        }
+    }
+}
+
+/// The body of a page that stores one method of the allowed kinds. It ends when Stripe says, after 24 h: no `expires_at`
+/// is sent. The marks go on the session and on its SetupIntent, for Stripe copies none.
+pub fn setup_body(session: &CheckoutSession, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
+    let marks = [
+        (metadata::ORGANIZATION_ID, session.organization_id.to_string()),
+        (metadata::CUSTOMER_ID, session.customer_id.to_string()),
+        (metadata::CHECKOUT_SESSION_ID, session.id.to_string()),
+    ];
+    Form::new()
+        .push("mode", "setup")
+        .push("customer", provider_customer_id)
+        .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
+        .push("success_url", &session.success_url)
+        .push_map("metadata", &marks)
+        .push_map("setup_intent_data[metadata]", &marks)
+        .into_body()
+}
+
+impl Client {
+    /// Makes a page; `body` is a stored [`setup_body`].
+    pub async fn create_checkout_session(
+        &self,
+        key: &SecretString,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<SessionSnapshot, Error> {
+        let call = Call::post("/v1/checkout/sessions", None, idempotency_key, body);
+        Ok(self.send::<WireSession>(key, call).await?.into())
+    }
+
+    /// Reads a session.
+    pub async fn checkout_session(&self, key: &SecretString, id: &str) -> Result<SessionSnapshot, Error> {
+        let call = Call::get("/v1/checkout/sessions/{id}", Some(id), "");
+        Ok(self.send::<WireSession>(key, call).await?.into())
+    }
+
+    /// Ends an open session. Stripe refuses one that is complete or expired: read it to know.
+    pub async fn expire_checkout_session(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+    ) -> Result<SessionSnapshot, Error> {
+        let call = Call::post("/v1/checkout/sessions/{id}/expire", Some(id), idempotency_key, "");
+        Ok(self.send::<WireSession>(key, call).await?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::checkout_sessions::SessionState;
+
+    #[test]
+    fn the_page_offers_the_allowed_kinds_and_carries_our_marks_twice() {
+        let session = CheckoutSession {
+            id: Uuid::from_u128(3).into(),
+            organization_id: Uuid::from_u128(2).into(),
+            customer_id: Uuid::from_u128(1).into(),
+            integration_id: Uuid::from_u128(4).into(),
+            state: SessionState::Creating,
+            success_url: "https://shop.test/?s={CHECKOUT_SESSION_ID}".to_owned(),
+            provider_session_id: None,
+            url: None,
+            expire_time: None,
+            tell: true,
+            create_time: OffsetDateTime::UNIX_EPOCH,
+        };
+        let body = setup_body(&session, "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]);
+        let expected = "mode=setup&customer=cus_1&payment_method_types[0]=card&payment_method_types[1]=sepa_debit\
+            &success_url=https%3A%2F%2Fshop.test%2F%3Fs%3D%7BCHECKOUT_SESSION_ID%7D\
+            &metadata[organization_id]=00000000-0000-0000-0000-000000000002\
+            &metadata[customer_id]=00000000-0000-0000-0000-000000000001\
+            &metadata[checkout_session_id]=00000000-0000-0000-0000-000000000003\
+            &setup_intent_data[metadata][organization_id]=00000000-0000-0000-0000-000000000002\
+            &setup_intent_data[metadata][customer_id]=00000000-0000-0000-0000-000000000001\
+            &setup_intent_data[metadata][checkout_session_id]=00000000-0000-0000-0000-000000000003";
+        assert_eq!(body, expected);
+    }
+
+    #[test]
+    fn p9_a_session_is_read_and_its_link_not_printed() {
+        let json = r#"{"id":"cs_test_1","url":"https://checkout.stripe.com/c/pay/cs_test_1","status":"open",
+            "expires_at":1700086400,"setup_intent":"seti_1","customer":"cus_1","mode":"setup"}"#;
+        let wire: WireSession = serde_json::from_str(json).unwrap();
+        assert!(!format!("{wire:?}").contains("checkout.stripe.com"));
+        let snapshot = SessionSnapshot::from(wire);
+        assert_eq!(snapshot.status, SessionStatus::Open);
+        assert_eq!(snapshot.expire_time.unix_timestamp(), 1_700_086_400);
+        assert_eq!(snapshot.url.as_deref(), Some("https://checkout.stripe.com/c/pay/cs_test_1"));
+    }
+}

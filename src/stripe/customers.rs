@@ -1,0 +1,214 @@
+//! Stripe's customers: the provider side of ours.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use super::form::Form;
+use super::metadata;
+use super::object::{Acknowledged, or_default, reference};
+use crate::domain::customers::{Address, Customer, CustomerUpdate};
+
+/// A customer at Stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderCustomer {
+    /// `cus_…`.
+    pub id: String,
+    /// It was deleted at Stripe: the id still answers, and that is all it does.
+    pub deleted: bool,
+    /// `invoice_settings.default_payment_method`.
+    pub default_payment_method: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireCustomer {
+    pub id: String,
+    #[serde(default)]
+    deleted: bool,
+    #[serde(default, deserialize_with = "or_default")]
+    pub invoice_settings: InvoiceSettings,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct InvoiceSettings {
+    #[serde(default, deserialize_with = "reference")]
+    pub default_payment_method: Option<String>,
+}
+
+impl From<WireCustomer> for ProviderCustomer {
+    fn from(wire: WireCustomer) -> Self {
+        let default_payment_method = wire.invoice_settings.default_payment_method;
+        Self { id: wire.id, deleted: wire.deleted, default_payment_method }
+    }
+}
+
+/// The body that makes `customer` at Stripe. What is empty here is not sent.
+pub fn create_body(customer: &Customer) -> String {
+    let filled = |text: &'static str, value: &str| (!value.is_empty()).then(|| (text, value.to_owned()));
+    let fields = [
+        filled("name", &customer.name),
+        filled("email", first_email(&customer.email)),
+        filled("phone", &customer.phone),
+    ];
+    let mut form = fields.into_iter().flatten().fold(Form::new(), |form, (name, value)| form.push(name, value));
+    for (part, value) in customer.address.iter().flat_map(address_parts) {
+        if !value.is_empty() {
+            form = form.push(&format!("address[{part}]"), value);
+        }
+    }
+    form.push_map(
+        "metadata",
+        &[
+            (metadata::CUSTOMER_ID, customer.id.to_string()),
+            (metadata::EXTERNAL_CUSTOMER_ID, customer.external_id.clone()),
+            (metadata::ORGANIZATION_ID, customer.organization_id.to_string()),
+        ],
+    )
+    .into_body()
+}
+
+/// The body that carries a change over to Stripe: only what `update` names, so that a linked customer keeps what Stripe
+/// alone knows; an empty text clears. Empty if nothing in it concerns Stripe.
+pub fn update_body(update: &CustomerUpdate) -> String {
+    let form = Form::new()
+        .push_some("name", update.name.as_deref())
+        .push_some("email", update.email.as_deref().map(first_email))
+        .push_some("phone", update.phone.as_deref());
+    match &update.address {
+        None => form,
+        Some(None) => form.push("address", ""),
+        Some(Some(address)) => address_parts(address)
+            .into_iter()
+            .fold(form, |form, (part, value)| form.push(&format!("address[{part}]"), value)),
+    }
+    .into_body()
+}
+
+/// The body that makes a method Stripe's own default, or leaves the customer without one.
+pub fn default_method_body(provider_payment_method_id: Option<&str>) -> String {
+    let method = provider_payment_method_id.unwrap_or_default();
+    Form::new().push("invoice_settings[default_payment_method]", method).into_body()
+}
+
+/// Billing systems keep several addresses in one field; Stripe takes one.
+fn first_email(email: &str) -> &str {
+    email.split(',').next().unwrap_or_default().trim()
+}
+
+fn address_parts(address: &Address) -> [(&'static str, &str); 6] {
+    [
+        ("line1", &address.line1),
+        ("line2", &address.line2),
+        ("city", &address.city),
+        ("postal_code", &address.postal_code),
+        ("state", &address.state),
+        ("country", &address.country),
+    ]
+}
+
+impl Client {
+    /// Makes a customer; `body` is a stored [`create_body`].
+    pub async fn create_customer(
+        &self,
+        key: &SecretString,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<ProviderCustomer, Error> {
+        let call = Call::post("/v1/customers", None, idempotency_key, body);
+        Ok(self.send::<WireCustomer>(key, call).await?.into())
+    }
+
+    /// Reads a customer. A deleted one is an answer, not an error.
+    pub async fn customer(&self, key: &SecretString, id: &str) -> Result<ProviderCustomer, Error> {
+        let call = Call::get("/v1/customers/{id}", Some(id), "");
+        Ok(self.send::<WireCustomer>(key, call).await?.into())
+    }
+
+    /// Changes a customer; `body` is an [`update_body`] or a [`default_method_body`].
+    pub async fn update_customer(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<ProviderCustomer, Error> {
+        let call = Call::post("/v1/customers/{id}", Some(id), idempotency_key, body);
+        Ok(self.send::<WireCustomer>(key, call).await?.into())
+    }
+
+    /// Deletes a customer and detaches its methods. One that is gone already counts as deleted.
+    pub async fn delete_customer(&self, key: &SecretString, id: &str) -> Result<(), Error> {
+        match self.send::<Acknowledged>(key, Call::delete("/v1/customers/{id}", id)).await {
+            Err(error) if !error.is_missing() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::customers::LinkState;
+    use crate::domain::payment_methods::MethodKind;
+
+    fn hooli() -> Customer {
+        Customer {
+            id: Uuid::from_u128(1).into(),
+            organization_id: Uuid::from_u128(2).into(),
+            external_id: "hooli_1234".to_owned(),
+            name: "Hooli & Sons".to_owned(),
+            email: " a@hooli.test, b@hooli.test".to_owned(),
+            phone: String::new(),
+            address: Some(Address { city: "Bern".to_owned(), country: "CH".to_owned(), ..Address::default() }),
+            integration_id: None,
+            link_state: LinkState::Pending,
+            link_error: None,
+            provider_customer_id: None,
+            provider_payment_methods: vec![MethodKind::Card],
+            sync_with_provider: true,
+            default_payment_method_id: None,
+            version: 1,
+            create_time: OffsetDateTime::UNIX_EPOCH,
+            update_time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn p2_the_same_customer_gives_the_same_bytes_and_nothing_empty() {
+        let body = create_body(&hooli());
+        let expected = "name=Hooli%20%26%20Sons&email=a%40hooli.test&address[city]=Bern&address[country]=CH\
+            &metadata[customer_id]=00000000-0000-0000-0000-000000000001\
+            &metadata[external_customer_id]=hooli_1234\
+            &metadata[organization_id]=00000000-0000-0000-0000-000000000002";
+        assert_eq!(body, expected);
+        assert_eq!(create_body(&hooli()), body);
+    }
+
+    #[test]
+    fn an_update_sends_what_it_names_and_clears_what_it_empties() {
+        assert_eq!(update_body(&CustomerUpdate::default()), "");
+        let update = CustomerUpdate {
+            name: Some("New".to_owned()),
+            phone: Some(String::new()),
+            address: Some(None),
+            ..CustomerUpdate::default()
+        };
+        assert_eq!(update_body(&update), "name=New&phone=&address=");
+        assert_eq!(default_method_body(Some("pm_1")), "invoice_settings[default_payment_method]=pm_1");
+        assert_eq!(default_method_body(None), "invoice_settings[default_payment_method]=");
+    }
+
+    #[test]
+    fn a_deleted_customer_and_an_expanded_default_can_be_read() {
+        let read = |json: &str| ProviderCustomer::from(serde_json::from_str::<WireCustomer>(json).unwrap());
+        assert!(read(r#"{"id":"cus_1","object":"customer","deleted":true}"#).deleted);
+        let expanded =
+            read(r#"{"id":"cus_1","invoice_settings":{"default_payment_method":{"id":"pm_1","type":"card"}}}"#);
+        assert_eq!(expanded.default_payment_method.as_deref(), Some("pm_1"));
+        assert_eq!(read(r#"{"id":"cus_1","invoice_settings":null}"#).default_payment_method, None);
+    }
+}

@@ -1,0 +1,45 @@
+//! Disputes: a customer, or the customer's bank, wants the money back.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use super::object::{currency, money, reference};
+use crate::domain::Currency;
+use crate::domain::signals::DisputeSnapshot;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireDispute {
+    id: String,
+    amount: i64,
+    #[serde(deserialize_with = "currency")]
+    currency: Currency,
+    status: String,
+    reason: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    payment_intent: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    charge: Option<String>,
+}
+
+impl From<WireDispute> for DisputeSnapshot {
+    fn from(wire: WireDispute) -> Self {
+        Self {
+            id: wire.id,
+            provider_payment_intent_id: wire.payment_intent,
+            provider_charge_id: wire.charge,
+            amount: money(wire.amount, wire.currency),
+            status: wire.status,
+            reason: wire.reason,
+        }
+    }
+}
+
+impl Client {
+    /// Reads a dispute.
+    pub async fn dispute(&self, key: &SecretString, id: &str) -> Result<DisputeSnapshot, Error> {
+        let call = Call::get("/v1/disputes/{id}", Some(id), "");
+        Ok(self.send::<WireDispute>(key, call).await?.into())
+    }
+}

@@ -1,0 +1,265 @@
+//! What went wrong with a call, sorted by what it means for money, so that nobody outside this room needs to know HTTP.
+//!
+//! The rule behind the sorting is P2: only an answer that Stripe itself wrote settles anything. A refusal counts as
+//! Stripe's word only if its body is an error object of Stripe's; the error page of a proxy, a cut connection and every
+//! 5xx leave the outcome unknown.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::domain::payments::Failure;
+use crate::domain::signals::IntentSnapshot;
+
+/// A call that did not bring what was asked for.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// 402: the parameters were fine, the payment was refused. The next try needs a new key.
+    #[error("Stripe declined the payment: {0}")]
+    Declined(Box<Detail>),
+    /// 400 or 404: a parameter is wrong, the object is missing, or it is in a state that does not allow this.
+    #[error("Stripe refused the request: {0}")]
+    Invalid(Box<Detail>),
+    /// The same key came with another body. A bug of ours: stop and alert, never take a new key silently, for
+    /// whatever went first under this key may have moved money.
+    #[error("Stripe has seen this idempotency key with another request: {0}")]
+    IdempotencyMismatch(Box<Detail>),
+    /// 401: the key is wrong, expired or revoked. Nothing was done.
+    #[error("Stripe does not accept the API key: {0}")]
+    Unauthorized(Box<Detail>),
+    /// 403: the key is good but may not do this. Nothing was done.
+    #[error("the API key lacks a permission at Stripe: {detail}")]
+    Forbidden {
+        /// The missing permission, `rak_…`, where Stripe names it.
+        scope: Option<String>,
+        /// Stripe's answer.
+        detail: Box<Detail>,
+    },
+    /// 429: too many calls. Nothing was done; the same key goes again later, and slower.
+    #[error("Stripe limits our calls ({reason:?}): {detail}")]
+    RateLimited {
+        /// Which limit was met.
+        reason: RateLimit,
+        /// How long Stripe asks us to wait, if it says so. It seldom does.
+        retry_after: Option<Duration>,
+        /// Stripe's answer.
+        detail: Box<Detail>,
+    },
+    /// 429 `lock_timeout`: somebody else is working on this object. Nothing was done.
+    #[error("Stripe holds a lock on the object: {0}")]
+    Locked(Box<Detail>),
+    /// 409: a request with this key is still being worked on. Its outcome is unknown; the same key goes again.
+    #[error("Stripe is still working on a request with this key: {0}")]
+    InUse(Box<Detail>),
+    /// It may have been done or not. The same body goes again under the same key, or the object is read.
+    #[error("the outcome at Stripe is unknown ({reason}): {detail}")]
+    Unknown {
+        /// What came instead of an answer.
+        reason: Doubt,
+        /// Stripe replayed a stored answer (`Idempotent-Replayed`): the same key will never say anything else.
+        replayed: bool,
+        /// As much as is known; status and request id where there was an answer at all.
+        detail: Box<Detail>,
+    },
+}
+
+/// What an error says about the work that was asked for. It speaks of this call alone: if an earlier call with the
+/// same key ended [`Verdict::Unknown`], a later [`Verdict::NotDone`] does not undo that doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Stripe's word: it was refused and will not happen under this key.
+    Refused,
+    /// Not done, nothing was tried: later, with the same key and body.
+    NotDone,
+    /// Unknown is not failed (P2).
+    Unknown,
+}
+
+/// Why an outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Doubt {
+    /// No whole answer within the time allowed.
+    Timeout,
+    /// No connection, or it broke.
+    Connection,
+    /// A 5xx.
+    ServerError,
+    /// An answer that is not Stripe's: no JSON, another shape, a redirect, or too long.
+    Unreadable,
+    /// A first try within this call broke off, and its repetition was not let through.
+    Unrepeated,
+    /// More than we are willing to read.
+    TooLong,
+}
+
+/// Which limit a 429 speaks of (`Stripe-Rate-Limited-Reason`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RateLimit {
+    /// Calls a second of the whole account.
+    GlobalRate,
+    /// Calls of the account at the same time.
+    GlobalConcurrency,
+    /// Calls a second to this endpoint.
+    EndpointRate,
+    /// Calls to this endpoint at the same time.
+    EndpointConcurrency,
+    /// A limit of one object or one kind of work.
+    ResourceSpecific,
+    /// Stripe did not say, or said something new.
+    Unnamed,
+}
+
+/// What Stripe said about an error. Every text is scrubbed of secrets and cut to 1,000 characters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Detail {
+    /// The HTTP status; absent where no answer came.
+    pub http_status: Option<u16>,
+    /// `card_error`, `invalid_request_error`, `api_error`, `idempotency_error`.
+    pub error_type: Option<String>,
+    /// For programs: `card_declined`, `resource_missing`, `amount_too_small`, …
+    pub code: Option<String>,
+    /// The bank's reason: `insufficient_funds`, …
+    pub decline_code: Option<String>,
+    /// What to do next: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
+    pub advice_code: Option<String>,
+    /// The card network's own code.
+    pub network_decline_code: Option<String>,
+    /// The parameter at fault.
+    pub param: Option<String>,
+    /// For people.
+    pub message: Option<String>,
+    /// Stripe's id of the request, for its support and its logs.
+    pub request_id: Option<String>,
+    /// The charge that failed, `ch_…`.
+    pub charge: Option<String>,
+    /// The intent as the refused call left it: a refused create still makes one. Without its action's link, which
+    /// would show wherever the error is printed.
+    pub payment_intent: Option<Box<IntentSnapshot>>,
+}
+
+impl Error {
+    /// What this error says about the work that was asked for.
+    pub fn verdict(&self) -> Verdict {
+        match self {
+            Self::Declined(_) | Self::Invalid(_) => Verdict::Refused,
+            Self::Unauthorized(_) | Self::Forbidden { .. } | Self::RateLimited { .. } | Self::Locked(_) => {
+                Verdict::NotDone
+            }
+            Self::InUse(_) | Self::Unknown { .. } | Self::IdempotencyMismatch(_) => Verdict::Unknown,
+        }
+    }
+
+    /// Everything Stripe said.
+    pub fn detail(&self) -> &Detail {
+        match self {
+            Self::Declined(detail)
+            | Self::Invalid(detail)
+            | Self::IdempotencyMismatch(detail)
+            | Self::Unauthorized(detail)
+            | Self::Locked(detail)
+            | Self::InUse(detail)
+            | Self::Forbidden { detail, .. }
+            | Self::RateLimited { detail, .. }
+            | Self::Unknown { detail, .. } => detail,
+        }
+    }
+
+    /// Stripe's code, if it gave one.
+    pub fn code(&self) -> Option<&str> {
+        self.detail().code.as_deref()
+    }
+
+    /// Whether the object asked for is not there. After a DELETE it means that the work is done.
+    pub fn is_missing(&self) -> bool {
+        matches!(self, Self::Invalid(detail)
+            if detail.code.as_deref() == Some("resource_missing") || detail.http_status == Some(404))
+    }
+
+    /// Whether the key must be mended before anything goes on: it is no longer accepted, or lacks a permission.
+    pub fn is_key_trouble(&self) -> bool {
+        matches!(self, Self::Unauthorized(_) | Self::Forbidden { .. })
+    }
+
+    /// A refusal of our own, before anything was sent, in the words that Stripe would use.
+    pub(super) fn invalid(param: &str, message: &str) -> Self {
+        Self::Invalid(Box::new(Detail {
+            error_type: Some("invalid_request_error".to_owned()),
+            param: Some(param.to_owned()),
+            message: Some(message.to_owned()),
+            ..Detail::default()
+        }))
+    }
+
+    /// No answer that settles anything; `message` is ours.
+    pub(super) fn unknown(reason: Doubt, message: &str) -> Self {
+        let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
+        Self::Unknown { reason, replayed: false, detail }
+    }
+}
+
+impl From<&Detail> for Failure {
+    /// A refusal, as a payment keeps it.
+    fn from(detail: &Detail) -> Self {
+        let code = detail.code.clone().or_else(|| detail.error_type.clone());
+        Self {
+            code: code.unwrap_or_else(|| "unknown".to_owned()),
+            message: detail.message.clone().unwrap_or_default(),
+            decline_code: detail.decline_code.clone(),
+            advice_code: detail.advice_code.clone(),
+            network_decline_code: detail.network_decline_code.clone(),
+            param: detail.param.clone(),
+            provider_charge_id: detail.charge.clone(),
+            provider_request_id: detail.request_id.clone(),
+            http_status: detail.http_status,
+        }
+    }
+}
+
+impl fmt::Display for Detail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.message.as_deref().unwrap_or("no message"))?;
+        let facts = [
+            ("code", self.code.as_deref()),
+            ("decline code", self.decline_code.as_deref()),
+            ("parameter", self.param.as_deref()),
+            ("request", self.request_id.as_deref()),
+        ];
+        let mut separator = " (";
+        if let Some(status) = self.http_status {
+            write!(f, "{separator}status {status}")?;
+            separator = ", ";
+        }
+        for (name, value) in facts {
+            if let Some(value) = value {
+                write!(f, "{separator}{name} {value}")?;
+                separator = ", ";
+            }
+        }
+        f.write_str(if separator == ", " { ")" } else { "" })
+    }
+}
+
+impl fmt::Display for Doubt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Timeout => "no answer in time",
+            Self::Connection => "the connection broke",
+            Self::ServerError => "Stripe had an error of its own",
+            Self::Unreadable => "the answer was not Stripe's",
+            Self::Unrepeated => "a try broke off and could not be repeated",
+            Self::TooLong => "there is more than we read",
+        })
+    }
+}
+
+impl RateLimit {
+    pub(super) fn parse(reason: Option<&str>) -> Self {
+        match reason {
+            Some("global-rate") => Self::GlobalRate,
+            Some("global-concurrency") => Self::GlobalConcurrency,
+            Some("endpoint-rate") => Self::EndpointRate,
+            Some("endpoint-concurrency") => Self::EndpointConcurrency,
+            Some("resource-specific") => Self::ResourceSpecific,
+            _ => Self::Unnamed,
+        }
+    }
+}

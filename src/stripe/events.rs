@@ -1,0 +1,143 @@
+//! Stripe's events: the envelope that every delivery has, and the list of the last 30 days.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::Value;
+use time::OffsetDateTime;
+
+use super::client::{Call, Client};
+use super::error::{Doubt, Error};
+use super::form::Form;
+use super::object::{Page, or_default, seconds};
+
+/// What is known of an event before anybody understands it: enough to store it once. Reading it costs one pass over the
+/// body, and whatever else the body holds is passed over.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct EventEnvelope {
+    /// `evt_…`: the same in every repeat.
+    pub id: String,
+    /// Such as `payment_intent.succeeded`.
+    #[serde(rename = "type")]
+    pub event_type: String,
+    /// When it happened, whole seconds; the same in every repeat. It must not be used to order events.
+    #[serde(deserialize_with = "seconds")]
+    pub created: OffsetDateTime,
+    /// The version in which it is rendered; the events list renders in the account's own.
+    pub api_version: Option<String>,
+    /// Whether it is about real money.
+    #[serde(default, deserialize_with = "or_default")]
+    pub livemode: bool,
+    /// The connected account; never set on what concerns us.
+    pub account: Option<String>,
+    /// The call that caused it.
+    #[serde(default, deserialize_with = "or_default")]
+    pub request: EventRequest,
+}
+
+/// The call that caused an event; empty where Stripe itself did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct EventRequest {
+    /// `req_…`.
+    pub id: Option<String>,
+    /// The call's idempotency key: ours, if the call was.
+    pub idempotency_key: Option<String>,
+}
+
+impl EventEnvelope {
+    /// Reads the envelope of a body. The error tells what is missing, and quotes nothing of the body.
+    pub fn parse(body: &[u8]) -> Result<Self, &'static str> {
+        let envelope: Self = serde_json::from_slice(body).map_err(|error| match error.classify() {
+            serde_json::error::Category::Data => "the body is not an event of Stripe's v1 API",
+            _ => "the body is not JSON",
+        })?;
+        if envelope.id.is_empty() || envelope.event_type.is_empty() {
+            return Err("the event has no id or no type");
+        }
+        Ok(envelope)
+    }
+}
+
+/// An event of the list: its envelope, and its JSON for the deliveries table.
+#[derive(Clone, Debug)]
+pub struct ListedEvent {
+    /// The envelope.
+    pub envelope: EventEnvelope,
+    /// The whole event, as JSON.
+    pub body: String,
+}
+
+/// One page of the events list, newest first.
+#[derive(Clone, Debug)]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<ListedEvent>,
+    /// Whether there are more in the direction asked for.
+    pub has_more: bool,
+}
+
+/// Which page of the events list.
+#[derive(Clone, Debug, Default)]
+pub struct EventQuery<'a> {
+    /// At most 20 types; empty: all. We handle more than 20, so whoever wants all of ours asks for all.
+    pub types: &'a [&'a str],
+    /// Not before this time.
+    pub created_gte: Option<OffsetDateTime>,
+    /// Newer than this event, the page next to it first: walks forward in time.
+    pub ending_before: Option<&'a str>,
+    /// Older than this event: walks back in time.
+    pub starting_after: Option<&'a str>,
+}
+
+impl Client {
+    /// One page of up to 100 events. Events here are in the account's own API version: take ids from them, and read the
+    /// objects themselves.
+    pub async fn events(&self, key: &SecretString, query: &EventQuery<'_>) -> Result<EventPage, Error> {
+        let form = Form::new()
+            .push("limit", 100)
+            .push_list("types", query.types)
+            .push_some("created[gte]", query.created_gte.map(OffsetDateTime::unix_timestamp))
+            .push_some("ending_before", query.ending_before)
+            .push_some("starting_after", query.starting_after)
+            .into_body();
+        let page: Page<Value> = self.send(key, Call::get("/v1/events", None, &form)).await?;
+        let events: Result<_, _> = page.data.iter().map(listed).collect();
+        Ok(EventPage { events: events?, has_more: page.has_more })
+    }
+
+    /// Reads one event, for up to 30 days.
+    pub async fn event(&self, key: &SecretString, id: &str) -> Result<ListedEvent, Error> {
+        let event: Value = self.send(key, Call::get("/v1/events/{id}", Some(id), "")).await?;
+        listed(&event)
+    }
+}
+
+fn listed(event: &Value) -> Result<ListedEvent, Error> {
+    let envelope = EventEnvelope::deserialize(event)
+        .map_err(|_| Error::unknown(Doubt::Unreadable, "the list holds something that is no event"))?;
+    Ok(ListedEvent { envelope, body: event.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_envelope_needs_little_and_minds_nothing_else() {
+        let body = br#"{"id":"evt_1","object":"event","type":"payment_intent.succeeded","created":1700000000,
+            "api_version":"2026-08-26.dahlia","livemode":false,"pending_webhooks":1,"data":{"object":{"id":"pi_1"}},
+            "request":{"id":"req_1","idempotency_key":"key-1"}}"#;
+        let envelope = EventEnvelope::parse(body).unwrap();
+        assert_eq!((envelope.id.as_str(), envelope.event_type.as_str()), ("evt_1", "payment_intent.succeeded"));
+        assert_eq!(envelope.request.idempotency_key.as_deref(), Some("key-1"));
+        let bare = EventEnvelope::parse(br#"{"id":"evt_2","type":"x","created":1,"request":null}"#).unwrap();
+        assert_eq!((bare.request, bare.account, bare.livemode), (EventRequest::default(), None, false));
+    }
+
+    #[test]
+    fn what_is_no_event_is_refused_without_being_quoted() {
+        for bad in [&b"whsec_abc"[..], b"{}", b"[]", b"", b"{\"id\":1}", br#"{"id":"","type":"x","created":1}"#] {
+            let error = EventEnvelope::parse(bad).unwrap_err();
+            assert!(!error.contains("whsec"));
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! PaymentIntents: made unconfirmed, so that no money can move, then confirmed, once for every attempt.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde::de::{Deserializer, Error as _};
+use time::OffsetDateTime;
+
+use super::client::{Call, Client};
+use super::error::{Doubt, Error};
+use super::form::{Form, PAYMENT_METHOD_TYPES};
+use super::metadata;
+use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
+use super::redact::{HostedUrl, scrubbed};
+use crate::domain::payment_methods::MethodKind;
+use crate::domain::payments::{Failure, Payment};
+use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::{Currency, PaymentId};
+
+/// Pages of 100 that are read to find an intent (P11). More than these hold, and the search has no result.
+const MOST_PAGES: usize = 50;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireIntent {
+    id: String,
+    #[serde(deserialize_with = "status")]
+    status: IntentStatus,
+    amount: i64,
+    #[serde(default, deserialize_with = "or_default")]
+    amount_received: i64,
+    #[serde(deserialize_with = "currency")]
+    currency: Currency,
+    #[serde(default, deserialize_with = "reference")]
+    customer: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    latest_charge: Option<String>,
+    last_payment_error: Option<WireFailure>,
+    next_action: Option<NextAction>,
+    #[serde(default, deserialize_with = "or_default")]
+    metadata: Metadata,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireFailure {
+    #[serde(rename = "type")]
+    error_type: Option<String>,
+    code: Option<String>,
+    decline_code: Option<String>,
+    advice_code: Option<String>,
+    network_decline_code: Option<String>,
+    param: Option<String>,
+    #[serde(default, deserialize_with = "scrubbed")]
+    message: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    charge: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct NextAction {
+    redirect_to_url: Option<RedirectToUrl>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RedirectToUrl {
+    url: Option<HostedUrl>,
+}
+
+fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IntentStatus, D::Error> {
+    let name = String::deserialize(deserializer)?;
+    IntentStatus::parse(&name).ok_or_else(|| D::Error::custom("not a status of a PaymentIntent"))
+}
+
+impl From<WireIntent> for IntentSnapshot {
+    fn from(wire: WireIntent) -> Self {
+        let url = wire.next_action.and_then(|action| action.redirect_to_url).and_then(|redirect| redirect.url);
+        Self {
+            id: wire.id,
+            status: wire.status,
+            amount: money(wire.amount, wire.currency),
+            amount_received: wire.amount_received,
+            provider_customer_id: wire.customer,
+            latest_charge: wire.latest_charge,
+            last_payment_error: wire.last_payment_error.map(Failure::from),
+            next_action_url: url.map(|url| url.expose().to_owned()),
+            payment_id: mark(&wire.metadata, metadata::PAYMENT_ID),
+            organization_id: mark(&wire.metadata, metadata::ORGANIZATION_ID),
+            invoice_id: wire.metadata.get(metadata::INVOICE_ID).cloned(),
+        }
+    }
+}
+
+impl From<WireFailure> for Failure {
+    fn from(wire: WireFailure) -> Self {
+        Self {
+            code: wire.code.or(wire.error_type).unwrap_or_else(|| "unknown".to_owned()),
+            message: wire.message.unwrap_or_default(),
+            decline_code: wire.decline_code,
+            advice_code: wire.advice_code,
+            network_decline_code: wire.network_decline_code,
+            param: wire.param,
+            provider_charge_id: wire.charge,
+            provider_request_id: None,
+            http_status: None,
+        }
+    }
+}
+
+/// The body that makes a payment's intent, unconfirmed. `kinds` are the customer's allowed kinds that take the
+/// invoice's currency. The marks say whose it is: the invoice, and our organization, payment and attempt.
+pub fn create_body(payment: &Payment, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
+    let description = (!payment.invoice_number.is_empty()).then(|| format!("Invoice {}", payment.invoice_number));
+    let marks = [
+        (metadata::INVOICE_ID, payment.invoice_id.clone()),
+        (metadata::ORGANIZATION_ID, payment.organization_id.to_string()),
+        (metadata::PAYMENT_ID, payment.id.to_string()),
+        (metadata::ATTEMPT_ID, format!("{}/{}", payment.id, payment.attempt_number + 1)),
+    ];
+    Form::new()
+        .push("amount", payment.amount.minor_units)
+        .push("currency", payment.amount.currency.to_lower())
+        .push("customer", provider_customer_id)
+        .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
+        .push_some("description", description)
+        .push_map("metadata", &marks)
+        .into_body()
+}
+
+/// The body that charges a stored method while its owner is away. The list of kinds is recomputed for every confirm,
+/// so that one intent can be tried by card first and by SEPA next.
+pub fn confirm_body(provider_payment_method_id: &str, kinds: &[MethodKind]) -> String {
+    confirm_form(provider_payment_method_id, kinds).push("off_session", true).into_body()
+}
+
+/// The body that charges a stored method with its owner at hand, who is sent to `return_url` after 3-D Secure.
+pub fn confirm_on_session_body(provider_payment_method_id: &str, kinds: &[MethodKind], return_url: &str) -> String {
+    confirm_form(provider_payment_method_id, kinds).push("return_url", return_url).into_body()
+}
+
+fn confirm_form(provider_payment_method_id: &str, kinds: &[MethodKind]) -> Form {
+    Form::new()
+        .push("payment_method", provider_payment_method_id)
+        .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
+}
+
+impl Client {
+    /// Makes an intent; `body` is a stored [`create_body`].
+    pub async fn create_payment_intent(
+        &self,
+        key: &SecretString,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<IntentSnapshot, Error> {
+        let call = Call::post("/v1/payment_intents", None, idempotency_key, body);
+        Ok(self.send::<WireIntent>(key, call).await?.into())
+    }
+
+    /// Reads an intent: the judge in every doubt.
+    pub async fn payment_intent(&self, key: &SecretString, id: &str) -> Result<IntentSnapshot, Error> {
+        let call = Call::get("/v1/payment_intents/{id}", Some(id), "");
+        Ok(self.send::<WireIntent>(key, call).await?.into())
+    }
+
+    /// Confirms an intent: money may move from here on. `body` is an attempt's stored body.
+    pub async fn confirm_payment_intent(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<IntentSnapshot, Error> {
+        let call = Call::post("/v1/payment_intents/{id}/confirm", Some(id), idempotency_key, body);
+        Ok(self.send::<WireIntent>(key, call).await?.into())
+    }
+
+    /// Cancels an intent. Only the answer `canceled` closes it; Stripe refuses where it has gone too far.
+    pub async fn cancel_payment_intent(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+    ) -> Result<IntentSnapshot, Error> {
+        let call = Call::post("/v1/payment_intents/{id}/cancel", Some(id), idempotency_key, "");
+        Ok(self.send::<WireIntent>(key, call).await?.into())
+    }
+
+    /// The intents of a customer that bear a payment's mark, made at `since` or later; newest first. They are looked for
+    /// in the list, which is current, never by search, which lags (P2). [`Error::Unknown`] if the list is too long to be
+    /// read to its end: then nothing is proved.
+    pub async fn find_payment_intents(
+        &self,
+        key: &SecretString,
+        provider_customer_id: &str,
+        since: OffsetDateTime,
+        payment_id: PaymentId,
+    ) -> Result<Vec<IntentSnapshot>, Error> {
+        let mut found = Vec::new();
+        let mut after = None::<String>;
+        for _ in 0..MOST_PAGES {
+            let query = Form::new()
+                .push("customer", provider_customer_id)
+                .push("created[gte]", since.unix_timestamp())
+                .push("limit", 100)
+                .push_some("starting_after", after.as_deref())
+                .into_body();
+            let page: Page<WireIntent> = self.send(key, Call::get("/v1/payment_intents", None, &query)).await?;
+            after = page.data.last().map(|intent| intent.id.clone());
+            let intents = page.data.into_iter().map(IntentSnapshot::from);
+            found.extend(intents.filter(|intent| intent.payment_id == Some(payment_id.0)));
+            if !page.has_more || after.is_none() {
+                return Ok(found);
+            }
+        }
+        Err(Error::unknown(Doubt::TooLong, "the customer has more intents than can be looked through"))
+    }
+}

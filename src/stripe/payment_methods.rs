@@ -1,0 +1,153 @@
+//! Payment methods at Stripe.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+use time::OffsetDateTime;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use super::form::Form;
+use super::object::{Page, reference, seconds};
+use crate::domain::payment_methods::{MethodDetails, MethodKind};
+use crate::domain::signals::MethodSnapshot;
+
+/// Pages of 100 that are read of one customer's methods of one kind (P11). Stripe itself allows far fewer methods.
+const MOST_PAGES: usize = 10;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireMethod {
+    pub id: String,
+    #[serde(rename = "type")]
+    kind: String,
+    #[serde(deserialize_with = "seconds")]
+    created: OffsetDateTime,
+    #[serde(default, deserialize_with = "reference")]
+    customer: Option<String>,
+    card: Option<Card>,
+    sepa_debit: Option<SepaDebit>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Card {
+    brand: Option<String>,
+    last4: Option<String>,
+    exp_month: Option<i32>,
+    exp_year: Option<i32>,
+    country: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct SepaDebit {
+    last4: Option<String>,
+    country: Option<String>,
+    bank_code: Option<String>,
+}
+
+impl From<WireMethod> for MethodSnapshot {
+    fn from(wire: WireMethod) -> Self {
+        let details = match (wire.card, wire.sepa_debit) {
+            (Some(card), _) => MethodDetails {
+                brand: card.brand,
+                last4: card.last4,
+                exp_month: card.exp_month,
+                exp_year: card.exp_year,
+                country: card.country,
+                bank_code: None,
+            },
+            (None, Some(sepa)) => MethodDetails {
+                last4: sepa.last4,
+                country: sepa.country,
+                bank_code: sepa.bank_code,
+                ..MethodDetails::default()
+            },
+            (None, None) => MethodDetails::default(),
+        };
+        Self { id: wire.id, kind: wire.kind, details, provider_customer_id: wire.customer, created: wire.created }
+    }
+}
+
+/// The body that attaches a method to a customer.
+pub fn attach_body(provider_customer_id: &str) -> String {
+    Form::new().push("customer", provider_customer_id).into_body()
+}
+
+impl Client {
+    /// Reads a method.
+    pub async fn payment_method(&self, key: &SecretString, id: &str) -> Result<MethodSnapshot, Error> {
+        let call = Call::get("/v1/payment_methods/{id}", Some(id), "");
+        Ok(self.send::<WireMethod>(key, call).await?.into())
+    }
+
+    /// All of a customer's methods of these kinds, newest first within a kind.
+    pub async fn payment_methods_of(
+        &self,
+        key: &SecretString,
+        provider_customer_id: &str,
+        kinds: &[MethodKind],
+    ) -> Result<Vec<MethodSnapshot>, Error> {
+        let mut methods = Vec::new();
+        for kind in kinds {
+            let mut after = None::<String>;
+            for _ in 0..MOST_PAGES {
+                let form = Form::new().push("type", kind.as_str()).push("limit", 100);
+                let query = form.push_some("starting_after", after.as_deref()).into_body();
+                let route = "/v1/customers/{id}/payment_methods";
+                let page: Page<WireMethod> =
+                    self.send(key, Call::get(route, Some(provider_customer_id), &query)).await?;
+                after = page.data.last().map(|method| method.id.clone());
+                methods.extend(page.data.into_iter().map(MethodSnapshot::from));
+                if !page.has_more || after.is_none() {
+                    break;
+                }
+            }
+        }
+        Ok(methods)
+    }
+
+    /// Attaches a method; `body` is an [`attach_body`].
+    pub async fn attach_payment_method(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<MethodSnapshot, Error> {
+        let call = Call::post("/v1/payment_methods/{id}/attach", Some(id), idempotency_key, body);
+        Ok(self.send::<WireMethod>(key, call).await?.into())
+    }
+
+    /// Detaches a method, for ever. Stripe refuses one that is detached already, without a code: read it to know.
+    pub async fn detach_payment_method(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+    ) -> Result<MethodSnapshot, Error> {
+        let call = Call::post("/v1/payment_methods/{id}/detach", Some(id), idempotency_key, "");
+        Ok(self.send::<WireMethod>(key, call).await?.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_person_recognises_a_card_and_a_bank_account() {
+        let read = |json: &str| MethodSnapshot::from(serde_json::from_str::<WireMethod>(json).unwrap());
+        let card = read(
+            r#"{"id":"pm_1","type":"card","created":1700000000,"customer":"cus_1","allow_redisplay":"always",
+            "card":{"brand":"visa","last4":"4242","exp_month":8,"exp_year":2030,"country":"US","checks":{}}}"#,
+        );
+        assert_eq!((card.kind.as_str(), card.provider_customer_id.as_deref()), ("card", Some("cus_1")));
+        assert_eq!(card.details.brand.as_deref(), Some("visa"));
+        assert_eq!((card.details.exp_month, card.details.exp_year), (Some(8), Some(2030)));
+        let sepa = read(
+            r#"{"id":"pm_2","type":"sepa_debit","created":1700000000,"customer":null,
+            "sepa_debit":{"bank_code":"37040044","country":"DE","last4":"3000","branch_code":""}}"#,
+        );
+        assert_eq!(sepa.details.bank_code.as_deref(), Some("37040044"));
+        assert_eq!(sepa.provider_customer_id, None);
+        assert_eq!(read(r#"{"id":"pm_3","type":"link","created":1}"#).details, MethodDetails::default());
+    }
+}

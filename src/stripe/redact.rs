@@ -1,0 +1,91 @@
+//! Takes out of Stripe's texts whatever looks like a secret (P9): Stripe quotes parts of the key in its messages, and
+//! puts client secrets into links.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer};
+
+/// What stands where a secret stood.
+const REDACTED: &str = "[redacted]";
+
+/// The longest text of Stripe's that we keep, in characters (P11).
+const LONGEST: usize = 1_000;
+
+/// Marks that make a word a secret wherever they stand in it.
+const ANYWHERE: [&str; 7] = ["_secret_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "rkcs_", "whsec_"];
+
+/// The same text, cut to a sane length, with every word that looks like a key or a client secret replaced.
+pub fn scrub(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(LONGEST));
+    let mut word = String::new();
+    for character in text.chars().take(LONGEST) {
+        if character.is_ascii_alphanumeric() || matches!(character, '_' | '*' | '-') {
+            word.push(character);
+        } else {
+            finish_word(&mut clean, &mut word);
+            clean.push(character);
+        }
+    }
+    finish_word(&mut clean, &mut word);
+    clean
+}
+
+fn finish_word(clean: &mut String, word: &mut String) {
+    let secret =
+        ["sk_", "rk_"].iter().any(|prefix| word.starts_with(prefix)) || ANYWHERE.iter().any(|mark| word.contains(mark));
+    clean.push_str(if secret { REDACTED } else { word });
+    word.clear();
+}
+
+/// Reads an optional text of Stripe's through [`scrub`].
+pub(super) fn scrubbed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(|text| scrub(&text)))
+}
+
+/// A page of Stripe's that whoever holds the link may act on: it is handed to the caller and printed nowhere else.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct HostedUrl(String);
+
+impl HostedUrl {
+    /// The link itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for HostedUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn p9_keys_and_client_secrets_are_taken_out_and_the_rest_stays() {
+        let cases = [
+            ("Invalid API Key provided: sk_test_********1234", "Invalid API Key provided: [redacted]"),
+            (
+                "The provided key 'rk_live_abc*def' lacks 'rak_customer_read'",
+                "The provided key '[redacted]' lacks 'rak_customer_read'",
+            ),
+            ("use pi_1abc_secret_9xyz, whsec_abc.", "use [redacted], [redacted]."),
+            ("https://x.test/?client_secret=src_client_secret_abc&b=1", "https://x.test/?client_secret=[redacted]&b=1"),
+            ("xsk_live_abc rkcs_test_1", "[redacted] [redacted]"),
+            ("risk_level and task_id are no keys", "risk_level and task_id are no keys"),
+        ];
+        for (dirty, clean) in cases {
+            assert_eq!(scrub(dirty), clean);
+        }
+    }
+
+    #[test]
+    fn a_link_is_not_printed() {
+        let url: HostedUrl = serde_json::from_str("\"https://checkout.stripe.com/c/pay/cs_test_1\"").unwrap();
+        assert_eq!(format!("{url:?}"), "[redacted]");
+        assert_eq!(url.expose(), "https://checkout.stripe.com/c/pay/cs_test_1");
+    }
+}

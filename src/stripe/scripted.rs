@@ -1,0 +1,162 @@
+//! A counterpart for the tests of this room: a server that answers as it is told, and remembers byte for byte what it
+//! was sent. It speaks just enough HTTP/1.1, one request a connection, so that it can also hang up in the middle.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use super::client::{Client, Timeouts};
+use crate::clock::Clock;
+
+/// What was sent.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// `GET`, …
+    pub method: String,
+    /// Path and query.
+    pub target: String,
+    headers: Vec<(String, String)>,
+    /// The body.
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// The value of a header, by its name in lower case.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The path without the query.
+    pub fn path(&self) -> &str {
+        self.target.split('?').next().unwrap_or_default()
+    }
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+pub enum Reply {
+    /// A whole answer.
+    Answer(u16, Vec<(&'static str, &'static str)>, String),
+    /// The connection is closed without a word.
+    Cut,
+    /// The head of an answer and half of its body, then the connection is closed.
+    CutInBody,
+    /// Nothing, until the client gives up.
+    Silence,
+}
+
+/// An answer without headers of its own.
+pub fn answer(status: u16, body: &str) -> Reply {
+    Reply::Answer(status, Vec::new(), body.to_owned())
+}
+
+/// The server. It ends when it is dropped.
+pub struct Script {
+    address: String,
+    requests: Arc<Mutex<Vec<Request>>>,
+    server: JoinHandle<()>,
+}
+
+impl Script {
+    /// Answers every request as `reply` says.
+    pub async fn new(reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let requests = Arc::new(Mutex::new(Vec::new()));
+        let (reply, seen) = (Arc::new(reply), requests.clone());
+        let server = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let (reply, seen) = (reply.clone(), seen.clone());
+                tokio::spawn(async move { serve(stream, &*reply, &seen).await });
+            }
+        });
+        Self { address, requests, server }
+    }
+
+    /// Answers one after the other, then repeats the last.
+    pub async fn sequence(replies: Vec<Reply>) -> Self {
+        let next = Mutex::new(replies.into_iter().peekable());
+        Self::new(move |_| {
+            let mut next = next.lock().unwrap();
+            let reply = next.next().unwrap();
+            if next.peek().is_none() {
+                *next = vec![reply.clone()].into_iter().peekable();
+            }
+            reply
+        })
+        .await
+    }
+
+    /// A client of this server whose pauses are a thousand times shorter.
+    pub fn client(&self) -> Client {
+        self.client_with(Timeouts { connect: Duration::from_secs(5), call: Duration::from_secs(30) })
+    }
+
+    /// The same with other limits.
+    pub fn client_with(&self, timeouts: Timeouts) -> Client {
+        let clock = Clock::scaled(Clock::system().now(), 1_000);
+        Client::new(&self.address, clock, timeouts).unwrap()
+    }
+
+    /// All that was sent so far.
+    pub fn requests(&self) -> Vec<Request> {
+        self.requests.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Script {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn serve(mut stream: TcpStream, reply: &(impl Fn(&Request) -> Reply + Sync), seen: &Mutex<Vec<Request>>) {
+    let Some(request) = read(&mut stream).await else { return };
+    seen.lock().unwrap().push(request.clone());
+    let bytes = match reply(&request) {
+        Reply::Cut => return,
+        Reply::Silence => {
+            // Ends when the client hangs up.
+            drop(stream.read(&mut [0; 1]).await);
+            return;
+        }
+        Reply::CutInBody => "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"id\":".to_owned(),
+        Reply::Answer(status, headers, body) => {
+            let headers = headers.iter().map(|(name, value)| [name, ": ", value, "\r\n"].concat()).collect::<String>();
+            format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())
+        }
+    };
+    stream.write_all(bytes.as_bytes()).await.unwrap();
+    stream.shutdown().await.unwrap();
+}
+
+async fn read(stream: &mut TcpStream) -> Option<Request> {
+    let mut bytes = Vec::new();
+    let head_end = loop {
+        if let Some(end) = bytes.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end;
+        }
+        if stream.read_buf(&mut bytes).await.ok()? == 0 {
+            return None;
+        }
+    };
+    let head = String::from_utf8(bytes[..head_end].to_vec()).unwrap();
+    let mut lines = head.split("\r\n");
+    let mut first = lines.next()?.split(' ');
+    let (method, target) = (first.next()?.to_owned(), first.next()?.to_owned());
+    let headers: Vec<(String, String)> = lines
+        .filter_map(|line| line.split_once(':'))
+        .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
+        .collect();
+    let mut request = Request { method, target, headers, body: bytes.split_off(head_end + 4) };
+    let length = request.header("content-length").map_or(0, |length| length.parse().unwrap());
+    while request.body.len() < length {
+        if stream.read_buf(&mut request.body).await.ok()? == 0 {
+            return None;
+        }
+    }
+    Some(request)
+}

@@ -1,0 +1,41 @@
+//! SetupIntents: how a page's method came to be stored.
+
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use super::client::{Call, Client};
+use super::error::Error;
+use super::object::reference;
+use crate::domain::signals::SetupSnapshot;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct WireSetup {
+    id: String,
+    status: String,
+    #[serde(default, deserialize_with = "reference")]
+    customer: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    payment_method: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    mandate: Option<String>,
+}
+
+impl WireSetup {
+    /// What it brought, if it has succeeded.
+    pub fn success(self) -> Option<SetupSnapshot> {
+        (self.status == "succeeded").then_some(SetupSnapshot {
+            id: self.id,
+            provider_customer_id: self.customer,
+            provider_payment_method_id: self.payment_method,
+            provider_mandate_id: self.mandate,
+        })
+    }
+}
+
+impl Client {
+    /// Reads a SetupIntent; `None` while it has not succeeded.
+    pub async fn setup_intent(&self, key: &SecretString, id: &str) -> Result<Option<SetupSnapshot>, Error> {
+        let call = Call::get("/v1/setup_intents/{id}", Some(id), "");
+        Ok(self.send::<WireSetup>(key, call).await?.success())
+    }
+}

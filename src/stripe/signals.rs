@@ -1,0 +1,168 @@
+//! What Stripe's events say, in the domain's words.
+//!
+//! [`HANDLED`] is the one table of types: what webhook endpoints are registered for, and what is understood when it
+//! arrives, are both read from it, so that they cannot drift apart.
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::charges::WireCharge;
+use super::checkout_sessions::WireSession;
+use super::customers::WireCustomer;
+use super::disputes::WireDispute;
+use super::events::EventEnvelope;
+use super::mandates::WireMandate;
+use super::payment_intents::WireIntent;
+use super::payment_methods::WireMethod;
+use super::redact::scrub;
+use super::refunds::WireRefund;
+use super::setup_intents::WireSetup;
+use crate::domain::signals::{Observation, Signal};
+
+/// An event of a type that we handle whose object is not what Stripe documents. It must not be dropped: it may be about
+/// money.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the event cannot be understood: {0}")]
+pub struct UnreadableEvent(String);
+
+#[derive(Deserialize)]
+struct Event {
+    data: Data,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    object: Value,
+    /// What an update replaced: the old values of the fields that changed.
+    #[serde(default)]
+    previous_attributes: Value,
+}
+
+type Read = fn(Data) -> Result<Signal, serde_json::Error>;
+
+/// The events that we handle, and how each is read.
+const HANDLED: [(&str, Read); 27] = [
+    ("charge.dispute.closed", dispute),
+    ("charge.dispute.created", dispute),
+    ("charge.dispute.funds_reinstated", dispute),
+    ("charge.dispute.funds_withdrawn", dispute),
+    ("charge.dispute.updated", dispute),
+    ("charge.refunded", charge_refunded),
+    ("checkout.session.async_payment_failed", session),
+    ("checkout.session.async_payment_succeeded", session),
+    ("checkout.session.completed", session),
+    ("checkout.session.expired", session),
+    ("customer.deleted", customer_deleted),
+    ("customer.updated", customer_updated),
+    ("mandate.updated", mandate_updated),
+    ("payment_intent.canceled", intent),
+    ("payment_intent.payment_failed", intent),
+    ("payment_intent.processing", intent),
+    ("payment_intent.requires_action", intent),
+    ("payment_intent.succeeded", intent),
+    ("payment_method.attached", method_attached),
+    ("payment_method.automatically_updated", method_updated),
+    ("payment_method.detached", method_detached),
+    ("payment_method.updated", method_updated),
+    ("refund.created", refund),
+    ("refund.failed", refund),
+    ("refund.updated", refund),
+    ("setup_intent.setup_failed", setup),
+    ("setup_intent.succeeded", setup),
+];
+
+/// The types of event that we handle, in alphabetical order.
+pub fn handled_types() -> impl Iterator<Item = &'static str> {
+    HANDLED.iter().map(|(name, _)| *name)
+}
+
+/// Understands an event, given as the JSON that was delivered or listed. What does not concern us is
+/// [`Signal::Ignored`], with the reason.
+pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
+    let envelope = EventEnvelope::parse(body).map_err(|why| UnreadableEvent(why.to_owned()))?;
+    let signal = read(&envelope, body).map_err(|error| {
+        // The parser's words may quote a value, and values of Stripe's may be secrets (P9).
+        UnreadableEvent(scrub(&format!("{}: {error}", envelope.event_type)))
+    })?;
+    Ok(Observation { event_time: envelope.created, request_key: envelope.request.idempotency_key, signal })
+}
+
+fn read(envelope: &EventEnvelope, body: &[u8]) -> Result<Signal, serde_json::Error> {
+    if envelope.account.is_some() {
+        return Ok(ignored("it belongs to a connected account"));
+    }
+    match HANDLED.iter().find(|(name, _)| *name == envelope.event_type) {
+        Some((_, read)) => read(serde_json::from_slice::<Event>(body)?.data),
+        None => Ok(ignored(&format!("events of type {} are not handled", scrub(&envelope.event_type)))),
+    }
+}
+
+fn ignored(reason: &str) -> Signal {
+    Signal::Ignored { reason: reason.to_owned() }
+}
+
+fn object<T: DeserializeOwned>(data: Data) -> Result<T, serde_json::Error> {
+    serde_json::from_value(data.object)
+}
+
+fn intent(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::Intent(object::<WireIntent>(data)?.into()))
+}
+
+fn charge_refunded(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::ChargeRefunded(object::<WireCharge>(data)?.into()))
+}
+
+fn refund(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::Refund(object::<WireRefund>(data)?.into()))
+}
+
+fn dispute(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::Dispute(object::<WireDispute>(data)?.into()))
+}
+
+fn session(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::Session(object::<WireSession>(data)?.into()))
+}
+
+fn method_attached(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::MethodAttached(object::<WireMethod>(data)?.into()))
+}
+
+fn method_updated(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::MethodUpdated(object::<WireMethod>(data)?.into()))
+}
+
+fn method_detached(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::MethodDetached { provider_payment_method_id: object::<WireMethod>(data)?.id })
+}
+
+fn setup(data: Data) -> Result<Signal, serde_json::Error> {
+    let setup = object::<WireSetup>(data)?;
+    Ok(setup.success().map_or_else(|| ignored("the setup did not succeed; nothing was stored"), Signal::SetupSucceeded))
+}
+
+fn customer_deleted(data: Data) -> Result<Signal, serde_json::Error> {
+    Ok(Signal::CustomerDeleted { provider_customer_id: object::<WireCustomer>(data)?.id })
+}
+
+fn customer_updated(data: Data) -> Result<Signal, serde_json::Error> {
+    // The old value may be null: what counts is that the field is named at all.
+    let touched = data.previous_attributes.pointer("/invoice_settings/default_payment_method").is_some();
+    let customer = object::<WireCustomer>(data)?;
+    let default = customer.invoice_settings.default_payment_method;
+    Ok(Signal::CustomerUpdated { provider_customer_id: customer.id, default_changed_to: touched.then_some(default) })
+}
+
+fn mandate_updated(data: Data) -> Result<Signal, serde_json::Error> {
+    let mandate = object::<WireMandate>(data)?;
+    let Some(provider_payment_method_id) = mandate.payment_method else {
+        return Ok(ignored("the mandate names no payment method"));
+    };
+    let active = mandate.status != "inactive";
+    Ok(Signal::MandateUpdated { provider_mandate_id: mandate.id, provider_payment_method_id, active })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,142 @@
+use serde_json::json;
+
+use super::*;
+use crate::domain::signals::{IntentStatus, SessionStatus};
+
+fn event(event_type: &str, object: &Value, previous: &Value) -> Vec<u8> {
+    let event = json!({
+        "id": "evt_1", "object": "event", "type": event_type, "created": 1_700_000_000, "livemode": false,
+        "api_version": super::super::API_VERSION, "request": {"id": "req_1", "idempotency_key": "key-1"},
+        "data": {"object": object, "previous_attributes": previous},
+    });
+    event.to_string().into_bytes()
+}
+
+fn signal(event_type: &str, object: &Value) -> Signal {
+    observe(&event(event_type, object, &Value::Null)).unwrap().signal
+}
+
+fn intent_json() -> Value {
+    json!({
+        "id": "pi_1", "object": "payment_intent", "status": "requires_payment_method", "amount": 4900,
+        "amount_received": 0, "currency": "eur", "customer": "cus_1", "latest_charge": "ch_1", "created": 1_700_000_000,
+        "client_secret": "pi_1_secret_abc",
+        "last_payment_error": {
+            "type": "card_error", "code": "card_declined", "decline_code": "insufficient_funds",
+            "advice_code": "try_again_later", "charge": "ch_1", "message": "Your card has insufficient funds.",
+            "payment_method": {"id": "pm_1", "type": "card"},
+        },
+        "metadata": {"invoice_id": "inv_1", "payment_id": "0192f0c1-2345-7abc-8def-0123456789ab",
+            "organization_id": "not an id"},
+    })
+}
+
+#[test]
+fn an_intent_is_read_with_its_refusal_and_our_marks() {
+    let observation = observe(&event("payment_intent.payment_failed", &intent_json(), &Value::Null)).unwrap();
+    assert_eq!(observation.event_time.unix_timestamp(), 1_700_000_000);
+    assert_eq!(observation.request_key.as_deref(), Some("key-1"));
+    let Signal::Intent(intent) = observation.signal else { panic!("an intent") };
+    assert_eq!(intent.status, IntentStatus::RequiresPaymentMethod);
+    assert_eq!((intent.amount.minor_units, intent.amount.currency.as_str()), (4900, "EUR"));
+    let failure = intent.last_payment_error.unwrap();
+    assert_eq!(failure.code, "card_declined");
+    assert_eq!(failure.decline_code.as_deref(), Some("insufficient_funds"));
+    assert_eq!(failure.provider_charge_id.as_deref(), Some("ch_1"));
+    assert_eq!(intent.invoice_id.as_deref(), Some("inv_1"));
+    assert!(intent.payment_id.is_some());
+    assert_eq!(intent.organization_id, None, "what is no id was not written by us");
+}
+
+#[test]
+fn p2_a_webhook_an_answer_and_a_refusal_tell_of_one_failure_in_the_same_words() {
+    let Signal::Intent(told) = signal("payment_intent.payment_failed", &intent_json()) else { panic!("an intent") };
+    let read: crate::domain::signals::IntentSnapshot =
+        serde_json::from_value::<WireIntent>(intent_json()).unwrap().into();
+    assert_eq!(told, read);
+}
+
+#[test]
+fn every_handled_type_is_understood_and_named_once() {
+    let names: Vec<_> = handled_types().collect();
+    assert!(names.is_sorted_by(|left, right| left < right));
+    let object = json!({
+        "id": "x_1", "status": "succeeded", "amount": 100, "currency": "eur", "created": 1, "type": "card",
+        "expires_at": 2, "payment_method": "pm_1", "payment_intent": "pi_1", "charge": "ch_1",
+    });
+    for name in names {
+        let mut object = object.clone();
+        if name.starts_with("checkout.session.") {
+            object["status"] = json!("complete");
+        }
+        let signal = signal(name, &object);
+        assert!(!matches!(signal, Signal::Ignored { .. }), "{name}: {signal:?}");
+    }
+}
+
+#[test]
+fn what_is_not_ours_is_ignored_with_the_reason() {
+    for name in ["invoice.paid", "payment_intent.created", "something.new"] {
+        let Signal::Ignored { reason } = signal(name, &json!({"anything": true})) else { panic!("{name}") };
+        assert!(reason.contains(name));
+    }
+    let failed = signal("setup_intent.setup_failed", &json!({"id": "seti_1", "status": "requires_payment_method"}));
+    assert!(matches!(failed, Signal::Ignored { .. }));
+    let mut connected: Value =
+        serde_json::from_slice(&event("payment_intent.succeeded", &intent_json(), &Value::Null)).unwrap();
+    connected["account"] = json!("acct_2");
+    let observation = observe(connected.to_string().as_bytes()).unwrap();
+    assert!(matches!(observation.signal, Signal::Ignored { .. }));
+}
+
+#[test]
+fn a_handled_event_that_is_broken_is_an_error_and_never_ignored() {
+    let mut broken = intent_json();
+    broken["status"] = json!("whsec_abc");
+    let error = observe(&event("payment_intent.succeeded", &broken, &Value::Null)).unwrap_err();
+    assert!(error.to_string().contains("payment_intent.succeeded"));
+    assert!(!error.to_string().contains("whsec_"));
+    assert!(observe(br#"{"id":"evt_1","type":"payment_intent.succeeded","created":1}"#).is_err());
+    assert!(observe(b"not json").is_err());
+}
+
+#[test]
+fn a_default_counts_as_changed_only_if_the_event_says_that_it_did() {
+    let object = json!({"id": "cus_1", "invoice_settings": {"default_payment_method": "pm_2"}});
+    let changed = |previous: Value, object: &Value| match observe(&event("customer.updated", object, &previous))
+        .unwrap()
+        .signal
+    {
+        Signal::CustomerUpdated { default_changed_to, .. } => default_changed_to,
+        other => panic!("{other:?}"),
+    };
+    let pm_2 = Some(Some("pm_2".to_owned()));
+    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": "pm_1"}}), &object), pm_2);
+    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": null}}), &object), pm_2);
+    assert_eq!(changed(json!({"email": "old@hooli.test"}), &object), None);
+    assert_eq!(changed(json!({"invoice_settings": {"footer": null}}), &object), None);
+    let none = json!({"id": "cus_1", "invoice_settings": {"default_payment_method": null}});
+    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": "pm_1"}}), &none), Some(None));
+}
+
+#[test]
+fn sessions_setups_methods_and_mandates_are_read() {
+    let session = json!({"id": "cs_1", "status": "expired", "expires_at": 5, "url": null, "setup_intent": null});
+    let Signal::Session(session) = signal("checkout.session.expired", &session) else { panic!("a session") };
+    assert_eq!((session.status, session.url), (SessionStatus::Expired, None));
+
+    let setup = json!({"id": "seti_1", "status": "succeeded", "customer": "cus_1", "mandate": {"id": "mandate_1"},
+        "payment_method": "pm_1"});
+    let Signal::SetupSucceeded(setup) = signal("setup_intent.succeeded", &setup) else { panic!("a setup") };
+    assert_eq!(setup.provider_mandate_id.as_deref(), Some("mandate_1"));
+
+    let detached = json!({"id": "pm_1", "type": "card", "created": 1, "customer": null});
+    let expected = Signal::MethodDetached { provider_payment_method_id: "pm_1".to_owned() };
+    assert_eq!(signal("payment_method.detached", &detached), expected);
+
+    for (status, active) in [("active", true), ("pending", true), ("inactive", false)] {
+        let mandate = json!({"id": "mandate_1", "status": status, "payment_method": "pm_1"});
+        let told = signal("mandate.updated", &mandate);
+        assert!(matches!(told, Signal::MandateUpdated { active: found, .. } if found == active), "{status}");
+    }
+}

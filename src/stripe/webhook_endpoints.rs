@@ -1,0 +1,152 @@
+//! Webhook endpoints: where Stripe posts to us. Their secret is told once, in the answer to their creation, and in a
+//! replay of it.
+
+use std::collections::BTreeSet;
+
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+use time::OffsetDateTime;
+
+use super::client::{Call, Client};
+use super::error::{Doubt, Error};
+use super::form::Form;
+use super::object::{Acknowledged, Metadata, Page, mark, or_default, seconds};
+use super::{API_VERSION, metadata, signals};
+use crate::domain::{IntegrationId, OrganizationId};
+
+/// Pages of 100 that are read (P11). Stripe allows about 16 endpoints.
+const MOST_PAGES: usize = 5;
+
+/// A webhook endpoint at Stripe.
+#[derive(Clone, Debug, Deserialize)]
+pub struct WebhookEndpoint {
+    /// `we_…`.
+    pub id: String,
+    /// Where it posts to.
+    pub url: String,
+    /// `enabled` or `disabled`.
+    pub status: String,
+    /// The version in which it renders events; `None`: the account's own.
+    pub api_version: Option<String>,
+    /// The types that it posts.
+    #[serde(default, deserialize_with = "or_default")]
+    pub enabled_events: Vec<String>,
+    /// When it was made.
+    #[serde(deserialize_with = "seconds")]
+    pub created: OffsetDateTime,
+    /// `whsec_…`; only in the answer to the creation.
+    #[serde(default, deserialize_with = "secret")]
+    pub secret: Option<SecretString>,
+    #[serde(default, deserialize_with = "or_default")]
+    metadata: Metadata,
+}
+
+fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretString>, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map(SecretString::from))
+}
+
+impl WebhookEndpoint {
+    /// The integration that it was registered for, if it was registered by a Paybridge.
+    pub fn integration_id(&self) -> Option<IntegrationId> {
+        mark(&self.metadata, metadata::INTEGRATION_ID).map(IntegrationId)
+    }
+
+    /// What is wrong with it, for people; empty if it posts to `url` what we handle, in our version.
+    pub fn faults(&self, url: &str) -> Vec<String> {
+        let mut faults = Vec::new();
+        if self.status != "enabled" {
+            faults.push(format!("the endpoint is {}", self.status));
+        }
+        if self.url != url {
+            faults.push("the endpoint posts to another URL".to_owned());
+        }
+        if self.api_version.as_deref() != Some(API_VERSION) {
+            let version = self.api_version.as_deref().unwrap_or("the account's own");
+            faults.push(format!("the endpoint's API version is {version}, not {API_VERSION}"));
+        }
+        let enabled: BTreeSet<&str> = self.enabled_events.iter().map(String::as_str).collect();
+        let missing: Vec<&str> = signals::handled_types().filter(|name| !enabled.contains(name)).collect();
+        if !missing.is_empty() && !enabled.contains("*") {
+            faults.push(format!("the endpoint does not post {}", missing.join(", ")));
+        }
+        faults
+    }
+}
+
+/// The body that registers an endpoint for exactly the events that we handle, rendered in our version.
+pub fn create_body(url: &str, organization_id: OrganizationId, integration_id: IntegrationId) -> String {
+    Form::new()
+        .push("url", url)
+        .push("api_version", API_VERSION)
+        .push("description", "Paybridge")
+        .push_list("enabled_events", signals::handled_types())
+        .push_map(
+            "metadata",
+            &[
+                (metadata::INTEGRATION_ID, integration_id.to_string()),
+                (metadata::ORGANIZATION_ID, organization_id.to_string()),
+            ],
+        )
+        .into_body()
+}
+
+/// The body that mends an endpoint: enabled, this URL, exactly the events that we handle. Its version can't be changed.
+pub fn update_body(url: &str) -> String {
+    Form::new()
+        .push("url", url)
+        .push("disabled", false)
+        .push_list("enabled_events", signals::handled_types())
+        .into_body()
+}
+
+impl Client {
+    /// Registers an endpoint; `body` is a stored [`create_body`]. The answer, and every replay of it, has the secret.
+    pub async fn create_webhook_endpoint(
+        &self,
+        key: &SecretString,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<WebhookEndpoint, Error> {
+        self.send(key, Call::post("/v1/webhook_endpoints", None, idempotency_key, body)).await
+    }
+
+    /// Reads an endpoint; without its secret.
+    pub async fn webhook_endpoint(&self, key: &SecretString, id: &str) -> Result<WebhookEndpoint, Error> {
+        self.send(key, Call::get("/v1/webhook_endpoints/{id}", Some(id), "")).await
+    }
+
+    /// All endpoints of the account, in the key's mode.
+    pub async fn webhook_endpoints(&self, key: &SecretString) -> Result<Vec<WebhookEndpoint>, Error> {
+        let mut endpoints: Vec<WebhookEndpoint> = Vec::new();
+        for _ in 0..MOST_PAGES {
+            let after = endpoints.last().map(|endpoint| endpoint.id.as_str());
+            let query = Form::new().push("limit", 100).push_some("starting_after", after).into_body();
+            let page: Page<WebhookEndpoint> = self.send(key, Call::get("/v1/webhook_endpoints", None, &query)).await?;
+            let last = !page.has_more || page.data.is_empty();
+            endpoints.extend(page.data);
+            if last {
+                return Ok(endpoints);
+            }
+        }
+        Err(Error::unknown(Doubt::TooLong, "the account has more endpoints than can be looked through"))
+    }
+
+    /// Mends an endpoint; `body` is an [`update_body`].
+    pub async fn update_webhook_endpoint(
+        &self,
+        key: &SecretString,
+        id: &str,
+        idempotency_key: &str,
+        body: &str,
+    ) -> Result<WebhookEndpoint, Error> {
+        self.send(key, Call::post("/v1/webhook_endpoints/{id}", Some(id), idempotency_key, body)).await
+    }
+
+    /// Deletes an endpoint. One that is gone already counts as deleted.
+    pub async fn delete_webhook_endpoint(&self, key: &SecretString, id: &str) -> Result<(), Error> {
+        match self.send::<Acknowledged>(key, Call::delete("/v1/webhook_endpoints/{id}", id)).await {
+            Err(error) if !error.is_missing() => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
