@@ -1,7 +1,7 @@
 //! Stripe's events: the envelope that every delivery has, and the list of the last 30 days.
 
 use secrecy::SecretString;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use time::OffsetDateTime;
 
@@ -30,7 +30,7 @@ pub struct EventEnvelope {
     /// The connected account; never set on what concerns us.
     pub account: Option<String>,
     /// The call that caused it.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "request")]
     pub request: EventRequest,
 }
 
@@ -41,6 +41,21 @@ pub struct EventRequest {
     pub id: Option<String>,
     /// The call's idempotency key: ours, if the call was.
     pub idempotency_key: Option<String>,
+}
+
+/// API versions before 2017-05-25, in which the list may still render, have the call's bare id here.
+fn request<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventRequest, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Request {
+        Id(String),
+        Whole(EventRequest),
+    }
+    Ok(match Option::<Request>::deserialize(deserializer)? {
+        Some(Request::Whole(request)) => request,
+        Some(Request::Id(id)) => EventRequest { id: Some(id), idempotency_key: None },
+        None => EventRequest::default(),
+    })
 }
 
 impl EventEnvelope {
@@ -119,6 +134,7 @@ fn listed(event: &Value) -> Result<ListedEvent, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scripted::{Script, answer};
     use super::*;
 
     #[test]
@@ -139,5 +155,29 @@ mod tests {
             let error = EventEnvelope::parse(bad).unwrap_err();
             assert!(!error.contains("whsec"));
         }
+    }
+
+    #[tokio::test]
+    async fn the_list_is_read_by_page_in_whatever_version_it_is_rendered() {
+        let page = r#"{"object":"list","has_more":true,"data":[
+            {"id":"evt_2","type":"refund.created","created":1700000001,"api_version":"2015-10-16","request":"req_1"},
+            {"id":"evt_1","type":"charge.refunded","created":1700000000,"data":{"object":{"id":"ch_1"}}}]}"#;
+        let script = Script::new(|_| answer(200, page)).await;
+        let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let query = EventQuery {
+            types: &["charge.refunded", "refund.created"],
+            created_gte: Some(since),
+            ending_before: Some("evt_0"),
+            starting_after: None,
+        };
+        let key = SecretString::from("sk_test_sandbox");
+        let page = script.client().events(&key, &query).await.unwrap();
+        assert_eq!((page.events.len(), page.has_more), (2, true));
+        assert_eq!(page.events[0].envelope.request.id.as_deref(), Some("req_1"));
+        let stored = EventEnvelope::parse(page.events[1].body.as_bytes()).unwrap();
+        assert_eq!(stored, page.events[1].envelope);
+        let target = "/v1/events?limit=100&types[0]=charge.refunded&types[1]=refund.created\
+            &created[gte]=1700000000&ending_before=evt_0";
+        assert_eq!(script.requests()[0].target, target);
     }
 }

@@ -212,3 +212,110 @@ impl Client {
         Err(Error::unknown(Doubt::TooLong, "the customer has more intents than can be looked through"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::super::scripted::{Script, answer};
+    use super::*;
+    use crate::domain::Money;
+    use crate::domain::payments::PaymentState;
+
+    fn payment() -> Payment {
+        Payment {
+            id: Uuid::from_u128(5).into(),
+            organization_id: Uuid::from_u128(2).into(),
+            integration_id: Uuid::from_u128(4).into(),
+            customer_id: Uuid::from_u128(1).into(),
+            invoice_id: "inv/1".to_owned(),
+            invoice_number: "HOO-001".to_owned(),
+            amount: Money { minor_units: 4900, currency: Currency::EUR },
+            state: PaymentState::Pending,
+            pending_reason: None,
+            failure: None,
+            provider_payment_intent_id: None,
+            intent_number: 1,
+            attempt_number: 0,
+            requested_method_id: None,
+            next_action_url: None,
+            amount_received: 0,
+            amount_refunded: 0,
+            cancel_request_time: None,
+            unknown_since: None,
+            version: 1,
+            create_time: OffsetDateTime::UNIX_EPOCH,
+            update_time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn p2_the_same_payment_gives_the_same_bytes_and_no_money_can_move_yet() {
+        let body = create_body(&payment(), "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]);
+        let expected = "amount=4900&currency=eur&customer=cus_1&payment_method_types[0]=card\
+            &payment_method_types[1]=sepa_debit&description=Invoice%20HOO-001&metadata[invoice_id]=inv%2F1\
+            &metadata[organization_id]=00000000-0000-0000-0000-000000000002\
+            &metadata[payment_id]=00000000-0000-0000-0000-000000000005\
+            &metadata[attempt_id]=00000000-0000-0000-0000-000000000005%2F1";
+        assert_eq!(body, expected);
+        assert_eq!(create_body(&payment(), "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]), body);
+    }
+
+    #[test]
+    fn a_confirm_is_off_session_or_has_somewhere_to_return_to_and_never_both() {
+        let kinds = [MethodKind::Card];
+        let common = "payment_method=pm_1&payment_method_types[0]=card";
+        assert_eq!(confirm_body("pm_1", &kinds), format!("{common}&off_session=true"));
+        let on_session = confirm_on_session_body("pm_1", &kinds, "https://shop.test/");
+        assert_eq!(on_session, format!("{common}&return_url=https%3A%2F%2Fshop.test%2F"));
+    }
+
+    fn intent(id: &str, payment_id: Uuid) -> String {
+        format!(
+            r#"{{"id":"{id}","status":"canceled","amount":1,"currency":"eur","metadata":{{"payment_id":"{payment_id}"}}}}"#
+        )
+    }
+
+    #[tokio::test]
+    async fn an_intent_is_looked_for_to_the_end_of_the_list() {
+        let ours = payment().id;
+        let script = Script::new(move |request| {
+            let other = Uuid::nil();
+            let (data, has_more) = if request.target.contains("starting_after=pi_2") {
+                (intent("pi_1", ours.0), false)
+            } else {
+                ([intent("pi_3", ours.0), intent("pi_2", other)].join(","), true)
+            };
+            answer(200, &format!(r#"{{"object":"list","data":[{data}],"has_more":{has_more}}}"#))
+        })
+        .await;
+        let key = SecretString::from("sk_test_sandbox");
+        let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let found = script.client().find_payment_intents(&key, "cus_1", since, ours).await.unwrap();
+        let ids: Vec<_> = found.iter().map(|intent| intent.id.as_str()).collect();
+        assert_eq!(ids, ["pi_3", "pi_1"]);
+        let first = "/v1/payment_intents?customer=cus_1&created[gte]=1700000000&limit=100";
+        assert_eq!(script.requests()[0].target, first);
+    }
+
+    #[tokio::test]
+    async fn p11_p2_a_list_without_end_is_left_and_proves_nothing() {
+        let page = format!(r#"{{"data":[{}],"has_more":true}}"#, intent("pi_9", Uuid::nil()));
+        let script = Script::new(move |_| answer(200, &page)).await;
+        let key = SecretString::from("sk_test_sandbox");
+        let since = OffsetDateTime::UNIX_EPOCH;
+        let error = script.client().find_payment_intents(&key, "cus_1", since, payment().id).await.unwrap_err();
+        assert!(matches!(error, Error::Unknown { reason: Doubt::TooLong, .. }), "{error:?}");
+        assert_eq!(script.requests().len(), MOST_PAGES);
+    }
+
+    #[test]
+    fn p9_a_link_to_an_action_is_kept_for_the_caller_and_not_printed_with_the_wire() {
+        let json = r#"{"id":"pi_1","status":"requires_action","amount":1,"currency":"eur","metadata":null,
+            "next_action":{"type":"redirect_to_url","redirect_to_url":{"url":"https://hooks.stripe.com/3ds?client_secret=x_secret_y"}}}"#;
+        let wire: WireIntent = serde_json::from_str(json).unwrap();
+        assert!(!format!("{wire:?}").contains("_secret_"));
+        let url = IntentSnapshot::from(wire).next_action_url.unwrap();
+        assert!(url.starts_with("https://hooks.stripe.com/3ds"));
+    }
+}

@@ -130,6 +130,7 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
+    use super::super::scripted::{Script, answer};
     use super::*;
 
     #[test]
@@ -149,5 +150,25 @@ mod tests {
         assert_eq!(sepa.details.bank_code.as_deref(), Some("37040044"));
         assert_eq!(sepa.provider_customer_id, None);
         assert_eq!(read(r#"{"id":"pm_3","type":"link","created":1}"#).details, MethodDetails::default());
+    }
+
+    #[tokio::test]
+    async fn all_pages_of_all_allowed_kinds_are_read() {
+        let script = Script::new(|request| {
+            let (id, kind, has_more) = match request.target.split_once("?type=").map(|(_, query)| query) {
+                Some("card&limit=100") => ("pm_1", "card", true),
+                Some("card&limit=100&starting_after=pm_1") => ("pm_2", "card", false),
+                Some("sepa_debit&limit=100") => ("pm_3", "sepa_debit", false),
+                _ => return answer(404, ""),
+            };
+            let method = format!(r#"{{"id":"{id}","type":"{kind}","created":1}}"#);
+            answer(200, &format!(r#"{{"data":[{method}],"has_more":{has_more}}}"#))
+        })
+        .await;
+        let key = SecretString::from("sk_test_sandbox");
+        let kinds = [MethodKind::Card, MethodKind::SepaDebit];
+        let methods = script.client().payment_methods_of(&key, "cus_1", &kinds).await.unwrap();
+        let ids: Vec<_> = methods.iter().map(|method| method.id.as_str()).collect();
+        assert_eq!(ids, ["pm_1", "pm_2", "pm_3"]);
     }
 }

@@ -150,3 +150,62 @@ impl Client {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use secrecy::ExposeSecret as _;
+    use uuid::Uuid;
+
+    use super::super::scripted::{Script, answer};
+    use super::*;
+
+    const ENDPOINT: &str = r#"{"id":"we_1","object":"webhook_endpoint","url":"https://pay.test/hook","status":"enabled",
+        "api_version":"2026-08-26.dahlia","created":1700000000,"secret":"whsec_abc","enabled_events":["*"],
+        "metadata":{"integration_id":"00000000-0000-0000-0000-000000000004"}}"#;
+
+    #[test]
+    fn an_endpoint_is_registered_for_exactly_what_is_handled() {
+        let body = create_body("https://pay.test/hook", Uuid::from_u128(2).into(), Uuid::from_u128(4).into());
+        assert!(body.starts_with("url=https%3A%2F%2Fpay.test%2Fhook&api_version=2026-08-26.dahlia"));
+        for (index, name) in signals::handled_types().enumerate() {
+            assert!(body.contains(&format!("&enabled_events[{index}]={name}&")), "{name}");
+        }
+        assert_eq!(body.matches("enabled_events").count(), signals::handled_types().count());
+        assert!(body.contains("&metadata[integration_id]=00000000-0000-0000-0000-000000000004"));
+    }
+
+    #[test]
+    fn p9_the_secret_is_read_and_never_printed() {
+        let endpoint: WebhookEndpoint = serde_json::from_str(ENDPOINT).unwrap();
+        assert!(!format!("{endpoint:?}").contains("whsec_"));
+        assert_eq!(endpoint.secret.as_ref().unwrap().expose_secret(), "whsec_abc");
+        assert_eq!(endpoint.integration_id(), Some(Uuid::from_u128(4).into()));
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_endpoint_is_said() {
+        let mut endpoint: WebhookEndpoint = serde_json::from_str(ENDPOINT).unwrap();
+        assert_eq!(endpoint.faults("https://pay.test/hook"), Vec::<String>::new());
+        endpoint.enabled_events = signals::handled_types().skip(1).map(str::to_owned).collect();
+        endpoint.status = "disabled".to_owned();
+        endpoint.api_version = None;
+        let faults = endpoint.faults("https://other.test/hook").join("; ");
+        for part in ["disabled", "another URL", "the account's own", "does not post charge.dispute.closed"] {
+            assert!(faults.contains(part), "{part} in {faults}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_already_counts_as_deleted() {
+        let missing = r#"{"error":{"type":"invalid_request_error","code":"resource_missing","message":"No such"}}"#;
+        let key = SecretString::from("sk_test_sandbox");
+        let gone = Script::new(move |_| answer(404, missing)).await;
+        gone.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
+        gone.client().delete_customer(&key, "cus_1").await.unwrap();
+        let deleted = Script::new(|_| answer(200, r#"{"id":"we_1","deleted":true}"#)).await;
+        deleted.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
+        assert_eq!(deleted.requests()[0].header("idempotency-key"), None);
+        let refused = Script::new(move |_| answer(403, missing)).await;
+        assert!(refused.client().delete_webhook_endpoint(&key, "we_1").await.is_err());
+    }
+}
