@@ -1,0 +1,142 @@
+//! Finds the Postgres programs of this machine.
+
+use std::cmp::Reverse;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+/// The oldest major version that the migrations are written for.
+const OLDEST_MAJOR: u32 = 15;
+/// Where Debian and Ubuntu keep one folder for each major version.
+const DEBIAN: &str = "/usr/lib/postgresql";
+
+/// A folder with `postgres` and `initdb` in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Installation {
+    pub(super) major: u32,
+    programs: PathBuf,
+}
+
+impl Installation {
+    pub(super) fn postgres(&self) -> PathBuf {
+        self.programs.join("postgres")
+    }
+
+    pub(super) fn initdb(&self) -> PathBuf {
+        self.programs.join("initdb")
+    }
+
+    /// Asks the program itself for its version; `None` where there is no such program or it doesn't run.
+    fn at(programs: &Path) -> Option<Self> {
+        let found = Self { major: 0, programs: programs.canonicalize().ok()? };
+        if !found.initdb().is_file() {
+            return None;
+        }
+        let output = Command::new(found.postgres()).arg("--version").output().ok()?;
+        let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
+        Some(Self { major, ..found })
+    }
+}
+
+/// All usable installations, newest first. With `given`, only that folder counts.
+pub(super) fn find(given: Option<&Path>) -> Result<Vec<Installation>> {
+    if let Some(folder) = given {
+        let found = Installation::at(folder)
+            .with_context(|| format!("{} holds no working `postgres` and `initdb`", folder.display()))?;
+        if found.major < OLDEST_MAJOR {
+            bail!("{} is Postgres {}; {OLDEST_MAJOR} or newer is needed", folder.display(), found.major);
+        }
+        return Ok(vec![found]);
+    }
+    let debian = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).filter(|folder| folder.join("postgres").is_file());
+    pick(debian.chain(on_path).filter_map(|folder| Installation::at(&folder)).collect())
+}
+
+/// Keeps what is new enough, newest first (of equals, the one found first), or says what to install.
+fn pick(mut found: Vec<Installation>) -> Result<Vec<Installation>> {
+    let newest = found.iter().map(|one| one.major).max();
+    found.retain(|one| one.major >= OLDEST_MAJOR);
+    found.sort_by_key(|one| Reverse(one.major));
+    if found.is_empty() {
+        let have = newest.map_or_else(
+            || "No Postgres is installed on this machine".to_owned(),
+            |major| format!("Only Postgres {major} is installed on this machine, {OLDEST_MAJOR} or newer is needed"),
+        );
+        bail!(
+            "{have}. On Debian or Ubuntu run `apt-get install postgresql` (as root); elsewhere install Postgres \
+             {OLDEST_MAJOR} or newer and put the folder of its `postgres` program on PATH."
+        );
+    }
+    Ok(found)
+}
+
+/// The installation for files of version `data`, or the newest where there are no files yet: Postgres can't open the
+/// files of another major version.
+pub(super) fn choose(installed: &[Installation], data: Option<u32>) -> Result<&Installation> {
+    let Some(major) = data else {
+        return installed.first().context("no Postgres is installed");
+    };
+    installed.iter().find(|one| one.major == major).with_context(|| {
+        let have: Vec<String> = installed.iter().map(|one| one.major.to_string()).collect();
+        format!(
+            "the data folder was made by Postgres {major}, but only {} is installed; install `postgresql-{major}`, or \
+             start with a fresh data folder",
+            have.join(", ")
+        )
+    })
+}
+
+/// `postgres (PostgreSQL) 15.18 (Debian 15.18-1)` → 15; `… 19beta1` → 19.
+fn major_of(version: &str) -> Option<u32> {
+    let number = version.split_once("(PostgreSQL) ")?.1;
+    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+    number[..end].parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn installation(major: u32) -> Installation {
+        Installation { major, programs: PathBuf::from(format!("/pg/{major}")) }
+    }
+
+    #[test]
+    fn versions_are_read_as_postgres_prints_them() {
+        assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
+        assert_eq!(major_of("postgres (PostgreSQL) 19beta1"), Some(19));
+        assert_eq!(major_of("something else 15"), None);
+    }
+
+    #[test]
+    fn the_newest_is_first_and_too_old_ones_are_dropped() {
+        let found = pick(vec![installation(15), installation(18), installation(9)]).unwrap();
+        assert_eq!(found, [installation(18), installation(15)]);
+    }
+
+    #[test]
+    fn a_machine_without_postgres_is_told_what_to_install() {
+        let nothing = pick(vec![]).unwrap_err().to_string();
+        assert!(nothing.contains("apt-get install postgresql"), "{nothing}");
+        let too_old = pick(vec![installation(13)]).unwrap_err().to_string();
+        assert!(too_old.contains("Only Postgres 13") && too_old.contains("apt-get install postgresql"), "{too_old}");
+    }
+
+    #[test]
+    fn a_given_folder_without_programs_is_named() {
+        let error = find(Some(Path::new("/nonexistent/bin"))).unwrap_err().to_string();
+        assert!(error.contains("/nonexistent/bin"), "{error}");
+    }
+
+    #[test]
+    fn files_are_opened_by_the_version_that_made_them() {
+        let installed = [installation(18), installation(15)];
+        assert_eq!(choose(&installed, None).unwrap().major, 18);
+        assert_eq!(choose(&installed, Some(15)).unwrap().major, 15);
+        let error = choose(&installed, Some(16)).unwrap_err().to_string();
+        assert!(error.contains("postgresql-16"), "{error}");
+    }
+}
