@@ -1,1 +1,64 @@
-//! See the map in `src/lib.rs`.
+//! Settings: what the command line and the environment say, checked and typed.
+//!
+//! The flow: clap reads flags and environment variables as text ([`arguments`]), `parse` takes each text on its own, so
+//! that every mistake is told at once and not the first alone, and [`Settings`] comes out, in which nothing is left to
+//! be checked. Secrets are read into types that never print them (P9), and no message repeats a value that may hold one.
+//!
+//! Names follow one rule: `--some-setting` is also `PAYBRIDGE_SOME_SETTING`; only `--database-url` is `DATABASE_URL`.
+
+use std::ffi::OsString;
+
+use clap::{CommandFactory, FromArgMatches};
+
+pub use self::settings::{
+    BaseUrl, Connection, EncryptionKey, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
+};
+#[cfg(feature = "dev")]
+pub use self::settings::{Demo, Dev, Sandbox};
+
+mod arguments;
+mod check;
+mod parse;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+/// The exit code for a command line or an environment that can't be used (`EX_USAGE`).
+const USAGE_ERROR: u8 = 64;
+
+/// Why there are no settings: they are wrong, or only help was asked for.
+#[derive(Debug)]
+pub struct Refusal {
+    text: String,
+    /// What the process ends with: 64, or 0 after `--help` and `--version`.
+    pub exit_code: u8,
+}
+
+impl Refusal {
+    /// Prints the reason where it belongs: help to standard output, mistakes to standard error.
+    pub fn print(&self) {
+        if self.exit_code == 0 {
+            println!("{}", self.text.trim_end());
+        } else {
+            eprintln!("{}", self.text.trim_end());
+        }
+    }
+}
+
+impl From<clap::Error> for Refusal {
+    fn from(error: clap::Error) -> Self {
+        let exit_code = if error.use_stderr() { USAGE_ERROR } else { 0 };
+        Self { text: error.render().to_string(), exit_code }
+    }
+}
+
+/// Reads the settings of this process.
+pub fn load() -> Result<Settings, Refusal> {
+    load_from(arguments::Cli::command(), std::env::args_os())
+}
+
+fn load_from(command: clap::Command, line: impl IntoIterator<Item = OsString>) -> Result<Settings, Refusal> {
+    let matches = command.try_get_matches_from(line)?;
+    let cli = arguments::Cli::from_arg_matches(&matches)?;
+    parse::settings(cli).map_err(|mistakes| Refusal { text: mistakes.to_string(), exit_code: USAGE_ERROR })
+}

@@ -1,0 +1,203 @@
+use secrecy::ExposeSecret;
+
+use super::*;
+
+const KEY: &str = "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+const OTHER_KEY: &str = "k0:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHhA=";
+
+/// Reads a command line as if the environment were empty.
+fn read(line: &[&str]) -> Result<Settings, Refusal> {
+    let line = ["paybridge"].iter().chain(line).map(OsString::from);
+    load_from(without_environment(arguments::Cli::command()), line)
+}
+
+fn without_environment(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| arg.env(None::<&'static str>));
+    command.mut_subcommands(without_environment)
+}
+
+fn serve(more: &[&str]) -> Result<Serve, String> {
+    let mut line = vec!["serve", "--database-url=postgresql://u:hunter2@db/pay", "--encryption-keys", KEY];
+    line.push("--default-success-url=https://shop.example/done");
+    line.extend(more);
+    match read(&line) {
+        Ok(Settings { task: Task::Serve(serve), .. }) => Ok(*serve),
+        Ok(other) => panic!("{other:?}"),
+        Err(refusal) => Err(refusal.text),
+    }
+}
+
+#[test]
+fn three_settings_are_enough_to_serve() {
+    let serve = serve(&[]).unwrap();
+    assert_eq!(serve.grpc_listen.to_string(), "0.0.0.0:50051");
+    assert_eq!(serve.http_listen.to_string(), "0.0.0.0:8080");
+    assert_eq!(serve.stripe.base_url.as_str(), "https://api.stripe.com");
+    assert_eq!(serve.retention.deliveries, time::Duration::days(35));
+    assert_eq!(serve.database.direct_url.expose_secret(), serve.database.url.expose_secret());
+    assert!(serve.grpc_tls.is_none() && serve.public_webhook_url.is_none());
+}
+
+#[test]
+fn all_mistakes_are_told_at_once_and_end_with_64() {
+    let line = ["serve", "--log-format=xml", "--log-filter=a=b=c", "--grpc-listen=here", "--database-pool-size=1"];
+    let more = ["--delivery-retention-days=34", "--stripe-base-url=http://api.stripe.com", "--grpc-tls-cert-file=/x"];
+    let refusal = read(&[&line[..], &more[..]].concat()).unwrap_err();
+    assert_eq!(refusal.exit_code, 64);
+    let expected = [
+        "10 settings are wrong",
+        "--log-format (PAYBRIDGE_LOG_FORMAT): `xml`",
+        "--log-filter (PAYBRIDGE_LOG_FILTER)",
+        "--database-url (DATABASE_URL): is missing",
+        "--database-pool-size (PAYBRIDGE_DATABASE_POOL_SIZE): `1` is not a whole number from 2 to 500",
+        "--grpc-listen (PAYBRIDGE_GRPC_LISTEN): `here`",
+        "--grpc-tls-key-file (PAYBRIDGE_GRPC_TLS_KEY_FILE): is missing",
+        "--stripe-base-url (PAYBRIDGE_STRIPE_BASE_URL): `http://api.stripe.com` must begin with https://",
+        "--encryption-keys (PAYBRIDGE_ENCRYPTION_KEYS): is missing",
+        "--default-success-url (PAYBRIDGE_DEFAULT_SUCCESS_URL): is missing",
+        "--delivery-retention-days (PAYBRIDGE_DELIVERY_RETENTION_DAYS): `34`",
+    ];
+    for sentence in expected {
+        assert!(refusal.text.contains(sentence), "`{sentence}` is not in:\n{}", refusal.text);
+    }
+}
+
+/// P9.
+#[test]
+fn p9_secrets_show_neither_in_messages_nor_in_debug() {
+    let shown = format!("{:?}", serve(&[]).unwrap());
+    assert!(!shown.contains("hunter2") && !shown.contains("AAECAw"), "{shown}");
+    let bad = ["--database-url=postgresql://u:hunter2@db:port/pay", "--encryption-keys=k1:hunter2,hunter2:x"];
+    let refusal = read(&["serve", bad[0], bad[1], "--direct-database-url=hunter2"]).unwrap_err();
+    assert!(refusal.text.contains("--direct-database-url (PAYBRIDGE_DIRECT_DATABASE_URL)"), "{}", refusal.text);
+    assert!(!refusal.text.contains("hunter2"), "{}", refusal.text);
+    let unwanted = serve(&["--public-webhook-url=https://me:hunter2@pay.example.com"]).unwrap_err();
+    assert!(unwanted.contains("must not hold a user") && !unwanted.contains("hunter2"), "{unwanted}");
+}
+
+#[test]
+fn the_first_key_seals_and_all_open() {
+    let both = format!("{KEY},{OTHER_KEY}");
+    let keys = check::encryption_keys(&both.into()).unwrap();
+    assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["k1", "k0"]);
+    assert_eq!(keys[0].key.expose_secret()[..3], [0, 1, 2]);
+}
+
+#[test]
+fn bad_keys_are_refused_each_with_its_reason() {
+    let twice = format!("{KEY}\n{KEY}");
+    let zeros = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    let cases = [("", "no key"), ("k1", "a colon"), ("k 1:x", "its id"), ("k1:AAEC", "32 random bytes")];
+    for (text, reason) in cases.into_iter().chain([(twice.as_str(), "used twice"), (zeros, "one byte repeated")]) {
+        let sentence = check::encryption_keys(&text.into()).unwrap_err();
+        assert!(sentence.contains(reason), "{text:?}: {sentence}");
+    }
+}
+
+#[test]
+fn keys_and_certificates_come_from_files_too() {
+    let folder = std::env::temp_dir().join(format!("paybridge-config-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.join(name), text).unwrap();
+        folder.join(name).display().to_string()
+    };
+    let keys = file("keys", &format!("{KEY}\n{OTHER_KEY}\n"));
+    let cert = file("cert.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    let key = file("key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    let line = ["serve", "--database-url=host=/run/pg user=u", "--default-success-url=https://shop.example/"];
+    let files = ["--encryption-keys-file", &keys, "--grpc-tls-cert-file", &cert, "--grpc-tls-key-file", &key];
+    let Task::Serve(read_from_files) = read(&[&line[..], &files[..]].concat()).unwrap().task else { panic!() };
+    assert_eq!(read_from_files.encryption_keys.len(), 2);
+    assert!(read_from_files.grpc_tls.unwrap().certificate.contains("CERTIFICATE"));
+    let swapped = serve(&["--grpc-tls-cert-file", &key, "--grpc-tls-key-file", &cert]).unwrap_err();
+    assert!(swapped.contains("2 settings are wrong") && swapped.contains("no PEM block"), "{swapped}");
+    let both = serve(&["--encryption-keys-file", &keys]).unwrap_err();
+    assert!(both.contains("give one of them"), "{both}");
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[test]
+fn web_addresses_are_https_or_this_machine() {
+    for good in ["https://pay.example.com/", "https://pay.example.com/base", "http://127.0.0.1:8080", "http://[::1]:1"]
+    {
+        let url = check::safe_base_url(good).unwrap();
+        assert_eq!(url.as_str(), good.trim_end_matches('/'));
+        assert_eq!(url.is_loopback(), good.starts_with("http:"));
+    }
+    for bad in
+        ["http://pay.example.com", "ftp://x", "pay.example.com", "", "https://x/?a=b", "http://localhost.evil.com"]
+    {
+        assert!(check::safe_base_url(bad).is_err(), "{bad}");
+    }
+    let with_placeholder = "https://shop.example/done?session={CHECKOUT_SESSION_ID}";
+    assert_eq!(check::page_url(Some(with_placeholder.to_owned())).unwrap(), with_placeholder);
+}
+
+#[test]
+fn blank_means_absent_where_absence_is_allowed() {
+    let blank =
+        serve(&["--public-webhook-url=", "--otlp-endpoint=", "--grpc-tls-cert-file= ", "--direct-database-url="]);
+    assert!(blank.unwrap().public_webhook_url.is_none());
+}
+
+#[test]
+fn risky_combinations_are_warned_about() {
+    let quiet = serve(&["--grpc-listen=127.0.0.1:1", "--public-webhook-url=https://pay.example.com"]).unwrap();
+    assert!(quiet.warnings().is_empty(), "{:?}", quiet.warnings());
+    let risky = ["--stripe-base-url=http://localhost:1", "--worker-concurrency=500", "--database-url=host=x port=6432"];
+    let line = [
+        "serve",
+        "--encryption-keys",
+        KEY,
+        "--default-success-url=https://shop.example/",
+        "--shutdown-grace-seconds=5",
+    ];
+    let Task::Serve(serve) = read(&[&line[..], &risky[..]].concat()).unwrap().task else { panic!() };
+    assert_eq!(serve.warnings().len(), 6, "{:?}", serve.warnings());
+}
+
+#[test]
+fn organizations_and_tokens_are_managed_by_id() {
+    let database = "--database-url=host=/run/pg";
+    let organization = "--organization=0190163d-8694-739b-aea5-966c26f8ad91";
+    assert!(matches!(
+        read(&["organization", "create", "Hooli", database]).unwrap().task,
+        Task::CreateOrganization { name, .. } if name == "Hooli"
+    ));
+    assert!(matches!(
+        read(&["token", "create", "--name=billing", organization, database]).unwrap().task,
+        Task::CreateToken { .. }
+    ));
+    let refusal = read(&["token", "revoke", "7", "--organization=x"]).unwrap_err();
+    assert!(refusal.text.contains("3 settings are wrong"), "{}", refusal.text);
+}
+
+#[test]
+fn help_is_no_mistake_and_an_unknown_flag_is() {
+    let line = ["paybridge", "serve", "--help"].map(OsString::from);
+    let help = load_from(arguments::Cli::command(), line).unwrap_err();
+    assert_eq!(help.exit_code, 0);
+    assert!(help.text.contains("PAYBRIDGE_ENCRYPTION_KEYS") && help.text.contains("openssl rand"), "{}", help.text);
+    assert_eq!(read(&["serve", "--no-such-flag"]).unwrap_err().exit_code, 64);
+    assert_eq!(read(&[]).unwrap_err().exit_code, 64);
+}
+
+#[test]
+fn every_setting_is_a_flag_and_a_variable_of_the_same_name() {
+    fn look(command: &clap::Command, seen: &mut usize) {
+        let of_one_act = ["organization", "create", "list", "revoke"].contains(&command.get_name());
+        for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
+            if let Some(variable) = arg.get_env() {
+                assert_eq!(variable.to_str().unwrap(), check::variable(arg.get_long().unwrap()));
+                *seen += 1;
+            } else {
+                assert!(of_one_act, "{} has no variable", arg.get_id());
+            }
+        }
+        command.get_subcommands().for_each(|inner| look(inner, seen));
+    }
+    let mut seen = 0;
+    look(&arguments::Cli::command(), &mut seen);
+    assert!(seen > 20);
+}
