@@ -32,7 +32,7 @@ fn telemetry(mistakes: &mut Mistakes, args: TelemetryArgs) -> Option<Telemetry> 
     let format = mistakes.note("log-format", format);
     let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| format!("`{}`: {error}", args.log_filter));
     let filter = mistakes.note("log-filter", filter);
-    let otlp_endpoint = given(args.otlp_endpoint).map(|text| check::base_url(&text)).transpose();
+    let otlp_endpoint = given(args.otlp_endpoint).map(|text| check::collector_url(&text)).transpose();
     let otlp_endpoint = mistakes.note("otlp-endpoint", otlp_endpoint);
     Some(Telemetry { format: format?, filter: filter?, otlp_endpoint: otlp_endpoint? })
 }
