@@ -201,3 +201,18 @@ fn every_setting_is_a_flag_and_a_variable_of_the_same_name() {
     look(&arguments::Cli::command(), &mut seen);
     assert!(seen > 20);
 }
+
+#[test]
+fn the_chart_knows_no_setting_that_serve_does_not_know() {
+    let schema = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/helm/paybridge/values.schema.json"));
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+    let keys = schema["properties"]["config"]["properties"].as_object().unwrap().keys();
+    let cli = arguments::Cli::command();
+    let serve = cli.find_subcommand("serve").unwrap();
+    for key in keys {
+        let flag: String = key.chars().flat_map(|c| if c.is_uppercase() { vec!['-', c] } else { vec![c] }).collect();
+        let flag = flag.to_lowercase();
+        let known = |arg: &clap::Arg| arg.get_long() == Some(&flag) && arg.get_env().is_some();
+        assert!(serve.get_arguments().chain(cli.get_arguments()).any(known), "serve has no --{flag}");
+    }
+}
