@@ -1,0 +1,77 @@
+# Sourced by run: the steps that are more than one command.
+# shellcheck shell=bash
+
+check_protos() {
+    buf lint
+    buf format -d --exit-code proto
+}
+
+# Every set of values is one way to use the chart.
+check_chart() {
+    local values manifests
+    manifests=$(mktemp)
+    for values in helm/paybridge/ci/*-values.yaml; do
+        echo "$values"
+        helm lint --strict --quiet helm/paybridge --values "$values"
+        helm template paybridge helm/paybridge --namespace billing --values "$values" >"$manifests"
+        kubernetes-validate --strict --quiet "$manifests"
+    done
+    rm "$manifests"
+}
+
+# The first line of the first code block under the heading "Tests" of the README, so that what people are told to run is
+# what is run here.
+readme_test_command() {
+    awk '
+        /^#+ / { under = ($0 ~ /^#+ Tests$/) }
+        under && /^```/ { if (block) exit; block = 1; next }
+        under && block && NF { sub(/^\$ /, ""); print; exit }
+    ' README.md
+}
+
+run_readme_tests() {
+    local command
+    command=$(readme_test_command)
+    if [[ -z $command ]]; then
+        echo 'README.md has no code block under a heading "Tests".' >&2
+        return 1
+    fi
+    echo "\$ $command"
+    bash -euo pipefail -c "$command"
+}
+
+sandbox_pid=
+
+stop_sandbox() {
+    if [[ -n $sandbox_pid ]]; then
+        kill "$sandbox_pid" 2>/dev/null || true
+        wait "$sandbox_pid" 2>/dev/null || true
+        sandbox_pid=
+    fi
+}
+
+free_port() {
+    python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
+
+# Stripe's own SDK, a witness that we did not write, plays the story's Stripe side against our sandbox.
+run_stripe_sdk() {
+    local port tries
+    port=$(free_port)
+    cargo build --locked --quiet
+    # On Unix cargo becomes the program it runs, so this is the sandbox's own process id.
+    cargo run --locked --quiet -- sandbox --listen "127.0.0.1:$port" &
+    sandbox_pid=$!
+    for ((tries = 0; ; tries++)); do
+        if (: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+            break
+        fi
+        if ((tries == 300)) || ! kill -0 "$sandbox_pid" 2>/dev/null; then
+            echo "The sandbox does not answer." >&2
+            return 1
+        fi
+        sleep 0.1
+    done
+    PAYBRIDGE_CI_CACHE=$cache .ci/stripe-sdk/run "http://127.0.0.1:$port"
+    stop_sandbox
+}
