@@ -16,6 +16,8 @@ CREATE TABLE customers (
         CONSTRAINT customers_provider_payment_methods_check CHECK (cardinality(provider_payment_methods) > 0),
     sync_with_provider boolean NOT NULL,
     default_payment_method_id uuid,
+    -- The fields that were changed here and not pushed to Stripe yet.
+    unpushed_fields text[] NOT NULL,
     -- Rises with every change; it is the etag.
     version bigint NOT NULL,
     create_time timestamptz NOT NULL,
@@ -41,6 +43,8 @@ CREATE TABLE payment_methods (
     kind text NOT NULL,
     details jsonb NOT NULL,
     provider_mandate_id text,
+    -- A mandate of this method that ended: it permits no debits any more, whatever is told of it later.
+    ended_mandate_id text,
     -- The earliest time at which Stripe told of its attachment.
     attach_time timestamptz,
     -- The latest time at which somebody chose it as the default.

@@ -1,3 +1,4 @@
+DROP TABLE overpayments;
 DROP TABLE disputes;
 DROP TABLE refunds;
 DROP TABLE payment_attempts;

@@ -63,9 +63,11 @@ CREATE TABLE payment_attempts (
     prior_charge text,
     prior_error jsonb,
     state text NOT NULL
-        CONSTRAINT payment_attempts_state_check CHECK (state IN ('open', 'succeeded', 'failed', 'canceled')),
+        CONSTRAINT payment_attempts_state_check CHECK (state IN ('open', 'succeeded', 'failed', 'canceled', 'superseded')),
     failure jsonb,
     provider_charge_id text,
+    -- When Stripe first replayed a stored 500: this key will never say anything else (P2).
+    dead_key_time timestamptz,
     create_time timestamptz NOT NULL,
     finish_time timestamptz,
     CONSTRAINT payment_attempts_pkey PRIMARY KEY (organization_id, payment_id, number),
@@ -108,3 +110,16 @@ CREATE TABLE disputes (
         REFERENCES payments (organization_id, id)
 );
 CREATE INDEX disputes_payment_idx ON disputes (organization_id, payment_id);
+
+-- Money that came in for an invoice beside the intent that collects it (P12), each once by Stripe's id of the intent.
+CREATE TABLE overpayments (
+    organization_id uuid NOT NULL CONSTRAINT overpayments_organization_fkey REFERENCES organizations,
+    provider_payment_intent_id text NOT NULL,
+    payment_id uuid NOT NULL,
+    -- Minor units, as Stripe reports them.
+    amount_received bigint NOT NULL,
+    create_time timestamptz NOT NULL,
+    CONSTRAINT overpayments_pkey PRIMARY KEY (organization_id, provider_payment_intent_id),
+    CONSTRAINT overpayments_payment_fkey FOREIGN KEY (organization_id, payment_id)
+        REFERENCES payments (organization_id, id)
+);

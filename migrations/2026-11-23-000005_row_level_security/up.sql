@@ -7,7 +7,7 @@ DECLARE
 BEGIN
     FOREACH name IN ARRAY ARRAY[
         'organizations', 'api_tokens', 'integrations', 'frozen_requests', 'request_ids', 'customers',
-        'payment_methods', 'checkout_sessions', 'payments', 'payment_attempts', 'refunds', 'disputes',
+        'payment_methods', 'checkout_sessions', 'payments', 'payment_attempts', 'refunds', 'disputes', 'overpayments',
         'event_heads', 'events', 'deliveries', 'jobs'
     ] LOOP
         key_column := CASE name WHEN 'organizations' THEN 'id' ELSE 'organization_id' END;
@@ -25,7 +25,7 @@ $$;
 
 GRANT SELECT ON organizations, api_tokens TO paybridge_app;
 GRANT SELECT, INSERT, UPDATE ON integrations, customers, payment_methods, checkout_sessions, payments,
-    payment_attempts, refunds, disputes, event_heads, deliveries TO paybridge_app;
+    payment_attempts, refunds, disputes, overpayments, event_heads, deliveries TO paybridge_app;
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobs, frozen_requests TO paybridge_app;
 GRANT SELECT, INSERT ON request_ids, events TO paybridge_app;
 

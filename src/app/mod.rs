@@ -1,1 +1,124 @@
-//! See the map in `src/lib.rs`.
+//! The kitchen: use cases. A file a noun, as everywhere; each holds what callers can ask for (methods of [`App`]) and
+//! what its jobs do.
+//!
+//! Whatever changes anything is a [`work::Work`]: one transaction that writes rows, then the jobs that follow, then
+//! events, and wakes whoever waits after the commit (P4, P5). No transaction is open while Stripe is called (P3): a job
+//! reads and freezes in one, calls, and writes the outcome in the next.
+
+mod customers;
+mod deliveries;
+mod events;
+mod integrations;
+mod jobs;
+mod organizations;
+mod payments;
+mod retention;
+mod tell;
+mod wake;
+mod work;
+
+use std::sync::Arc;
+
+use secrecy::SecretString;
+use tokio::sync::mpsc;
+
+pub use self::deliveries::{Rejection, Taken};
+pub use self::events::EventLog;
+use self::integrations::stripe_unavailable;
+pub use self::jobs::LEASE_PERIOD;
+use self::organizations::TokenCache;
+use self::wake::Wake;
+use crate::clock::Clock;
+use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+use crate::store::{self, Hint, Pool, Scope, Sealer};
+use crate::stripe;
+
+/// What the use cases need to know of how the process is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where Checkout sends people afterwards, unless the call or the integration says otherwise.
+    pub default_success_url: String,
+    /// The public address under which Stripe reaches the webhook door; absent: integrations poll.
+    pub webhook_base_url: Option<String>,
+    /// Whether new integrations relay Stripe's own events, unless the call says otherwise.
+    pub relay_provider_events: bool,
+    /// How long events are kept.
+    pub event_retention: time::Duration,
+    /// How long deliveries are kept; 35 days or more.
+    pub delivery_retention: time::Duration,
+    /// How far apart the reads of Stripe's events list are, with a test key.
+    pub poll_period_test: time::Duration,
+    /// The same with a live key: Stripe rations reads.
+    pub poll_period_live: time::Duration,
+}
+
+/// The use cases; clones share everything.
+#[derive(Clone)]
+pub struct App(Arc<Inner>);
+
+struct Inner {
+    pool: Pool,
+    sealer: Sealer,
+    stripe: stripe::Client,
+    clock: Clock,
+    settings: Settings,
+    wake: Wake,
+    tokens: TokenCache,
+    secrets: deliveries::SecretCache,
+    inbox: deliveries::Inbox,
+}
+
+impl App {
+    /// The use cases over these parts. Hints for other replicas are put into `hints`. Must be called within a tokio
+    /// runtime: the inbox of webhooks is a task.
+    pub fn new(
+        pool: Pool,
+        sealer: Sealer,
+        stripe: stripe::Client,
+        clock: Clock,
+        settings: Settings,
+        hints: mpsc::Sender<Hint>,
+    ) -> Self {
+        let wake = Wake::new(hints);
+        let inbox = deliveries::Inbox::start(pool.clone(), clock.clone(), wake.clone());
+        let tokens = TokenCache::default();
+        let secrets = deliveries::SecretCache::default();
+        Self(Arc::new(Inner { pool, sealer, stripe, clock, settings, wake, tokens, secrets, inbox }))
+    }
+
+    /// The clock that everything here is reckoned in.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// Takes in a hint from another replica.
+    pub fn hear(&self, hint: Hint) {
+        self.0.wake.hear(hint);
+    }
+
+    /// Whether the database answers: what readiness means.
+    pub async fn is_ready(&self) -> bool {
+        match self.0.pool.begin(Scope::System).await {
+            Ok(transaction) => transaction.commit().await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
+    /// A transaction that only reads.
+    async fn read(&self, org: OrganizationId) -> Result<store::Transaction> {
+        self.0.pool.begin(Scope::Tenant(org)).await
+    }
+
+    /// The API key of an integration, opened.
+    async fn key(&self, org: OrganizationId, id: IntegrationId) -> Result<SecretString> {
+        let mut tx = self.read(org).await?;
+        let key = store::integrations::secret(&mut tx, &self.0.sealer, org, id, store::integrations::Secret::Key);
+        key.await?.ok_or_else(|| {
+            Error::precondition(
+                "INTEGRATION_DISCONNECTED",
+                format!("integration/{id}"),
+                "the integration is disconnected; connect the Stripe account anew",
+            )
+        })
+    }
+}

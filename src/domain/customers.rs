@@ -61,6 +61,8 @@ pub struct Customer {
     pub sync_with_provider: bool,
     /// The method that invoices are charged to.
     pub default_payment_method_id: Option<PaymentMethodId>,
+    /// The fields that were changed here and not pushed to Stripe yet: `name`, `email`, `phone`, `address`.
+    pub unpushed_fields: Vec<String>,
     /// Rises with every change.
     pub version: i64,
     /// When it was made.
@@ -73,6 +75,18 @@ impl Customer {
     /// The allowed kinds that take `currency`, in the customer's order: what an intent's `payment_method_types` is.
     pub fn kinds_for(&self, currency: Currency) -> Vec<MethodKind> {
         self.provider_payment_methods.iter().copied().filter(|kind| kind.takes(currency)).collect()
+    }
+
+    /// The change that carries the unpushed fields over to Stripe.
+    pub fn unpushed(&self) -> CustomerUpdate {
+        let has = |field: &str| self.unpushed_fields.iter().any(|name| name == field);
+        CustomerUpdate {
+            name: has("name").then(|| self.name.clone()),
+            email: has("email").then(|| self.email.clone()),
+            phone: has("phone").then(|| self.phone.clone()),
+            address: has("address").then(|| self.address.clone()),
+            ..CustomerUpdate::default()
+        }
     }
 
     /// Stripe's id of a customer that is really linked.

@@ -84,7 +84,6 @@ pub struct NewIntegration {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Integration")]
 pub struct IntegrationUpdate {
-    pub code: Option<String>,
     pub name: Option<String>,
     pub success_redirect_url: Option<Option<String>>,
     pub supports_3ds: Option<bool>,
@@ -94,19 +93,32 @@ pub struct IntegrationUpdate {
 /// One thing that was looked at when an integration was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at: `key`, a permission such as `rak_customer_write`, or `webhook_endpoint`.
-    pub subject: String,
+    /// What was looked at.
+    pub subject: FindingSubject,
+    /// Which one: a permission such as `rak_customer_write`; else empty.
+    pub name: String,
     /// How it is.
     pub state: FindingState,
     /// For people: what is wrong and what to do; empty where all is well.
     pub message: String,
 }
 
+/// What is looked at when an integration is checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindingSubject {
+    /// The API key.
+    Key,
+    /// One of its permissions.
+    Scope,
+    /// The webhook endpoint.
+    Endpoint,
+}
+
 /// How something was found to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindingState {
     /// As it should be.
-    Proved,
+    Ok,
     /// A permission that the key lacks, or an endpoint that isn't there.
     Missing,
     /// It could not be found out without doing harm.

@@ -76,6 +76,8 @@ pub struct PaymentMethod {
     pub details: MethodDetails,
     /// Stripe's mandate, for SEPA.
     pub provider_mandate_id: Option<String>,
+    /// A mandate of this method that ended; it permits no debits any more, whatever is told of it later.
+    pub ended_mandate_id: Option<String>,
     /// The earliest time at which we know it to have been attached; `None` where only its choice is known yet.
     pub attach_time: Option<OffsetDateTime>,
     /// The latest time at which somebody chose it as the default.
@@ -87,6 +89,11 @@ pub struct PaymentMethod {
 }
 
 impl PaymentMethod {
+    /// Whether a mandate permits to debit it.
+    pub fn has_mandate(&self) -> bool {
+        self.provider_mandate_id.is_some() && self.provider_mandate_id != self.ended_mandate_id
+    }
+
     /// Whether it may be a default: attached, and of an allowed kind.
     pub fn is_eligible(&self, allowed: &[MethodKind]) -> bool {
         self.detach_time.is_none() && MethodKind::parse(&self.kind).is_some_and(|kind| allowed.contains(&kind))
@@ -94,7 +101,7 @@ impl PaymentMethod {
 
     /// The newest fact in favour of it, whole seconds (Stripe's resolution), a choice before an attachment of the same
     /// second; Stripe's id breaks the last tie, so that every order of events ends in the same default (P6).
-    fn claim(&self) -> Option<(i64, bool, &str)> {
+    pub fn claim(&self) -> Option<(i64, bool, &str)> {
         let attached = self.attach_time.map(|time| (time.unix_timestamp(), false));
         let chosen = self.choose_time.map(|time| (time.unix_timestamp(), true));
         attached.max(chosen).map(|(second, is_choice)| (second, is_choice, self.provider_payment_method_id.as_str()))
@@ -129,6 +136,7 @@ mod tests {
             kind: kind.to_owned(),
             details: MethodDetails::default(),
             provider_mandate_id: None,
+            ended_mandate_id: None,
             attach_time: attached.map(at),
             choose_time: chosen.map(at),
             detach_time: detached.then(|| at(99)),

@@ -28,6 +28,7 @@ struct Row {
     state: String,
     failure: Option<serde_json::Value>,
     provider_charge_id: Option<String>,
+    dead_key_time: Option<OffsetDateTime>,
     create_time: OffsetDateTime,
     finish_time: Option<OffsetDateTime>,
 }
@@ -38,6 +39,7 @@ fn state_columns(state: &AttemptState) -> Result<(&'static str, Option<serde_jso
         AttemptState::Succeeded => ("succeeded", None),
         AttemptState::Failed(failure) => ("failed", Some(to_json(failure)?)),
         AttemptState::Canceled => ("canceled", None),
+        AttemptState::Superseded => ("superseded", None),
     })
 }
 
@@ -51,6 +53,7 @@ impl Row {
                 self.failure.map(|value| from_json(table, "failure", value)).transpose()?.unwrap_or_default(),
             ),
             "canceled" => AttemptState::Canceled,
+            "superseded" => AttemptState::Superseded,
             other => return Err(unreadable(table, "state", other)),
         };
         Ok(Attempt {
@@ -65,6 +68,7 @@ impl Row {
             prior_error: self.prior_error.map(|value| from_json(table, "prior_error", value)).transpose()?,
             state,
             provider_charge_id: self.provider_charge_id,
+            dead_key_time: self.dead_key_time,
             create_time: self.create_time,
             finish_time: self.finish_time,
         })
@@ -89,6 +93,7 @@ pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: 
         state: state.to_owned(),
         failure,
         provider_charge_id: attempt.provider_charge_id.clone(),
+        dead_key_time: attempt.dead_key_time,
         create_time: attempt.create_time,
         finish_time: attempt.finish_time,
     };
@@ -138,6 +143,7 @@ pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, att
             dsl::state.eq(state),
             dsl::failure.eq(failure),
             dsl::provider_charge_id.eq(&attempt.provider_charge_id),
+            dsl::dead_key_time.eq(attempt.dead_key_time),
             dsl::finish_time.eq(attempt.finish_time),
         ))
         .execute(conn)

@@ -84,6 +84,19 @@ pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<H
     Ok(Head { last_position, first_position })
 }
 
+/// The newest positions of some organizations' logs. For the system role.
+pub async fn last_positions(
+    conn: &mut AsyncPgConnection,
+    orgs: &[OrganizationId],
+) -> Result<Vec<(OrganizationId, i64)>> {
+    let rows: Vec<(Uuid, i64)> = heads::event_heads
+        .filter(heads::organization_id.eq_any(orgs.iter().map(|org| org.0).collect::<Vec<_>>()))
+        .select((heads::organization_id, heads::last_position))
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(|(org, position)| (org.into(), position)).collect())
+}
+
 /// At most `limit` events after `position`, in order.
 pub async fn after(conn: &mut AsyncPgConnection, org: OrganizationId, position: i64, limit: i64) -> Result<Vec<Event>> {
     let rows: Vec<Row> = dsl::events

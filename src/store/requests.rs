@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::schema::{frozen_requests::dsl as frozen, request_ids::dsl};
 use crate::domain::{Error, OrganizationId, Result};
 
-/// Takes a `request_id` for `resource`. `None`: it is new, and now stands for `resource`. `Some`: it was used before for
-/// the resource returned. Another body under the same id is an error.
+/// Lets a `request_id` stand for `resource` from now on. Whoever took it a moment before us, with the same body, took it
+/// for the same resource; another body is an error.
 pub async fn take(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -18,7 +18,7 @@ pub async fn take(
     body_hash: &[u8],
     resource: Uuid,
     now: OffsetDateTime,
-) -> Result<Option<Uuid>> {
+) -> Result<()> {
     let inserted = diesel::insert_into(dsl::request_ids)
         .values((
             dsl::organization_id.eq(org.0),
@@ -31,11 +31,31 @@ pub async fn take(
         .execute(conn)
         .await?;
     if inserted == 1 {
-        return Ok(None);
+        return Ok(());
     }
-    let (known_hash, known): (Vec<u8>, Uuid) =
-        dsl::request_ids.find((org.0, request_id)).select((dsl::body_hash, dsl::resource_id)).first(conn).await?;
-    if known_hash == body_hash { Ok(Some(known)) } else { Err(Error::RequestIdReused(request_id.to_owned())) }
+    match known(conn, org, request_id, body_hash).await? {
+        Some(known) if known == resource => Ok(()),
+        _ => Err(Error::RequestIdReused(request_id.to_owned())),
+    }
+}
+
+/// The resource that a `request_id` stands for, if it was used before. Another body under the same id is an error.
+pub async fn known(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    request_id: &str,
+    body_hash: &[u8],
+) -> Result<Option<Uuid>> {
+    let row: Option<(Vec<u8>, Uuid)> = dsl::request_ids
+        .find((org.0, request_id))
+        .select((dsl::body_hash, dsl::resource_id))
+        .first(conn)
+        .await
+        .optional()?;
+    match row {
+        Some((known_hash, _)) if known_hash != body_hash => Err(Error::RequestIdReused(request_id.to_owned())),
+        other => Ok(other.map(|(_, resource)| resource)),
+    }
 }
 
 /// Forgets at most `limit` request ids that were taken before `before`. For the system role.

@@ -85,6 +85,7 @@ table! {
         provider_payment_methods -> Array<Text>,
         sync_with_provider -> Bool,
         default_payment_method_id -> Nullable<Uuid>,
+        unpushed_fields -> Array<Text>,
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
@@ -102,6 +103,7 @@ table! {
         kind -> Text,
         details -> Jsonb,
         provider_mandate_id -> Nullable<Text>,
+        ended_mandate_id -> Nullable<Text>,
         attach_time -> Nullable<Timestamptz>,
         choose_time -> Nullable<Timestamptz>,
         detach_time -> Nullable<Timestamptz>,
@@ -169,6 +171,7 @@ table! {
         state -> Text,
         failure -> Nullable<Jsonb>,
         provider_charge_id -> Nullable<Text>,
+        dead_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
     }
@@ -199,6 +202,16 @@ table! {
         status -> Text,
         reason -> Nullable<Text>,
         update_time -> Timestamptz,
+    }
+}
+
+table! {
+    overpayments (organization_id, provider_payment_intent_id) {
+        organization_id -> Uuid,
+        provider_payment_intent_id -> Text,
+        payment_id -> Uuid,
+        amount_received -> BigInt,
+        create_time -> Timestamptz,
     }
 }
 
@@ -236,4 +249,4 @@ table! {
     }
 }
 
-allow_tables_to_appear_in_same_query!(payments, customers, integrations);
+allow_tables_to_appear_in_same_query!(payments, refunds);

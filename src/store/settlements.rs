@@ -6,9 +6,11 @@ use diesel::upsert::excluded;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 
-use super::schema::{disputes::dsl as disputes, refunds::dsl as refunds};
+use super::schema::{
+    disputes::dsl as disputes, overpayments::dsl as overpayments, payments::dsl as payments, refunds::dsl as refunds,
+};
 use crate::domain::signals::{DisputeSnapshot, RefundSnapshot};
-use crate::domain::{OrganizationId, PaymentId, Result};
+use crate::domain::{Error, IntegrationId, OrganizationId, PaymentId, Result};
 
 /// Writes a refund; `false` if nothing about it is new.
 pub async fn upsert_refund(
@@ -62,12 +64,22 @@ pub async fn amount_refunded(conn: &mut AsyncPgConnection, org: OrganizationId, 
     Ok(amounts.iter().sum())
 }
 
-/// Whether any of a payment's refunds is on its way.
-pub async fn has_moving_refund(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<bool> {
-    let query = refunds::refunds
-        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq(payment.0)))
-        .filter(refunds::status.eq_any(["pending", "requires_action"]));
-    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
+/// How many refunds of an integration's payments are on their way.
+pub async fn moving_refunds(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<usize> {
+    let own = payments::payments
+        .filter(payments::organization_id.eq(org.0).and(payments::integration_id.eq(integration.0)))
+        .select(payments::id);
+    let count: i64 = refunds::refunds
+        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq_any(own)))
+        .filter(refunds::status.eq_any(["pending", "requires_action"]))
+        .count()
+        .get_result(conn)
+        .await?;
+    usize::try_from(count).map_err(Error::internal)
 }
 
 /// Writes a dispute; `None` if nothing about it is new, else the status before (empty if it is a new one).
@@ -111,4 +123,27 @@ pub async fn upsert_dispute(
         .execute(conn)
         .await?;
     Ok(Some(known.map(|(status, _)| status).unwrap_or_default()))
+}
+
+/// Notes money that came in beside the intent that collects a payment; `false` if it is noted already.
+pub async fn insert_overpayment(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    provider_payment_intent_id: &str,
+    amount_received: i64,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let inserted = diesel::insert_into(overpayments::overpayments)
+        .values((
+            overpayments::organization_id.eq(org.0),
+            overpayments::provider_payment_intent_id.eq(provider_payment_intent_id),
+            overpayments::payment_id.eq(payment.0),
+            overpayments::amount_received.eq(amount_received),
+            overpayments::create_time.eq(now),
+        ))
+        .on_conflict_do_nothing()
+        .execute(conn)
+        .await?;
+    Ok(inserted == 1)
 }

@@ -5,7 +5,8 @@ use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
-use super::object::reference;
+use super::form::Form;
+use super::object::{Page, reference};
 use crate::domain::signals::SetupSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -37,5 +38,16 @@ impl Client {
     pub async fn setup_intent(&self, key: &SecretString, id: &str) -> Result<Option<SetupSnapshot>, Error> {
         let call = Call::get("/v1/setup_intents/{id}", Some(id), "");
         Ok(self.send::<WireSetup>(key, call).await?.success())
+    }
+
+    /// A customer's newest SetupIntents that succeeded, at most 100: they know the mandates of its SEPA methods.
+    pub async fn setup_intents_of(
+        &self,
+        key: &SecretString,
+        provider_customer_id: &str,
+    ) -> Result<Vec<SetupSnapshot>, Error> {
+        let query = Form::new().push("customer", provider_customer_id).push("limit", 100).into_body();
+        let page: Page<WireSetup> = self.send(key, Call::get("/v1/setup_intents", None, &query)).await?;
+        Ok(page.data.into_iter().filter_map(WireSetup::success).collect())
     }
 }

@@ -62,7 +62,7 @@ impl Payment {
             News::Waits(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
             News::Refused(failure) if self.state == PaymentState::Pending => self.fail(failure),
             News::ConfirmRefused(failure) if self.is_moving() => {
-                settle(attempt, AttemptState::Failed(failure.clone()), None, now);
+                settle(attempt, AttemptState::Failed(failure.clone()), failure.provider_charge_id.clone(), now);
                 self.fail(failure);
             }
             News::Sent if self.state == PaymentState::Pending => self.enter(PaymentState::Processing),
@@ -169,7 +169,7 @@ fn note_charge(attempt: Option<&mut Attempt>, charge: Option<String>) {
 
 impl Attempt {
     /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the confirm.
-    fn has_moved(&self, intent: &IntentSnapshot) -> bool {
+    pub fn has_moved(&self, intent: &IntentSnapshot) -> bool {
         if intent.latest_charge != self.prior_charge {
             return true;
         }

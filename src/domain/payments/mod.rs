@@ -137,6 +137,11 @@ impl Failure {
         Self { code: code.to_owned(), message: message.into(), ..Self::default() }
     }
 
+    /// Whether the issuer advised never to try this method again.
+    pub fn forbids_retry(&self) -> bool {
+        self.advice_code.as_deref() == Some("do_not_try_again")
+    }
+
     /// Whether both tell of the same refusal. Where both name a charge, the charge decides; else code and reason do.
     fn is_same_as(&self, other: &Self) -> bool {
         match (&self.provider_charge_id, &other.provider_charge_id) {
@@ -206,6 +211,9 @@ pub enum AttemptState {
     Failed(Failure),
     /// Its intent was canceled.
     Canceled,
+    /// Its key can't be used any more, and nothing moved: the next attempt confirms the same intent under a new key,
+    /// which can still succeed only once (P2).
+    Superseded,
 }
 
 /// One try to confirm. All but the outcome is immutable, and was committed before the first send.
@@ -233,6 +241,8 @@ pub struct Attempt {
     pub state: AttemptState,
     /// Stripe's `ch_…` that it led to.
     pub provider_charge_id: Option<String>,
+    /// When Stripe first replayed a stored 500: the key will never say anything else.
+    pub dead_key_time: Option<OffsetDateTime>,
     /// When it was frozen.
     pub create_time: OffsetDateTime,
     /// When its outcome was known.

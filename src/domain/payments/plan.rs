@@ -88,7 +88,7 @@ fn chargeable(
             format!("the payment method is detached, or not allowed, or can't pay in {}", payment.amount.currency);
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
-    if method.kind == MethodKind::SepaDebit.as_str() && method.provider_mandate_id.is_none() {
+    if method.kind == MethodKind::SepaDebit.as_str() && !method.has_mandate() {
         let text = "the SEPA payment method has no mandate; let the customer store it anew through a Checkout link";
         return Err(Box::new(Failure::ours("mandate_missing", text)));
     }

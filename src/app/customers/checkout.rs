@@ -1,0 +1,174 @@
+//! Links to Checkout pages that store a payment method and move no money.
+
+use time::Duration;
+
+use crate::app::payments::hash_request;
+use crate::app::work::Work;
+use crate::app::{App, stripe_unavailable, tell};
+use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
+use crate::domain::customers::Customer;
+use crate::domain::integrations::Integration;
+use crate::domain::jobs::{Lease, Outcome};
+use crate::domain::signals::SessionSnapshot;
+use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
+use crate::store::requests::Purpose;
+use crate::{store, stripe};
+
+/// A key older than this is never sent again (P2).
+const KEY_AGE_MAX: Duration = Duration::hours(20);
+
+impl App {
+    /// Makes a link to a page where the customer stores a payment method.
+    pub async fn create_checkout_url(
+        &self,
+        org: OrganizationId,
+        request_id: Option<String>,
+        customer: CustomerId,
+        success_url: Option<String>,
+    ) -> Result<CheckoutSession> {
+        let id = customer.to_string();
+        let hash = hash_request("CreateCheckoutUrl", &[&id, success_url.as_deref().unwrap_or_default()]);
+        let mut work = self.begin(org).await?;
+        let known = match &request_id {
+            Some(request_id) => store::requests::known(&mut work.tx, org, request_id, &hash).await?,
+            None => None,
+        };
+        let session_id = if let Some(known) = known {
+            drop(work);
+            known.into()
+        } else {
+            let customer = store::customers::get(&mut work.tx, org, customer).await?;
+            let integration = linked_integration(&mut work, &customer).await?;
+            let session = self.new_session(&mut work, &customer, &integration, success_url, false).await?;
+            if let Some(request_id) = &request_id {
+                store::requests::take(&mut work.tx, org, request_id, &hash, session.id.0, work.now).await?;
+            }
+            work.commit().await?;
+            session.id
+        };
+        self.make_session(org, session_id).await
+    }
+
+    /// Writes a session that is to be made, with its frozen request.
+    pub(super) async fn new_session(
+        &self,
+        work: &mut Work,
+        customer: &Customer,
+        integration: &Integration,
+        success_url: Option<String>,
+        tell: bool,
+    ) -> Result<CheckoutSession> {
+        let success_url = success_url
+            .or_else(|| integration.success_redirect_url.clone())
+            .unwrap_or_else(|| self.0.settings.default_success_url.clone());
+        let session = CheckoutSession {
+            id: self.clock().new_id().into(),
+            organization_id: work.org,
+            customer_id: customer.id,
+            integration_id: integration.id,
+            state: SessionState::Creating,
+            success_url,
+            provider_session_id: None,
+            url: None,
+            expire_time: None,
+            tell,
+            create_time: work.now,
+        };
+        store::checkout_sessions::insert(&mut work.tx, &session).await?;
+        let provider_id = customer.provider_customer_id.as_deref().unwrap_or_default();
+        let kinds = &customer.provider_payment_methods;
+        let body = stripe::checkout_sessions::setup_body(&session, provider_id, kinds);
+        let (org, now) = (work.org, work.now);
+        store::requests::freeze(&mut work.tx, org, Purpose::CheckoutSession, session.id.0, 1, body, now).await?;
+        Ok(session)
+    }
+
+    /// Makes the session at Stripe, unless that was done before.
+    async fn make_session(&self, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
+        let mut tx = self.read(org).await?;
+        let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
+        let frozen = store::requests::newest_frozen(&mut tx, org, Purpose::CheckoutSession, id.0).await?;
+        drop(tx);
+        let Some(frozen) = frozen.filter(|_| session.state == SessionState::Creating) else { return Ok(session) };
+        if self.clock().now() - frozen.create_time > KEY_AGE_MAX {
+            return self.session_failed(&session, "Stripe could not be reached for too long; ask for a new link").await;
+        }
+        let key = self.key(org, session.integration_id).await?;
+        match self.0.stripe.create_checkout_session(&key, &frozen.idempotency_key, &frozen.body).await {
+            Ok(made) => self.session_made(org, id, &made).await,
+            Err(error) if error.is_key_trouble() => {
+                self.pause_integration(org, session.integration_id, "checkout_session.create", &error).await?;
+                Err(stripe_unavailable(&error))
+            }
+            Err(error) if error.verdict() == stripe::Verdict::Refused => {
+                self.session_failed(&session, &error.to_string()).await
+            }
+            Err(error) => Err(stripe_unavailable(&error)),
+        }
+    }
+
+    async fn session_made(
+        &self,
+        org: OrganizationId,
+        id: CheckoutSessionId,
+        made: &SessionSnapshot,
+    ) -> Result<CheckoutSession> {
+        let mut work = self.begin(org).await?;
+        let mut session = store::checkout_sessions::lock(&mut work.tx, org, id).await?;
+        if session.state != SessionState::Creating {
+            return Ok(session);
+        }
+        session.state = SessionState::Open;
+        session.provider_session_id = Some(made.id.clone());
+        session.url.clone_from(&made.url);
+        session.expire_time = Some(made.expire_time);
+        store::checkout_sessions::save(&mut work.tx, &session).await?;
+        if session.tell {
+            let customer = store::customers::get_even_deleted(&mut work.tx, org, session.customer_id).await?;
+            let integration = store::integrations::get(&mut work.tx, org, session.integration_id).await?;
+            work.tell(tell::checkout_url("customer.checkout_url_generated", &customer, &integration, &session));
+        }
+        work.commit().await?;
+        Ok(session)
+    }
+
+    /// Stripe refused to make it: told where nobody waits for the answer, and returned as an error where somebody does.
+    async fn session_failed(&self, session: &CheckoutSession, message: &str) -> Result<CheckoutSession> {
+        let org = session.organization_id;
+        let mut work = self.begin(org).await?;
+        let mut session = store::checkout_sessions::lock(&mut work.tx, org, session.id).await?;
+        session.state = SessionState::Failed;
+        store::checkout_sessions::save(&mut work.tx, &session).await?;
+        if session.tell {
+            let customer = store::customers::get_even_deleted(&mut work.tx, org, session.customer_id).await?;
+            let integration = store::integrations::get(&mut work.tx, org, session.integration_id).await?;
+            work.tell(tell::customer_error(&customer, &integration, message, "checkout_session_refused"));
+        }
+        work.commit().await?;
+        Err(Error::precondition("CHECKOUT_REFUSED", format!("customer/{}", session.customer_id), message))
+    }
+
+    /// The job of a session to be made.
+    pub(in crate::app) async fn make_checkout_session(&self, lease: &Lease) -> Result<()> {
+        match self.make_session(lease.organization_id, lease.object_id.into()).await {
+            Ok(_) | Err(Error::FailedPrecondition { .. }) => {}
+            Err(error) => return Err(error),
+        }
+        self.begin_leased(lease).await?.end(Outcome::Done).await
+    }
+}
+
+/// The integration of a customer that is really linked.
+async fn linked_integration(work: &mut Work, customer: &Customer) -> Result<Integration> {
+    let subject = || format!("customer/{}", customer.id);
+    let Some(id) = customer.integration_id.filter(|_| customer.linked_provider_id().is_some()) else {
+        let message = "the customer has no Stripe customer yet; have one created, or link one, first";
+        return Err(Error::precondition("CUSTOMER_NOT_LINKED", subject(), message));
+    };
+    let integration = store::integrations::get(&mut work.tx, work.org, id).await?;
+    if integration.accepts_work() {
+        return Ok(integration);
+    }
+    let message = "the integration is being disconnected and makes no new links";
+    Err(Error::precondition("INTEGRATION_DISCONNECTED", format!("integration/{id}"), message))
+}

@@ -1,0 +1,284 @@
+//! Payment methods, and which of them is the default. What is stored are dated facts; the default follows from them by
+//! a rule of the domain, so that the order in which Stripe tells them does not matter (P6).
+
+use time::OffsetDateTime;
+
+use crate::app::work::Work;
+use crate::app::{App, stripe_unavailable, tell};
+use crate::domain::customers::Customer;
+use crate::domain::integrations::Integration;
+use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::payment_methods::{MethodKind, PaymentMethod, default_method};
+use crate::domain::signals::{MethodSnapshot, SetupSnapshot};
+use crate::domain::{CustomerId, Error, OrganizationId, Page, PaymentMethodId, Result};
+use crate::{store, stripe};
+
+/// What is learnt about a method at once.
+pub(in crate::app) struct Learnt<'a> {
+    pub snapshot: &'a MethodSnapshot,
+    /// When it was attached, as far as this source knows.
+    pub attach_time: Option<OffsetDateTime>,
+    /// When it was chosen as the default, if it was.
+    pub choose_time: Option<OffsetDateTime>,
+    /// Its mandate, if this source knows one.
+    pub mandate: Option<String>,
+}
+
+impl App {
+    /// A customer and a page of its attached methods, newest first.
+    pub async fn list_payment_methods(
+        &self,
+        org: OrganizationId,
+        id: CustomerId,
+        page: Page,
+    ) -> Result<(Customer, Vec<PaymentMethod>)> {
+        let mut tx = self.read(org).await?;
+        let customer = store::customers::get(&mut tx, org, id).await?;
+        let methods = store::payment_methods::list(&mut tx, org, id, page).await?;
+        Ok((customer, methods))
+    }
+
+    /// Chooses the default; it is pushed to Stripe by a job.
+    pub async fn set_default_payment_method(&self, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
+        let mut work = self.begin(org).await?;
+        let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
+        let mut customer = store::customers::lock(&mut work.tx, org, customer_id).await?;
+        let methods = store::payment_methods::all(&mut work.tx, org, customer_id).await?;
+        let newest = methods.iter().filter_map(|known| known.claim().map(|(second, ..)| second)).max();
+        let Some(mut method) = methods.into_iter().find(|known| known.id == id) else {
+            return Err(Error::not_found("payment method", id));
+        };
+        if !method.is_eligible(&customer.provider_payment_methods) {
+            let message = "the payment method is detached, or its kind is not allowed for the customer";
+            return Err(Error::precondition("PAYMENT_METHOD_NOT_USABLE", format!("payment_method/{id}"), message));
+        }
+        // The choice is newer than every fact so far, even where Stripe's clock is ahead of ours.
+        let after_all = newest.and_then(|second| OffsetDateTime::from_unix_timestamp(second + 1).ok());
+        method.choose_time = Some(after_all.map_or(work.now, |after_all| after_all.max(work.now)));
+        store::payment_methods::upsert(&mut work.tx, &method).await?;
+        let integration = store::integrations::get(&mut work.tx, org, method.integration_id).await?;
+        self.choose_default(&mut work, &mut customer, &integration).await?;
+        work.commit().await?;
+        Ok(method)
+    }
+
+    /// Takes a method out of use; it is detached at Stripe by a job.
+    pub async fn delete_payment_method(&self, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
+        let mut work = self.begin(org).await?;
+        let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
+        let mut customer = store::customers::lock(&mut work.tx, org, customer_id).await?;
+        let mut method = store::payment_methods::get(&mut work.tx, org, id).await?;
+        if method.detach_time.is_none() {
+            let integration = store::integrations::get(&mut work.tx, org, method.integration_id).await?;
+            let now = work.now;
+            self.detach(&mut work, &mut customer, &integration, &mut method, now).await?;
+            work.ask(JobKind::DetachMethod, id.0);
+        }
+        work.commit().await?;
+        Ok(method)
+    }
+
+    /// Notes that a method is detached. The customer is locked.
+    pub(in crate::app) async fn detach(
+        &self,
+        work: &mut Work,
+        customer: &mut Customer,
+        integration: &Integration,
+        method: &mut PaymentMethod,
+        time: OffsetDateTime,
+    ) -> Result<()> {
+        if method.detach_time.is_some() {
+            return Ok(());
+        }
+        method.detach_time = Some(time);
+        store::payment_methods::upsert(&mut work.tx, method).await?;
+        self.choose_default(work, customer, integration).await?;
+        work.tell(tell::method("payment_method.detached", method, customer, integration));
+        Ok(())
+    }
+
+    /// Stores what is learnt about a method of a locked customer, and lets the default follow. The earliest attachment
+    /// and the latest choice count, so that repeats and other orders change nothing.
+    pub(in crate::app) async fn learn_method(
+        &self,
+        work: &mut Work,
+        customer: &mut Customer,
+        integration: &Integration,
+        learnt: Learnt<'_>,
+    ) -> Result<()> {
+        let snapshot = learnt.snapshot;
+        let all = store::payment_methods::all(&mut work.tx, work.org, customer.id).await?;
+        let known = all.into_iter().find(|known| known.provider_payment_method_id == snapshot.id);
+        let is_new = known.is_none();
+        let mut method = known.unwrap_or_else(|| PaymentMethod {
+            id: self.clock().new_id().into(),
+            organization_id: work.org,
+            customer_id: customer.id,
+            integration_id: integration.id,
+            provider_payment_method_id: snapshot.id.clone(),
+            kind: snapshot.kind.clone(),
+            details: snapshot.details.clone(),
+            provider_mandate_id: None,
+            ended_mandate_id: None,
+            attach_time: None,
+            choose_time: None,
+            detach_time: None,
+            create_time: work.now,
+        });
+        method.details = snapshot.details.clone();
+        method.attach_time = earlier(method.attach_time, learnt.attach_time);
+        method.choose_time = method.choose_time.max(learnt.choose_time);
+        if learnt.mandate.is_some() {
+            method.provider_mandate_id = learnt.mandate;
+        }
+        if snapshot.provider_customer_id.is_none() {
+            method.detach_time.get_or_insert(work.now);
+        }
+        store::payment_methods::upsert(&mut work.tx, &method).await?;
+        self.choose_default(work, customer, integration).await?;
+        if is_new && method.detach_time.is_none() {
+            work.tell(tell::method("payment_method.created", &method, customer, integration));
+        }
+        Ok(())
+    }
+
+    /// Lets the default follow from the facts. If it changes: told, written to Stripe by a job, and payments that lack a
+    /// method are tried once more.
+    pub(in crate::app) async fn choose_default(
+        &self,
+        work: &mut Work,
+        customer: &mut Customer,
+        integration: &Integration,
+    ) -> Result<()> {
+        let methods = store::payment_methods::all(&mut work.tx, work.org, customer.id).await?;
+        let default = default_method(&methods, &customer.provider_payment_methods);
+        let default_id = default.map(|method| method.id);
+        if default_id == customer.default_payment_method_id {
+            return Ok(());
+        }
+        customer.default_payment_method_id = default_id;
+        store::customers::save(&mut work.tx, customer, work.now).await?;
+        if let Some(default) = default {
+            work.tell(tell::method("payment_method.set_as_default", default, customer, integration));
+            work.ask(JobKind::PushDefaultMethod, customer.id.0);
+            for payment in store::payments::ids_waiting_for(&mut work.tx, work.org, customer.id).await? {
+                work.ask(JobKind::SubmitPayment, payment);
+            }
+        }
+        Ok(())
+    }
+
+    /// The job of a customer whose methods and default are to be read from Stripe: it was linked just now.
+    pub(in crate::app) async fn import_payment_methods(&self, lease: &Lease) -> Result<()> {
+        let org = lease.organization_id;
+        let Some((integration, provider_id, key)) = self.linked_customer(lease).await? else {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        let read = async {
+            let kinds = [MethodKind::Card, MethodKind::SepaDebit];
+            let found = self.0.stripe.payment_methods_of(&key, &provider_id, &kinds).await?;
+            let has_sepa = found.iter().any(|method| method.kind == MethodKind::SepaDebit.as_str());
+            let setups: Vec<SetupSnapshot> =
+                if has_sepa { self.0.stripe.setup_intents_of(&key, &provider_id).await? } else { Vec::new() };
+            let chosen = self.0.stripe.customer(&key, &provider_id).await?.default_payment_method;
+            Ok::<_, stripe::Error>((found, setups, chosen))
+        };
+        let (found, setups, chosen) = read.await.map_err(|error| stripe_unavailable(&error))?;
+        let mut work = self.begin_leased(lease).await?;
+        let mut customer = store::customers::lock(&mut work.tx, org, lease.object_id.into()).await?;
+        for snapshot in &found {
+            let setup = setups.iter().find(|setup| setup.provider_payment_method_id.as_ref() == Some(&snapshot.id));
+            let learnt = Learnt {
+                snapshot,
+                attach_time: Some(snapshot.created),
+                choose_time: (chosen.as_ref() == Some(&snapshot.id)).then_some(work.now),
+                mandate: setup.and_then(|setup| setup.provider_mandate_id.clone()),
+            };
+            self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
+        }
+        work.end(Outcome::Done).await
+    }
+
+    /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs.
+    pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
+        let org = lease.organization_id;
+        let Some((integration, provider_id, key)) = self.linked_customer(lease).await? else {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        let mut tx = self.read(org).await?;
+        let customer = store::customers::get(&mut tx, org, lease.object_id.into()).await?;
+        let Some(default) = customer.default_payment_method_id else {
+            drop(tx);
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
+        drop(tx);
+        let push = async {
+            let there = self.0.stripe.customer(&key, &provider_id).await?;
+            if there.deleted || there.default_payment_method.as_ref() == Some(&method) {
+                return Ok(());
+            }
+            let idempotency_key = format!("paybridge-default-{}-{}", customer.id, customer.version);
+            let body = stripe::customers::default_method_body(Some(&method));
+            self.0.stripe.update_customer(&key, &provider_id, &idempotency_key, &body).await.map(|_| ())
+        };
+        match push.await {
+            Ok(()) => {}
+            Err(error) if error.is_key_trouble() => {
+                self.pause_integration(org, integration.id, "customer.set_default", &error).await?;
+                return Err(stripe_unavailable(&error));
+            }
+            // The method is gone at Stripe; the event that tells so is on its way.
+            Err(error) if error.verdict() == stripe::Verdict::Refused => {
+                tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
+            }
+            Err(error) => return Err(stripe_unavailable(&error)),
+        }
+        self.begin_leased(lease).await?.end(Outcome::Done).await
+    }
+
+    /// The job of a method to be detached at Stripe.
+    pub(in crate::app) async fn detach_method(&self, lease: &Lease) -> Result<()> {
+        let org = lease.organization_id;
+        let method = {
+            let mut tx = self.read(org).await?;
+            store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?
+        };
+        let key = self.key(org, method.integration_id).await?;
+        let idempotency_key = format!("paybridge-detach-{}", method.id);
+        let detached =
+            self.0.stripe.detach_payment_method(&key, &method.provider_payment_method_id, &idempotency_key).await;
+        match detached {
+            Ok(_) => {}
+            // It is detached already, or gone.
+            Err(error) if error.verdict() == stripe::Verdict::Refused => {}
+            Err(error) => return Err(stripe_unavailable(&error)),
+        }
+        self.begin_leased(lease).await?.end(Outcome::Done).await
+    }
+
+    /// The integration, Stripe id and key of the lease's customer, if it is there and linked.
+    async fn linked_customer(&self, lease: &Lease) -> Result<Option<(Integration, String, secrecy::SecretString)>> {
+        let org = lease.organization_id;
+        let mut tx = self.read(org).await?;
+        let customer = match store::customers::get(&mut tx, org, lease.object_id.into()).await {
+            Err(Error::NotFound { .. }) => return Ok(None),
+            other => other?,
+        };
+        let (Some(provider_id), Some(integration)) = (customer.linked_provider_id(), customer.integration_id) else {
+            return Ok(None);
+        };
+        let integration = store::integrations::get(&mut tx, org, integration).await?;
+        drop(tx);
+        let key = self.key(org, integration.id).await?;
+        Ok(Some((integration, provider_id.to_owned(), key)))
+    }
+}
+
+/// The earlier of two times of which either may be unknown.
+fn earlier(left: Option<OffsetDateTime>, right: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
+    match (left, right) {
+        (Some(left), Some(right)) => Some(left.min(right)),
+        (one, other) => one.or(other),
+    }
+}

@@ -1,0 +1,214 @@
+//! The job of a customer that is to be created at Stripe, linked, or pushed.
+
+use time::Duration;
+
+use crate::app::{App, stripe_unavailable, tell};
+use crate::domain::customers::{Customer, LinkState};
+use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::{CustomerId, Error, IntegrationId, Result};
+use crate::store::requests::{FrozenRequest, Purpose};
+use crate::{store, stripe};
+
+/// A key older than this is never sent again (P2).
+const KEY_AGE_MAX: Duration = Duration::hours(20);
+
+impl App {
+    /// Brings a customer and its counterpart at Stripe together.
+    pub(in crate::app) async fn sync_customer(&self, lease: &Lease) -> Result<()> {
+        let org = lease.organization_id;
+        let found = {
+            let mut tx = self.read(org).await?;
+            store::customers::get(&mut tx, org, lease.object_id.into()).await
+        };
+        let customer = match found {
+            Ok(customer) => customer,
+            Err(Error::NotFound { .. }) => return self.begin_leased(lease).await?.end(Outcome::Done).await,
+            Err(error) => return Err(error),
+        };
+        let Some(integration) = customer.integration_id else {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        match (customer.link_state, &customer.provider_customer_id) {
+            (LinkState::Pending, None) => self.create_provider_customer(lease, &customer, integration).await,
+            (LinkState::Pending, Some(id)) => self.link_provider_customer(lease, &customer, integration, id).await,
+            (LinkState::Linked, Some(id)) => self.push_customer(lease, &customer, integration, id).await,
+            _ => self.begin_leased(lease).await?.end(Outcome::Done).await,
+        }
+    }
+
+    async fn create_provider_customer(
+        &self,
+        lease: &Lease,
+        customer: &Customer,
+        integration: IntegrationId,
+    ) -> Result<()> {
+        let key = self.key(lease.organization_id, integration).await?;
+        let frozen = self.customer_request(lease, customer).await?;
+        match self.0.stripe.create_customer(&key, &frozen.idempotency_key, &frozen.body).await {
+            Ok(created) => self.linked(lease, customer.id, &created.id, true).await,
+            Err(error) => self.link_trouble(lease, customer, integration, &frozen, error).await,
+        }
+    }
+
+    /// The frozen creation; a new one once its key is too old.
+    async fn customer_request(&self, lease: &Lease, customer: &Customer) -> Result<FrozenRequest> {
+        let mut work = self.begin_leased(lease).await?;
+        let (org, now) = (work.org, work.now);
+        let newest = store::requests::newest_frozen(&mut work.tx, org, Purpose::Customer, customer.id.0).await?;
+        let number = match newest {
+            Some(frozen) if now - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
+            Some(frozen) => frozen.number + 1,
+            None => 1,
+        };
+        let body = stripe::customers::create_body(customer);
+        let frozen =
+            store::requests::freeze(&mut work.tx, org, Purpose::Customer, customer.id.0, number, body, now).await?;
+        work.commit().await?;
+        Ok(frozen)
+    }
+
+    async fn link_provider_customer(
+        &self,
+        lease: &Lease,
+        customer: &Customer,
+        integration: IntegrationId,
+        provider_id: &str,
+    ) -> Result<()> {
+        let key = self.key(lease.organization_id, integration).await?;
+        match self.0.stripe.customer(&key, provider_id).await {
+            Ok(found) if found.deleted => {
+                let message = format!("the Stripe customer {provider_id} was deleted; link another one");
+                self.link_failed(lease, customer.id, &message, "resource_missing").await
+            }
+            Ok(found) => self.linked(lease, customer.id, &found.id, false).await,
+            Err(error) if error.is_key_trouble() => {
+                self.pause_integration(lease.organization_id, integration, "customer.link", &error).await?;
+                self.begin_leased(lease).await?.end(Outcome::Done).await
+            }
+            Err(error) if error.verdict() == stripe::Verdict::Refused => {
+                let code = error.code().unwrap_or("invalid_request").to_owned();
+                self.link_failed(lease, customer.id, &error.to_string(), &code).await
+            }
+            Err(error) => Err(stripe_unavailable(&error)),
+        }
+    }
+
+    async fn link_trouble(
+        &self,
+        lease: &Lease,
+        customer: &Customer,
+        integration: IntegrationId,
+        frozen: &FrozenRequest,
+        error: stripe::Error,
+    ) -> Result<()> {
+        if error.is_key_trouble() {
+            // The link stays pending, and is taken up again when the key is mended.
+            self.pause_integration(lease.organization_id, integration, "customer.create", &error).await?;
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        }
+        if error.verdict() == stripe::Verdict::Refused {
+            let code = error.code().unwrap_or("invalid_request").to_owned();
+            return self.link_failed(lease, customer.id, &error.to_string(), &code).await;
+        }
+        if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
+            // This key will never say anything else; a customer made twice can take no money twice.
+            let mut work = self.begin_leased(lease).await?;
+            let (org, now) = (work.org, work.now);
+            let body = frozen.body.clone();
+            let number = frozen.number + 1;
+            store::requests::freeze(&mut work.tx, org, Purpose::Customer, customer.id.0, number, body, now).await?;
+            work.commit().await?;
+        }
+        Err(stripe_unavailable(&error))
+    }
+
+    /// The customer has its counterpart: told, and whatever waited for it goes on.
+    async fn linked(&self, lease: &Lease, id: CustomerId, provider_id: &str, is_created: bool) -> Result<()> {
+        let mut work = self.begin_leased(lease).await?;
+        let org = work.org;
+        let waiting = store::payments::ids_waiting_for(&mut work.tx, org, id).await?;
+        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
+        if customer.link_state != LinkState::Pending {
+            return work.end(Outcome::Done).await;
+        }
+        let Some(integration) = customer.integration_id else { return work.end(Outcome::Done).await };
+        let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+        customer.link_state = LinkState::Linked;
+        customer.link_error = None;
+        customer.provider_customer_id = Some(provider_id.to_owned());
+        if is_created {
+            work.tell(tell::customer_created("customer.payment_provider_created", &customer, &integration));
+            let session = self.new_session(&mut work, &customer, &integration, None, true).await?;
+            work.ask(JobKind::CreateCheckoutSession, session.id.0);
+        } else {
+            work.tell(tell::customer_created("customer.payment_provider_linked", &customer, &integration));
+            work.ask(JobKind::ImportPaymentMethods, id.0);
+        }
+        store::customers::save(&mut work.tx, &mut customer, work.now).await?;
+        for payment in waiting {
+            work.ask(JobKind::SubmitPayment, payment);
+        }
+        work.end(Outcome::Done).await
+    }
+
+    async fn link_failed(&self, lease: &Lease, id: CustomerId, message: &str, code: &str) -> Result<()> {
+        let mut work = self.begin_leased(lease).await?;
+        let org = work.org;
+        let waiting = store::payments::ids_waiting_for(&mut work.tx, org, id).await?;
+        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
+        if customer.link_state == LinkState::Pending
+            && let Some(integration) = customer.integration_id
+        {
+            let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+            customer.link_state = LinkState::Failed;
+            customer.link_error = Some(message.to_owned());
+            store::customers::save(&mut work.tx, &mut customer, work.now).await?;
+            work.tell(tell::customer_error(&customer, &integration, message, code));
+            for payment in waiting {
+                work.ask(JobKind::SubmitPayment, payment);
+            }
+        }
+        work.end(Outcome::Done).await
+    }
+
+    /// Carries over what was changed here. The key names the row's version, and so its content: sent again, it is the
+    /// same body.
+    async fn push_customer(
+        &self,
+        lease: &Lease,
+        customer: &Customer,
+        integration: IntegrationId,
+        provider_id: &str,
+    ) -> Result<()> {
+        let body = stripe::customers::update_body(&customer.unpushed());
+        let mut told = None;
+        if !body.is_empty() {
+            let key = self.key(lease.organization_id, integration).await?;
+            let idempotency_key = format!("paybridge-push-{}-{}", customer.id, customer.version);
+            match self.0.stripe.update_customer(&key, provider_id, &idempotency_key, &body).await {
+                Ok(_) => {}
+                Err(error) if error.is_key_trouble() => {
+                    self.pause_integration(lease.organization_id, integration, "customer.update", &error).await?;
+                    return Err(stripe_unavailable(&error));
+                }
+                Err(error) if error.verdict() == stripe::Verdict::Refused => told = Some(error),
+                Err(error) => return Err(stripe_unavailable(&error)),
+            }
+        }
+        let mut work = self.begin_leased(lease).await?;
+        let org = work.org;
+        let mut now_customer = store::customers::lock(&mut work.tx, org, customer.id).await?;
+        if now_customer.version != customer.version {
+            let now = work.now;
+            return work.end(Outcome::Again(now)).await;
+        }
+        now_customer.unpushed_fields.clear();
+        store::customers::save(&mut work.tx, &mut now_customer, work.now).await?;
+        if let Some(error) = told {
+            let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+            let code = error.code().unwrap_or("invalid_request");
+            work.tell(tell::customer_error(&now_customer, &integration, &error.to_string(), code));
+        }
+        work.end(Outcome::Done).await
+    }
+}

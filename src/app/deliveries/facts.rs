@@ -1,0 +1,312 @@
+//! What Stripe tells about everything but PaymentIntents: methods, customers, sessions, refunds, disputes. Most of it is
+//! fetched rather than believed, so that an old snapshot never overwrites a newer one (P6).
+
+use secrecy::SecretString;
+use time::OffsetDateTime;
+
+use super::apply::Verdict;
+use crate::app::customers::Learnt;
+use crate::app::payments::Scene;
+use crate::app::work::Work;
+use crate::app::{App, stripe_unavailable, tell};
+use crate::domain::checkout_sessions::SessionState;
+use crate::domain::customers::{Customer, LinkState};
+use crate::domain::deliveries::Delivery;
+use crate::domain::integrations::Integration;
+use crate::domain::jobs::Lease;
+use crate::domain::signals::{
+    ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
+};
+use crate::domain::{Error, PaymentId, Result};
+use crate::{store, stripe};
+
+/// How often a read is repeated because the payment changed under it.
+const READS_MAX: usize = 5;
+
+/// The delivery that tells something.
+pub(super) struct About<'a> {
+    pub lease: &'a Lease,
+    pub delivery: &'a Delivery,
+    pub event_time: OffsetDateTime,
+}
+
+fn unknown_customer() -> Verdict {
+    Verdict::Unknown("no customer of ours is linked to this Stripe customer".to_owned())
+}
+
+impl App {
+    async fn delivery_key(&self, about: &About<'_>) -> Result<SecretString> {
+        self.key(about.lease.organization_id, about.delivery.integration_id).await
+    }
+
+    /// Locks the customer with this Stripe id, within a new change.
+    async fn customer_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<(Work, Customer, Integration)>> {
+        let mut work = self.begin_leased(about.lease).await?;
+        let (org, integration) = (work.org, about.delivery.integration_id);
+        let id = store::customers::id_by_provider_id(&mut work.tx, org, integration, provider_id).await?;
+        let Some(id) = id else { return Ok(None) };
+        let customer = store::customers::lock(&mut work.tx, org, id).await?;
+        if customer.link_state != LinkState::Linked {
+            return Ok(None);
+        }
+        let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+        Ok(Some((work, customer, integration)))
+    }
+
+    /// Whether a customer of ours has this Stripe id; asked before anything is fetched for it.
+    async fn is_ours(&self, about: &About<'_>, provider_id: &str) -> Result<bool> {
+        Ok(self.customer_of(about, provider_id).await?.is_some())
+    }
+
+    /// A method as it is at Stripe now; `None` if Stripe does not know it.
+    async fn current_method(&self, about: &About<'_>, id: &str) -> Result<Option<MethodSnapshot>> {
+        let key = self.delivery_key(about).await?;
+        match self.0.stripe.payment_method(&key, id).await {
+            Ok(method) => Ok(Some(method)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(stripe_unavailable(&error)),
+        }
+    }
+
+    /// A method was attached or updated, or stored through a SetupIntent: it is read, since it may be detached by now.
+    pub(super) async fn method_told(
+        &self,
+        about: &About<'_>,
+        method: &str,
+        provider_customer: Option<&str>,
+        attach_time: Option<OffsetDateTime>,
+        mandate: Option<String>,
+    ) -> Result<Verdict> {
+        let Some(provider_customer) = provider_customer else {
+            return Ok(Verdict::Ignored("the payment method belongs to no customer".to_owned()));
+        };
+        if !self.is_ours(about, provider_customer).await? {
+            return Ok(unknown_customer());
+        }
+        let Some(snapshot) = self.current_method(about, method).await? else {
+            return Ok(Verdict::Ignored("Stripe does not know the payment method any more".to_owned()));
+        };
+        let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
+            return Ok(unknown_customer());
+        };
+        let learnt = Learnt { snapshot: &snapshot, attach_time, choose_time: None, mandate };
+        self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
+        work.commit().await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// A SetupIntent succeeded: its method is attached, and for SEPA has a mandate.
+    pub(super) async fn setup_succeeded(&self, about: &About<'_>, setup: SetupSnapshot) -> Result<Verdict> {
+        let Some(method) = setup.provider_payment_method_id else {
+            return Ok(Verdict::Ignored("the SetupIntent has no payment method".to_owned()));
+        };
+        let customer = setup.provider_customer_id.as_deref();
+        self.method_told(about, &method, customer, Some(about.event_time), setup.provider_mandate_id).await
+    }
+
+    pub(super) async fn method_detached(&self, about: &About<'_>, method: &str) -> Result<Verdict> {
+        let mut work = self.begin_leased(about.lease).await?;
+        let (org, integration) = (work.org, about.delivery.integration_id);
+        let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
+            // Whoever tells of its attachment later reads it, and sees that it is detached.
+            return Ok(Verdict::Ignored("the payment method is not known".to_owned()));
+        };
+        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
+        let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+        let all = store::payment_methods::all(&mut work.tx, org, id).await?;
+        if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == method) {
+            self.detach(&mut work, &mut customer, &integration, &mut found, about.event_time).await?;
+        }
+        work.commit().await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// Somebody chose a default at Stripe.
+    pub(super) async fn default_chosen(
+        &self,
+        about: &About<'_>,
+        provider_customer: &str,
+        method: &str,
+    ) -> Result<Verdict> {
+        if !self.is_ours(about, provider_customer).await? {
+            return Ok(unknown_customer());
+        }
+        let Some(snapshot) = self.current_method(about, method).await? else {
+            return Ok(Verdict::Ignored("the chosen default is not a PaymentMethod".to_owned()));
+        };
+        let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
+            return Ok(unknown_customer());
+        };
+        let choose_time = Some(about.event_time);
+        let learnt = Learnt { snapshot: &snapshot, attach_time: None, choose_time, mandate: None };
+        self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
+        work.commit().await?;
+        Ok(Verdict::Applied)
+    }
+
+    pub(super) async fn customer_deleted(&self, about: &About<'_>, provider_customer: &str) -> Result<Verdict> {
+        let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
+            return Ok(unknown_customer());
+        };
+        let told = tell::customer_deleted(&customer, &integration);
+        self.unlink(&mut work, &mut customer, about.event_time).await?;
+        store::customers::save(&mut work.tx, &mut customer, work.now).await?;
+        work.tell(told);
+        work.commit().await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// A mandate that ended stays ended, whatever is told of it later.
+    pub(super) async fn mandate_told(
+        &self,
+        about: &About<'_>,
+        mandate: String,
+        method: &str,
+        is_active: bool,
+    ) -> Result<Verdict> {
+        let mut work = self.begin_leased(about.lease).await?;
+        let (org, integration) = (work.org, about.delivery.integration_id);
+        let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
+            return Ok(Verdict::Unknown("the mandate's payment method is not known".to_owned()));
+        };
+        store::customers::lock(&mut work.tx, org, id).await?;
+        let all = store::payment_methods::all(&mut work.tx, org, id).await?;
+        if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == method) {
+            if is_active {
+                found.provider_mandate_id = Some(mandate);
+            } else {
+                found.ended_mandate_id = Some(mandate);
+            }
+            store::payment_methods::upsert(&mut work.tx, &found).await?;
+        }
+        work.commit().await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// A Checkout session was used, or ended unused. Both are final, so the order does not matter.
+    pub(super) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
+        let mut work = self.begin_leased(about.lease).await?;
+        let (org, integration) = (work.org, about.delivery.integration_id);
+        let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
+        let Some(mut known) = known else {
+            return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
+        };
+        let was_open = known.state == SessionState::Open;
+        known.state = match session.status {
+            SessionStatus::Complete => SessionState::Complete,
+            SessionStatus::Expired => SessionState::Expired,
+            SessionStatus::Open => known.state,
+        };
+        store::checkout_sessions::save(&mut work.tx, &known).await?;
+        if was_open && known.state == SessionState::Expired {
+            let customer = store::customers::get_even_deleted(&mut work.tx, org, known.customer_id).await?;
+            let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+            work.tell(tell::checkout_url("customer.checkout_url_expired", &customer, &integration, &known));
+        }
+        work.commit().await?;
+        let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
+        let Some(setup) = setup else { return Ok(Verdict::Applied) };
+        let key = self.delivery_key(about).await?;
+        match self.0.stripe.setup_intent(&key, setup).await {
+            Ok(Some(setup)) => self.setup_succeeded(about, setup).await,
+            Ok(None) => Ok(Verdict::Applied),
+            Err(error) => Err(stripe_unavailable(&error)),
+        }
+    }
+
+    pub(super) async fn charge_refunded(&self, about: &About<'_>, charge: &ChargeSnapshot) -> Result<Verdict> {
+        let fetch = Fetch::Charge { id: &charge.id };
+        self.settlement_told(about, charge.provider_payment_intent_id.as_deref(), fetch).await
+    }
+
+    pub(super) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
+        let fetch = Fetch::Refund { id: &refund.id, charge: refund.provider_charge_id.as_deref() };
+        self.settlement_told(about, refund.provider_payment_intent_id.as_deref(), fetch).await
+    }
+
+    pub(super) async fn dispute_told(&self, about: &About<'_>, dispute: &DisputeSnapshot) -> Result<Verdict> {
+        let fetch = Fetch::Dispute { id: &dispute.id };
+        self.settlement_told(about, dispute.provider_payment_intent_id.as_deref(), fetch).await
+    }
+
+    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts, unless the payment has
+    /// changed while it was read: then it is read again.
+    async fn settlement_told(&self, about: &About<'_>, intent: Option<&str>, fetch: Fetch<'_>) -> Result<Verdict> {
+        let org = about.lease.organization_id;
+        let Some(intent) = intent else {
+            return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
+        };
+        let key = self.delivery_key(about).await?;
+        for _ in 0..READS_MAX {
+            let mut tx = self.read(org).await?;
+            let id = store::payments::id_by_intent(&mut tx, org, about.delivery.integration_id, intent).await?;
+            let Some(id) = id else {
+                return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
+            };
+            let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
+            drop(tx);
+            let found = fetch.read(&self.0.stripe, &key).await.map_err(|error| stripe_unavailable(&error))?;
+            let mut work = self.begin_leased(about.lease).await?;
+            let scene = Scene::load(&mut work, id).await?;
+            if Some(scene.payment.version) == version {
+                write_settlement(&mut work, scene, id, found).await?;
+                work.commit().await?;
+                return Ok(Verdict::Applied);
+            }
+        }
+        Err(Error::internal(anyhow::anyhow!("a payment keeps changing while its refunds are read")))
+    }
+}
+
+/// What is to be read about a refund or a dispute.
+enum Fetch<'a> {
+    Charge { id: &'a str },
+    Refund { id: &'a str, charge: Option<&'a str> },
+    Dispute { id: &'a str },
+}
+
+/// What was read.
+struct Found {
+    charge: Option<ChargeSnapshot>,
+    refund: Option<RefundSnapshot>,
+    dispute: Option<DisputeSnapshot>,
+}
+
+impl Fetch<'_> {
+    async fn read(&self, stripe: &stripe::Client, key: &SecretString) -> Result<Found, stripe::Error> {
+        let mut found = Found { charge: None, refund: None, dispute: None };
+        match self {
+            Self::Charge { id } => found.charge = Some(stripe.charge(key, id).await?),
+            Self::Refund { id, charge } => {
+                found.refund = Some(stripe.refund(key, id).await?);
+                if let Some(charge) = charge {
+                    found.charge = Some(stripe.charge(key, charge).await?);
+                }
+            }
+            Self::Dispute { id } => found.dispute = Some(stripe.dispute(key, id).await?),
+        }
+        Ok(found)
+    }
+}
+
+/// Refunds and disputes stand beside the payment's state and never change it (P7).
+async fn write_settlement(work: &mut Work, mut scene: Scene, id: PaymentId, found: Found) -> Result<()> {
+    let (org, now) = (work.org, work.now);
+    if let Some(charge) = found.charge
+        && scene.payment.amount_refunded != charge.amount_refunded
+    {
+        scene.payment.amount_refunded = charge.amount_refunded;
+        store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
+    }
+    if let Some(refund) = found.refund
+        && store::settlements::upsert_refund(&mut work.tx, org, id, &refund, now).await?
+    {
+        work.tell(tell::refund_updated(&scene.about(), &refund));
+    }
+    if let Some(dispute) = found.dispute
+        && let Some(before) = store::settlements::upsert_dispute(&mut work.tx, org, id, &dispute, now).await?
+    {
+        work.tell_all(tell::dispute_updated(&scene.about(), &dispute, &before));
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Looking at an integration with Stripe's eyes: key, permissions, endpoint.
+
+use crate::app::App;
+use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integration, IntegrationState};
+use crate::domain::{IntegrationId, OrganizationId, Result};
+use crate::stripe;
+use crate::stripe::accounts::KeyClass;
+use crate::stripe::scopes::Proof;
+
+use super::stripe_unavailable;
+
+impl App {
+    /// What is right and what is wrong. A paused integration whose key turns out good is resumed.
+    pub async fn check_integration(
+        &self,
+        org: OrganizationId,
+        id: IntegrationId,
+    ) -> Result<(Integration, Vec<Finding>)> {
+        let integration = self.get_integration(org, id).await?;
+        let key = self.key(org, id).await?;
+        let mut findings = Vec::new();
+        match self.0.stripe.account(&key).await {
+            Ok(_) => findings.push(finding(FindingSubject::Key, "", FindingState::Ok, "")),
+            Err(error) if error.is_key_trouble() => {
+                let message = format!("{error}; rotate the key");
+                findings.push(finding(FindingSubject::Key, "", FindingState::Wrong, &message));
+                return Ok((integration, findings));
+            }
+            Err(error) => return Err(stripe_unavailable(&error)),
+        }
+        if KeyClass::of(&key).is_ok_and(|class| class.restricted) {
+            let probed = self.0.stripe.probe_scopes(&key).await.map_err(|error| stripe_unavailable(&error))?;
+            findings.extend(probed.iter().map(scope_finding));
+        }
+        if let Some(endpoint) = &integration.provider_endpoint_id {
+            findings.push(self.check_endpoint(&integration, &key, endpoint).await?);
+        }
+        let is_sound =
+            findings.iter().all(|finding| matches!(finding.state, FindingState::Ok | FindingState::Unproved));
+        if integration.state == IntegrationState::Paused && is_sound {
+            return Ok((self.resume_integration(org, id).await?, findings));
+        }
+        Ok((integration, findings))
+    }
+
+    async fn check_endpoint(
+        &self,
+        integration: &Integration,
+        key: &secrecy::SecretString,
+        endpoint_id: &str,
+    ) -> Result<Finding> {
+        let url = self.endpoint_url(integration.organization_id, integration.id);
+        match self.0.stripe.webhook_endpoint(key, endpoint_id).await {
+            Ok(endpoint) => {
+                let faults = endpoint.faults(&url);
+                let state = if faults.is_empty() { FindingState::Ok } else { FindingState::Wrong };
+                Ok(finding(FindingSubject::Endpoint, endpoint_id, state, &faults.join("; ")))
+            }
+            Err(error) if error.is_missing() => {
+                let message = "Stripe does not know the endpoint any more; disconnect and connect anew";
+                Ok(finding(FindingSubject::Endpoint, endpoint_id, FindingState::Missing, message))
+            }
+            Err(error @ stripe::Error::Forbidden { .. }) => {
+                Ok(finding(FindingSubject::Endpoint, endpoint_id, FindingState::Unproved, &error.to_string()))
+            }
+            Err(error) => Err(stripe_unavailable(&error)),
+        }
+    }
+}
+
+fn scope_finding(probed: &stripe::scopes::Finding) -> Finding {
+    let (state, message) = match &probed.proof {
+        Proof::Proved => (FindingState::Ok, String::new()),
+        Proof::Missing => (FindingState::Missing, format!("needed to {}", probed.scope.needed_to)),
+        Proof::Unproved(why) => (FindingState::Unproved, why.clone()),
+    };
+    finding(FindingSubject::Scope, probed.scope.permission, state, &message)
+}
+
+fn finding(subject: FindingSubject, name: &str, state: FindingState, message: &str) -> Finding {
+    Finding { subject, name: name.to_owned(), state, message: message.to_owned() }
+}

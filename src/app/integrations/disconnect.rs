@@ -1,0 +1,150 @@
+//! Winding an integration down. New work is refused at once; what moves is brought to its end, with endpoint and key in
+//! place to hear of it; only then do endpoint and secrets go.
+
+use secrecy::SecretString;
+use time::Duration;
+
+use crate::app::App;
+use crate::app::payments::Scene;
+use crate::app::tell;
+use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
+use crate::domain::events::{NewEvent, Payload};
+use crate::domain::integrations::{Integration, IntegrationState};
+use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::payments::PaymentState;
+use crate::domain::signals::SessionStatus;
+use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+use crate::store::integrations::Secret;
+use crate::{store, stripe};
+
+/// How often what still moves is looked at.
+const DRAIN_PERIOD: Duration = Duration::minutes(1);
+
+impl App {
+    /// Begins to disconnect; asking again, also with `force`, is fine.
+    pub async fn delete_integration(&self, org: OrganizationId, id: IntegrationId, force: bool) -> Result<Integration> {
+        let mut work = self.begin(org).await?;
+        let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
+        if integration.state == IntegrationState::Disconnected {
+            return Ok(integration);
+        }
+        if force {
+            store::integrations::set_forced(&mut work.tx, org, id).await?;
+        }
+        if integration.state != IntegrationState::Disconnecting {
+            integration.state = IntegrationState::Disconnecting;
+            integration.pause_reason = None;
+            store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
+        }
+        work.ask(JobKind::DisconnectIntegration, id.0);
+        work.commit().await?;
+        Ok(integration)
+    }
+
+    /// The job of an integration that is being wound down.
+    pub(in crate::app) async fn finish_disconnecting(&self, lease: &Lease) -> Result<()> {
+        let (org, id) = (lease.organization_id, lease.object_id.into());
+        let integration = self.get_integration(org, id).await?;
+        if integration.state != IntegrationState::Disconnecting {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        }
+        let key = self.key(org, id).await?;
+        let mut tx = self.read(org).await?;
+        let is_forced = store::integrations::is_forced(&mut tx, org, id).await?;
+        let sessions = store::checkout_sessions::open(&mut tx, org, id).await?;
+        drop(tx);
+        let mut is_key_dead = false;
+        for session in sessions {
+            is_key_dead |= self.close_session(lease, &key, session).await?;
+        }
+        let moving = self.stop_payments(lease, id).await?;
+        if moving > 0 && !is_forced && !is_key_dead {
+            let work = self.begin_leased(lease).await?;
+            let next = work.now + DRAIN_PERIOD;
+            return work.end(Outcome::Again(next)).await;
+        }
+        self.remove_endpoint(lease, integration, &key).await
+    }
+
+    /// Expires an open session at Stripe. `true`: Stripe does not accept the key any more.
+    async fn close_session(&self, lease: &Lease, key: &SecretString, session: CheckoutSession) -> Result<bool> {
+        let mut status = SessionStatus::Expired;
+        if let Some(provider_id) = &session.provider_session_id {
+            let idempotency_key = format!("paybridge-expire-{}", session.id);
+            match self.0.stripe.expire_checkout_session(key, provider_id, &idempotency_key).await {
+                Ok(_) => {}
+                Err(error) if error.is_key_trouble() => return Ok(true),
+                Err(stripe::Error::Invalid(_)) => {
+                    let read = self.0.stripe.checkout_session(key, provider_id).await;
+                    status = read.map_err(|error| super::stripe_unavailable(&error))?.status;
+                }
+                Err(error) => return Err(super::stripe_unavailable(&error)),
+            }
+        }
+        let mut work = self.begin_leased(lease).await?;
+        let mut session = store::checkout_sessions::lock(&mut work.tx, work.org, session.id).await?;
+        if matches!(session.state, SessionState::Open | SessionState::Creating) {
+            session.state =
+                if status == SessionStatus::Complete { SessionState::Complete } else { SessionState::Expired };
+            store::checkout_sessions::save(&mut work.tx, &session).await?;
+        }
+        work.commit().await?;
+        Ok(false)
+    }
+
+    /// Cancels what can be canceled, and counts what still moves.
+    async fn stop_payments(&self, lease: &Lease, id: IntegrationId) -> Result<usize> {
+        let org = lease.organization_id;
+        let unsettled = {
+            let mut tx = self.read(org).await?;
+            store::payments::unsettled(&mut tx, org, id).await?
+        };
+        for (payment, state) in &unsettled {
+            if *state != PaymentState::Processing {
+                match self.cancel_payment(org, (*payment).into()).await {
+                    Ok(_) | Err(Error::FailedPrecondition { .. }) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        let mut tx = self.read(org).await?;
+        Ok(store::payments::unsettled(&mut tx, org, id).await?.len()
+            + store::settlements::moving_refunds(&mut tx, org, id).await?)
+    }
+
+    /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is
+    /// left behind, and named.
+    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, key: &SecretString) -> Result<()> {
+        let mut is_gone = true;
+        if let Some(endpoint) = &integration.provider_endpoint_id {
+            match self.0.stripe.delete_webhook_endpoint(key, endpoint).await {
+                Ok(()) => {}
+                Err(error) if error.is_key_trouble() => is_gone = false,
+                Err(error) => return Err(super::stripe_unavailable(&error)),
+            }
+        }
+        let org = lease.organization_id;
+        let mut work = self.begin_leased(lease).await?;
+        // Payments are locked before the integration. What still moves after a forced disconnect stays unknown for ever.
+        for (payment, _) in store::payments::unsettled(&mut work.tx, org, integration.id).await? {
+            let mut scene = Scene::load(&mut work, payment.into()).await?;
+            scene.payment.unknown_since.get_or_insert(work.now);
+            store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
+            work.tell(NewEvent {
+                webhook_type: "payment.outcome_unknown",
+                payload: Payload::Payment(tell::payment_object(&scene.about())),
+            });
+        }
+        let mut integration = store::integrations::lock(&mut work.tx, org, integration.id).await?;
+        if is_gone {
+            integration.provider_endpoint_id = None;
+        }
+        integration.state = IntegrationState::Disconnected;
+        store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
+        for secret in [Secret::Key, Secret::Webhook] {
+            store::integrations::set_secret(&mut work.tx, &self.0.sealer, &integration, secret, None).await?;
+        }
+        work.tell(tell::provider("payment_provider.disconnected", &integration));
+        work.end(Outcome::Done).await
+    }
+}

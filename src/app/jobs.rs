@@ -1,0 +1,120 @@
+//! Durable work: which use case a job leads to, and what happens to it when that fails.
+
+use std::time::Duration as RealDuration;
+
+use time::Duration;
+use uuid::Uuid;
+
+use super::App;
+use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::{Error, Result};
+use crate::store::{self, Scope};
+
+/// How long a lease lasts unless it is renewed, in the clock's time.
+pub const LEASE_PERIOD: Duration = Duration::seconds(10);
+
+/// Failed tries after which a job is parked: with the backoff below, more than a day of them.
+const FAILURES_MAX: i32 = 60;
+
+/// The pause before the next try: 1 s, 2 s, 5 s, 15 s, 30 s, 1 min, 2 min, 5 min, then every 30 min.
+pub(super) fn backoff(failures: i32) -> Duration {
+    const SECONDS: [i64; 9] = [1, 2, 5, 15, 30, 60, 120, 300, 1800];
+    let step = usize::try_from(failures).unwrap_or_default().min(SECONDS.len() - 1);
+    Duration::seconds(SECONDS[step])
+}
+
+impl App {
+    /// Leases at most `limit` jobs that are due.
+    pub async fn lease_jobs(&self, limit: i64) -> Result<Vec<Lease>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        let leases = store::jobs::lease(&mut tx, self.clock().now(), limit, self.lease_period()).await?;
+        tx.commit().await?;
+        Ok(leases)
+    }
+
+    /// Prolongs leases, given by job and epoch; returns the jobs that are still ours.
+    pub async fn renew_leases(&self, held: &[(Uuid, i64)]) -> Result<Vec<Uuid>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        let renewed = store::jobs::renew(&mut tx, held, self.lease_period()).await?;
+        tx.commit().await?;
+        Ok(renewed)
+    }
+
+    fn lease_period(&self) -> RealDuration {
+        self.clock().real(LEASE_PERIOD)
+    }
+
+    /// When the next job is due that nobody holds.
+    pub async fn next_job_due(&self) -> Result<Option<time::OffsetDateTime>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::jobs::next_due(&mut tx).await
+    }
+
+    /// Returns once jobs were asked for by this process, or by another that told us.
+    pub async fn jobs_asked(&self) {
+        self.0.wake.jobs().await;
+    }
+
+    /// Does what a job asks for. The use case ends the job in the same transaction as its last change; one that fails is
+    /// given back, to be tried again later.
+    pub async fn perform(&self, lease: &Lease) {
+        let Err(error) = Box::pin(self.dispatch(lease)).await else { return };
+        if matches!(error, Error::LeaseLost) {
+            tracing::info!(job.id = %lease.id, job.kind = lease.kind.as_str(), "another worker has taken the job over");
+            return;
+        }
+        if let Err(error) = self.give_back(lease, &error).await {
+            tracing::warn!(job.id = %lease.id, %error, "the job could not be given back; its lease will run out");
+        }
+    }
+
+    async fn dispatch(&self, lease: &Lease) -> Result<()> {
+        match lease.kind {
+            JobKind::SubmitPayment => self.submit_payment(lease).await,
+            JobKind::CancelPayment => self.finish_cancellation(lease).await,
+            JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
+            JobKind::ApplyDelivery => self.apply_delivery(lease).await,
+            JobKind::SyncCustomer => self.sync_customer(lease).await,
+            JobKind::ImportPaymentMethods => self.import_payment_methods(lease).await,
+            JobKind::PushDefaultMethod => self.push_default_method(lease).await,
+            JobKind::DetachMethod => self.detach_method(lease).await,
+            JobKind::CreateCheckoutSession => self.make_checkout_session(lease).await,
+            JobKind::ConnectIntegration => self.finish_connecting(lease).await,
+            JobKind::DisconnectIntegration => self.finish_disconnecting(lease).await,
+            JobKind::PollEvents => self.poll_events(lease).await,
+        }
+    }
+
+    async fn give_back(&self, lease: &Lease, error: &Error) -> Result<()> {
+        let text = match error {
+            Error::Internal(source) => format!("{source:#}"),
+            other => other.to_string(),
+        };
+        let now = self.clock().now();
+        let is_spent = lease.failures + 1 >= FAILURES_MAX;
+        tracing::warn!(
+            job.id = %lease.id, job.kind = lease.kind.as_str(), job.failures = lease.failures + 1, error = %text,
+            job.parked = is_spent, "a job failed"
+        );
+        let mut tx = self.read(lease.organization_id).await?;
+        if is_spent {
+            store::jobs::park(&mut tx, lease, now, &text).await?;
+        } else {
+            store::jobs::release(&mut tx, lease, now + backoff(lease.failures), Some(&text)).await?;
+        }
+        tx.commit().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_and_stay_bounded() {
+        let pauses: Vec<_> = (0..20).map(backoff).collect();
+        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(pauses[0], Duration::SECOND);
+        assert_eq!(backoff(i32::MAX), Duration::minutes(30));
+    }
+}

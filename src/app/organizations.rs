@@ -1,0 +1,116 @@
+//! Tenants and their tokens.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use secrecy::{ExposeSecret, SecretString};
+use sha2::{Digest, Sha256};
+use time::{Duration, OffsetDateTime};
+
+use super::App;
+use crate::domain::{Error, OrganizationId, Result, TokenId};
+use crate::store::organizations::{Organization, Token};
+use crate::store::{self, Scope};
+
+/// How long a token that was found good is not looked up again: a revoked one works for as long at most.
+const TOKEN_CACHE_PERIOD: Duration = Duration::seconds(10);
+/// How many good tokens are remembered (P11).
+const TOKEN_CACHE_SIZE: usize = 10_000;
+
+/// Tokens found good a moment ago.
+#[derive(Default)]
+pub(super) struct TokenCache(Mutex<HashMap<[u8; 32], (OrganizationId, OffsetDateTime)>>);
+
+impl TokenCache {
+    fn get(&self, hash: &[u8; 32], now: OffsetDateTime) -> Option<OrganizationId> {
+        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        cache.get(hash).filter(|(_, until)| now < *until).map(|(organization, _)| *organization)
+    }
+
+    fn put(&self, hash: [u8; 32], organization: OrganizationId, now: OffsetDateTime) {
+        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= TOKEN_CACHE_SIZE {
+            cache.clear();
+        }
+        cache.insert(hash, (organization, now + TOKEN_CACHE_PERIOD));
+    }
+}
+
+/// `pbt_<organization, 32 hex digits>_<43 characters of base64url>`: it names the tenant, so that row level security
+/// holds from the first query on (P10).
+fn organization_of(token: &str) -> Option<OrganizationId> {
+    let (organization, secret) = token.strip_prefix("pbt_")?.split_once('_')?;
+    let is_whole = organization.len() == 32 && secret.len() == 43;
+    is_whole.then(|| organization.parse().ok()).flatten()
+}
+
+impl App {
+    /// Makes an organization and its empty log.
+    pub async fn create_organization(&self, name: &str) -> Result<Organization> {
+        let clock = self.clock();
+        let organization = Organization { id: clock.new_id().into(), name: name.to_owned(), create_time: clock.now() };
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::organizations::insert(&mut tx, &organization).await?;
+        store::events::insert_head(&mut tx, organization.id).await?;
+        tx.commit().await?;
+        Ok(organization)
+    }
+
+    /// All organizations, oldest first.
+    pub async fn list_organizations(&self) -> Result<Vec<Organization>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::organizations::list(&mut tx).await
+    }
+
+    /// Makes a token. The token itself is returned once, and stored nowhere (P9).
+    pub async fn create_token(&self, org: OrganizationId, name: &str) -> Result<(Token, SecretString)> {
+        let mut secret = [0; 32];
+        getrandom::fill(&mut secret).map_err(|error| Error::internal(anyhow::anyhow!("no randomness: {error}")))?;
+        let plain = SecretString::from(format!("pbt_{}_{}", org.0.simple(), URL_SAFE_NO_PAD.encode(secret)));
+        let clock = self.clock();
+        let token =
+            Token { id: clock.new_id().into(), name: name.to_owned(), create_time: clock.now(), revoke_time: None };
+        let hash = Sha256::digest(plain.expose_secret());
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        if !store::organizations::list(&mut tx).await?.iter().any(|organization| organization.id == org) {
+            return Err(Error::not_found("organization", org));
+        }
+        store::organizations::insert_token(&mut tx, org, &token, &hash).await?;
+        tx.commit().await?;
+        Ok((token, plain))
+    }
+
+    /// An organization's tokens, oldest first, revoked ones too.
+    pub async fn list_tokens(&self, org: OrganizationId) -> Result<Vec<Token>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::organizations::tokens(&mut tx, org).await
+    }
+
+    /// Revokes a token; it may work for 10 s more where it was used just now.
+    pub async fn revoke_token(&self, org: OrganizationId, id: TokenId) -> Result<()> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        if !store::organizations::revoke_token(&mut tx, org, id, self.clock().now()).await? {
+            return Err(Error::not_found("live token", id));
+        }
+        tx.commit().await
+    }
+
+    /// Whose token this is.
+    pub async fn authenticate(&self, token: &str) -> Result<OrganizationId> {
+        let refused = Error::Unauthenticated("the token is not one of ours, or was revoked; make a new one");
+        let Some(org) = organization_of(token) else { return Err(refused) };
+        let hash: [u8; 32] = Sha256::digest(token).into();
+        let now = self.clock().now();
+        if self.0.tokens.get(&hash, now) == Some(org) {
+            return Ok(org);
+        }
+        let mut tx = self.read(org).await?;
+        if !store::organizations::has_live_token(&mut tx, org, &hash).await? {
+            return Err(refused);
+        }
+        self.0.tokens.put(hash, org, now);
+        Ok(org)
+    }
+}

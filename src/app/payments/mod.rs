@@ -1,0 +1,262 @@
+//! Payments: what callers can ask for. Nothing here calls Stripe: a payment is accepted, and a job sends it (`submit`),
+//! cancels it (`cancel`) or asks Stripe about it (`refresh`). All of them change a payment through [`Scene::news`].
+
+mod cancel;
+mod refresh;
+mod scene;
+mod submit;
+
+pub(super) use self::scene::Scene;
+
+use sha2::{Digest, Sha256};
+
+use super::App;
+use super::work::Work;
+use crate::domain::customers::{Customer, CustomerRef};
+use crate::domain::integrations::Integration;
+use crate::domain::jobs::JobKind;
+use crate::domain::payments::{Attempt, Failure, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState};
+use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
+use crate::store;
+
+/// A hash over a request's parts, each with its length before it, so that no two requests share one.
+pub(super) fn hash_request(method: &str, parts: &[&str]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for part in [&[method], parts].concat() {
+        hash.update(part.len().to_be_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finalize().into()
+}
+
+impl App {
+    /// Accepts an invoice to be collected. The answer is the payment's present state: `PENDING` when it is new.
+    pub async fn create_payment(&self, org: OrganizationId, request_id: String, new: NewPayment) -> Result<Payment> {
+        if let Some(objection) = new.amount.objection() {
+            return Err(Error::invalid("amount.minor_units", objection));
+        }
+        let hash = payment_hash(&new);
+        let mut work = self.begin(org).await?;
+        if let Some(known) = store::requests::known(&mut work.tx, org, &request_id, &hash).await? {
+            return store::payments::get(&mut work.tx, org, known.into())
+                .await?
+                .ok_or_else(|| Error::not_found("payment", known));
+        }
+        let customer = find_customer(&mut work, &new.customer).await?;
+        let integration = collecting_integration(&mut work, &customer).await?;
+        check_currency(&customer, &new)?;
+        let fresh = new_payment(&work, self.clock().new_id().into(), &new, &customer, &integration);
+        let is_new = store::payments::insert(&mut work.tx, &fresh).await?;
+        let payment = if is_new { fresh } else { take_over(&mut work, fresh).await? };
+        store::requests::take(&mut work.tx, org, &request_id, &hash, payment.id.0, work.now).await?;
+        if payment.state == PaymentState::Pending {
+            work.ask(JobKind::SubmitPayment, payment.id.0);
+        }
+        work.commit().await?;
+        Ok(payment)
+    }
+
+    /// A payment with all its attempts.
+    pub async fn get_payment(&self, org: OrganizationId, which: PaymentRef) -> Result<(Payment, Vec<Attempt>)> {
+        let mut tx = self.read(org).await?;
+        let found = match &which {
+            PaymentRef::Id(id) => store::payments::get(&mut tx, org, *id).await?,
+            PaymentRef::InvoiceId(invoice) => store::payments::get_by_invoice(&mut tx, org, invoice).await?,
+        };
+        let payment = found.ok_or_else(|| match which {
+            PaymentRef::Id(id) => Error::not_found("payment", id),
+            PaymentRef::InvoiceId(invoice) => Error::not_found("payment of invoice", invoice),
+        })?;
+        let attempts = store::attempts::list(&mut tx, org, payment.id).await?;
+        Ok((payment, attempts))
+    }
+
+    /// A page of payments, newest first.
+    pub async fn list_payments(&self, org: OrganizationId, filter: PaymentFilter, page: Page) -> Result<Vec<Payment>> {
+        let mut tx = self.read(org).await?;
+        store::payments::list(&mut tx, org, &filter, page).await
+    }
+
+    /// Tries a failed payment again, with another method if one is given.
+    pub async fn retry_payment(
+        &self,
+        org: OrganizationId,
+        request_id: String,
+        id: PaymentId,
+        method: Option<PaymentMethodId>,
+        force: bool,
+    ) -> Result<Payment> {
+        let method_text = method.map(|id| id.to_string()).unwrap_or_default();
+        let hash = hash_request("RetryPayment", &[&id.to_string(), &method_text, if force { "force" } else { "" }]);
+        let mut work = self.begin(org).await?;
+        if store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some() {
+            return store::payments::get(&mut work.tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id));
+        }
+        let mut scene = Scene::load(&mut work, id).await?;
+        store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+        check_retry(&scene, method, force)?;
+        scene.news(&mut work, News::Retried(method)).await?;
+        work.ask(JobKind::SubmitPayment, id.0);
+        work.commit().await?;
+        Ok(scene.payment)
+    }
+}
+
+/// The invoice has a payment already. A canceled one is opened again, in the same row; one for the same amount from the
+/// same customer is the answer as it is; any other is in the way.
+async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
+    let Some(known) = store::payments::lock_by_invoice(&mut work.tx, work.org, &fresh.invoice_id).await? else {
+        return Err(Error::internal(anyhow::anyhow!("a payment was in the way, and is not there")));
+    };
+    if known.state == PaymentState::Canceled {
+        // Numbers go on, so that no idempotency key is ever used for another body (P2).
+        let mut payment = Payment {
+            id: known.id,
+            intent_number: known.intent_number + 1,
+            attempt_number: known.attempt_number,
+            amount_refunded: known.amount_refunded,
+            version: known.version,
+            create_time: known.create_time,
+            ..fresh
+        };
+        store::payments::save(&mut work.tx, &mut payment, work.now).await?;
+        return Ok(payment);
+    }
+    if known.amount == fresh.amount && known.customer_id == fresh.customer_id {
+        return Ok(known);
+    }
+    Err(Error::AlreadyExists {
+        kind: "payment",
+        id: known.id.to_string(),
+        message: format!(
+            "the invoice {} has the payment {} of {} in the state {}; read it, retry it, or cancel it first",
+            known.invoice_id,
+            known.id,
+            known.amount,
+            known.state.as_str().to_uppercase()
+        ),
+    })
+}
+
+fn payment_hash(new: &NewPayment) -> [u8; 32] {
+    let customer = match &new.customer {
+        CustomerRef::Id(id) => format!("id {id}"),
+        CustomerRef::ExternalId(id) => format!("external {id}"),
+    };
+    let amount = new.amount.minor_units.to_string();
+    let parts = [&new.invoice_id, &new.invoice_number, &customer, &amount, new.amount.currency.as_str()];
+    hash_request("CreatePayment", &parts.map(|part| part as &str))
+}
+
+async fn find_customer(work: &mut Work, which: &CustomerRef) -> Result<Customer> {
+    match which {
+        CustomerRef::Id(id) => store::customers::get(&mut work.tx, work.org, *id).await,
+        CustomerRef::ExternalId(external_id) => {
+            store::customers::get_by_external_id(&mut work.tx, work.org, external_id)
+                .await?
+                .ok_or_else(|| Error::not_found("customer", external_id))
+        }
+    }
+}
+
+/// The integration that collects from this customer: its own, or, where it has none, the organization's only one, so
+/// that the payment can be accepted and can fail with a reason.
+async fn collecting_integration(work: &mut Work, customer: &Customer) -> Result<Integration> {
+    let integration = if let Some(id) = customer.integration_id {
+        store::integrations::get(&mut work.tx, work.org, id).await?
+    } else {
+        let mut live = store::integrations::live(&mut work.tx, work.org).await?;
+        match (live.pop(), live.is_empty()) {
+            (Some(only), true) => only,
+            _ => {
+                return Err(Error::precondition(
+                    "CUSTOMER_HAS_NO_INTEGRATION",
+                    format!("customer/{}", customer.id),
+                    "the customer belongs to no integration, and there is not exactly one to take; link the customer",
+                ));
+            }
+        }
+    };
+    if integration.accepts_work() {
+        return Ok(integration);
+    }
+    Err(Error::precondition(
+        "INTEGRATION_DISCONNECTED",
+        format!("integration/{}", integration.id),
+        format!("the integration {} is being disconnected and takes no new payments", integration.code),
+    ))
+}
+
+fn check_currency(customer: &Customer, new: &NewPayment) -> Result<()> {
+    let is_due = new.amount.minor_units > 0;
+    if !is_due || !customer.kinds_for(new.amount.currency).is_empty() {
+        return Ok(());
+    }
+    let kinds: Vec<_> = customer.provider_payment_methods.iter().map(|kind| kind.as_str()).collect();
+    Err(Error::precondition(
+        "CURRENCY_NOT_SUPPORTED",
+        format!("customer/{}", customer.id),
+        format!(
+            "none of the customer's kinds of payment method ({}) takes {}; allow another kind first",
+            kinds.join(", "),
+            new.amount.currency
+        ),
+    ))
+}
+
+fn new_payment(
+    work: &Work,
+    id: PaymentId,
+    new: &NewPayment,
+    customer: &Customer,
+    integration: &Integration,
+) -> Payment {
+    Payment {
+        id,
+        organization_id: work.org,
+        integration_id: integration.id,
+        customer_id: customer.id,
+        invoice_id: new.invoice_id.clone(),
+        invoice_number: new.invoice_number.clone(),
+        amount: new.amount,
+        state: PaymentState::Pending,
+        pending_reason: None,
+        failure: None,
+        provider_payment_intent_id: None,
+        intent_number: 1,
+        attempt_number: 0,
+        requested_method_id: None,
+        next_action_url: None,
+        amount_received: 0,
+        amount_refunded: 0,
+        cancel_request_time: None,
+        unknown_since: None,
+        version: 1,
+        create_time: work.now,
+        update_time: work.now,
+    }
+}
+
+/// Whether a retry is allowed now. Stripe's networks fine merchants who repeat what was refused for good.
+fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
+    let payment = &scene.payment;
+    let subject = format!("payment/{}", payment.id);
+    if !matches!(payment.state, PaymentState::Failed) && payment.pending_reason.is_none() {
+        let state = payment.state.as_str().to_uppercase();
+        let message = format!("the payment is {state}; only a FAILED one, or a PENDING one that waits, can be retried");
+        return Err(Error::precondition("PAYMENT_NOT_RETRYABLE", subject, message));
+    }
+    if let Some(wanted) = method
+        && !scene.methods.iter().any(|known| known.id == wanted && known.detach_time.is_none())
+    {
+        return Err(Error::not_found("payment method", wanted));
+    }
+    let wanted = method.or(scene.customer.default_payment_method_id);
+    let is_same = scene.attempt.as_ref().is_some_and(|attempt| Some(attempt.payment_method_id) == wanted);
+    let is_hard = payment.failure.as_ref().is_some_and(Failure::forbids_retry);
+    if is_same && is_hard && !force {
+        let message = "the bank advised not to try this payment method again; use another one, or set force";
+        return Err(Error::precondition("DO_NOT_TRY_AGAIN", subject, message));
+    }
+    Ok(())
+}

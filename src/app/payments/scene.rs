@@ -1,0 +1,70 @@
+//! A payment with everything that decides about it, read under the payment's lock.
+
+use crate::app::tell::{self, About};
+use crate::app::work::Work;
+use crate::domain::customers::Customer;
+use crate::domain::integrations::Integration;
+use crate::domain::payment_methods::PaymentMethod;
+use crate::domain::payments::{Attempt, Change, News, Payment};
+use crate::domain::{PaymentId, Result};
+use crate::store;
+
+/// A locked payment and what belongs to it.
+pub(in crate::app) struct Scene {
+    pub payment: Payment,
+    /// The newest attempt.
+    pub attempt: Option<Attempt>,
+    pub customer: Customer,
+    pub integration: Integration,
+    /// All of the customer's methods, detached ones too.
+    pub methods: Vec<PaymentMethod>,
+}
+
+impl Scene {
+    /// Locks the payment and reads the rest.
+    pub(in crate::app) async fn load(work: &mut Work, id: PaymentId) -> Result<Self> {
+        let org = work.org;
+        let payment = store::payments::lock(&mut work.tx, org, id).await?;
+        let attempt = match payment.attempt_number {
+            0 => None,
+            number => store::attempts::get(&mut work.tx, org, id, number).await?,
+        };
+        let customer = store::customers::get_even_deleted(&mut work.tx, org, payment.customer_id).await?;
+        let integration = store::integrations::get(&mut work.tx, org, payment.integration_id).await?;
+        let methods = store::payment_methods::all(&mut work.tx, org, customer.id).await?;
+        Ok(Self { payment, attempt, customer, integration, methods })
+    }
+
+    /// Takes in news: the payment and its newest attempt are saved, and what is to be told is told (P4).
+    pub(in crate::app) async fn news(&mut self, work: &mut Work, news: News<'_>) -> Result<Change> {
+        let before = (self.payment.clone(), self.attempt.clone());
+        let change = self.payment.apply(self.attempt.as_mut(), news, work.now);
+        if self.attempt != before.1
+            && let Some(attempt) = &self.attempt
+        {
+            store::attempts::save_outcome(&mut work.tx, work.org, attempt).await?;
+        }
+        if self.payment != before.0 {
+            store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
+        }
+        work.tell_all(tell::payment_changed(&self.about(), change));
+        if change.from != change.to {
+            tracing::info!(
+                payment.id = %self.payment.id, payment.state = change.to.as_str(),
+                payment.state_before = change.from.as_str(), "a payment has changed its state"
+            );
+        }
+        Ok(change)
+    }
+
+    /// Whom and what the payment's events speak of.
+    pub(in crate::app) fn about(&self) -> About<'_> {
+        let charged = self.attempt.as_ref().map(|attempt| attempt.payment_method_id);
+        About {
+            payment: &self.payment,
+            customer: &self.customer,
+            integration: &self.integration,
+            method: charged.and_then(|id| self.methods.iter().find(|method| method.id == id)),
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! What is done by the clock alone: old rows go, new partitions come, and logs that grew unnoticed are noticed.
+
+use std::collections::HashMap;
+
+use time::Duration;
+
+use super::App;
+use crate::domain::{OrganizationId, Result};
+use crate::store::{self, Hint, Scope};
+
+/// How long a `request_id` is remembered.
+const REQUEST_ID_RETENTION: Duration = Duration::days(30);
+
+/// How many rows one transaction removes.
+const BATCH: i64 = 1_000;
+
+/// How many days ahead partitions are made.
+const DAYS_AHEAD: i64 = 3;
+
+impl App {
+    /// Removes what is past its retention, and makes the partitions of the coming days. For an hourly timer; two
+    /// replicas doing it at once do no harm.
+    pub async fn retire_old(&self) -> Result<()> {
+        let now = self.clock().now();
+        let pool = &self.0.pool;
+        let mut tx = pool.begin(Scope::System).await?;
+        let (first, last) = (now - Duration::DAY, now + Duration::days(DAYS_AHEAD));
+        store::deliveries::ensure_partitions(&mut tx, first.date(), last.date()).await?;
+        tx.commit().await?;
+
+        let mut tx = pool.begin(Scope::System).await?;
+        let first_kept = (now - self.0.settings.delivery_retention).date();
+        store::deliveries::drop_partitions(&mut tx, first_kept).await?;
+        tx.commit().await?;
+
+        loop {
+            let mut tx = pool.begin(Scope::System).await?;
+            let gone = store::requests::forget(&mut tx, now - REQUEST_ID_RETENTION, BATCH).await?;
+            tx.commit().await?;
+            if gone == 0 {
+                break;
+            }
+        }
+        for organization in self.list_organizations().await? {
+            loop {
+                let before = now - self.0.settings.event_retention;
+                let mut tx = pool.begin(Scope::System).await?;
+                let gone = store::events::trim(&mut tx, organization.id, before, BATCH).await?;
+                tx.commit().await?;
+                if gone == 0 {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The net under lost hints: looks whether the logs that somebody here watches have grown since the last look. Does
+    /// nothing while nobody watches.
+    pub async fn notice_logs(&self, seen: &mut HashMap<OrganizationId, i64>) -> Result<()> {
+        let watched = self.0.wake.watched();
+        seen.retain(|org, _| watched.contains(org));
+        if watched.is_empty() {
+            return Ok(());
+        }
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        for (org, position) in store::events::last_positions(&mut tx, &watched).await? {
+            if seen.insert(org, position) != Some(position) {
+                self.hear(Hint::Events(org));
+            }
+        }
+        tx.commit().await
+    }
+}

@@ -1,0 +1,318 @@
+//! Events, made from nouns. Which change tells what is decided here and nowhere else, whoever caused the change.
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::domain::checkout_sessions::CheckoutSession;
+use crate::domain::customers::Customer;
+use crate::domain::deliveries::Delivery;
+use crate::domain::events::{
+    BillingConfiguration, CheckoutUrlObject, CustomerErrorObject, CustomerObject, DisputeObject, ErrorDetails,
+    InvoiceObject, InvoicePaymentErrorObject, NewEvent, NextAction, Payload, PaymentDisputeLostObject,
+    PaymentMethodObject, PaymentObject, PaymentProviderObject, ProviderError, ProviderErrorObject,
+    ProviderErrorWithCode, ProviderEventObject, RedirectToUrl, RefundObject,
+};
+use crate::domain::integrations::Integration;
+use crate::domain::payment_methods::PaymentMethod;
+use crate::domain::payments::{Change, Failure, Payment, PaymentState};
+use crate::domain::signals::{DisputeSnapshot, RefundSnapshot};
+
+/// The provider's name in Lago's payloads.
+const STRIPE: &str = "stripe";
+
+fn at(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
+}
+
+/// Whom and what a payment's events speak of.
+pub(super) struct About<'a> {
+    pub payment: &'a Payment,
+    pub customer: &'a Customer,
+    pub integration: &'a Integration,
+    /// The method that was charged, if one was.
+    pub method: Option<&'a PaymentMethod>,
+}
+
+/// What a change of a payment tells: the payment's own event, and the invoice's where Lago's `payment_status` changes.
+pub(super) fn payment_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
+    if !change.is_news() {
+        return Vec::new();
+    }
+    let webhook_type = match change.to {
+        PaymentState::Pending => "payment.pending",
+        PaymentState::Processing => "payment.processing",
+        PaymentState::RequiresAction => "payment.requires_action",
+        PaymentState::Succeeded => "payment.succeeded",
+        PaymentState::Canceled => "payment.canceled",
+        PaymentState::Failed => "invoice.payment_failure",
+    };
+    let payload = match (&about.payment.failure, change.to) {
+        (Some(failure), PaymentState::Failed) => {
+            Payload::PaymentProviderInvoicePaymentError(invoice_payment_error(about, failure))
+        }
+        _ => Payload::Payment(payment_object(about)),
+    };
+    let mut told = vec![NewEvent { webhook_type, payload }];
+    if change.from.payment_status() != change.to.payment_status() {
+        told.push(NewEvent {
+            webhook_type: "invoice.payment_status_updated",
+            payload: Payload::Invoice(invoice_object(about)),
+        });
+    }
+    told
+}
+
+/// More money has come in for an invoice than it asked for (P12).
+pub(super) fn overpaid(about: &About<'_>, provider_payment_intent_id: &str, amount_received: i64) -> NewEvent {
+    let mut object = payment_object(about);
+    object.provider_payment_id = Some(provider_payment_intent_id.to_owned());
+    object.external_payment_id = object.provider_payment_id.clone();
+    object.amount_cents = amount_received;
+    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(object) }
+}
+
+/// A refund was made, or has changed.
+pub(super) fn refund_updated(about: &About<'_>, refund: &RefundSnapshot) -> NewEvent {
+    let object = RefundObject {
+        lago_payment_id: about.payment.id.0,
+        lago_invoice_id: about.payment.invoice_id.clone(),
+        lago_customer_id: about.customer.id.0,
+        external_customer_id: about.customer.external_id.clone(),
+        payment_provider_code: about.integration.code.clone(),
+        provider_refund_id: refund.id.clone(),
+        provider_charge_id: refund.provider_charge_id.clone(),
+        amount_cents: refund.amount.minor_units,
+        amount_currency: refund.amount.currency.to_string(),
+        status: refund.status.clone(),
+        failure_reason: refund.failure_reason.clone(),
+        amount_refunded_cents: about.payment.amount_refunded,
+    };
+    NewEvent { webhook_type: "payment.refund_updated", payload: Payload::Refund(object) }
+}
+
+/// A dispute was opened, or has changed; and, the first time that it is lost, that it is.
+pub(super) fn dispute_updated(about: &About<'_>, dispute: &DisputeSnapshot, status_before: &str) -> Vec<NewEvent> {
+    let object = DisputeObject {
+        lago_payment_id: about.payment.id.0,
+        lago_invoice_id: about.payment.invoice_id.clone(),
+        lago_customer_id: about.customer.id.0,
+        external_customer_id: about.customer.external_id.clone(),
+        payment_provider_code: about.integration.code.clone(),
+        provider_dispute_id: dispute.id.clone(),
+        provider_charge_id: dispute.provider_charge_id.clone(),
+        amount_cents: dispute.amount.minor_units,
+        amount_currency: dispute.amount.currency.to_string(),
+        status: dispute.status.clone(),
+        reason: dispute.reason.clone(),
+    };
+    let mut told = vec![NewEvent { webhook_type: "payment.dispute_updated", payload: Payload::Dispute(object) }];
+    if dispute.status == "lost" && status_before != "lost" {
+        let object =
+            PaymentDisputeLostObject { invoice: invoice_object(about), provider_error: dispute.reason.clone() };
+        told.push(NewEvent {
+            webhook_type: "invoice.payment_dispute_lost",
+            payload: Payload::PaymentDisputeLost(object),
+        });
+    }
+    told
+}
+
+/// The customer now has a counterpart at Stripe, created (`customer.payment_provider_created`) or given
+/// (`customer.payment_provider_linked`).
+pub(super) fn customer_created(webhook_type: &'static str, customer: &Customer, integration: &Integration) -> NewEvent {
+    NewEvent { webhook_type, payload: Payload::Customer(customer_object(customer, integration, None)) }
+}
+
+/// The customer's counterpart at Stripe is gone.
+pub(super) fn customer_deleted(customer: &Customer, integration: &Integration) -> NewEvent {
+    let payload = Payload::Customer(customer_object(customer, integration, None));
+    NewEvent { webhook_type: "customer.payment_provider_deleted", payload }
+}
+
+/// Stripe refused to create or to link the customer, or to make a link for it.
+pub(super) fn customer_error(customer: &Customer, integration: &Integration, message: &str, code: &str) -> NewEvent {
+    let object = CustomerErrorObject {
+        lago_customer_id: customer.id.0,
+        external_customer_id: customer.external_id.clone(),
+        payment_provider: STRIPE.to_owned(),
+        payment_provider_code: integration.code.clone(),
+        provider_error: ProviderError { message: message.to_owned(), error_code: code.to_owned() },
+    };
+    NewEvent { webhook_type: "customer.payment_provider_error", payload: Payload::PaymentProviderCustomerError(object) }
+}
+
+/// A link is there, or (`customer.checkout_url_expired`) has ended unused.
+pub(super) fn checkout_url(
+    webhook_type: &'static str,
+    customer: &Customer,
+    integration: &Integration,
+    session: &CheckoutSession,
+) -> NewEvent {
+    let object = CheckoutUrlObject {
+        lago_customer_id: customer.id.0,
+        external_customer_id: customer.external_id.clone(),
+        payment_provider: STRIPE.to_owned(),
+        payment_provider_code: integration.code.clone(),
+        checkout_url: session.url.clone().unwrap_or_default(),
+    };
+    NewEvent { webhook_type, payload: Payload::PaymentProviderCustomerCheckoutUrl(object) }
+}
+
+/// Something about a method: `payment_method.created`, `….detached`, `….set_as_default`.
+pub(super) fn method(
+    webhook_type: &'static str,
+    method: &PaymentMethod,
+    customer: &Customer,
+    integration: &Integration,
+) -> NewEvent {
+    NewEvent { webhook_type, payload: Payload::PaymentMethod(method_object(method, customer, integration)) }
+}
+
+/// Stripe does not accept the key, or it lacks a permission.
+pub(super) fn provider_error(integration: &Integration, action: &str, message: &str, code: &str) -> NewEvent {
+    let object = ProviderErrorObject {
+        lago_payment_provider_id: integration.id.0,
+        payment_provider_code: integration.code.clone(),
+        payment_provider_name: integration.name.clone(),
+        source: STRIPE.to_owned(),
+        action: action.to_owned(),
+        provider_error: ProviderErrorWithCode { message: message.to_owned(), code: code.to_owned() },
+    };
+    NewEvent { webhook_type: "payment_provider.error", payload: Payload::PaymentProviderError(object) }
+}
+
+/// `payment_provider.connected`, `payment_provider.disconnected`.
+pub(super) fn provider(webhook_type: &'static str, integration: &Integration) -> NewEvent {
+    let object = PaymentProviderObject {
+        lago_payment_provider_id: integration.id.0,
+        payment_provider: STRIPE.to_owned(),
+        payment_provider_code: integration.code.clone(),
+        payment_provider_name: integration.name.clone(),
+        provider_account_id: integration.provider_account_id.clone(),
+        provider_webhook_endpoint_id: integration.provider_endpoint_id.clone(),
+    };
+    NewEvent { webhook_type, payload: Payload::PaymentProvider(object) }
+}
+
+/// One of Stripe's own events.
+pub(super) fn relayed(delivery: &Delivery, integration: &Integration) -> NewEvent {
+    let object = ProviderEventObject {
+        payment_provider_code: integration.code.clone(),
+        payment_provider: STRIPE.to_owned(),
+        provider_event_id: delivery.provider_event_id.clone(),
+        event_type: delivery.event_type.clone(),
+        created_at: at(delivery.created),
+        json: delivery.body.clone(),
+    };
+    NewEvent { webhook_type: "provider_event", payload: Payload::ProviderEvent(object) }
+}
+
+fn customer_object(customer: &Customer, integration: &Integration, method: Option<&PaymentMethod>) -> CustomerObject {
+    CustomerObject {
+        lago_id: customer.id.0,
+        external_id: customer.external_id.clone(),
+        name: customer.name.clone(),
+        email: customer.email.clone(),
+        phone: customer.phone.clone(),
+        created_at: at(customer.create_time),
+        billing_configuration: BillingConfiguration {
+            payment_provider: STRIPE.to_owned(),
+            payment_provider_code: integration.code.clone(),
+            provider_customer_id: customer.provider_customer_id.clone(),
+            provider_payment_methods: customer
+                .provider_payment_methods
+                .iter()
+                .map(|kind| kind.as_str().to_owned())
+                .collect(),
+            sync_with_provider: customer.sync_with_provider,
+            payment_method_id: method.map(|method| method.provider_payment_method_id.clone()),
+        },
+    }
+}
+
+fn method_object(method: &PaymentMethod, customer: &Customer, integration: &Integration) -> PaymentMethodObject {
+    PaymentMethodObject {
+        lago_id: method.id.0,
+        lago_customer_id: customer.id.0,
+        external_customer_id: customer.external_id.clone(),
+        is_default: customer.default_payment_method_id == Some(method.id),
+        payment_provider_code: integration.code.clone(),
+        payment_provider_name: integration.name.clone(),
+        payment_provider_type: STRIPE.to_owned(),
+        provider_method_id: method.provider_payment_method_id.clone(),
+        provider_method_type: method.kind.clone(),
+        details: method.details.clone(),
+        created_at: at(method.create_time),
+    }
+}
+
+fn invoice_object(about: &About<'_>) -> InvoiceObject {
+    let payment = about.payment;
+    let is_paid = payment.state == PaymentState::Succeeded;
+    let paid = if is_paid { payment.amount_received.max(0) } else { 0 };
+    InvoiceObject {
+        lago_id: payment.invoice_id.clone(),
+        number: payment.invoice_number.clone(),
+        payment_status: payment.state.payment_status().to_owned(),
+        currency: payment.amount.currency.to_string(),
+        total_due_amount_cents: if is_paid { 0 } else { payment.amount.minor_units },
+        total_paid_amount_cents: paid,
+        customer: customer_object(about.customer, about.integration, about.method),
+    }
+}
+
+pub(super) fn payment_object(about: &About<'_>) -> PaymentObject {
+    let payment = about.payment;
+    let next_action = payment
+        .next_action_url
+        .clone()
+        .map(|url| NextAction { r#type: "redirect_to_url".to_owned(), redirect_to_url: RedirectToUrl { url } });
+    PaymentObject {
+        lago_id: payment.id.0,
+        lago_customer_id: about.customer.id.0,
+        external_customer_id: about.customer.external_id.clone(),
+        invoice_ids: vec![payment.invoice_id.clone()],
+        invoice_numbers: Some(&payment.invoice_number)
+            .filter(|number| !number.is_empty())
+            .cloned()
+            .into_iter()
+            .collect(),
+        lago_payable_id: payment.invoice_id.clone(),
+        payable_type: "Invoice".to_owned(),
+        amount_cents: payment.amount.minor_units,
+        amount_currency: payment.amount.currency.to_string(),
+        status: payment.state.as_str().to_owned(),
+        payment_status: payment.state.payment_status().to_owned(),
+        r#type: "provider".to_owned(),
+        payment_provider_code: about.integration.code.clone(),
+        payment_provider_type: STRIPE.to_owned(),
+        external_payment_id: payment.provider_payment_intent_id.clone(),
+        provider_payment_id: payment.provider_payment_intent_id.clone(),
+        provider_customer_id: about.customer.provider_customer_id.clone(),
+        next_action,
+        created_at: at(payment.create_time),
+        payment_method: about.method.map(|method| method_object(method, about.customer, about.integration)),
+        pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
+    }
+}
+
+fn invoice_payment_error(about: &About<'_>, failure: &Failure) -> InvoicePaymentErrorObject {
+    InvoicePaymentErrorObject {
+        lago_invoice_id: about.payment.invoice_id.clone(),
+        lago_customer_id: about.customer.id.0,
+        external_customer_id: about.customer.external_id.clone(),
+        provider_customer_id: about.customer.provider_customer_id.clone(),
+        payment_provider: STRIPE.to_owned(),
+        payment_provider_code: about.integration.code.clone(),
+        provider_error: ProviderError { message: failure.message.clone(), error_code: failure.code.clone() },
+        error_details: ErrorDetails {
+            code: failure.code.clone(),
+            message: failure.message.clone(),
+            request_id: failure.provider_request_id.clone(),
+            http_status: failure.http_status,
+        },
+        decline_code: failure.decline_code.clone(),
+        advice_code: failure.advice_code.clone(),
+        lago_payment_id: about.payment.id.0,
+    }
+}

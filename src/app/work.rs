@@ -1,0 +1,106 @@
+//! One transaction that changes something. It keeps the order in which everything of ours is locked: rows first, then
+//! jobs, then the event log's counter (P5), and it commits all three together (P4).
+
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::App;
+use crate::domain::events::NewEvent;
+use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::{OrganizationId, Result};
+use crate::store::jobs::NewJob;
+use crate::store::{self, Hint, Scope, Transaction};
+
+/// A change in the making.
+pub(super) struct Work {
+    /// Where rows are read and written.
+    pub tx: Transaction,
+    /// The tenant.
+    pub org: OrganizationId,
+    /// The time of the change.
+    pub now: OffsetDateTime,
+    app: App,
+    events: Vec<NewEvent>,
+    jobs: Vec<NewJob>,
+    lease: Option<(Lease, Option<Outcome>)>,
+}
+
+impl App {
+    /// Begins a change.
+    pub(super) async fn begin(&self, org: OrganizationId) -> Result<Work> {
+        let tx = self.0.pool.begin(Scope::Tenant(org)).await?;
+        let now = self.0.clock.now();
+        Ok(Work { tx, org, now, app: self.clone(), events: Vec::new(), jobs: Vec::new(), lease: None })
+    }
+
+    /// Begins a change that a job leads to: it commits only while the lease is ours (P8).
+    pub(super) async fn begin_leased(&self, lease: &Lease) -> Result<Work> {
+        let mut work = self.begin(lease.organization_id).await?;
+        work.lease = Some((lease.clone(), None));
+        Ok(work)
+    }
+}
+
+impl Work {
+    /// Writes an event with this change.
+    pub(super) fn tell(&mut self, event: NewEvent) {
+        self.events.push(event);
+    }
+
+    /// Writes events with this change.
+    pub(super) fn tell_all(&mut self, events: impl IntoIterator<Item = NewEvent>) {
+        self.events.extend(events);
+    }
+
+    /// Asks for a job with this change, to run at once.
+    pub(super) fn ask(&mut self, kind: JobKind, object_id: Uuid) {
+        self.ask_at(kind, object_id, self.now);
+    }
+
+    /// Asks for a job with this change, to run at `run_at`.
+    pub(super) fn ask_at(&mut self, kind: JobKind, object_id: Uuid, run_at: OffsetDateTime) {
+        let object_key = String::new();
+        let organization_id = self.org;
+        self.jobs.push(NewJob { organization_id, kind, object_id, object_key, object_time: None, run_at });
+    }
+
+    /// Asks for a job with this change.
+    pub(super) fn ask_for(&mut self, job: NewJob) {
+        self.jobs.push(job);
+    }
+
+    /// Commits, and ends the job that led here.
+    pub(super) async fn end(mut self, outcome: Outcome) -> Result<()> {
+        if let Some((_, end)) = &mut self.lease {
+            *end = Some(outcome);
+        }
+        self.commit().await
+    }
+
+    /// Commits; a job that led here goes on.
+    pub(super) async fn commit(self) -> Result<()> {
+        let Self { mut tx, org, now, app, events, jobs, lease } = self;
+        let clock = app.clock();
+        if let Some((lease, end)) = &lease {
+            match end {
+                None => store::jobs::hold(&mut tx, lease).await?,
+                Some(Outcome::Done) => store::jobs::finish(&mut tx, lease, now).await?,
+                Some(Outcome::Again(run_at)) => store::jobs::release(&mut tx, lease, *run_at, None).await?,
+                Some(Outcome::Retry(error)) => {
+                    let run_at = now + super::jobs::backoff(lease.failures);
+                    store::jobs::release(&mut tx, lease, run_at, Some(error)).await?;
+                }
+            }
+        }
+        store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
+        store::events::append(&mut tx, org, &events, now, || clock.new_id()).await?;
+        tx.commit().await?;
+        if !jobs.is_empty() {
+            app.0.wake.tell(Hint::Jobs);
+        }
+        if !events.is_empty() {
+            app.0.wake.tell(Hint::Events(org));
+        }
+        Ok(())
+    }
+}
