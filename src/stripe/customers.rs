@@ -171,6 +171,7 @@ mod tests {
             provider_payment_methods: vec![MethodKind::Card],
             sync_with_provider: true,
             default_payment_method_id: None,
+            unpushed_fields: Vec::new(),
             version: 1,
             create_time: OffsetDateTime::UNIX_EPOCH,
             update_time: OffsetDateTime::UNIX_EPOCH,
