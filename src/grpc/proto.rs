@@ -42,7 +42,42 @@ impl fmt::Debug for RotateIntegrationKeyRequest {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use prost::Message as _;
+    use prost_types::{FileDescriptorProto, FileDescriptorSet};
+
     use super::*;
+
+    fn services() -> Vec<FileDescriptorProto> {
+        let set = FileDescriptorSet::decode(DESCRIPTOR_SET).unwrap();
+        set.file.into_iter().filter(|file| !file.service.is_empty()).collect()
+    }
+
+    /// `grpcurl describe` shows these comments: they are how a caller learns what an error means.
+    #[test]
+    fn every_call_lists_the_reasons_of_its_errors() {
+        let mut calls = 0;
+        for file in services() {
+            let source = file.source_code_info.unwrap_or_default();
+            let comments: BTreeMap<_, _> =
+                source.location.iter().map(|it| (&it.path[..], it.leading_comments())).collect();
+            for (index, call) in (0..).zip(&file.service[0].method) {
+                // In a file's descriptor, services are field 6; in a service's, methods are field 2.
+                let comment = comments.get(&[6, 0, 2, index][..]).copied().unwrap_or_default();
+                assert!(comment.contains("Reasons:"), "{}", call.name());
+                calls += 1;
+            }
+        }
+        assert_eq!(calls, 23);
+    }
+
+    #[test]
+    fn the_services_are_those_of_the_design() {
+        let files = services();
+        let names: Vec<_> = files.iter().map(|file| file.service[0].name()).collect();
+        assert_eq!(names, ["IntegrationService", "CustomerService", "PaymentService", "EventService"]);
+    }
 
     #[test]
     fn p9_debug_of_a_request_leaves_the_key_out() {
