@@ -1,0 +1,323 @@
+//! Customers: proto to domain and back.
+
+use super::payment_methods::kind;
+use super::{Fields, etag, masked, timestamp};
+use crate::domain::customers::{
+    Address, Customer, CustomerRef, CustomerUpdate, IntegrationRef, LinkState, NewCustomer,
+};
+use crate::domain::{CustomerId, Result};
+use crate::grpc::proto::{self, ProviderLinkState, create_customer_request, get_customer_request};
+
+/// The longest of most texts, in characters.
+pub(super) const TEXT_LENGTH_MAX: usize = 255;
+/// Stripe's limit.
+const EMAIL_LENGTH_MAX: usize = 512;
+/// Stripe's limit.
+const PHONE_LENGTH_MAX: usize = 20;
+
+/// What CreateCustomer asks for, and its `request_id`.
+pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Result<(Option<String>, NewCustomer)> {
+    use create_customer_request::Integration;
+    let mut fields = Fields::default();
+    let request_id = fields.optional_request_id(request.request_id);
+    let customer = NewCustomer {
+        external_id: fields.required_text("external_id", request.external_id, TEXT_LENGTH_MAX),
+        name: fields.text("name", request.name, TEXT_LENGTH_MAX),
+        email: fields.email("email", request.email),
+        phone: fields.text("phone", request.phone, PHONE_LENGTH_MAX),
+        address: request.address.map(|address| fields.address("address", address)),
+        integration: request.integration.map(|integration| match integration {
+            Integration::IntegrationId(id) => IntegrationRef::Id(fields.id("integration_id", &id)),
+            Integration::IntegrationCode(code) => {
+                IntegrationRef::Code(fields.required_text("integration_code", code, TEXT_LENGTH_MAX))
+            }
+        }),
+        provider_customer_id: fields
+            .optional_provider_customer_id("provider_customer_id", request.provider_customer_id),
+        provider_payment_methods: fields.kinds("provider_payment_methods", &request.provider_payment_methods),
+        sync_with_provider: request.sync_with_provider,
+    };
+    if customer.sync_with_provider && customer.provider_customer_id.is_some() {
+        let text = "can't be set together with provider_customer_id: a customer is either created at Stripe or linked";
+        fields.object("sync_with_provider", text);
+    }
+    fields.check()?;
+    Ok((request_id, customer))
+}
+
+/// Which customer GetCustomer asks for.
+pub(in crate::grpc) fn which(request: proto::GetCustomerRequest) -> Result<CustomerRef> {
+    Fields::only(|fields| match request.customer {
+        Some(get_customer_request::Customer::Id(id)) => CustomerRef::Id(fields.id("id", &id)),
+        Some(get_customer_request::Customer::ExternalId(id)) => {
+            CustomerRef::ExternalId(fields.required_text("external_id", id, TEXT_LENGTH_MAX))
+        }
+        None => {
+            fields.object("customer", "is required: one of id, external_id");
+            CustomerRef::ExternalId(String::new())
+        }
+    })
+}
+
+/// What CreateCheckoutUrl asks for: its `request_id`, whose link, and where it leads to.
+pub(in crate::grpc) fn checkout_url(
+    request: proto::CreateCheckoutUrlRequest,
+) -> Result<(Option<String>, CustomerId, Option<String>)> {
+    let mut fields = Fields::default();
+    let request_id = fields.optional_request_id(request.request_id);
+    let customer = fields.id("customer_id", &request.customer_id);
+    let success_url = fields.optional_url("success_url", request.success_url);
+    fields.check()?;
+    Ok((request_id, customer, success_url))
+}
+
+/// What UpdateCustomer asks for: which customer, at which version, and what to set.
+pub(in crate::grpc) fn customer_update(
+    request: proto::UpdateCustomerRequest,
+) -> Result<(CustomerId, Option<i64>, CustomerUpdate)> {
+    let mut fields = Fields::default();
+    let customer = request.customer.unwrap_or_default();
+    let id = fields.id("customer.id", &customer.id);
+    let version = fields.optional_etag("customer.etag", &customer.etag);
+    let known = [
+        ("name", !customer.name.is_empty()),
+        ("email", !customer.email.is_empty()),
+        ("phone", !customer.phone.is_empty()),
+        ("address", customer.address.is_some()),
+        ("integration_id", !customer.integration_id.is_empty()),
+        ("provider_customer_id", !customer.provider_customer_id.is_empty()),
+        ("provider_payment_methods", !customer.provider_payment_methods.is_empty()),
+        ("sync_with_provider", customer.sync_with_provider),
+    ];
+    let mut update = CustomerUpdate::default();
+    for path in masked(&mut fields, request.update_mask, &known) {
+        set(&mut fields, &mut update, path, &customer);
+    }
+    fields.check()?;
+    Ok((id, version, update))
+}
+
+/// Takes one field over into the update.
+fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &proto::Customer) {
+    match path {
+        "name" => update.name = Some(fields.text("customer.name", from.name.clone(), TEXT_LENGTH_MAX)),
+        "email" => update.email = Some(fields.email("customer.email", from.email.clone())),
+        "phone" => update.phone = Some(fields.text("customer.phone", from.phone.clone(), PHONE_LENGTH_MAX)),
+        "address" => {
+            update.address = Some(from.address.clone().map(|address| fields.address("customer.address", address)));
+        }
+        // These two can be changed, but not emptied: a customer is not unlinked by an update.
+        "integration_id" => {
+            let id = fields.optional_id("customer.integration_id", &from.integration_id);
+            update.integration = id.map(IntegrationRef::Id);
+        }
+        "provider_customer_id" => {
+            let (field, id) = ("customer.provider_customer_id", from.provider_customer_id.clone());
+            update.provider_customer_id = fields.optional_provider_customer_id(field, id);
+        }
+        "provider_payment_methods" => {
+            let kinds = fields.kinds("customer.provider_payment_methods", &from.provider_payment_methods);
+            // Emptied means back to the default, which is decided in one place: an empty list.
+            update.provider_payment_methods = Some(kinds);
+        }
+        _ => update.sync_with_provider = Some(from.sync_with_provider),
+    }
+}
+
+impl Fields {
+    fn email(&mut self, field: &str, email: String) -> String {
+        let is_plausible = email.is_empty()
+            || email.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty());
+        if !is_plausible || email.contains(char::is_whitespace) {
+            self.object(field, "must be an email address");
+        }
+        self.text(field, email, EMAIL_LENGTH_MAX)
+    }
+
+    fn address(&mut self, field: &str, address: proto::Address) -> Address {
+        let mut part = |name: &str, text| self.text(&format!("{field}.{name}"), text, TEXT_LENGTH_MAX);
+        let address = Address {
+            line1: part("line1", address.line1),
+            line2: part("line2", address.line2),
+            city: part("city", address.city),
+            postal_code: part("postal_code", address.postal_code),
+            state: part("state", address.state),
+            country: part("country", address.country),
+        };
+        let country = &address.country;
+        let is_code = country.len() == 2 && country.chars().all(|it| it.is_ascii_uppercase());
+        if !country.is_empty() && !is_code {
+            self.object(&format!("{field}.country"), "must be an ISO 3166-1 code of two upper case letters");
+        }
+        address
+    }
+
+    fn optional_provider_customer_id(&mut self, field: &str, id: String) -> Option<String> {
+        if id.is_empty() {
+            return None;
+        }
+        let rest = id.strip_prefix("cus_").unwrap_or_default();
+        if rest.is_empty()
+            || id.len() > TEXT_LENGTH_MAX
+            || !rest.chars().all(|it| it.is_ascii_alphanumeric() || it == '_')
+        {
+            self.object(field, "must be a Stripe customer's id, such as cus_NffrFeUfNV2Hib");
+        }
+        Some(id)
+    }
+}
+
+/// A customer.
+pub(in crate::grpc) fn customer(customer: Customer) -> proto::Customer {
+    proto::Customer {
+        id: customer.id.to_string(),
+        external_id: customer.external_id,
+        name: customer.name,
+        email: customer.email,
+        phone: customer.phone,
+        address: customer.address.map(address),
+        integration_id: customer.integration_id.map(|id| id.to_string()).unwrap_or_default(),
+        provider_link_state: link_state(customer.link_state).into(),
+        provider_link_error: customer.link_error.unwrap_or_default(),
+        provider_customer_id: customer.provider_customer_id.unwrap_or_default(),
+        provider_payment_methods: customer.provider_payment_methods.into_iter().map(kind).collect(),
+        sync_with_provider: customer.sync_with_provider,
+        default_payment_method_id: customer.default_payment_method_id.map(|id| id.to_string()).unwrap_or_default(),
+        etag: etag(customer.version),
+        create_time: Some(timestamp(customer.create_time)),
+        update_time: Some(timestamp(customer.update_time)),
+    }
+}
+
+fn address(address: Address) -> proto::Address {
+    proto::Address {
+        line1: address.line1,
+        line2: address.line2,
+        city: address.city,
+        postal_code: address.postal_code,
+        state: address.state,
+        country: address.country,
+    }
+}
+
+fn link_state(state: LinkState) -> ProviderLinkState {
+    match state {
+        LinkState::None => ProviderLinkState::None,
+        LinkState::Pending => ProviderLinkState::Pending,
+        LinkState::Linked => ProviderLinkState::Linked,
+        LinkState::Failed => ProviderLinkState::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::FieldMask;
+
+    use super::*;
+    use crate::domain::Error;
+    use crate::domain::payment_methods::MethodKind;
+    use crate::grpc::proto::PaymentMethodKind;
+
+    fn objections<T>(parsed: Result<T>) -> Vec<String> {
+        match parsed {
+            Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn hooli() -> proto::CreateCustomerRequest {
+        proto::CreateCustomerRequest {
+            external_id: "hooli_1234".into(),
+            email: "billing@hooli.test".into(),
+            sync_with_provider: true,
+            provider_payment_methods: vec![PaymentMethodKind::SepaDebit.into(), PaymentMethodKind::Card.into()],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_customer_is_taken_over_as_it_is_given() {
+        let (request_id, new) = new_customer(hooli()).unwrap();
+        assert_eq!(request_id, None);
+        assert_eq!(new.external_id, "hooli_1234");
+        assert_eq!(new.provider_payment_methods, [MethodKind::SepaDebit, MethodKind::Card]);
+        assert!(new.sync_with_provider && new.integration.is_none());
+    }
+
+    #[test]
+    fn everything_wrong_with_a_customer_is_told_at_once() {
+        let request = proto::CreateCustomerRequest {
+            request_id: "a b".into(),
+            external_id: String::new(),
+            name: "x".repeat(256),
+            email: "nobody".into(),
+            phone: "1".repeat(21),
+            address: Some(proto::Address { country: "Germany".into(), ..Default::default() }),
+            integration: Some(create_customer_request::Integration::IntegrationId("eu".into())),
+            provider_customer_id: "pm_1".into(),
+            provider_payment_methods: vec![0, 1, 1, 99],
+            sync_with_provider: true,
+        };
+        assert_eq!(
+            objections(new_customer(request)),
+            [
+                "request_id",
+                "external_id",
+                "name",
+                "email",
+                "phone",
+                "address.country",
+                "integration_id",
+                "provider_customer_id",
+                "provider_payment_methods[0]",
+                "provider_payment_methods[2]",
+                "provider_payment_methods[3]",
+                "sync_with_provider",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_customer_is_either_created_at_stripe_or_linked() {
+        let both = proto::CreateCustomerRequest { provider_customer_id: "cus_1".into(), ..hooli() };
+        assert_eq!(objections(new_customer(both)), ["sync_with_provider"]);
+    }
+
+    fn update(customer: proto::Customer, paths: Option<&[&str]>) -> Result<CustomerUpdate> {
+        let customer = Some(proto::Customer { id: uuid::Uuid::from_u128(1).to_string(), ..customer });
+        let update_mask = paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
+        customer_update(proto::UpdateCustomerRequest { customer, update_mask }).map(|(_, _, update)| update)
+    }
+
+    #[test]
+    fn an_update_sets_what_is_populated_or_what_the_mask_names() {
+        let named = || proto::Customer { name: "Hooli".into(), ..Default::default() };
+        let only_name = CustomerUpdate { name: Some("Hooli".into()), ..Default::default() };
+        assert_eq!(update(named(), None).unwrap(), only_name);
+        assert_eq!(update(named(), Some(&["name"])).unwrap(), only_name);
+        let emptied = update(named(), Some(&["email", "address", "sync_with_provider"])).unwrap();
+        let expected = CustomerUpdate {
+            email: Some(String::new()),
+            address: Some(None),
+            sync_with_provider: Some(false),
+            ..Default::default()
+        };
+        assert_eq!(emptied, expected);
+    }
+
+    #[test]
+    fn an_update_says_what_is_wrong_with_it() {
+        let bad = proto::Customer { etag: "x".into(), email: "nobody".into(), ..Default::default() };
+        assert_eq!(objections(update(bad, None)), ["customer.etag", "customer.email"]);
+        assert_eq!(objections(update(proto::Customer::default(), Some(&["external_id"]))), ["update_mask"]);
+        assert_eq!(objections(customer_update(proto::UpdateCustomerRequest::default())), ["customer.id"]);
+    }
+
+    #[test]
+    fn a_customer_is_asked_for_by_one_of_its_ids() {
+        let by = |customer| which(proto::GetCustomerRequest { customer });
+        assert!(by(Some(get_customer_request::Customer::ExternalId("hooli_1234".into()))).is_ok());
+        assert_eq!(objections(by(Some(get_customer_request::Customer::Id("hooli_1234".into())))), ["id"]);
+        assert_eq!(objections(by(None)), ["customer"]);
+    }
+}

@@ -1,0 +1,194 @@
+//! Integrations: proto to domain and back.
+
+use secrecy::SecretString;
+
+use super::customers::TEXT_LENGTH_MAX;
+use super::{Fields, etag, masked, timestamp};
+use crate::domain::integrations::{
+    Finding, FindingState, FindingSubject, Integration, IntegrationState, IntegrationUpdate, NewIntegration,
+};
+use crate::domain::{IntegrationId, Result};
+use crate::grpc::proto::{self, IntegrationFindingState, IntegrationFindingSubject};
+
+/// The longest `code`.
+const CODE_LENGTH_MAX: usize = 64;
+/// Longer than any of Stripe's keys.
+const KEY_LENGTH_MAX: usize = 512;
+
+/// What CreateIntegration asks for, and its `request_id`.
+pub(in crate::grpc) fn new_integration(
+    request: proto::CreateIntegrationRequest,
+) -> Result<(Option<String>, NewIntegration)> {
+    let mut fields = Fields::default();
+    let request_id = fields.optional_request_id(request.request_id);
+    let new = NewIntegration {
+        code: fields.code(request.code),
+        name: fields.required_text("name", request.name, TEXT_LENGTH_MAX),
+        secret_key: fields.secret_key(request.secret_key),
+        success_redirect_url: fields.optional_url("success_redirect_url", request.success_redirect_url),
+        supports_3ds: request.supports_3ds,
+        relay_provider_events: request.relay_provider_events,
+    };
+    fields.check()?;
+    Ok((request_id, new))
+}
+
+/// What UpdateIntegration asks for: which integration, at which version, and what to set.
+pub(in crate::grpc) fn integration_update(
+    request: proto::UpdateIntegrationRequest,
+) -> Result<(IntegrationId, Option<i64>, IntegrationUpdate)> {
+    let mut fields = Fields::default();
+    let integration = request.integration.unwrap_or_default();
+    let id = fields.id("integration.id", &integration.id);
+    let version = fields.optional_etag("integration.etag", &integration.etag);
+    let known = [
+        ("name", !integration.name.is_empty()),
+        ("success_redirect_url", !integration.success_redirect_url.is_empty()),
+        ("supports_3ds", integration.supports_3ds),
+        ("relay_provider_events", integration.relay_provider_events),
+    ];
+    let set = masked(&mut fields, request.update_mask, &known);
+    let is_set = |name| set.contains(&name);
+    let update = IntegrationUpdate {
+        name: is_set("name").then(|| fields.required_text("integration.name", integration.name, TEXT_LENGTH_MAX)),
+        success_redirect_url: is_set("success_redirect_url")
+            .then(|| fields.optional_url("integration.success_redirect_url", integration.success_redirect_url)),
+        supports_3ds: is_set("supports_3ds").then_some(integration.supports_3ds),
+        relay_provider_events: is_set("relay_provider_events").then_some(integration.relay_provider_events),
+    };
+    fields.check()?;
+    Ok((id, version, update))
+}
+
+/// What RotateIntegrationKey asks for.
+pub(in crate::grpc) fn new_key(request: proto::RotateIntegrationKeyRequest) -> Result<(IntegrationId, SecretString)> {
+    let mut fields = Fields::default();
+    let id = fields.id("id", &request.id);
+    let key = fields.secret_key(request.secret_key);
+    fields.check()?;
+    Ok((id, key))
+}
+
+impl Fields {
+    fn code(&mut self, code: String) -> String {
+        let is_plain = code.chars().all(|it| it.is_ascii_alphanumeric() || matches!(it, '_' | '-' | '.'));
+        if code.is_empty() || code.len() > CODE_LENGTH_MAX || !is_plain {
+            self.object("code", format!("must have 1 to {CODE_LENGTH_MAX} of a-z A-Z 0-9 _ - ."));
+        }
+        code
+    }
+
+    /// Looks at the form only, and never repeats the key (P9). What kind of key it is, and whether Stripe takes it, is
+    /// for `app` to find out.
+    fn secret_key(&mut self, key: String) -> SecretString {
+        if key.is_empty() {
+            self.object("secret_key", "is required: a secret key (sk_…) or a restricted key (rk_…) of the account");
+        } else if key.len() > KEY_LENGTH_MAX || !key.chars().all(|it| it.is_ascii_graphic()) {
+            self.object("secret_key", "is not a Stripe key: it has spaces or other characters that no key has");
+        }
+        key.into()
+    }
+}
+
+/// An integration.
+pub(in crate::grpc) fn integration(integration: Integration) -> proto::Integration {
+    proto::Integration {
+        id: integration.id.to_string(),
+        code: integration.code,
+        name: integration.name,
+        state: state(integration.state).into(),
+        pause_reason: integration.pause_reason.unwrap_or_default(),
+        livemode: integration.livemode,
+        provider_account_id: integration.provider_account_id.unwrap_or_default(),
+        secret_key_hint: integration.key_hint,
+        provider_webhook_endpoint_id: integration.provider_endpoint_id.unwrap_or_default(),
+        poll_provider_events: integration.polls_events,
+        success_redirect_url: integration.success_redirect_url.unwrap_or_default(),
+        supports_3ds: integration.supports_3ds,
+        relay_provider_events: integration.relay_provider_events,
+        etag: etag(integration.version),
+        create_time: Some(timestamp(integration.create_time)),
+        update_time: Some(timestamp(integration.update_time)),
+    }
+}
+
+fn state(state: IntegrationState) -> proto::IntegrationState {
+    match state {
+        IntegrationState::Connecting => proto::IntegrationState::Connecting,
+        IntegrationState::Active => proto::IntegrationState::Active,
+        IntegrationState::Paused => proto::IntegrationState::Paused,
+        IntegrationState::Disconnecting => proto::IntegrationState::Disconnecting,
+        IntegrationState::Disconnected => proto::IntegrationState::Disconnected,
+    }
+}
+
+/// Something that a check looked at.
+pub(in crate::grpc) fn finding(finding: Finding) -> proto::IntegrationFinding {
+    let subject = match finding.subject {
+        FindingSubject::Key => IntegrationFindingSubject::Key,
+        FindingSubject::Scope => IntegrationFindingSubject::Scope,
+        FindingSubject::Endpoint => IntegrationFindingSubject::Endpoint,
+    };
+    let state = match finding.state {
+        FindingState::Ok => IntegrationFindingState::Ok,
+        FindingState::Missing => IntegrationFindingState::Missing,
+        FindingState::Unproved => IntegrationFindingState::Unproved,
+        FindingState::Wrong => IntegrationFindingState::Wrong,
+    };
+    proto::IntegrationFinding {
+        subject: subject.into(),
+        name: finding.name,
+        state: state.into(),
+        message: finding.message,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost_types::FieldMask;
+
+    use super::*;
+    use crate::domain::Error;
+
+    fn violations<T>(parsed: Result<T>) -> Vec<(String, String)> {
+        match parsed {
+            Err(Error::Invalid(list)) => list.into_iter().map(|it| (it.field, it.description)).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn everything_wrong_with_an_integration_is_told_at_once() {
+        let request = proto::CreateIntegrationRequest {
+            code: "stripe eu".into(),
+            name: " ".into(),
+            success_redirect_url: "/done".into(),
+            ..Default::default()
+        };
+        let fields: Vec<_> = violations(new_integration(request)).into_iter().map(|(field, _)| field).collect();
+        assert_eq!(fields, ["code", "name", "secret_key", "success_redirect_url"]);
+    }
+
+    #[test]
+    fn p9_a_refused_key_is_not_repeated() {
+        let request = proto::RotateIntegrationKeyRequest { id: "x".into(), secret_key: "sk_test_sand box".into() };
+        let told = violations(new_key(request));
+        assert_eq!(told.len(), 2, "the id and the key");
+        assert!(!format!("{told:?}").contains("sand box"));
+    }
+
+    #[test]
+    fn a_mask_can_turn_a_flag_off() {
+        let integration = proto::Integration { id: uuid::Uuid::from_u128(1).to_string(), ..Default::default() };
+        let update = |paths: Option<&str>| {
+            let update_mask = paths.map(|path| FieldMask { paths: vec![path.into()] });
+            let integration = Some(integration.clone());
+            integration_update(proto::UpdateIntegrationRequest { integration, update_mask })
+        };
+        let (_, _, off) = update(Some("supports_3ds")).unwrap();
+        assert_eq!((off.supports_3ds, off.relay_provider_events), (Some(false), None));
+        assert_eq!(update(None).unwrap().2.supports_3ds, None, "absent never resets");
+        assert_eq!(violations(update(Some("name"))).len(), 1, "a name can't be emptied");
+        assert_eq!(violations(update(Some("secret_key"))).len(), 1, "keys are rotated, not updated");
+    }
+}

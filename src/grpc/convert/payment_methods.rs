@@ -1,0 +1,118 @@
+//! Payment methods: proto to domain and back.
+
+use super::{Fields, timestamp};
+use crate::domain::PaymentMethodId;
+use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
+use crate::grpc::proto::{self, PaymentMethodKind, PaymentMethodState, payment_method::Details};
+
+impl Fields {
+    /// The kinds that a customer may use; each once, in the caller's order. May be empty.
+    pub(super) fn kinds(&mut self, field: &str, kinds: &[i32]) -> Vec<MethodKind> {
+        let mut parsed = Vec::new();
+        for (index, kind) in kinds.iter().enumerate().take(16) {
+            let kind = match PaymentMethodKind::try_from(*kind) {
+                Ok(PaymentMethodKind::Card) => MethodKind::Card,
+                Ok(PaymentMethodKind::SepaDebit) => MethodKind::SepaDebit,
+                Ok(PaymentMethodKind::Unspecified) | Err(_) => {
+                    self.object(&format!("{field}[{index}]"), "must be a kind that Paybridge collects with");
+                    continue;
+                }
+            };
+            if parsed.contains(&kind) {
+                self.object(&format!("{field}[{index}]"), "is there already");
+            }
+            parsed.push(kind);
+        }
+        parsed
+    }
+}
+
+/// The number of a kind.
+pub(super) fn kind(kind: MethodKind) -> i32 {
+    let kind = match kind {
+        MethodKind::Card => PaymentMethodKind::Card,
+        MethodKind::SepaDebit => PaymentMethodKind::SepaDebit,
+    };
+    kind.into()
+}
+
+/// A payment method; `default` is its customer's default.
+pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<PaymentMethodId>) -> proto::PaymentMethod {
+    let known = MethodKind::parse(&method.kind);
+    let mandate = method.has_mandate().then(|| method.provider_mandate_id.clone()).flatten();
+    let state = if method.detach_time.is_some() { PaymentMethodState::Detached } else { PaymentMethodState::Attached };
+    proto::PaymentMethod {
+        id: method.id.to_string(),
+        customer_id: method.customer_id.to_string(),
+        provider_payment_method_id: method.provider_payment_method_id,
+        kind: known.map_or(PaymentMethodKind::Unspecified.into(), kind),
+        details: known.map(|kind| details(kind, method.details, mandate)),
+        is_default: default == Some(method.id),
+        state: state.into(),
+        attach_time: method.attach_time.map(timestamp),
+        detach_time: method.detach_time.map(timestamp),
+    }
+}
+
+fn details(kind: MethodKind, details: MethodDetails, mandate: Option<String>) -> Details {
+    match kind {
+        MethodKind::Card => Details::Card(proto::CardDetails {
+            brand: details.brand.unwrap_or_default(),
+            last4: details.last4.unwrap_or_default(),
+            exp_month: details.exp_month.unwrap_or_default(),
+            exp_year: details.exp_year.unwrap_or_default(),
+        }),
+        MethodKind::SepaDebit => Details::SepaDebit(proto::SepaDebitDetails {
+            last4: details.last4.unwrap_or_default(),
+            country: details.country.unwrap_or_default(),
+            bank_code: details.bank_code.unwrap_or_default(),
+            provider_mandate_id: mandate.unwrap_or_default(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn method(kind: &str) -> PaymentMethod {
+        PaymentMethod {
+            id: Uuid::from_u128(1).into(),
+            organization_id: Uuid::nil().into(),
+            customer_id: Uuid::nil().into(),
+            integration_id: Uuid::nil().into(),
+            provider_payment_method_id: "pm_1".into(),
+            kind: kind.into(),
+            details: MethodDetails { last4: Some("4242".into()), ..Default::default() },
+            provider_mandate_id: Some("mandate_1".into()),
+            ended_mandate_id: None,
+            attach_time: None,
+            choose_time: None,
+            detach_time: None,
+            create_time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_a_method_depends_on_its_kind() {
+        let told = |kind| payment_method(method(kind), None);
+        assert!(matches!(told("card").details, Some(Details::Card(card)) if card.last4 == "4242"));
+        let sepa = told("sepa_debit");
+        assert!(matches!(sepa.details, Some(Details::SepaDebit(it)) if it.provider_mandate_id == "mandate_1"));
+        let ended = PaymentMethod { ended_mandate_id: Some("mandate_1".into()), ..method("sepa_debit") };
+        let ended = payment_method(ended, None);
+        assert!(matches!(ended.details, Some(Details::SepaDebit(it)) if it.provider_mandate_id.is_empty()));
+        let other = told("link");
+        assert_eq!((other.kind, other.details), (PaymentMethodKind::Unspecified.into(), None));
+    }
+
+    #[test]
+    fn the_default_is_the_customers() {
+        assert!(payment_method(method("card"), Some(Uuid::from_u128(1).into())).is_default);
+        assert!(!payment_method(method("card"), Some(Uuid::from_u128(2).into())).is_default);
+        assert!(!payment_method(method("card"), None).is_default);
+    }
+}

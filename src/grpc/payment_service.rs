@@ -1,0 +1,69 @@
+//! `PaymentService`: collecting invoices. A call accepts; jobs do; a declined card is data on the payment.
+
+use tonic::{Request, Response, Status};
+
+use super::Door;
+use super::convert::{Fields, payments as convert};
+use super::page_token::List;
+use super::proto::payment_service_server::PaymentService;
+use super::proto::{
+    CancelPaymentRequest, CancelPaymentResponse, CreatePaymentRequest, CreatePaymentResponse, GetPaymentRequest,
+    GetPaymentResponse, ListPaymentsRequest, ListPaymentsResponse, RetryPaymentRequest, RetryPaymentResponse,
+};
+use crate::app::App;
+
+type Answer<T> = Result<Response<T>, Status>;
+
+#[tonic::async_trait]
+impl PaymentService for Door {
+    async fn create_payment(&self, request: Request<CreatePaymentRequest>) -> Answer<CreatePaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let (request_id, new) = convert::new_payment(request)?;
+        let work = |app: App| async move { app.create_payment(organization, request_id, new).await };
+        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        Ok(Response::new(CreatePaymentResponse { payment }))
+    }
+
+    async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Answer<GetPaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let which = convert::which(request)?;
+        let (payment, attempts) = self.app.get_payment(organization, which).await?;
+        Ok(Response::new(GetPaymentResponse { payment: Some(convert::payment(payment, attempts)) }))
+    }
+
+    async fn list_payments(&self, request: Request<ListPaymentsRequest>) -> Answer<ListPaymentsResponse> {
+        let (organization, mut request) = self.admit(request).await?;
+        let page_token = std::mem::take(&mut request.page_token);
+        let page_size = std::mem::take(&mut request.page_size);
+        let list = List::new(&self.options.page_token_key, "payments", organization, &request);
+        let mut fields = Fields::default();
+        let size = fields.page_size(page_size);
+        let filter = convert::filter(&mut fields, &request);
+        fields.check()?;
+        let found = self.app.list_payments(organization, filter, list.page(size, &page_token)?).await?;
+        let found = found.into_iter().map(|it| (it.id.0, convert::payment(it, Vec::new()))).collect();
+        let (payments, next_page_token) = list.cut(size, found);
+        Ok(Response::new(ListPaymentsResponse { payments, next_page_token }))
+    }
+
+    async fn retry_payment(&self, request: Request<RetryPaymentRequest>) -> Answer<RetryPaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let mut fields = Fields::default();
+        let id = fields.id("id", &request.id);
+        let request_id = fields.request_id(request.request_id);
+        let method = fields.optional_id("payment_method_id", &request.payment_method_id);
+        fields.check()?;
+        let force = request.force;
+        let work = |app: App| async move { app.retry_payment(organization, request_id, id, method, force).await };
+        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        Ok(Response::new(RetryPaymentResponse { payment }))
+    }
+
+    async fn cancel_payment(&self, request: Request<CancelPaymentRequest>) -> Answer<CancelPaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let id = Fields::only(|fields| fields.id("id", &request.id))?;
+        let work = |app: App| async move { app.cancel_payment(organization, id).await };
+        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        Ok(Response::new(CancelPaymentResponse { payment }))
+    }
+}

@@ -1,0 +1,190 @@
+//! The one place where an [`Error`] becomes a gRPC status. Every status carries `google.rpc.ErrorInfo` with a stable
+//! reason, and whatever else of `google.rpc` helps the caller to go on: all violations, the resource that is missing,
+//! the precondition, or when to come back.
+//!
+//! What is only for the operator (the source of an internal error) is logged here, once, and never sent (P9).
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
+
+use crate::domain::Error;
+
+/// The domain of every `ErrorInfo` of ours.
+const DOMAIN: &str = "paybridge";
+
+/// How many violations one answer lists. Details travel in a header, and clients limit those (P11).
+const VIOLATIONS_MAX: usize = 50;
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let code = code(&error);
+        if let Error::Internal(source) = &error {
+            tracing::error!(error = format!("{source:#}"), "a call failed for a reason of our own");
+        }
+        Self::with_error_details(code, error.to_string(), details(&error))
+    }
+}
+
+fn code(error: &Error) -> Code {
+    match error {
+        Error::Invalid(_) | Error::RequestIdReused(_) => Code::InvalidArgument,
+        Error::NotFound { .. } => Code::NotFound,
+        Error::AlreadyExists { .. } => Code::AlreadyExists,
+        Error::FailedPrecondition { .. } => Code::FailedPrecondition,
+        Error::EtagMismatch { .. } => Code::Aborted,
+        Error::PositionTrimmed { .. } => Code::OutOfRange,
+        Error::Unauthenticated(_) => Code::Unauthenticated,
+        Error::Exhausted { .. } => Code::ResourceExhausted,
+        Error::Unavailable { .. } => Code::Unavailable,
+        Error::LeaseLost | Error::Internal(_) => Code::Internal,
+    }
+}
+
+fn details(error: &Error) -> ErrorDetails {
+    let mut details = ErrorDetails::new();
+    match error {
+        Error::Invalid(violations) => {
+            let listed = violations.iter().take(VIOLATIONS_MAX);
+            let listed: Vec<_> = listed.map(|it| FieldViolation::new(&it.field, &it.description)).collect();
+            inform(&mut details, "INVALID_FIELDS", []).set_bad_request(listed);
+        }
+        Error::RequestIdReused(request_id) => {
+            inform(&mut details, "REQUEST_ID_REUSED", [("request_id", request_id.clone())])
+                .set_bad_request(vec![FieldViolation::new("request_id", error.to_string())]);
+        }
+        Error::NotFound { kind, id } => {
+            inform(&mut details, format!("{}_NOT_FOUND", upper_snake(kind)), [("id", id.clone())]).set_resource_info(
+                *kind,
+                id,
+                "",
+                error.to_string(),
+            );
+        }
+        Error::AlreadyExists { kind, id, message } => {
+            inform(&mut details, format!("{}_EXISTS", upper_snake(kind)), [("id", id.clone())])
+                .set_resource_info(*kind, id, "", message);
+        }
+        Error::FailedPrecondition { reason, subject, message } => {
+            inform(&mut details, *reason, [("subject", subject.clone())])
+                .add_precondition_failure_violation(*reason, subject, message);
+        }
+        Error::EtagMismatch { kind, id } => {
+            inform(&mut details, "ETAG_MISMATCH", [("id", id.clone())]).set_resource_info(
+                *kind,
+                id,
+                "",
+                error.to_string(),
+            );
+        }
+        Error::PositionTrimmed { asked, oldest } => {
+            let positions = [("after_position", asked.to_string()), ("oldest_position", oldest.to_string())];
+            inform(&mut details, "POSITION_TRIMMED", positions);
+        }
+        Error::Unauthenticated(_) => {
+            inform(&mut details, "UNAUTHENTICATED", []);
+        }
+        Error::Exhausted { reason, message } => {
+            inform(&mut details, *reason, []).add_quota_failure_violation("organization", message);
+        }
+        Error::Unavailable { reason, retry_after, .. } => {
+            inform(&mut details, *reason, []).set_retry_info(Some(*retry_after));
+        }
+        Error::LeaseLost | Error::Internal(_) => {
+            inform(&mut details, "INTERNAL", []);
+        }
+    }
+    details
+}
+
+fn inform<'a, const N: usize>(
+    details: &'a mut ErrorDetails,
+    reason: impl Into<String>,
+    metadata: [(&str, String); N],
+) -> &'a mut ErrorDetails {
+    let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+    details.set_error_info(reason, DOMAIN, metadata)
+}
+
+/// `payment method` → `PAYMENT_METHOD`.
+fn upper_snake(kind: &str) -> String {
+    kind.chars().map(|it| if it.is_ascii_alphanumeric() { it.to_ascii_uppercase() } else { '_' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::Violation;
+
+    /// The table that callers rely on.
+    #[test]
+    fn every_error_has_its_code_and_its_reason() {
+        let message = String::new;
+        let table = [
+            (Error::invalid("amount", "is missing"), Code::InvalidArgument, "INVALID_FIELDS"),
+            (Error::RequestIdReused("r1".into()), Code::InvalidArgument, "REQUEST_ID_REUSED"),
+            (Error::not_found("payment", 1), Code::NotFound, "PAYMENT_NOT_FOUND"),
+            (Error::not_found("payment method", 1), Code::NotFound, "PAYMENT_METHOD_NOT_FOUND"),
+            (
+                Error::AlreadyExists { kind: "payment", id: "1".into(), message: message() },
+                Code::AlreadyExists,
+                "PAYMENT_EXISTS",
+            ),
+            (Error::precondition("PAYMENT_STATE", "payment/1", "is paid"), Code::FailedPrecondition, "PAYMENT_STATE"),
+            (Error::EtagMismatch { kind: "customer", id: "1".into() }, Code::Aborted, "ETAG_MISMATCH"),
+            (Error::PositionTrimmed { asked: 3, oldest: 7 }, Code::OutOfRange, "POSITION_TRIMMED"),
+            (Error::Unauthenticated("no token"), Code::Unauthenticated, "UNAUTHENTICATED"),
+            (
+                Error::Exhausted { reason: "TOO_MANY_STREAMS", message: message() },
+                Code::ResourceExhausted,
+                "TOO_MANY_STREAMS",
+            ),
+            (
+                Error::Unavailable {
+                    reason: "STRIPE_UNAVAILABLE",
+                    message: message(),
+                    retry_after: Duration::from_secs(2),
+                },
+                Code::Unavailable,
+                "STRIPE_UNAVAILABLE",
+            ),
+            (Error::LeaseLost, Code::Internal, "INTERNAL"),
+            (Error::internal(anyhow::anyhow!("disk on fire")), Code::Internal, "INTERNAL"),
+        ];
+        for (error, code, reason) in table {
+            let status = Status::from(error);
+            let info = status.get_details_error_info().unwrap();
+            assert_eq!((status.code(), info.reason.as_str(), info.domain.as_str()), (code, reason, DOMAIN));
+        }
+    }
+
+    #[test]
+    fn an_invalid_request_lists_every_violation_up_to_the_limit() {
+        let violations = |count| (0..count).map(|n| Violation::new(format!("f{n}"), "is wrong")).collect();
+        let listed = |count| Status::from(Error::Invalid(violations(count))).get_details_bad_request().unwrap();
+        assert_eq!(listed(2).field_violations.len(), 2);
+        assert_eq!(listed(2).field_violations[1].field, "f1");
+        assert_eq!(listed(1_000).field_violations.len(), VIOLATIONS_MAX, "P11: a header has a limit");
+    }
+
+    #[test]
+    fn p9_what_went_wrong_inside_is_not_told() {
+        let status = Status::from(Error::internal(anyhow::anyhow!("password=hunter2")));
+        assert!(!format!("{status:?}").contains("hunter2"));
+        assert_eq!(status.message(), "internal error");
+    }
+
+    #[test]
+    fn a_caller_learns_what_is_missing_and_when_to_come_back() {
+        let resource = Status::from(Error::not_found("customer", "c1")).get_details_resource_info().unwrap();
+        assert_eq!((resource.resource_type.as_str(), resource.resource_name.as_str()), ("customer", "c1"));
+        let retry_after = Duration::from_secs(2);
+        let away = Error::Unavailable { reason: "DATABASE_UNAVAILABLE", message: String::new(), retry_after };
+        assert_eq!(Status::from(away).get_details_retry_info().unwrap().retry_delay, Some(retry_after));
+        let trimmed = Status::from(Error::PositionTrimmed { asked: 3, oldest: 7 }).get_details_error_info().unwrap();
+        assert_eq!(trimmed.metadata["oldest_position"], "7");
+    }
+}

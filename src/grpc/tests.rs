@@ -1,0 +1,152 @@
+//! The door as a client sees it, over TCP, with the database away: what holds before any use case is reached.
+
+use std::net::SocketAddr;
+use time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Server};
+use tonic::{Code, Request, Status};
+use tonic_reflection::pb::{v1, v1alpha};
+use tonic_types::StatusExt as _;
+
+use super::proto::payment_service_client::PaymentServiceClient;
+use super::proto::{CreatePaymentRequest, GetPaymentRequest};
+use super::*;
+use crate::app::Settings;
+use crate::clock::Clock;
+use crate::store::{Pool, SealKey, Sealer};
+use crate::stripe;
+
+/// A token of the right form.
+const TOKEN: &str = "Bearer pbt_00000000000000000000000000000001_0000000000000000000000000000000000000000000";
+
+/// The use cases over a database that is not there.
+pub(super) fn app_without_database() -> App {
+    let nowhere = "127.0.0.1:1";
+    let clock = Clock::system();
+    let key = SealKey { id: "test".into(), key: [7; 32] };
+    let settings = Settings {
+        default_success_url: "https://billing.test/done".into(),
+        webhook_base_url: None,
+        relay_provider_events: false,
+        event_retention: Duration::days(90),
+        delivery_retention: Duration::days(35),
+        poll_period_test: Duration::seconds(5),
+        poll_period_live: Duration::minutes(5),
+    };
+    App::new(
+        Pool::new(&format!("postgres://{nowhere}/paybridge"), 1).unwrap(),
+        Sealer::new(&[key]).unwrap(),
+        stripe::Client::new(&format!("http://{nowhere}"), clock.clone(), stripe::Timeouts::default()).unwrap(),
+        clock,
+        settings,
+        mpsc::channel(1).0,
+    )
+}
+
+/// A running door; dropped, it stops.
+struct Running {
+    address: SocketAddr,
+    _stop: DropGuard,
+}
+
+impl Running {
+    async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let options = Options {
+            page_token_key: PageTokenKey([7; 32]),
+            heartbeat: std::time::Duration::from_secs(1),
+            streams_per_organization_max: 2,
+        };
+        let (_, health) = tonic_health::server::health_reporter();
+        let routes = routes(app_without_database(), options, stop.clone(), health).unwrap();
+        let server = Server::builder().add_routes(routes);
+        let stopped = stop.clone().cancelled_owned();
+        tokio::spawn(server.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stopped));
+        Self { address, _stop: stop.drop_guard() }
+    }
+
+    async fn channel(&self) -> Channel {
+        Channel::from_shared(format!("http://{}", self.address)).unwrap().connect().await.unwrap()
+    }
+
+    async fn payments(&self) -> PaymentServiceClient<Channel> {
+        PaymentServiceClient::new(self.channel().await)
+    }
+}
+
+fn with_token<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", MetadataValue::from_static(TOKEN));
+    request
+}
+
+fn reason(status: &Status) -> (Code, String) {
+    (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn p10_nobody_comes_in_without_a_token() {
+    let door = Running::start().await;
+    let refused = door.payments().await.get_payment(GetPaymentRequest::default()).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::Unauthenticated, "UNAUTHENTICATED".into()));
+}
+
+#[tokio::test]
+async fn while_the_database_is_away_callers_are_told_when_to_come_back() {
+    let door = Running::start().await;
+    let away = door.payments().await.get_payment(with_token(GetPaymentRequest::default())).await.unwrap_err();
+    assert_eq!(reason(&away), (Code::Unavailable, "DATABASE_UNAVAILABLE".into()));
+    assert!(away.get_details_retry_info().unwrap().retry_delay.is_some());
+}
+
+#[tokio::test]
+async fn p11_a_request_that_is_too_large_is_refused_unread() {
+    let door = Running::start().await;
+    let large = CreatePaymentRequest { invoice_id: "x".repeat(REQUEST_BYTES_MAX), ..Default::default() };
+    let refused = door.payments().await.create_payment(with_token(large)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
+#[tokio::test]
+async fn reflection_shows_every_service_to_new_and_old_clients() {
+    use v1::server_reflection_client::ServerReflectionClient;
+    use v1::server_reflection_request::MessageRequest;
+    use v1::server_reflection_response::MessageResponse;
+
+    let door = Running::start().await;
+    let channel = door.channel().await;
+    let list = v1::ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut client = ServerReflectionClient::new(channel.clone());
+    let mut answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
+    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
+    for service in ["IntegrationService", "CustomerService", "PaymentService", "EventService"] {
+        assert!(names.contains(&format!("paybridge.v1.{service}").as_str()), "{names:?}");
+    }
+    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+
+    // What grpcurl needs to print the details of an error, asked for in the old way.
+    let find = v1alpha::ServerReflectionRequest {
+        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
+            "google.rpc.ErrorInfo".into(),
+        )),
+        ..Default::default()
+    };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(tokio_stream::once(find)).await.unwrap().into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    assert!(
+        matches!(answer, Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_))),
+        "{answer:?}"
+    );
+}
