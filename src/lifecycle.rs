@@ -56,6 +56,11 @@ impl Lifecycle {
         Self { soft, hard, parts: TaskTracker::new(), failed: Arc::default(), grace }
     }
 
+    /// The time between the soft and the hard token, real time.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
     /// Canceled when no new work is to be taken. It is canceled with the hard token too.
     pub fn soft(&self) -> &CancellationToken {
         &self.soft
@@ -84,6 +89,14 @@ impl Lifecycle {
     /// were spawned. An error means that signals can't be received.
     pub async fn run(self) -> Result<End> {
         Ok(self.run_with(signals()?).await)
+    }
+
+    /// Ends now, as after a signal: for those who run several lives in one process.
+    pub async fn stop(self) -> End {
+        // Kept, so that no signal comes, instead of the end of all signals.
+        let (_none, signals) = mpsc::channel(1);
+        self.soft.cancel();
+        self.run_with(signals).await
     }
 
     async fn run_with(self, mut signals: mpsc::Receiver<&'static str>) -> End {
@@ -206,6 +219,13 @@ mod tests {
         let hard = life.hard().clone();
         assert_eq!(life.run_with(signals).await, End::Orderly);
         assert!(hard.is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn a_life_can_be_ended_without_a_signal() {
+        let life = Lifecycle::new(LONG);
+        life.spawn("polite", polite(life.soft().clone()));
+        assert_eq!(life.stop().await, End::Orderly);
     }
 
     #[tokio::test]

@@ -29,7 +29,7 @@ pub(super) enum Command {
     ///
     /// Safe to run while the previous release serves, and safe to repeat. The user in the database URL needs the right
     /// to create tables, and at the first run to create roles.
-    Migrate(DatabaseArgs),
+    Migrate(MigrateArgs),
     /// Create and list organizations (tenants).
     #[command(subcommand)]
     Organization(OrganizationCommand),
@@ -108,6 +108,17 @@ pub(super) struct DatabaseArgs {
     /// nor exempt from row level security.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = secret)]
     pub(super) database_url: Option<SecretString>,
+}
+
+#[derive(Args)]
+pub(super) struct MigrateArgs {
+    #[command(flatten)]
+    pub(super) database: DatabaseArgs,
+    /// Print the SQL that makes Paybridge's three roles, and do nothing else.
+    ///
+    /// For a database administrator, where the migrating user may not create roles.
+    #[arg(long)]
+    pub(super) print_roles: bool,
 }
 
 #[derive(Args)]

@@ -40,7 +40,8 @@ fn telemetry(mistakes: &mut Mistakes, args: TelemetryArgs) -> Option<Telemetry> 
 fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
     match command {
         Command::Serve(args) => serve(mistakes, *args).map(|serve| Task::Serve(Box::new(serve))),
-        Command::Migrate(args) => Some(Task::Migrate { database: database(mistakes, args)? }),
+        Command::Migrate(args) if args.print_roles => Some(Task::PrintRoles),
+        Command::Migrate(args) => Some(Task::Migrate { database: database(mistakes, args.database)? }),
         Command::Organization(OrganizationCommand::Create { name, database: args }) => {
             let name = mistakes.note_argument("the organization's name", check::name(&name));
             Some(Task::CreateOrganization { database: database(mistakes, args)?, name: name? })

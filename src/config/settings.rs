@@ -21,6 +21,7 @@ pub struct Settings {
 #[expect(missing_docs, reason = "each command and its fields are described in `arguments`, where --help reads them")]
 pub enum Task {
     Serve(Box<Serve>),
+    PrintRoles,
     Migrate {
         database: SecretString,
     },
@@ -139,6 +140,11 @@ pub struct BaseUrl {
 impl BaseUrl {
     pub(super) fn new(text: &str, loopback: bool) -> Self {
         Self { text: text.to_owned(), loopback }
+    }
+
+    /// Reads an address that is https, or plain http to this machine. An error is a sentence that says what is wrong.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        super::check::safe_base_url(text)
     }
 
     /// `https://host[:port][/path]`

@@ -174,6 +174,13 @@ fn organizations_and_tokens_are_managed_by_id() {
 }
 
 #[test]
+fn printing_the_roles_needs_no_database() {
+    assert!(matches!(read(&["migrate", "--print-roles"]).unwrap().task, Task::PrintRoles));
+    assert!(matches!(read(&["migrate", "--database-url=host=x"]).unwrap().task, Task::Migrate { .. }));
+    assert!(read(&["migrate"]).unwrap_err().text.contains("--database-url (DATABASE_URL): is missing"));
+}
+
+#[test]
 fn help_is_no_mistake_and_an_unknown_flag_is() {
     let line = ["paybridge", "serve", "--help"].map(OsString::from);
     let help = load_from(arguments::Cli::command(), line).unwrap_err();
@@ -186,7 +193,7 @@ fn help_is_no_mistake_and_an_unknown_flag_is() {
 #[test]
 fn every_setting_is_a_flag_and_a_variable_of_the_same_name() {
     fn look(command: &clap::Command, seen: &mut usize) {
-        let of_one_act = ["organization", "create", "list", "revoke"].contains(&command.get_name());
+        let of_one_act = ["migrate", "organization", "create", "list", "revoke"].contains(&command.get_name());
         for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
             if let Some(variable) = arg.get_env() {
                 assert_eq!(variable.to_str().unwrap(), check::variable(arg.get_long().unwrap()));

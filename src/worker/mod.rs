@@ -1,1 +1,216 @@
-//! See the map in `src/lib.rs`.
+//! Door 3: durable work. A lease on a job comes in from the database, the job is handed to `app`, which ends it or gives
+//! it back by itself.
+//!
+//! Two loops share what this process holds. The *taker* leases as many jobs as there are free places and runs each in a
+//! task of its own; it looks again when a job has ended, when jobs were asked for, when the next one is due, and at the
+//! latest after a second. The *renewer* prolongs all leases that are held, in one call, three times in the length of a
+//! lease, however long a call to Stripe takes. A lease that was lost all the same harms nobody: the job may go on, but
+//! whatever it writes shows the lease's epoch and is refused (P8).
+
+use std::collections::HashMap;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::app::{App, LEASE_PERIOD};
+use crate::domain::jobs::Lease;
+
+#[cfg(test)]
+mod tests;
+
+/// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
+const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long no look is taken at least where a job is due that somebody else is just leasing, real time.
+const LOOK_AFTER: Duration = Duration::from_millis(10);
+
+/// The least pause between renewals, real time, however fast the clock runs.
+const RENEW_AFTER: Duration = Duration::from_millis(10);
+
+/// Leases jobs and runs them, at most `concurrency` at once, until `stopping` is cancelled; then takes no more and waits
+/// for those in hand. Dropping it drops them: their leases run out, and they are begun again elsewhere.
+pub async fn run(app: App, concurrency: usize, stopping: CancellationToken) {
+    let held = Held::default();
+    let taker = Taker { app: app.clone(), concurrency, held: held.clone(), running: JoinSet::new() };
+    tokio::select! {
+        () = taker.run(&stopping) => {}
+        () = renew(&app, &held) => {}
+    }
+}
+
+/// The leases of this process, by the task that works on each: job and epoch.
+#[derive(Clone, Default)]
+struct Held(Arc<Mutex<HashMap<Id, (Uuid, i64)>>>);
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Id, (Uuid, i64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn all(&self) -> Vec<(Uuid, i64)> {
+        self.lock().values().copied().collect()
+    }
+
+    /// Forgets what was lost among `asked`: all that is not in `ours`. Returns how many that were; those that ended
+    /// meanwhile don't count.
+    fn keep(&self, asked: &[(Uuid, i64)], ours: &[Uuid]) -> usize {
+        let mut held = self.lock();
+        let before = held.len();
+        held.retain(|_, lease| !asked.contains(lease) || ours.contains(&lease.0));
+        before - held.len()
+    }
+}
+
+/// Prolongs what is held, for ever.
+async fn renew(app: &App, held: &Held) {
+    let period = (app.clock().real(LEASE_PERIOD) / 3).max(RENEW_AFTER);
+    let mut ticks = interval(period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let asked = held.all();
+        if asked.is_empty() {
+            continue;
+        }
+        match app.renew_leases(&asked).await {
+            Ok(ours) => {
+                let lost = held.keep(&asked, &ours);
+                if lost > 0 {
+                    // A job that ended in this very moment looks like this, too; the job itself tells if it was stopped.
+                    tracing::debug!(lost, "leases are no longer ours");
+                }
+            }
+            Err(error) => tracing::warn!(%error, held = asked.len(), "leases could not be renewed; trying again"),
+        }
+    }
+}
+
+/// What the last look found.
+enum Look {
+    /// As many as there were places: there may be more.
+    Full,
+    /// All that were due. When the next one is, if one waits.
+    Drained(Option<OffsetDateTime>),
+    /// The database did not answer.
+    Failed,
+}
+
+struct Taker {
+    app: App,
+    concurrency: usize,
+    held: Held,
+    running: JoinSet<()>,
+}
+
+impl Taker {
+    async fn run(mut self, stopping: &CancellationToken) {
+        while !stopping.is_cancelled() {
+            let look = self.look().await;
+            tokio::select! {
+                () = stopping.cancelled() => {}
+                () = self.wait(look) => {}
+            }
+        }
+        if !self.running.is_empty() {
+            tracing::info!(jobs = self.running.len(), "the worker takes no more jobs and finishes those in hand");
+        }
+        while let Some(ended) = self.running.join_next_with_id().await {
+            self.end(ended);
+        }
+    }
+
+    /// Takes as many jobs as there are free places.
+    async fn look(&mut self) -> Look {
+        while let Some(ended) = self.running.try_join_next_with_id() {
+            self.end(ended);
+        }
+        let free = self.concurrency.saturating_sub(self.running.len());
+        if free == 0 {
+            return Look::Full;
+        }
+        let Ok(leases) = self.app.lease_jobs(i64::try_from(free).unwrap_or(i64::MAX)).await else {
+            return Look::Failed;
+        };
+        let is_full = leases.len() >= free;
+        for lease in leases {
+            self.start(lease);
+        }
+        if is_full {
+            return Look::Full;
+        }
+        self.app.next_job_due().await.map_or(Look::Failed, Look::Drained)
+    }
+
+    /// Until the next look makes sense.
+    async fn wait(&mut self, look: Look) {
+        // When all places are taken, only the end of a job makes room.
+        let (listen, due) = match look {
+            Look::Full => (false, None),
+            Look::Drained(due) => (true, due),
+            // Hints would only make us ask a database that is away more often.
+            Look::Failed => return pause(LOOK_WITHIN).await,
+        };
+        let app = self.app.clone();
+        let is_busy = !self.running.is_empty();
+        let ended = tokio::select! {
+            Some(ended) = self.running.join_next_with_id(), if is_busy => Some(ended),
+            () = app.jobs_asked(), if listen => None,
+            () = until(&app, due), if listen => None,
+            () = pause(LOOK_WITHIN), if listen => None,
+        };
+        if let Some(ended) = ended {
+            self.end(ended);
+        }
+    }
+
+    fn start(&mut self, lease: Lease) {
+        let key = (lease.id.0, lease.epoch);
+        let span = tracing::info_span!(
+            "job", job.id = %lease.id, job.kind = lease.kind.as_str(), organization.id = %lease.organization_id
+        );
+        let app = self.app.clone();
+        let work = async move {
+            let started = Instant::now();
+            app.perform(&lease).await;
+            metrics::histogram!("paybridge_job_seconds", "kind" => lease.kind.as_str()).record(started.elapsed());
+        };
+        // The lock is held over the spawn, so that a job can't end before it is known to be held.
+        let mut held = self.held.lock();
+        let task = self.running.spawn(work.instrument(span));
+        held.insert(task.id(), key);
+        metrics::gauge!("paybridge_jobs_running").increment(1);
+    }
+
+    fn end(&self, ended: Result<(Id, ()), JoinError>) {
+        metrics::gauge!("paybridge_jobs_running").decrement(1);
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let lease = self.held.lock().remove(&id);
+        if let Err(error) = ended {
+            let job = lease.map(|(job, _)| job.to_string()).unwrap_or_default();
+            tracing::error!(job.id = job, "a job panicked; its lease will run out, and it is begun again: {error}");
+        }
+    }
+}
+
+/// Until the clock shows `due`, if anything is due at all.
+async fn until(app: &App, due: Option<OffsetDateTime>) {
+    match due {
+        Some(due) => {
+            tokio::join!(app.clock().sleep_until(due), pause(LOOK_AFTER));
+        }
+        None => pending().await,
+    }
+}
+
+/// Waits in real time, unlike the clock's.
+async fn pause(period: Duration) {
+    // A future that never ends, under a timeout, which therefore always strikes.
+    let _ = timeout(period, pending::<()>()).await;
+}
