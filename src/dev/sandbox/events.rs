@@ -1,0 +1,137 @@
+//! The events list, which keeps 30 days.
+
+use serde_json::Value;
+
+use super::act::{Act, Call};
+use super::lists;
+use super::refusal::{Answer, Refusal};
+use super::state::{Account, Event, text};
+
+/// How long events can be read, in seconds.
+const KEPT: i64 = 30 * 24 * 60 * 60;
+
+/// The types that an endpoint can ask for: those that the sandbox tells, and those of Stripe's that stand near them.
+pub(super) const TYPES: &[&str] = &[
+    "account.application.authorized",
+    "account.application.deauthorized",
+    "account.updated",
+    "balance.available",
+    "capability.updated",
+    "charge.captured",
+    "charge.dispute.closed",
+    "charge.dispute.created",
+    "charge.dispute.funds_reinstated",
+    "charge.dispute.funds_withdrawn",
+    "charge.dispute.updated",
+    "charge.expired",
+    "charge.failed",
+    "charge.pending",
+    "charge.refund.updated",
+    "charge.refunded",
+    "charge.succeeded",
+    "charge.updated",
+    "checkout.session.async_payment_failed",
+    "checkout.session.async_payment_succeeded",
+    "checkout.session.completed",
+    "checkout.session.expired",
+    "customer.created",
+    "customer.deleted",
+    "customer.source.created",
+    "customer.source.deleted",
+    "customer.source.updated",
+    "customer.updated",
+    "mandate.updated",
+    "payment_intent.amount_capturable_updated",
+    "payment_intent.canceled",
+    "payment_intent.created",
+    "payment_intent.partially_funded",
+    "payment_intent.payment_failed",
+    "payment_intent.processing",
+    "payment_intent.requires_action",
+    "payment_intent.succeeded",
+    "payment_method.attached",
+    "payment_method.automatically_updated",
+    "payment_method.detached",
+    "payment_method.updated",
+    "payout.canceled",
+    "payout.created",
+    "payout.failed",
+    "payout.paid",
+    "payout.updated",
+    "price.created",
+    "price.updated",
+    "product.created",
+    "product.updated",
+    "radar.early_fraud_warning.created",
+    "radar.early_fraud_warning.updated",
+    "refund.created",
+    "refund.failed",
+    "refund.updated",
+    "review.closed",
+    "review.opened",
+    "setup_intent.canceled",
+    "setup_intent.created",
+    "setup_intent.requires_action",
+    "setup_intent.setup_failed",
+    "setup_intent.succeeded",
+];
+
+/// `GET /v1/events/{id}`
+pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
+    prune(act.account, act.now);
+    let event = act.account.events.iter().find(|event| event.id == call.id());
+    event.map(shown).ok_or_else(|| Refusal::missing("event", call.id(), "id"))
+}
+
+/// `GET /v1/events`
+pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+    prune(act.account, act.now);
+    let params = &call.params;
+    let one = text(params, "/type");
+    let several: Option<Vec<&str>> =
+        params.get("types").and_then(Value::as_array).map(|types| types.iter().filter_map(Value::as_str).collect());
+    if !one.is_empty() && several.is_some() {
+        let message = "You may only specify one of these parameters: type, types.";
+        return Err(Refusal::invalid(message).at("types").early());
+    }
+    if several.as_ref().is_some_and(|types| types.len() > 20) {
+        return Err(Refusal::invalid("types can hold at most 20 event types.").at("types").early());
+    }
+    let delivered = params.get("delivery_success").and_then(Value::as_bool);
+    let named = |kind: &str| one.is_empty() || one == kind || wildcard(one, kind);
+    let keep = |event: &&Event| {
+        named(&event.kind)
+            && several.as_ref().is_none_or(|types| types.contains(&event.kind.as_str()))
+            && delivered.is_none_or(|delivered| delivered == (event.pending == 0))
+            && lists::within(params, event.created)
+    };
+    let matching: Vec<&Event> = act.account.events.iter().rev().filter(keep).collect();
+    // The page is cut out of ids first: parsing every body for a page of ten would be slow.
+    let ids: Vec<Value> = matching.iter().map(|event| serde_json::json!({ "id": event.id })).collect();
+    let mut page = lists::page(&ids, call, "event")?;
+    for place in page["data"].as_array_mut().into_iter().flatten() {
+        if let Some(event) = matching.iter().find(|event| event.id == text(place, "/id")) {
+            *place = shown(event);
+        }
+    }
+    Ok(page)
+}
+
+/// `charge.*` means every type that starts so.
+fn wildcard(pattern: &str, kind: &str) -> bool {
+    pattern.strip_suffix('*').is_some_and(|start| kind.starts_with(start))
+}
+
+/// The event as a read shows it: what it told is frozen, how many deliveries are open is not.
+fn shown(event: &Event) -> Value {
+    let mut value: Value = serde_json::from_str(&event.body).unwrap_or_default();
+    value["pending_webhooks"] = event.pending.into();
+    value
+}
+
+/// Forgets events older than 30 days.
+fn prune(account: &mut Account, now: i64) {
+    while account.events.front().is_some_and(|event| event.created + KEPT < now) {
+        account.events.pop_front();
+    }
+}

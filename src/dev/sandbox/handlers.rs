@@ -1,0 +1,108 @@
+//! Which function answers which endpoint of the parameter table.
+
+use super::act::{Act, Call};
+use super::parameters::Endpoint;
+use super::refusal::{Answer, Refusal};
+use super::{
+    accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
+    refunds, setup_intents, webhook_endpoints,
+};
+
+/// What answers an endpoint.
+pub(super) type Handler = fn(&mut Act, &Call) -> Answer;
+
+/// The function behind an endpoint; a test sees to it that each of the table has one.
+pub(super) fn of(endpoint: &Endpoint) -> Handler {
+    match endpoint.path.strip_prefix("/v1/").unwrap_or_default().split('/').next().unwrap_or_default() {
+        "customers" | "payment_methods" | "mandates" | "account" => people(endpoint),
+        "setup_intents" | "checkout" | "payment_intents" => intents(endpoint),
+        _ => rest(endpoint),
+    }
+}
+
+fn name(endpoint: &Endpoint) -> (&str, &str) {
+    (&endpoint.method, endpoint.path.strip_prefix("/v1/").unwrap_or_default())
+}
+
+fn people(endpoint: &Endpoint) -> Handler {
+    match name(endpoint) {
+        ("GET", "account") => accounts::retrieve,
+        ("POST", "customers") => customers::create,
+        ("GET", "customers") => customers::list,
+        ("GET", "customers/{id}") => customers::retrieve,
+        ("POST", "customers/{id}") => customers::update,
+        ("DELETE", "customers/{id}") => customers::delete,
+        ("GET", "customers/{id}/payment_methods") => customers::list_payment_methods,
+        ("GET", "customers/{id}/payment_methods/{id}") => customers::retrieve_payment_method,
+        ("POST", "payment_methods") => payment_methods::create,
+        ("GET", "payment_methods") => payment_methods::list,
+        ("GET", "payment_methods/{id}") => payment_methods::retrieve,
+        ("POST", "payment_methods/{id}") => payment_methods::update,
+        ("POST", "payment_methods/{id}/attach") => payment_methods::attach,
+        ("POST", "payment_methods/{id}/detach") => payment_methods::detach,
+        ("GET", "mandates/{id}") => mandates::retrieve,
+        _ => unhandled,
+    }
+}
+
+fn intents(endpoint: &Endpoint) -> Handler {
+    match name(endpoint) {
+        ("POST", "setup_intents") => setup_intents::create,
+        ("GET", "setup_intents") => setup_intents::list,
+        ("GET", "setup_intents/{id}") => setup_intents::retrieve,
+        ("POST", "setup_intents/{id}") => setup_intents::update,
+        ("POST", "setup_intents/{id}/confirm") => setup_intents::confirm,
+        ("POST", "setup_intents/{id}/cancel") => setup_intents::cancel,
+        ("POST", "checkout/sessions") => checkout_sessions::create,
+        ("GET", "checkout/sessions") => checkout_sessions::list,
+        ("GET", "checkout/sessions/{id}") => checkout_sessions::retrieve,
+        ("POST", "checkout/sessions/{id}/expire") => checkout_sessions::expire,
+        ("POST", "payment_intents") => payment_intents::create,
+        ("GET", "payment_intents") => payment_intents::list,
+        ("GET", "payment_intents/{id}") => payment_intents::retrieve,
+        ("POST", "payment_intents/{id}") => payment_intents::update,
+        ("POST", "payment_intents/{id}/confirm") => payment_intents::confirm,
+        ("POST", "payment_intents/{id}/cancel") => payment_intents::cancel,
+        _ => unhandled,
+    }
+}
+
+fn rest(endpoint: &Endpoint) -> Handler {
+    match name(endpoint) {
+        ("GET", "charges") => charges::list,
+        ("GET", "charges/{id}") => charges::retrieve,
+        ("POST", "refunds") => refunds::create,
+        ("GET", "refunds") => refunds::list,
+        ("GET", "refunds/{id}") => refunds::retrieve,
+        ("POST", "refunds/{id}") => refunds::update,
+        ("GET", "disputes") => disputes::list,
+        ("GET", "disputes/{id}") => disputes::retrieve,
+        ("POST", "disputes/{id}") => disputes::update,
+        ("POST", "webhook_endpoints") => webhook_endpoints::create,
+        ("GET", "webhook_endpoints") => webhook_endpoints::list,
+        ("GET", "webhook_endpoints/{id}") => webhook_endpoints::retrieve,
+        ("POST", "webhook_endpoints/{id}") => webhook_endpoints::update,
+        ("DELETE", "webhook_endpoints/{id}") => webhook_endpoints::delete,
+        ("GET", "events") => events::list,
+        ("GET", "events/{id}") => events::retrieve,
+        _ => unhandled,
+    }
+}
+
+fn unhandled(_: &mut Act, call: &Call) -> Answer {
+    Err(Refusal::new(501, "api_error", format!("The sandbox's table has {}, but nothing answers it.", call.path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::parameters;
+    use super::*;
+
+    #[test]
+    fn every_endpoint_of_the_table_is_answered() {
+        for endpoint in parameters::table() {
+            let missing = std::ptr::fn_addr_eq(of(endpoint), unhandled as Handler);
+            assert!(!missing, "{} {} has no handler", endpoint.method, endpoint.path);
+        }
+    }
+}

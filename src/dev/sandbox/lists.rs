@@ -1,0 +1,116 @@
+//! Lists: newest first, pages by cursor, filters by time; and `expand`.
+
+use serde_json::{Value, json};
+
+use super::act::{Act, Call};
+use super::refusal::{Answer, Refusal};
+use super::state::{Account, number, text};
+
+/// A page of the objects of a kind that `keep` keeps.
+pub(super) fn list(act: &Act, call: &Call, kind: &str, keep: impl Fn(&Value) -> bool) -> Answer {
+    let matching = act.all(kind, |object| keep(object) && within(&call.params, number(object, "/created")));
+    page(&matching, call, kind)
+}
+
+/// Cuts the page out of everything that matches (newest first).
+pub(super) fn page(matching: &[Value], call: &Call, kind: &str) -> Answer {
+    let limit = match call.params.get("limit").and_then(Value::as_i64) {
+        None => 10,
+        Some(limit) => usize::try_from(limit).ok().filter(|limit| (1..=100).contains(limit)).ok_or_else(|| {
+            Refusal::invalid("Limits must be between 1 and 100.").code("parameter_invalid_integer").at("limit").early()
+        })?,
+    };
+    let (after, before) = (text(&call.params, "/starting_after"), text(&call.params, "/ending_before"));
+    if !after.is_empty() && !before.is_empty() {
+        let message = "You may only specify one of these parameters: starting_after, ending_before.";
+        return Err(Refusal::invalid(message).early());
+    }
+    let place = |cursor: &str, param: &str| {
+        matching
+            .iter()
+            .position(|object| text(object, "/id") == cursor)
+            .ok_or_else(|| Refusal { status: 400, ..Refusal::missing(kind, cursor, param) })
+    };
+    let (from, to, has_more) = if before.is_empty() {
+        let start = if after.is_empty() { 0 } else { place(after, "starting_after")? + 1 };
+        let end = (start + limit).min(matching.len());
+        (start, end, end < matching.len())
+    } else {
+        let end = place(before, "ending_before")?;
+        (end.saturating_sub(limit), end, end > limit)
+    };
+    let data = matching.get(from..to).unwrap_or_default();
+    Ok(json!({ "object": "list", "data": data, "has_more": has_more, "url": call.path }))
+}
+
+/// Whether a time passes the `created` filter.
+pub(super) fn within(params: &Value, created: i64) -> bool {
+    match params.get("created") {
+        None => true,
+        Some(Value::Object(bounds)) => bounds.iter().all(|(bound, value)| {
+            let value = value.as_i64().unwrap_or_default();
+            match bound.as_str() {
+                "gt" => created > value,
+                "gte" => created >= value,
+                "lt" => created < value,
+                _ => created <= value,
+            }
+        }),
+        Some(exact) => exact.as_i64() == Some(created),
+    }
+}
+
+/// What can be expanded, so that a mistake is told before any work is done.
+const EXPANDABLE: &[&str] = &[
+    "balance_transaction",
+    "charge",
+    "customer",
+    "invoice_settings",
+    "latest_attempt",
+    "latest_charge",
+    "mandate",
+    "payment_intent",
+    "payment_method",
+    "setup_intent",
+];
+
+/// Refuses `expand[]` of what never can be.
+pub(super) fn check_expand(params: &Value) -> Result<(), Refusal> {
+    for path in params.get("expand").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
+        let first = path.strip_prefix("data.").unwrap_or(path).split('.').next().unwrap_or_default();
+        if !EXPANDABLE.contains(&first) {
+            let message = format!("This property cannot be expanded ({path}).");
+            return Err(Refusal::invalid(message).at("expand").early());
+        }
+        if path.split('.').count() > 4 {
+            return Err(Refusal::invalid("You cannot expand more than 4 levels of a property.").at("expand").early());
+        }
+    }
+    Ok(())
+}
+
+/// Puts objects in the place of their ids, for every `expand[]`.
+pub(super) fn expand(account: &Account, answer: &mut Value, params: &Value) -> Result<(), Refusal> {
+    let Some(wanted) = params.get("expand").and_then(Value::as_array) else { return Ok(()) };
+    for path in wanted.iter().filter_map(Value::as_str) {
+        let parts: Vec<&str> = path.split('.').collect();
+        expand_one(account, answer, &parts, path)?;
+    }
+    Ok(())
+}
+
+fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str) -> Result<(), Refusal> {
+    let Some((field, rest)) = parts.split_first() else { return Ok(()) };
+    let cannot = || Refusal::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
+    let inner = at.get_mut(*field).ok_or_else(cannot)?;
+    if let Value::String(id) = inner {
+        let object = account.objects.get(id.as_str()).ok_or_else(cannot)?.clone();
+        *inner = object;
+    }
+    match inner {
+        Value::Array(items) => items.iter_mut().try_for_each(|item| expand_one(account, item, rest, path)),
+        Value::Object(_) => expand_one(account, inner, rest, path),
+        Value::Null => Ok(()),
+        _ => Err(cannot()),
+    }
+}

@@ -1,0 +1,288 @@
+//! What each endpoint takes: one table (`parameters.txt`), and the check that holds a request against it. Unknown
+//! names, wrong types and missing values are errors, as at Stripe; nothing is ignored.
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value};
+
+use super::form::{self, Field};
+use super::refusal::Refusal;
+
+/// One endpoint of the table.
+#[derive(Debug)]
+pub(super) struct Endpoint {
+    /// `POST`, `GET` or `DELETE`.
+    pub method: String,
+    /// The path, with `{id}` for what varies.
+    pub path: String,
+    /// The permission that a restricted key needs, `customer_write` for instance.
+    pub permission: String,
+    /// Its parameters.
+    pub parameters: BTreeMap<String, Parameter>,
+}
+
+/// One parameter, or one field of one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Parameter {
+    /// What it holds.
+    pub kind: Kind,
+    /// Must be given (within its parent, if that is).
+    pub required: bool,
+    /// May be given empty, which unsets the value.
+    pub clearable: bool,
+}
+
+/// The types of the table.
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
+    Text,
+    Integer,
+    Boolean,
+    Time,
+    /// A time, or an object of `gt`, `gte`, `lt`, `lte`.
+    Range,
+    /// Strings by any name: metadata.
+    Strings,
+    Choice(Vec<String>),
+    Object(BTreeMap<String, Parameter>),
+    Array(Box<Parameter>),
+}
+
+impl Default for Kind {
+    fn default() -> Self {
+        Self::Object(BTreeMap::new())
+    }
+}
+
+static TABLE: LazyLock<Vec<Endpoint>> = LazyLock::new(|| read(include_str!("parameters.txt")));
+
+/// All endpoints, in the table's order.
+#[cfg(test)]
+pub(super) fn table() -> &'static [Endpoint] {
+    &TABLE
+}
+
+/// Reads the table. It is part of the program, so a mistake in it is a bug and panics; a test reads it.
+fn read(text: &str) -> Vec<Endpoint> {
+    let mut groups: BTreeMap<String, BTreeMap<String, Parameter>> = BTreeMap::new();
+    let mut endpoints: Vec<Endpoint> = Vec::new();
+    let mut group = None;
+    for line in text.lines().filter(|line| !line.trim().is_empty() && !line.starts_with('#')) {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if let ["group", name] = words[..] {
+            group = Some(name.to_owned());
+            continue;
+        }
+        if let ([method, path, permission], false) = (&words[..], line.starts_with(' ')) {
+            group = None;
+            endpoints.push(Endpoint {
+                method: (*method).to_owned(),
+                path: (*path).to_owned(),
+                permission: (*permission).to_owned(),
+                parameters: BTreeMap::new(),
+            });
+            continue;
+        }
+        let (name, kind) = match words[..] {
+            [name] => ("", name),
+            [name, kind] => (name, kind),
+            _ => panic!("the parameter table has a line that makes no sense: {line}"),
+        };
+        let (name, clearable) = name.strip_suffix('?').map_or((name, false), |name| (name, true));
+        let mut parameter = typed(kind, &groups);
+        parameter.clearable |= clearable;
+        let fields = match &group {
+            Some(group) => groups.entry(group.clone()).or_default(),
+            None => &mut endpoints.last_mut().expect("a parameter stands under an endpoint").parameters,
+        };
+        place(fields, name, parameter);
+    }
+    endpoints
+}
+
+fn typed(word: &str, groups: &BTreeMap<String, BTreeMap<String, Parameter>>) -> Parameter {
+    let (word, required) = word.strip_suffix('!').map_or((word, false), |word| (word, true));
+    let (word, clearable) = word.strip_suffix('?').map_or((word, false), |word| (word, true));
+    let kind = match word {
+        "string" => Kind::Text,
+        "integer" => Kind::Integer,
+        "boolean" => Kind::Boolean,
+        "timestamp" => Kind::Time,
+        "range" => Kind::Range,
+        "map" => Kind::Strings,
+        word => match (word.strip_prefix('@'), word.strip_prefix("enum:")) {
+            (Some(group), _) => Kind::Object(groups[group].clone()),
+            (_, Some(choices)) => Kind::Choice(choices.split('|').map(str::to_owned).collect()),
+            _ => panic!("the parameter table has an unknown type: {word}"),
+        },
+    };
+    Parameter { kind, required, clearable }
+}
+
+/// Puts `parameter` where `name`, `a[b][]` for instance, says.
+fn place(fields: &mut BTreeMap<String, Parameter>, name: &str, parameter: Parameter) {
+    if name.is_empty() {
+        let Kind::Object(group) = parameter.kind else { panic!("only a group can stand alone") };
+        fields.extend(group);
+        return;
+    }
+    let (head, rest) = name.find('[').map_or((name, ""), |at| name.split_at(at));
+    descend(fields.entry(head.to_owned()).or_default(), rest, parameter);
+}
+
+fn descend(at: &mut Parameter, rest: &str, parameter: Parameter) {
+    let Some((part, rest)) = rest.strip_prefix('[').and_then(|rest| rest.split_once(']')) else {
+        *at = parameter;
+        return;
+    };
+    if part.is_empty() {
+        if !matches!(at.kind, Kind::Array(_)) {
+            // In `a[] string!` the array must be given, in `a[][b] string!` the field of each item.
+            let required = parameter.required && rest.is_empty();
+            *at = Parameter { kind: Kind::Array(Box::default()), required, clearable: false };
+        }
+        let Kind::Array(items) = &mut at.kind else { unreachable!("made an array just above") };
+        let required = parameter.required && !rest.is_empty();
+        descend(items, rest, Parameter { required, ..parameter });
+    } else {
+        let Kind::Object(fields) = &mut at.kind else { panic!("a parameter has fields and a type of its own") };
+        descend(fields.entry(part.to_owned()).or_default(), rest, parameter);
+    }
+}
+
+/// The endpoint for a method and a path, and the ids that stand in the path.
+pub(super) fn route<'a>(method: &str, path: &'a str) -> Option<(&'static Endpoint, Vec<&'a str>)> {
+    TABLE.iter().filter(|endpoint| endpoint.method == method).find_map(|endpoint| {
+        let (mut ids, mut given) = (Vec::new(), path.split('/'));
+        for wanted in endpoint.path.split('/') {
+            match given.next() {
+                Some(part) if wanted == "{id}" && !part.is_empty() => ids.push(part),
+                Some(part) if part == wanted => {}
+                _ => return None,
+            }
+        }
+        given.next().is_none().then_some((endpoint, ids))
+    })
+}
+
+/// Holds a request against the table: `Err` says in Stripe's words what is wrong with it. For tests that record
+/// traffic. `form` are the decoded pairs of the body or the query, `("metadata[a]", "b")` for instance.
+///
+/// # Errors
+/// The endpoint is unknown, or a parameter is unknown, of the wrong type, given twice or missing.
+pub fn check(method: &str, path: &str, form: &[(String, String)]) -> Result<(), String> {
+    let (endpoint, _) = route(method, path).ok_or_else(|| format!("unknown endpoint: {method} {path}"))?;
+    match typed_form(endpoint, form) {
+        Ok(_) => Ok(()),
+        Err(refusal) => Err(refusal.error["message"].as_str().unwrap_or_default().to_owned()),
+    }
+}
+
+/// The request's parameters as typed JSON: numbers, booleans, arrays; `null` for what is to be unset.
+pub(super) fn typed_form(endpoint: &Endpoint, pairs: &[(String, String)]) -> Result<Value, Refusal> {
+    match form::tree(pairs).map_err(Refusal::early)? {
+        Field::Branch(fields) => object(&endpoint.parameters, &fields, "").map_err(Refusal::early),
+        Field::Text(_) => Ok(Value::Object(Map::new())),
+    }
+}
+
+fn join(parent: &str, name: &str) -> String {
+    if parent.is_empty() { name.to_owned() } else { format!("{parent}[{name}]") }
+}
+
+fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent: &str) -> Result<Value, Refusal> {
+    let mut out = Map::new();
+    for (name, field) in given {
+        let path = join(parent, name);
+        let parameter = known.get(name).ok_or_else(|| unknown(&path))?;
+        out.insert(name.clone(), value(parameter, field, &path)?);
+    }
+    match known.iter().find(|(name, parameter)| parameter.required && !out.contains_key(*name)) {
+        Some((name, _)) => {
+            let path = join(parent, name);
+            Err(Refusal::invalid(format!("Missing required param: {path}.")).code("parameter_missing").at(&path))
+        }
+        None => Ok(Value::Object(out)),
+    }
+}
+
+fn unknown(path: &str) -> Refusal {
+    Refusal::invalid(format!("Received unknown parameter: {path}")).code("parameter_unknown").at(path)
+}
+
+fn value(parameter: &Parameter, field: &Field, path: &str) -> Result<Value, Refusal> {
+    let wrong = |what: &str| Refusal::invalid(format!("Invalid {what}")).at(path);
+    match (&parameter.kind, field) {
+        (_, Field::Text(text)) if text.is_empty() => {
+            if parameter.clearable {
+                return Ok(Value::Null);
+            }
+            let message = format!(
+                "You passed an empty string for '{path}'. We assume empty values are an attempt to unset a parameter; \
+                 however '{path}' cannot be unset. You should remove '{path}' from your request or supply a non-empty value."
+            );
+            Err(Refusal::invalid(message).code("parameter_invalid_empty").at(path))
+        }
+        (Kind::Object(known), Field::Branch(given)) => object(known, given, path),
+        (Kind::Object(_) | Kind::Strings, Field::Text(_)) => Err(wrong("object")),
+        (Kind::Strings, Field::Branch(given)) => strings(given, path),
+        (Kind::Range, Field::Branch(given)) => {
+            let bound = || Parameter { kind: Kind::Time, ..Parameter::default() };
+            object(&["gt", "gte", "lt", "lte"].map(|name| (name.to_owned(), bound())).into(), given, path)
+        }
+        (Kind::Array(items), Field::Branch(given)) => array(items, given, path),
+        (Kind::Array(_), Field::Text(_)) => Err(wrong("array")),
+        (_, Field::Branch(_)) => Err(wrong("string: must be a string").code("parameter_invalid_string")),
+        (kind, Field::Text(text)) => scalar(kind, text, path),
+    }
+}
+
+fn array(items: &Parameter, given: &[(String, Field)], path: &str) -> Result<Value, Refusal> {
+    let mut numbered = Vec::new();
+    for (index, field) in given {
+        let index: usize = index.parse().map_err(|_| Refusal::invalid("Invalid array").at(path))?;
+        numbered.push((index, value(items, field, &format!("{path}[{index}]"))?));
+    }
+    numbered.sort_by_key(|(index, _)| *index);
+    Ok(numbered.into_iter().map(|(_, item)| item).collect())
+}
+
+fn scalar(kind: &Kind, text: &str, path: &str) -> Result<Value, Refusal> {
+    match kind {
+        Kind::Integer | Kind::Time | Kind::Range => text.parse::<i64>().map(Value::from).map_err(|_| {
+            Refusal::invalid(format!("Invalid integer: {text}")).code("parameter_invalid_integer").at(path)
+        }),
+        Kind::Boolean => text.parse::<bool>().map(Value::from).map_err(|_| {
+            Refusal::invalid(format!("Invalid boolean: {text}")).code("parameter_invalid_boolean").at(path)
+        }),
+        Kind::Choice(choices) if !choices.iter().any(|choice| choice == text) => {
+            Err(Refusal::invalid(format!("Invalid {path}: must be one of {}", choices.join(", "))).at(path))
+        }
+        _ => Ok(Value::from(text)),
+    }
+}
+
+/// Metadata: at most 50 keys of at most 40 characters without brackets, values of at most 500; an empty value
+/// removes its key.
+fn strings(given: &[(String, Field)], path: &str) -> Result<Value, Refusal> {
+    if given.len() > 50 {
+        return Err(Refusal::invalid("Metadata can have at most 50 keys.").at(path));
+    }
+    let mut out = Map::new();
+    for (key, field) in given {
+        let Field::Text(text) = field else {
+            return Err(Refusal::invalid("Metadata values must be strings.").at(&join(path, key)));
+        };
+        if key.chars().count() > 40 {
+            let message = format!("Metadata keys must be at most 40 characters long: {key}");
+            return Err(Refusal::invalid(message).at(path));
+        }
+        if text.chars().count() > 500 {
+            let message = format!("Metadata values can have up to 500 characters, but you passed in a value for {key}");
+            return Err(Refusal::invalid(message).at(&join(path, key)));
+        }
+        out.insert(key.clone(), Value::from(text.as_str()));
+    }
+    Ok(Value::Object(out))
+}

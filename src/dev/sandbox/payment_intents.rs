@@ -1,0 +1,308 @@
+//! PaymentIntents: the endpoints. What happens at a confirmation is in `confirmation.rs`.
+
+use serde_json::{Value, json};
+
+use super::act::{Act, Call, take_over, take_over_metadata};
+use super::confirmation;
+use super::lists;
+use super::money;
+use super::payment_methods;
+use super::refusal::{Answer, Refusal};
+use super::state::{flag, new_id, number, text};
+
+/// The kinds of payment methods that the sandbox's accounts have activated.
+pub(super) const KINDS: [&str; 2] = ["card", "sepa_debit"];
+
+/// `POST /v1/payment_intents`
+pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
+    let params = &call.params;
+    let confirm = params["confirm"] == true;
+    for param in ["off_session", "error_on_requires_action", "return_url", "mandate", "mandate_data"] {
+        if params.get(param).is_some() && !confirm {
+            let message = format!("`{param}` can only be given when `confirm` is true.");
+            return Err(Refusal::invalid(message).at(param).early());
+        }
+    }
+    let mut intent = blank(act, params)?;
+    let given = text(params, "/payment_method");
+    if !given.is_empty() {
+        let method = usable(act, &intent, given)?;
+        intent["payment_method"] = method["id"].clone();
+        intent["status"] = "requires_confirmation".into();
+    }
+    let method = if confirm { Some(confirmation::check(act, &intent, &unnamed(params))?) } else { None };
+    act.insert(intent.clone());
+    act.emit("payment_intent.created", &intent);
+    match method {
+        Some(method) => confirmation::confirm(act, &intent, params, &method),
+        None => Ok(intent),
+    }
+}
+
+/// The parameters of a create without its method, which the intent holds already: a shared test id is copied once.
+fn unnamed(params: &Value) -> Value {
+    let mut params = params.clone();
+    params["payment_method"] = Value::Null;
+    params
+}
+
+/// A new intent, not stored yet.
+pub(super) fn blank(act: &Act, params: &Value) -> Answer {
+    let currency = money::currency(text(params, "/currency"))?;
+    money::check_amount(number(params, "/amount"), &currency, "amount")?;
+    let customer = text(params, "/customer");
+    if !customer.is_empty() {
+        act.referenced("customer", customer, "customer")?;
+    }
+    if params.get("payment_method_types").is_some() && params.get("automatic_payment_methods").is_some() {
+        let message = "You may only specify one of these parameters: automatic_payment_methods, payment_method_types.";
+        return Err(Refusal::invalid(message).early());
+    }
+    let id = new_id("pi");
+    let mut intent = json!({
+        "id": id,
+        "object": "payment_intent",
+        "amount": params["amount"],
+        "amount_capturable": 0,
+        "amount_details": { "tip": {} },
+        "amount_received": 0,
+        "application": null,
+        "application_fee_amount": null,
+        "automatic_payment_methods": null,
+        "canceled_at": null,
+        "cancellation_reason": null,
+        "capture_method": "automatic_async",
+        "client_secret": format!("{id}_{}", new_id("secret")),
+        "confirmation_method": "automatic",
+        "created": act.now,
+        "currency": currency,
+        "customer": null,
+        "description": null,
+        "last_payment_error": null,
+        "latest_charge": null,
+        "livemode": act.account.livemode,
+        "metadata": {},
+        "next_action": null,
+        "on_behalf_of": null,
+        "payment_method": null,
+        "payment_method_configuration_details": null,
+        "payment_method_options": {},
+        "payment_method_types": ["card"],
+        "processing": null,
+        "receipt_email": null,
+        "review": null,
+        "setup_future_usage": null,
+        "shipping": null,
+        "statement_descriptor": null,
+        "statement_descriptor_suffix": null,
+        "status": "requires_payment_method",
+        "transfer_data": null,
+        "transfer_group": null,
+    });
+    choose_types(&mut intent, params)?;
+    let plain = ["customer", "description", "receipt_email", "setup_future_usage", "shipping", "capture_method"];
+    take_over(&mut intent, params, &plain);
+    take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
+    take_over_metadata(&mut intent, params)?;
+    Ok(intent)
+}
+
+/// Explicit types; without them Stripe chooses what the account has activated and the currency allows.
+fn choose_types(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+    match params.get("payment_method_types") {
+        Some(types) => {
+            check_types(types)?;
+            if text(intent, "/currency") != "eur"
+                && types.as_array().is_some_and(|types| types.iter().any(|t| t == "sepa_debit"))
+            {
+                let message = format!(
+                    "The currency provided ({}) is invalid for one or more payment method types on this PaymentIntent: \
+                     sepa_debit takes only eur.",
+                    text(intent, "/currency")
+                );
+                return Err(Refusal::invalid(message)
+                    .code("payment_intent_invalid_parameter")
+                    .at("payment_method_types")
+                    .early());
+            }
+            intent["payment_method_types"] = types.clone();
+        }
+        None if params.get("automatic_payment_methods").is_none_or(|automatic| flag(automatic, "/enabled")) => {
+            let redirects = params.pointer("/automatic_payment_methods/allow_redirects").cloned();
+            intent["automatic_payment_methods"] =
+                json!({ "allow_redirects": redirects.unwrap_or_else(|| "always".into()), "enabled": true });
+            let euro = text(intent, "/currency") == "eur";
+            intent["payment_method_types"] = if euro { json!(KINDS) } else { json!(["card"]) };
+        }
+        None => {}
+    }
+    Ok(())
+}
+
+/// Types that exist and are activated.
+pub(super) fn check_types(types: &Value) -> Result<(), Refusal> {
+    let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if types.is_empty() {
+        let message = "You must provide at least one payment method type.";
+        return Err(Refusal::invalid(message).at("payment_method_types").early());
+    }
+    for (at, kind) in types.iter().enumerate() {
+        if types[..at].contains(kind) {
+            let message = format!("The payment method type {kind} is given twice.");
+            return Err(Refusal::invalid(message).at("payment_method_types").early());
+        }
+        if !KINDS.contains(kind) {
+            let message = format!(
+                "The payment method type provided: {kind} is invalid. Please ensure the provided type is activated in \
+                 your dashboard (https://dashboard.stripe.com/account/payments/settings)."
+            );
+            return Err(Refusal::invalid(message)
+                .code("payment_method_unactivated")
+                .at("payment_method_types")
+                .early());
+        }
+    }
+    Ok(())
+}
+
+/// `GET /v1/payment_intents/{id}`
+pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
+    act.find("payment_intent", call.id())
+}
+
+/// `GET /v1/payment_intents`
+pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+    let customer = text(&call.params, "/customer");
+    lists::list(act, call, "payment_intent", |intent| customer.is_empty() || text(intent, "/customer") == customer)
+}
+
+/// `POST /v1/payment_intents/{id}`
+pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
+    let params = &call.params;
+    let mut intent = act.find("payment_intent", call.id())?;
+    let moves = ["amount", "currency", "customer", "payment_method", "payment_method_types", "setup_future_usage"];
+    if !is_open(&intent) && moves.iter().any(|field| params.get(field).is_some()) {
+        let message = format!(
+            "This PaymentIntent's {} could not be updated because it has a status of {}. You may only update the {0} of a \
+             PaymentIntent with one of the following statuses: requires_payment_method, requires_confirmation, requires_action.",
+            moves.iter().find(|field| params.get(field).is_some()).unwrap_or(&"amount"),
+            text(&intent, "/status")
+        );
+        return Err(unexpected(&intent, message));
+    }
+    take_over(&mut intent, params, &["amount", "customer", "description", "receipt_email", "setup_future_usage"]);
+    take_over(&mut intent, params, &["shipping", "statement_descriptor", "statement_descriptor_suffix"]);
+    if let Some(given) = params.get("currency").and_then(Value::as_str) {
+        intent["currency"] = money::currency(given)?.into();
+    }
+    money::check_amount(number(&intent, "/amount"), text(&intent, "/currency"), "amount")?;
+    if let Some(customer) = params.get("customer").and_then(Value::as_str) {
+        act.referenced("customer", customer, "customer")?;
+    }
+    if params.get("payment_method_types").is_some() {
+        choose_types(&mut intent, params)?;
+        intent["automatic_payment_methods"] = Value::Null;
+    }
+    take_over_metadata(&mut intent, params)?;
+    let given = text(params, "/payment_method");
+    if !given.is_empty() {
+        intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
+        intent["status"] = "requires_confirmation".into();
+        intent["next_action"] = Value::Null;
+    }
+    act.put(&intent);
+    Ok(intent)
+}
+
+/// `POST /v1/payment_intents/{id}/confirm`
+pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
+    let mut intent = act.find("payment_intent", call.id())?;
+    if is_open(&intent) && call.params.get("payment_method_types").is_some() {
+        choose_types(&mut intent, &call.params)?;
+        intent["automatic_payment_methods"] = Value::Null;
+    }
+    let method = confirmation::check(act, &intent, &call.params)?;
+    confirmation::confirm(act, &intent, &call.params, &method)
+}
+
+/// `POST /v1/payment_intents/{id}/cancel`
+pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
+    let intent = act.find("payment_intent", call.id())?;
+    if !is_open(&intent) {
+        let message = format!(
+            "You cannot cancel this PaymentIntent because it has a status of {}. Only a PaymentIntent with one of the \
+             following statuses may be canceled: requires_payment_method, requires_capture, requires_reauthorization, \
+             requires_confirmation, requires_action, processing.",
+            text(&intent, "/status")
+        );
+        return Err(unexpected(&intent, message));
+    }
+    if act.hidden_of(call.id()).session.is_some() {
+        let message =
+            "This PaymentIntent was created by a Checkout Session: expire the session instead of canceling it.";
+        return Err(unexpected(&intent, message.to_owned()));
+    }
+    let reason = call.params.get("cancellation_reason").cloned().unwrap_or_default();
+    Ok(close(act, &intent, reason))
+}
+
+/// Cancels an open intent.
+pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
+    let mut intent = intent.clone();
+    intent["status"] = "canceled".into();
+    intent["canceled_at"] = act.now.into();
+    intent["cancellation_reason"] = reason;
+    intent["next_action"] = Value::Null;
+    act.put(&intent);
+    act.emit("payment_intent.canceled", &intent);
+    intent
+}
+
+/// Whether it can still be confirmed, changed or canceled.
+pub(super) fn is_open(intent: &Value) -> bool {
+    text(intent, "/status").starts_with("requires_")
+}
+
+/// 400 with the intent, as Stripe answers whatever its state forbids.
+pub(super) fn unexpected(intent: &Value, message: String) -> Refusal {
+    Refusal::invalid(message).code("payment_intent_unexpected_state").with("payment_intent", intent.clone())
+}
+
+/// The method, if this intent can be paid with it.
+pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
+    let method = payment_methods::own_or_shared(act, method, "payment_method")?;
+    let (kind, id) = (text(&method, "/type"), text(&method, "/id"));
+    let (holder, customer) = (text(&method, "/customer"), text(intent, "/customer"));
+    if act.hidden_of(id).used_up {
+        let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, \
+                       shared with a connected account without Customer attachment, or was detached from a Customer. It \
+                       may not be used again. To use a PaymentMethod multiple times, you must attach it to a Customer first.";
+        return Err(Refusal::invalid(message).at("payment_method"));
+    }
+    if !holder.is_empty() && customer.is_empty() {
+        let message = format!(
+            "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \
+             PaymentIntent."
+        );
+        return Err(Refusal::invalid(message).at("payment_method"));
+    }
+    if !holder.is_empty() && holder != customer {
+        let message = format!("The PaymentMethod {id} does not belong to the Customer {customer}.");
+        return Err(Refusal::invalid(message).at("payment_method"));
+    }
+    let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
+    if !allowed {
+        let message = format!(
+            "The PaymentMethod provided ({kind}) is not allowed for this PaymentIntent. Please attach a PaymentMethod of \
+             one of the following types: {}.",
+            intent["payment_method_types"]
+        );
+        let refusal = Refusal::invalid(message).code("payment_intent_incompatible_payment_method");
+        return Err(refusal.at("payment_method").with("payment_intent", intent.clone()));
+    }
+    if kind == "sepa_debit" && text(intent, "/currency") != "eur" {
+        let message = format!("The currency {} cannot be paid with sepa_debit: only eur.", text(intent, "/currency"));
+        return Err(Refusal::invalid(message).code("payment_method_currency_mismatch").at("payment_method"));
+    }
+    Ok(method)
+}

@@ -1,0 +1,310 @@
+//! Payment methods: cards by test number or token, bank accounts by IBAN, and Stripe's shared test ids.
+
+use serde_json::{Value, json};
+
+use super::act::{Act, Call, take_over, take_over_metadata};
+use super::customers;
+use super::lists;
+use super::refusal::{Answer, Refusal};
+use super::state::{Hidden, new_id, text};
+use super::test_methods::{self, Card, Decline, Known};
+
+/// `POST /v1/payment_methods`
+pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
+    let params = &call.params;
+    let mut method = if text(params, "/type") == "sepa_debit" {
+        for param in ["sepa_debit", "billing_details[name]", "billing_details[email]"] {
+            let pointer = format!("/{}", param.replace('[', "/").replace(']', ""));
+            if params.pointer(&pointer).is_none() {
+                return Err(missing(param));
+            }
+        }
+        by_iban(act, text(params, "/sepa_debit/iban"), &Value::Null)?
+    } else if let Some(token) = params.pointer("/card/token").and_then(Value::as_str) {
+        match test_methods::shared(token) {
+            Some(known @ Known::Card(_)) if token.starts_with("tok_") => make(act, known, &Value::Null),
+            _ => return Err(Refusal { status: 400, ..Refusal::missing("token", token, "card[token]") }),
+        }
+    } else {
+        by_card_number(act, params)?
+    };
+    if let Some(details) = params.get("billing_details") {
+        take_over(&mut method["billing_details"], details, &["address", "email", "name", "phone"]);
+    }
+    take_over(&mut method, params, &["allow_redisplay"]);
+    take_over_metadata(&mut method, params)?;
+    act.put(&method);
+    Ok(method)
+}
+
+fn missing(param: &str) -> Refusal {
+    Refusal::invalid(format!("Missing required param: {param}.")).code("parameter_missing").at(param).early()
+}
+
+fn by_card_number(act: &mut Act, params: &Value) -> Answer {
+    let card = params.get("card").ok_or_else(|| missing("card"))?;
+    for field in ["number", "exp_month", "exp_year"] {
+        card.get(field).ok_or_else(|| missing(&format!("card[{field}]")))?;
+    }
+    let mut method = from_card_entry(act, text(card, "/number"))?;
+    method["card"]["exp_month"] = card["exp_month"].clone();
+    method["card"]["exp_year"] = card["exp_year"].clone();
+    Ok(method)
+}
+
+/// A method for a card number as a payer types it.
+pub(super) fn from_card_entry(act: &mut Act, number: &str) -> Answer {
+    let number: String = number.chars().filter(char::is_ascii_digit).collect();
+    if test_methods::card_of(&number).is_none() {
+        let message = if number.len() < 12 {
+            "Your card number is incomplete."
+        } else {
+            "Your card was declined. Your request was in test mode, but used a non test card. For a list of valid test \
+             cards, visit: https://docs.stripe.com/testing."
+        };
+        let code = if number.len() < 12 { "incomplete_number" } else { "card_declined" };
+        return Err(Refusal::new(402, "card_error", message).code(code).at("number"));
+    }
+    Ok(make(act, Known::Card(&number), &Value::Null))
+}
+
+/// A method for an IBAN as a payer types it.
+pub(super) fn by_iban(act: &mut Act, iban: &str, billing_details: &Value) -> Answer {
+    let iban: String = iban.chars().filter(|letter| !letter.is_whitespace()).collect::<String>().to_uppercase();
+    if !test_methods::is_iban(&iban) {
+        let message = "The IBAN you entered is invalid.";
+        return Err(Refusal::invalid(message).code("invalid_bank_account_iban").at("sepa_debit[iban]"));
+    }
+    Ok(make(act, Known::Iban(&iban), billing_details))
+}
+
+/// Makes a method; it belongs to nobody yet.
+pub(super) fn make(act: &mut Act, known: Known, billing_details: &Value) -> Value {
+    let id = new_id("pm");
+    let mut method = json!({
+        "id": id,
+        "object": "payment_method",
+        "allow_redisplay": "unspecified",
+        "billing_details": {
+            "address": {
+                "city": null, "country": null, "line1": null, "line2": null, "postal_code": null, "state": null,
+            },
+            "email": null, "name": null, "phone": null, "tax_id": null,
+        },
+        "created": act.now,
+        "customer": null,
+        "livemode": act.account.livemode,
+        "metadata": {},
+    });
+    let number = match known {
+        Known::Card(number) => {
+            method["type"] = "card".into();
+            method["card"] = card_details(act, number);
+            number
+        }
+        Known::Iban(iban) => {
+            method["type"] = "sepa_debit".into();
+            method["sepa_debit"] = json!({
+                "bank_code": iban.get(4..12).unwrap_or_default(),
+                "branch_code": "",
+                "country": iban.get(..2).unwrap_or_default(),
+                "fingerprint": fingerprint(&act.account.id, iban),
+                "generated_from": { "charge": null, "setup_attempt": null },
+                "last4": iban.get(iban.len().saturating_sub(4)..).unwrap_or_default(),
+            });
+            iban
+        }
+    };
+    if billing_details.is_object() {
+        take_over(&mut method["billing_details"], billing_details, &["address", "email", "name", "phone"]);
+    }
+    *act.hidden(&id) = Hidden { number: number.to_owned(), ..Hidden::default() };
+    act.insert(method.clone());
+    method
+}
+
+fn card_details(act: &Act, number: &str) -> Value {
+    let card = test_methods::card_of(number);
+    let number = card.map_or(number, |card| card.number);
+    let brand = card.map_or("visa", |card| card.brand);
+    json!({
+        "brand": brand,
+        "checks": { "address_line1_check": null, "address_postal_code_check": null, "cvc_check": "pass" },
+        "country": card.map_or("US", |card| card.country),
+        "display_brand": brand,
+        "exp_month": 12,
+        "exp_year": 2034,
+        "fingerprint": fingerprint(&act.account.id, number),
+        "funding": card.map_or("credit", |card| card.funding),
+        "generated_from": null,
+        "last4": number.get(number.len().saturating_sub(4)..).unwrap_or_default(),
+        "networks": { "available": [brand], "preferred": null },
+        "three_d_secure_usage": { "supported": true },
+        "wallet": null,
+    })
+}
+
+/// The same number has the same fingerprint, within an account.
+fn fingerprint(account: &str, number: &str) -> String {
+    use sha2::{Digest, Sha256};
+    hex::encode(Sha256::digest(format!("{account} {number}")))[..16].to_owned()
+}
+
+/// `GET /v1/payment_methods/{id}`
+pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
+    existing(act, call.id())
+}
+
+/// `GET /v1/payment_methods`: without a customer there is nothing to see.
+pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+    let (customer, kind) = (text(&call.params, "/customer"), text(&call.params, "/type"));
+    if !customer.is_empty() {
+        act.referenced("customer", customer, "customer")?;
+    }
+    lists::list(act, call, "payment_method", |method| {
+        !customer.is_empty()
+            && text(method, "/customer") == customer
+            && (kind.is_empty() || text(method, "/type") == kind)
+    })
+}
+
+/// `POST /v1/payment_methods/{id}`
+pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
+    let old = existing(act, call.id())?;
+    if text(&old, "/customer").is_empty() {
+        let message = "You must save this PaymentMethod to a customer before you can update it.";
+        return Err(Refusal::invalid(message));
+    }
+    let mut method = old.clone();
+    if let Some(details) = call.params.get("billing_details") {
+        take_over(&mut method["billing_details"], details, &["address", "email", "name", "phone"]);
+    }
+    if let Some(card) = call.params.get("card") {
+        if text(&method, "/type") != "card" {
+            return Err(unknown_here("card"));
+        }
+        take_over(&mut method["card"], card, &["exp_month", "exp_year"]);
+    }
+    take_over(&mut method, &call.params, &["allow_redisplay"]);
+    take_over_metadata(&mut method, &call.params)?;
+    act.change("payment_method.updated", &old, &method);
+    Ok(method)
+}
+
+fn unknown_here(param: &str) -> Refusal {
+    Refusal::invalid(format!("Received unknown parameter: {param}")).code("parameter_unknown").at(param)
+}
+
+/// `POST /v1/payment_methods/{id}/attach`
+pub(super) fn attach(act: &mut Act, call: &Call) -> Answer {
+    let customer = text(&call.params, "/customer");
+    act.referenced("customer", customer, "customer")?;
+    attach_to(act, call.id(), customer)
+}
+
+/// Attaches a method, or a copy of a shared test id, to a customer, unless its bank refuses.
+pub(super) fn attach_to(act: &mut Act, id: &str, customer: &str) -> Answer {
+    let method = own_or_shared(act, id, "payment_method").map_err(|refusal| Refusal { status: 404, ..refusal })?;
+    let hidden = act.hidden_of(text(&method, "/id"));
+    if hidden.used_up {
+        let message = "This PaymentMethod was previously used without being attached to a Customer or was detached from \
+                       a Customer, and may not be used again.";
+        return Err(Refusal::invalid(message));
+    }
+    match text(&method, "/customer") {
+        "" => {}
+        holder if holder == customer => return Ok(method),
+        _ => {
+            let message = "The payment method you provided has already been attached to a customer.";
+            return Err(Refusal::invalid(message).code("payment_method_unexpected_state"));
+        }
+    }
+    if let Some(decline) =
+        test_methods::card_of(&hidden.number).filter(|card| card.refuses_setup).and_then(|card| card.charge)
+    {
+        return Err(declined(&decline));
+    }
+    Ok(bind(act, &method, customer))
+}
+
+/// Ties a method to a customer, and tells of it.
+pub(super) fn bind(act: &mut Act, method: &Value, customer: &str) -> Value {
+    let mut method = method.clone();
+    method["customer"] = customer.into();
+    if text(&method, "/billing_details/name").is_empty() {
+        method["billing_details"]["name"] =
+            act.get("customer", customer).map_or(Value::Null, |customer| customer["name"].clone());
+    }
+    act.put(&method);
+    act.emit("payment_method.attached", &method);
+    method
+}
+
+/// `POST /v1/payment_methods/{id}/detach`
+pub(super) fn detach(act: &mut Act, call: &Call) -> Answer {
+    let method = existing(act, call.id())?;
+    if text(&method, "/customer").is_empty() {
+        let message = "The payment method you provided is not attached to a customer so detachment is impossible.";
+        return Err(Refusal::invalid(message));
+    }
+    Ok(let_go(act, &method))
+}
+
+/// Detaches for good: its mandate ends, and a customer whose default it was has none.
+pub(super) fn let_go(act: &mut Act, method: &Value) -> Value {
+    let (id, customer) = (text(method, "/id").to_owned(), text(method, "/customer").to_owned());
+    let mut new = method.clone();
+    new["customer"] = Value::Null;
+    act.put(&new);
+    act.emit("payment_method.detached", &new);
+    let hidden = act.hidden(&id);
+    hidden.used_up = true;
+    if let Some(mandate) = hidden.mandate.take() {
+        super::mandates::end(act, &mandate);
+    }
+    if let Ok(old) = customers::existing(act, &customer)
+        && text(&old, "/invoice_settings/default_payment_method") == id
+    {
+        let mut new = old.clone();
+        new["invoice_settings"]["default_payment_method"] = Value::Null;
+        act.change("customer.updated", &old, &new);
+    }
+    new
+}
+
+/// The method that a path names.
+fn existing(act: &mut Act, id: &str) -> Answer {
+    if act.get("payment_method", id).is_none() && test_methods::shared(id).is_some() {
+        return own_or_shared(act, id, "payment_method");
+    }
+    act.get("payment_method", id).ok_or_else(|| Refusal::missing("payment_method", id, "payment_method"))
+}
+
+/// The method with this id, or a new copy of a shared test id.
+pub(super) fn own_or_shared(act: &mut Act, id: &str, param: &str) -> Answer {
+    match (act.get("payment_method", id), test_methods::shared(id)) {
+        (Some(method), _) => Ok(method),
+        (None, Some(known)) if !act.account.livemode => Ok(make(act, known, &Value::Null)),
+        _ => Err(Refusal { status: 400, ..Refusal::missing("payment_method", id, param) }),
+    }
+}
+
+/// The test card behind a method.
+pub(super) fn test_card(act: &Act, method: &str) -> Option<&'static Card> {
+    test_methods::card_of(&act.hidden_of(method).number)
+}
+
+/// A card error, 402.
+pub(super) fn declined(decline: &Decline) -> Refusal {
+    let mut refusal = Refusal::new(402, "card_error", decline.message).code(decline.code);
+    if !decline.bank_code.is_empty() {
+        refusal = refusal.with("decline_code", decline.bank_code);
+    }
+    if !decline.advice.is_empty() {
+        refusal = refusal.with("advice_code", decline.advice);
+    }
+    if !decline.param.is_empty() {
+        refusal = refusal.at(decline.param);
+    }
+    refusal
+}

@@ -1,0 +1,235 @@
+//! What all parts of a running sandbox share: the state behind its lock, the clock, and who is woken when.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::act::{Act, Settings};
+use super::api::Work;
+use super::auth::Caller;
+use super::faults::{self, Fault, WebhookFault};
+use super::limits::{Limiter, Limits};
+use super::state::{Account, State};
+use super::timers;
+use crate::clock::Clock;
+
+/// The most requests that are kept for tests to look at.
+const MOST_RECORDED: usize = 50_000;
+
+/// How a sandbox behaves.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where the state is kept over a restart; without it, it is lost.
+    pub state_file: Option<PathBuf>,
+    /// The rate limiter; `None` turns it off.
+    pub limits: Option<Limits>,
+    /// From a SEPA debit's submission to the bank's answer, in the clock's time. Whole seconds.
+    pub settle_after: Duration,
+    /// From a slow refund's creation to its outcome, in the clock's time. Whole seconds.
+    pub refund_after: Duration,
+}
+
+impl Default for Options {
+    /// As Stripe: limited, debits take five days, slow refunds one; nothing is kept.
+    fn default() -> Self {
+        Self {
+            state_file: None,
+            limits: Some(Limits::default()),
+            settle_after: Duration::days(5),
+            refund_after: Duration::DAY,
+        }
+    }
+}
+
+/// A request as it came in; tests read these.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recorded {
+    /// Unix seconds of the clock.
+    pub time: i64,
+    /// `POST`, `GET` or `DELETE`.
+    pub method: String,
+    /// Without the query.
+    pub path: String,
+    /// The decoded parameters of query and body, in the order in which they came.
+    pub form: Vec<(String, String)>,
+    /// `Idempotency-Key`.
+    pub idempotency_key: Option<String>,
+    /// `Stripe-Version`.
+    pub version: Option<String>,
+    /// `acct_…`; `None` if it was refused before its caller was known to be allowed.
+    pub account: Option<String>,
+    /// `req_…`
+    pub request_id: String,
+    /// The answer's HTTP status; `None` while it is being worked on, 0 if the connection was cut.
+    pub status: Option<u16>,
+}
+
+impl Recorded {
+    pub(super) fn new(shared: &Shared, work: &Work, version: Option<&String>, caller: Option<&Caller>) -> Self {
+        Self {
+            time: shared.seconds(),
+            method: work.method.clone(),
+            path: work.path.clone(),
+            form: work.form.clone(),
+            idempotency_key: work.idempotency_key.clone(),
+            version: version.cloned(),
+            account: caller.map(|caller| caller.account.clone()),
+            request_id: work.request_id.clone(),
+            status: None,
+        }
+    }
+}
+
+/// What the lock guards.
+#[derive(Debug, Default)]
+pub(super) struct Inner {
+    pub state: State,
+    pub faults: Vec<Fault>,
+    pub webhook_faults: Vec<WebhookFault>,
+    pub requests: VecDeque<Recorded>,
+    pub limiter: Limiter,
+    /// Payment intents that a request is writing.
+    pub locks: BTreeSet<String>,
+    deliveries: u64,
+}
+
+impl Inner {
+    /// The caller's account, in the key's mode.
+    pub fn account(&mut self, caller: &Caller) -> &mut Account {
+        self.state.accounts.entry(caller.slot.clone()).or_insert_with(|| Account {
+            id: caller.account.clone(),
+            livemode: caller.livemode,
+            ..Account::default()
+        })
+    }
+
+    pub fn record(&mut self, request: Recorded) {
+        if self.requests.len() == MOST_RECORDED {
+            self.requests.pop_front();
+        }
+        self.requests.push_back(request);
+    }
+
+    pub fn record_answer(&mut self, request_id: &str, status: u16) {
+        if let Some(request) = self.requests.iter_mut().rev().find(|request| request.request_id == request_id) {
+            request.status = Some(status);
+        }
+    }
+
+    /// Sends what was just caused on its way, as the webhook faults will have it.
+    fn dispatch(&mut self) -> bool {
+        let mut any = false;
+        for account in self.state.accounts.values_mut() {
+            for fresh in std::mem::take(&mut account.fresh) {
+                any = true;
+                for later in faults::sendings(&mut self.webhook_faults, &fresh.kind, &account.id) {
+                    self.deliveries += 1;
+                    let mut delivery = fresh.clone();
+                    delivery.number = self.deliveries;
+                    delivery.at = delivery.at.saturating_add(later);
+                    account.deliveries.push(delivery);
+                }
+            }
+        }
+        any
+    }
+}
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Shared {
+    inner: Mutex<Inner>,
+    pub clock: Clock,
+    pub options: Options,
+    pub settings: Settings,
+    /// Wakes the courier.
+    pub courier: Notify,
+    /// Wakes the timekeeper.
+    pub timekeeper: Notify,
+    /// Wakes the saver.
+    pub saver: Notify,
+    pub stop: CancellationToken,
+    pub tasks: TaskTracker,
+}
+
+impl Shared {
+    pub fn new(mut state: State, clock: Clock, options: Options, url: String) -> Self {
+        let mut deliveries = 0;
+        for account in state.accounts.values_mut() {
+            // Whoever was being answered when the last process ended is gone.
+            account.idempotency.retain(|_, known| known.answer.is_some());
+            deliveries =
+                account.deliveries.iter().map(|delivery| delivery.number).chain([deliveries]).max().unwrap_or(0);
+        }
+        let settings = Settings {
+            url,
+            settle_after: options.settle_after.whole_seconds(),
+            refund_after: options.refund_after.whole_seconds(),
+        };
+        Self {
+            inner: Mutex::new(Inner { state, deliveries, ..Inner::default() }),
+            clock,
+            options,
+            settings,
+            courier: Notify::new(),
+            timekeeper: Notify::new(),
+            saver: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        }
+    }
+
+    /// Unix seconds of the clock.
+    pub fn seconds(&self) -> i64 {
+        self.clock.now().unix_timestamp()
+    }
+
+    /// Unix microseconds of the clock.
+    pub fn micros(&self) -> i64 {
+        i64::try_from(self.clock.now().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+    }
+
+    /// Does something under the lock. Whatever is due by then has happened before, so that a clock that was moved is
+    /// seen at once; whoever has to do with the consequences is woken.
+    pub fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        // A panic under the lock is a bug of the sandbox; refusing all further work would only hide it.
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, micros) = (self.seconds(), self.micros());
+        for account in inner.state.accounts.values_mut() {
+            timers::run(account, &self.settings, now, micros);
+        }
+        let result = act(&mut inner);
+        if inner.dispatch() {
+            self.courier.notify_one();
+        }
+        self.timekeeper.notify_one();
+        self.saver.notify_one();
+        result
+    }
+
+    /// Only looks, changes nothing, wakes nobody.
+    pub fn look<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
+        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Something that happens at the account in `slot` without an API call: a payer, or a person in the dashboard.
+    pub fn by_hand<T>(&self, slot: &str, act: impl FnOnce(&mut Act) -> T) -> Option<T> {
+        self.with(|inner| {
+            let account = inner.state.accounts.get_mut(slot)?;
+            let (now, now_micros) = (self.seconds(), self.micros());
+            Some(act(&mut Act { account, now, now_micros, cause: None, settings: &self.settings }))
+        })
+    }
+
+    /// The same for the account that holds an object.
+    pub fn by_hand_at<T>(&self, object: &str, act: impl FnOnce(&mut Act) -> T) -> Option<T> {
+        let slot = self.look(|inner| inner.state.holder(object))?;
+        self.by_hand(&slot, act)
+    }
+}

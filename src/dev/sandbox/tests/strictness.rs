@@ -1,0 +1,125 @@
+//! Nothing is ignored: what Stripe refuses is refused.
+
+use super::{Caller, id, sandbox};
+
+/// A path, a form, and the code and parameter that the error names.
+type Case = (&'static str, &'static [(&'static str, &'static str)], &'static str, &'static str);
+
+#[tokio::test]
+async fn wrong_parameters_are_errors() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    #[rustfmt::skip]
+    let cases: &[Case] = &[
+        ("/v1/customers", &[("nonsense", "1")], "parameter_unknown", "nonsense"),
+        ("/v1/customers", &[("address[planet]", "Mars")], "parameter_unknown", "address[planet]"),
+        ("/v1/customers", &[("email", "nobody")], "email_invalid", "email"),
+        ("/v1/customers", &[("address", "Mars")], "", "address"),
+        ("/v1/customers", &[("name[first]", "x")], "parameter_invalid_string", "name"),
+        ("/v1/customers", &[("invoice_settings[default_payment_method]", "pm_none")], "resource_missing", "invoice_settings[default_payment_method]"),
+        ("/v1/customers", &[("expand[]", "nonsense")], "", "expand"),
+        ("/v1/payment_intents", &[("amount", "4900")], "parameter_missing", "currency"),
+        ("/v1/payment_intents", &[("amount", "49.00"), ("currency", "eur")], "parameter_invalid_integer", "amount"),
+        ("/v1/payment_intents", &[("amount", ""), ("currency", "eur")], "parameter_invalid_empty", "amount"),
+        ("/v1/payment_intents", &[("amount", "0"), ("currency", "eur")], "parameter_invalid_integer", "amount"),
+        ("/v1/payment_intents", &[("amount", "49"), ("currency", "eur")], "amount_too_small", "amount"),
+        ("/v1/payment_intents", &[("amount", "29"), ("currency", "gbp")], "amount_too_small", "amount"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "xxx")], "", "currency"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "eur"), ("customer", "cus_none")], "resource_missing", "customer"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "eur"), ("confirm", "maybe")], "parameter_invalid_boolean", "confirm"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "eur"), ("off_session", "true")], "", "off_session"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "cash")], "payment_method_unactivated", "payment_method_types"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "usd"), ("payment_method_types[]", "sepa_debit")], "payment_intent_invalid_parameter", "payment_method_types"),
+        ("/v1/payment_intents", &[("amount", "4900"), ("currency", "eur"), ("allowed_payment_method_types[]", "card")], "parameter_unknown", "allowed_payment_method_types"),
+        ("/v1/checkout/sessions", &[("mode", "setup"), ("payment_method_types[]", "card")], "parameter_missing", "success_url"),
+        ("/v1/checkout/sessions", &[("mode", "setup"), ("success_url", "https://example.com")], "parameter_missing", "currency"),
+        ("/v1/checkout/sessions", &[("mode", "holiday"), ("success_url", "https://example.com")], "", "mode"),
+        ("/v1/checkout/sessions", &[("mode", "payment"), ("success_url", "https://example.com")], "parameter_missing", "line_items"),
+        ("/v1/checkout/sessions", &[("mode", "setup"), ("currency", "eur"), ("success_url", "nowhere")], "url_invalid", "success_url"),
+        ("/v1/checkout/sessions", &[("mode", "setup"), ("currency", "eur"), ("success_url", "https://example.com"), ("expires_at", "1")], "", "expires_at"),
+        ("/v1/webhook_endpoints", &[("url", "https://example.com")], "parameter_missing", "enabled_events"),
+        ("/v1/webhook_endpoints", &[("url", "https://example.com"), ("enabled_events[]", "sun.rise")], "", "enabled_events[0]"),
+        ("/v1/webhook_endpoints", &[("url", "example"), ("enabled_events[]", "*")], "url_invalid", "url"),
+        ("/v1/refunds", &[("charge", "ch_none")], "resource_missing", "charge"),
+        ("/v1/setup_intents", &[("usage", "never")], "", "usage"),
+    ];
+    for (path, form, code, param) in cases {
+        let reply = caller.post(path, form).await;
+        let error = reply.error(400, code);
+        assert_eq!(error["type"], "invalid_request_error", "{path} {form:?}");
+        assert_eq!(error["param"].as_str().unwrap_or_default(), *param, "{path} {form:?}: {error:#}");
+        assert!(reply.header("request-id").starts_with("req_"));
+    }
+    let long = "x".repeat(501);
+    let reply = caller.post("/v1/customers", &[("metadata[a]", &long)]).await;
+    assert_eq!(reply.error(400, "")["param"], "metadata[a]");
+    let told = super::told(&sandbox);
+    assert!(told.is_empty(), "nothing came of any of them: {told:?}");
+}
+
+#[tokio::test]
+async fn wrong_addresses_versions_and_bodies_are_errors() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    assert_eq!(caller.get("/v1/nonsense", &[]).await.status, 404);
+    assert_eq!(caller.call("DELETE", "/v1/payment_intents/pi_1", &[]).await.status, 404);
+    caller.get("/v1/customers/cus_none", &[]).await.error(404, "resource_missing");
+    caller.get("/v1/customers", &[("limit", "101")]).await.error(400, "parameter_invalid_integer");
+    caller.get("/v1/customers", &[("color", "red")]).await.error(400, "parameter_unknown");
+    let newer = caller.request("GET", "/v1/account", &[]).header("stripe-version", "2026-09-30.endive");
+    assert_eq!(caller.send(newer).await.unwrap().status, 400);
+    let pinned = caller.request("GET", "/v1/account", &[]).header("stripe-version", "2026-08-26.dahlia");
+    assert_eq!(caller.send(pinned).await.unwrap().ok()["country"], "DE");
+    let json = caller.request("POST", "/v1/customers", &[]).header("content-type", "application/json").body("{}");
+    assert_eq!(caller.send(json).await.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn what_an_intents_state_or_owner_forbids_is_refused() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let (customer, stranger) = (caller.customer().await, caller.customer().await);
+    let card = caller.attached(&customer, "pm_card_visa").await;
+    let form = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card"), ("customer", &*customer)];
+    let intent = id(&caller.post("/v1/payment_intents", &form).await.ok());
+    let confirm = format!("/v1/payment_intents/{intent}/confirm");
+
+    let empty = caller.post(&confirm, &[]).await;
+    assert_eq!(empty.error(400, "payment_intent_unexpected_state")["payment_intent"]["id"], intent.as_str());
+    let sepa = caller.attached(&customer, "pm_success_de").await;
+    caller.post(&confirm, &[("payment_method", &sepa)]).await.error(400, "payment_intent_incompatible_payment_method");
+    let foreign = caller.attached(&stranger, "pm_card_visa").await;
+    caller.post(&confirm, &[("payment_method", &foreign)]).await.error(400, "");
+    let ownerless =
+        [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card"), ("payment_method", &*card)];
+    caller.post("/v1/payment_intents", &ownerless).await.error(400, "");
+
+    caller.post(&confirm, &[("payment_method", &card), ("off_session", "true")]).await.ok();
+    caller.post(&confirm, &[("payment_method", &card)]).await.error(400, "payment_intent_unexpected_state");
+    caller
+        .post(&format!("/v1/payment_intents/{intent}/cancel"), &[])
+        .await
+        .error(400, "payment_intent_unexpected_state");
+    let update = format!("/v1/payment_intents/{intent}");
+    caller.post(&update, &[("amount", "100")]).await.error(400, "payment_intent_unexpected_state");
+    caller.post(&update, &[("metadata[a]", "b")]).await.ok();
+
+    let detach = format!("/v1/payment_methods/{card}/detach");
+    caller.post(&detach, &[]).await.ok();
+    caller.post(&detach, &[]).await.error(400, "");
+    caller.post(&format!("/v1/payment_methods/{card}/attach"), &[("customer", &customer)]).await.error(400, "");
+}
+
+#[tokio::test]
+async fn too_many_confirms_cancel_an_intent() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let form = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card")];
+    let intent = id(&caller.post("/v1/payment_intents", &form).await.ok());
+    let confirm = format!("/v1/payment_intents/{intent}/confirm");
+    for _ in 0..30 {
+        caller.post(&confirm, &[("payment_method", "pm_card_chargeDeclined")]).await.error(402, "card_declined");
+    }
+    let last = caller.post(&confirm, &[("payment_method", "pm_card_visa")]).await;
+    assert_eq!(last.error(400, "payment_intent_unexpected_state")["payment_intent"]["status"], "canceled");
+}
