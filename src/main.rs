@@ -1,3 +1,180 @@
-//! The `paybridge` binary.
+//! The `paybridge` binary: reads the settings, starts logs, and does what the command line asks for.
 
-fn main() {}
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use paybridge::config::{self, Serve, Task};
+use paybridge::domain::{Error, OrganizationId, TokenId};
+use paybridge::lifecycle::Lifecycle;
+use paybridge::server::{self, Parts};
+use paybridge::{store, telemetry};
+use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
+use time::macros::format_description;
+use tokio::net::TcpListener;
+
+/// How long `serve` waits at its start for a database that can't be reached, real time.
+const DATABASE_WITHIN: Duration = Duration::from_secs(30);
+/// How far apart the tries are.
+const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    // The HTTP client takes the process's TLS provider, and panics where there is none. This is the first one, so it
+    // can't be refused.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let settings = match config::load() {
+        Ok(settings) => settings,
+        Err(refusal) => {
+            refusal.print();
+            return ExitCode::from(refusal.exit_code);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("paybridge: the runtime can't be started: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let ended = runtime.block_on(async {
+        let telemetry = telemetry::start(settings.telemetry)?;
+        let ended = run(settings.task).await;
+        telemetry.stop().await;
+        ended
+    });
+    // Whatever still runs was told to end, and had its time.
+    runtime.shutdown_background();
+    ended.unwrap_or_else(|error| {
+        eprintln!("paybridge: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+async fn run(task: Task) -> Result<ExitCode> {
+    match task {
+        Task::Serve(settings) => return serve(*settings).await,
+        Task::PrintRoles => print!("{}", store::migrate::ROLES_SQL),
+        Task::Migrate { database } => migrate(&database).await?,
+        Task::CreateOrganization { database, name } => create_organization(&database, &name).await?,
+        Task::ListOrganizations { database } => list_organizations(&database).await?,
+        Task::CreateToken { database, organization, name } => {
+            create_token(&database, organization.into(), &name).await?;
+        }
+        Task::ListTokens { database, organization } => list_tokens(&database, organization.into()).await?,
+        Task::RevokeToken { database, organization, token } => {
+            revoke_token(&database, organization.into(), token.into()).await?;
+        }
+        #[cfg(feature = "dev")]
+        Task::Dev(settings) => return paybridge::dev::run_dev(settings).await,
+        #[cfg(feature = "dev")]
+        Task::Demo(settings) => return paybridge::dev::run_demo(settings).await,
+        #[cfg(feature = "dev")]
+        Task::Sandbox(settings) => return paybridge::dev::run_sandbox(settings).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(settings: Serve) -> Result<ExitCode> {
+    for warning in settings.warnings() {
+        tracing::warn!("{warning}");
+    }
+    expect_migrated(&settings.database.url).await?;
+    let listen = async |address, flag| {
+        let listener = TcpListener::bind(address).await;
+        listener.with_context(|| format!("can't listen on {address} (--{flag})"))
+    };
+    let grpc = listen(settings.grpc_listen, "grpc-listen").await?;
+    let http = listen(settings.http_listen, "http-listen").await?;
+    let lifecycle = Lifecycle::new(settings.shutdown_grace);
+    server::start(&settings, Parts::new(grpc, http), &lifecycle).await?;
+    let end = lifecycle.run().await?;
+    tracing::info!(?end, "stopped");
+    Ok(end.into())
+}
+
+/// Code that expects another schema would fail call by call, so it doesn't begin. A database that starts at the same time
+/// as we do is waited for.
+async fn expect_migrated(database: &SecretString) -> Result<()> {
+    let deadline = Instant::now() + DATABASE_WITHIN;
+    loop {
+        match store::migrate::is_current(database.expose_secret()).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => bail!("the database lacks migrations of this release: run `paybridge migrate` first"),
+            Err(error) if Instant::now() < deadline => tracing::warn!("waiting for the database: {error:#}"),
+            Err(error) => return Err(error),
+        }
+        // A future that never ends, under a timeout: a pause in real time.
+        let _ = tokio::time::timeout(DATABASE_AGAIN, std::future::pending::<()>()).await;
+    }
+}
+
+async fn migrate(database: &SecretString) -> Result<()> {
+    let versions = store::migrate::run(database.expose_secret()).await?;
+    for version in &versions {
+        println!("migrated: {version}");
+    }
+    println!("The schema is up to date; {} migrations were run.", versions.len());
+    Ok(())
+}
+
+/// The id goes to standard output alone, for scripts; the rest is for people.
+async fn create_organization(database: &SecretString, name: &str) -> Result<()> {
+    let app = server::administration(database.expose_secret())?;
+    let organization = app.create_organization(name).await.map_err(explained)?;
+    println!("{}", organization.id);
+    eprintln!(
+        "Created organization {name:?}. Next: paybridge token create --organization {} --name …",
+        organization.id
+    );
+    Ok(())
+}
+
+async fn list_organizations(database: &SecretString) -> Result<()> {
+    let app = server::administration(database.expose_secret())?;
+    println!("{:36}  {:20}  NAME", "ID", "CREATED");
+    for organization in app.list_organizations().await.map_err(explained)? {
+        println!("{:36}  {:20}  {}", organization.id.to_string(), shown(organization.create_time), organization.name);
+    }
+    Ok(())
+}
+
+/// The token goes to standard output alone, for scripts; the rest is for people.
+async fn create_token(database: &SecretString, organization: OrganizationId, name: &str) -> Result<()> {
+    let app = server::administration(database.expose_secret())?;
+    let (token, secret) = app.create_token(organization, name).await.map_err(explained)?;
+    println!("{}", secret.expose_secret());
+    eprintln!("Created token {} ({name:?}). It is shown this once: only its hash is stored.", token.id);
+    Ok(())
+}
+
+async fn list_tokens(database: &SecretString, organization: OrganizationId) -> Result<()> {
+    let app = server::administration(database.expose_secret())?;
+    println!("{:36}  {:20}  {:20}  NAME", "ID", "CREATED", "REVOKED");
+    for token in app.list_tokens(organization).await.map_err(explained)? {
+        let revoked = token.revoke_time.map(shown).unwrap_or_default();
+        println!("{:36}  {:20}  {revoked:20}  {}", token.id.to_string(), shown(token.create_time), token.name);
+    }
+    Ok(())
+}
+
+async fn revoke_token(database: &SecretString, organization: OrganizationId, token: TokenId) -> Result<()> {
+    let app = server::administration(database.expose_secret())?;
+    app.revoke_token(organization, token).await.map_err(explained)?;
+    println!("Revoked token {token}; replicas that used it just now notice within 10 s.");
+    Ok(())
+}
+
+/// Callers of the API are told little of an internal error; whoever runs the binary is told all.
+fn explained(error: Error) -> anyhow::Error {
+    match error {
+        Error::Internal(source) => source.context("is the database migrated, and may this user use it?"),
+        other => other.into(),
+    }
+}
+
+/// `2026-11-23T01:15:00Z`
+fn shown(time: OffsetDateTime) -> String {
+    let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+    time.format(form).unwrap_or_default()
+}

@@ -1,1 +1,260 @@
-//! See the map in `src/lib.rs`.
+//! The composition root: settings, listeners and a clock in, a running service out.
+//!
+//! Everybody who runs Paybridge comes through [`start`]: `paybridge serve`, `dev`, `demo`, and tests, several times in
+//! one process if they like. The parts (two doors, the worker, readiness, and small helpers) run under a [`Lifecycle`].
+//! The flow of a stop: readiness turns NOT_SERVING first; then event streams end with UNAVAILABLE, the doors take
+//! nothing new and the worker leases nothing new; what is in hand is finished; last the helpers end, which until then
+//! tell other replicas of what is committed.
+
+mod connections;
+mod doors;
+mod readiness;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use secrecy::ExposeSecret;
+use sha2::Sha256;
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic_health::pb::health_server::HealthServer;
+use tonic_health::server::HealthService;
+
+use self::doors::Closing;
+use self::readiness::Readiness;
+use crate::app::{self, App};
+use crate::clock::Clock;
+use crate::config::{EncryptionKey, Serve};
+use crate::lifecycle::Lifecycle;
+use crate::store::{self, Hint, Pool, SealKey, Sealer};
+use crate::{grpc, stripe, telemetry, webhook, worker};
+
+/// Hints that wait for the direct connection; more are dropped, and the others' polls find what they meant (P11).
+const HINTS_MAX: usize = 1024;
+/// The net under lost hints, real time: no subscriber waits longer than this for what is committed.
+const NOTICE_EVERY: Duration = Duration::from_millis(200);
+/// How far apart old rows are retired, in the clock's time; and at least, in real time, however fast the clock runs.
+const RETIRE_EVERY: time::Duration = time::Duration::HOUR;
+const RETIRE_AFTER: Duration = Duration::from_millis(200);
+/// The most that opening a connection to Stripe may take, real time.
+const STRIPE_CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How soon that is tried again where it failed, real time.
+const RETIRE_AGAIN: Duration = Duration::from_secs(5);
+/// What the key of page tokens is derived under, so that it serves for nothing else.
+const PAGE_TOKEN_LABEL: &[u8] = b"paybridge page tokens v1";
+
+/// What a server is given besides its settings.
+#[derive(Debug)]
+pub struct Parts {
+    /// Where the gRPC API is served.
+    pub grpc: TcpListener,
+    /// Where the HTTP door is served.
+    pub http: TcpListener,
+    /// The time that all of it goes by.
+    pub clock: Clock,
+    /// Whether new integrations relay Stripe's own events, unless the call says otherwise.
+    pub relay_provider_events: bool,
+    /// How long an event stream may be silent, real time.
+    pub heartbeat: Duration,
+    /// How far apart the reads of Stripe's events list are with a test key, in the clock's time.
+    pub poll_period_test: time::Duration,
+    /// The same with a live key.
+    pub poll_period_live: time::Duration,
+}
+
+impl Parts {
+    /// What `paybridge serve` runs with.
+    pub fn new(grpc: TcpListener, http: TcpListener) -> Self {
+        Self {
+            grpc,
+            http,
+            clock: Clock::system(),
+            relay_provider_events: false,
+            heartbeat: Duration::from_secs(15),
+            poll_period_test: time::Duration::seconds(5),
+            poll_period_live: time::Duration::minutes(5),
+        }
+    }
+}
+
+/// A running server.
+#[derive(Clone)]
+pub struct Running {
+    /// Its use cases.
+    pub app: App,
+    /// Where the gRPC API really listens.
+    pub grpc: SocketAddr,
+    /// Where the HTTP door really listens.
+    pub http: SocketAddr,
+    /// Whether it can do its work; `false` at first, and while the database is away or the server stops.
+    pub ready: watch::Receiver<bool>,
+}
+
+/// Starts all parts under `lifecycle` and returns at once. It needs a migrated database to become ready, but not to
+/// start. An error means that something given can't be used; then nothing runs.
+pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Result<Running> {
+    let metrics = telemetry::metrics();
+    let addresses = (parts.grpc.local_addr()?, parts.http.local_addr()?);
+    let door = doors::grpc(settings.grpc_tls.as_ref())?;
+    let (hints, outgoing) = mpsc::channel(HINTS_MAX);
+    let app = use_cases(settings, &parts, hints)?;
+
+    // Cancelled once readiness says that we stop; and once the doors and the worker are through.
+    let (closing, quiet) = (CancellationToken::new(), CancellationToken::new());
+    let readiness = Readiness::new().await;
+    let ready = readiness.ready.subscribe();
+    let options = grpc::Options {
+        page_token_key: page_token_key(&settings.encryption_keys)?,
+        heartbeat: parts.heartbeat,
+        streams_per_organization_max: settings.max_streams_per_organization,
+    };
+    let health = HealthServer::new(HealthService::from_health_reporter(readiness.health.clone()));
+    let grpc = grpc::routes(app.clone(), options, closing.clone(), health).context("cannot serve reflection")?;
+    let http = webhook::routes(app.clone(), metrics.clone(), ready.clone());
+
+    let through = Arc::new(quiet.clone().drop_guard());
+    // A tenth of the grace is left for what comes after the doors.
+    let close = Closing { soon: closing.clone(), within: lifecycle.grace() / 10 * 9 };
+    lifecycle.spawn("readiness", readiness.follow(app.clone(), lifecycle.soft().clone(), closing.drop_guard()));
+    lifecycle.spawn("grpc", before(&through, doors::serve_grpc(door, grpc, parts.grpc, close.clone())));
+    lifecycle.spawn("http", before(&through, doors::serve_http(http, parts.http, close)));
+    let work = worker::run(app.clone(), settings.worker_concurrency, lifecycle.soft().clone());
+    lifecycle.spawn(
+        "worker",
+        before(&through, async move {
+            work.await;
+            Ok(())
+        }),
+    );
+    let direct_url = settings.database.direct_url.expose_secret().to_owned();
+    lifecycle.spawn("helpers", helpers(app.clone(), metrics, direct_url, outgoing, quiet));
+
+    let (grpc, http) = addresses;
+    tracing::info!(%grpc, %http, "serving");
+    Ok(Running { app, grpc, http, ready })
+}
+
+/// The use cases for a person at a terminal, who manages organizations and tokens: no door, no worker, no key to seal
+/// with, because nothing that they do needs one. Within a tokio runtime.
+pub fn administration(database_url: &str) -> Result<App> {
+    let clock = Clock::system();
+    let mut unused = [0; 32];
+    getrandom::fill(&mut unused).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
+    let sealer = Sealer::new(&[SealKey { id: "unused".to_owned(), key: unused }]).context("no key")?;
+    let stripe = stripe::Client::new(stripe::STRIPE_URL, clock.clone(), stripe::Timeouts::default())?;
+    let settings = app::Settings {
+        default_success_url: String::new(),
+        webhook_base_url: None,
+        relay_provider_events: false,
+        event_retention: time::Duration::MAX,
+        delivery_retention: time::Duration::MAX,
+        poll_period_test: time::Duration::MAX,
+        poll_period_live: time::Duration::MAX,
+    };
+    // Nobody waits for hints of a process that changes no log.
+    let (hints, _) = mpsc::channel(1);
+    Ok(App::new(Pool::new(database_url, 1)?, sealer, stripe, clock, settings, hints))
+}
+
+fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Result<App> {
+    let pool = Pool::new(settings.database.url.expose_secret(), settings.database.pool_size)?;
+    let key = |key: &EncryptionKey| SealKey { id: key.id.clone(), key: *key.key.expose_secret() };
+    let keys: Vec<SealKey> = settings.encryption_keys.iter().map(key).collect();
+    let sealer = Sealer::new(&keys).context("there is no key to seal secrets with")?;
+    let call = settings.stripe.timeout;
+    let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_WITHIN), call };
+    let stripe = stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?;
+    let settings = app::Settings {
+        default_success_url: settings.default_success_url.clone(),
+        webhook_base_url: settings.public_webhook_url.as_ref().map(|url| url.as_str().to_owned()),
+        relay_provider_events: parts.relay_provider_events,
+        event_retention: settings.retention.events,
+        delivery_retention: settings.retention.deliveries,
+        poll_period_test: parts.poll_period_test,
+        poll_period_live: parts.poll_period_live,
+    };
+    Ok(App::new(pool, sealer, stripe, parts.clock.clone(), settings, hints))
+}
+
+/// The same on all replicas, because they have the same keys, and of no use for anything else.
+fn page_token_key(keys: &[EncryptionKey]) -> Result<grpc::PageTokenKey> {
+    let first = keys.first().context("there is no key to derive the page tokens' from")?;
+    let mut mac = Hmac::<Sha256>::new_from_slice(first.key.expose_secret()).context("a key of no length")?;
+    mac.update(PAGE_TOKEN_LABEL);
+    Ok(grpc::PageTokenKey(mac.finalize().into_bytes().into()))
+}
+
+/// A part that must be through before the helpers end. It counts from now on, not from when it first runs.
+fn before<F>(through: &Arc<DropGuard>, part: F) -> impl Future<Output = Result<()>> + Send + use<F>
+where
+    F: Future<Output = Result<()>> + Send,
+{
+    let through = Arc::clone(through);
+    async move {
+        let _through = through;
+        part.await
+    }
+}
+
+/// What works beside the doors and the worker: hints between replicas, the net under them, retention, and metrics that
+/// stay small. All for ever, until `quiet` is cancelled.
+async fn helpers(
+    app: App,
+    metrics: telemetry::Metrics,
+    direct_url: String,
+    outgoing: mpsc::Receiver<Hint>,
+    quiet: CancellationToken,
+) -> Result<()> {
+    let listener = app.clone();
+    tokio::select! {
+        () = quiet.cancelled() => {}
+        () = store::relay(direct_url, outgoing, move |hint| listener.hear(hint)) => {}
+        () = notice(&app) => {}
+        () = retire(&app) => {}
+        () = metrics.fold() => {}
+    }
+    Ok(())
+}
+
+/// Wakes streams whose log has grown without a hint.
+async fn notice(app: &App) {
+    let mut ticks = interval(NOTICE_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = HashMap::new();
+    loop {
+        ticks.tick().await;
+        // A database that is away is told of by readiness.
+        if let Err(error) = app.notice_logs(&mut seen).await {
+            tracing::debug!(%error, "the logs could not be looked at");
+        }
+    }
+}
+
+/// Retires old rows, and makes room for new ones.
+async fn retire(app: &App) {
+    loop {
+        match app.retire_old().await {
+            Ok(()) => {
+                tokio::join!(app.clock().sleep(RETIRE_EVERY), pause(RETIRE_AFTER));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "old rows could not be retired; trying again");
+                pause(RETIRE_AGAIN).await;
+            }
+        }
+    }
+}
+
+/// Waits in real time, unlike the clock's.
+async fn pause(period: Duration) {
+    // A future that never ends, under a timeout, which therefore always strikes.
+    let _ = timeout(period, std::future::pending::<()>()).await;
+}

@@ -1,0 +1,87 @@
+//! Whether this process can do its work, asked once for both doors: gRPC health, for kubelet and load balancers, and
+//! `/readyz`. However many ask, the database is asked once a second.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic_health::ServingStatus::{self, NotServing, Serving};
+use tonic_health::server::HealthReporter;
+
+use crate::app::App;
+
+/// How often the database is asked whether it answers, real time.
+const ASK_EVERY: Duration = Duration::from_secs(1);
+/// How long that may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// The service name under which gRPC health says whether the process can do its work, as for every gRPC server.
+const READINESS: &str = "";
+/// The name under which it says that the process lives. Without the database it does: a restart would not help.
+const LIVENESS: &str = "liveness";
+
+pub(super) struct Readiness {
+    /// What gRPC health says.
+    pub health: HealthReporter,
+    /// What `/readyz` says.
+    pub ready: watch::Sender<bool>,
+}
+
+impl Readiness {
+    /// Alive, and not ready before the database has answered.
+    pub(super) async fn new() -> Self {
+        let health = HealthReporter::new();
+        health.set_service_status(READINESS, NotServing).await;
+        health.set_service_status(LIVENESS, Serving).await;
+        Self { health, ready: watch::Sender::new(false) }
+    }
+
+    /// Follows the database until `soft` is cancelled. Then nobody is told to come here any more, and only after that
+    /// `closing` is dropped, which closes the doors.
+    pub(super) async fn follow(mut self, app: App, soft: CancellationToken, closing: DropGuard) -> Result<()> {
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let asked = async {
+                ticks.tick().await;
+                timeout(ANSWER_WITHIN, app.is_ready()).await.unwrap_or(false)
+            };
+            tokio::select! {
+                biased;
+                () = soft.cancelled() => break,
+                answers = asked => self.tell(answers).await,
+            }
+        }
+        self.set(false).await;
+        // Whoever watches has now heard it; their streams would keep the door open for ever, so they end. Whoever asks
+        // on an open connection still gets an answer.
+        self.renew(READINESS, NotServing).await;
+        self.renew(LIVENESS, Serving).await;
+        drop(closing);
+        Ok(())
+    }
+
+    async fn tell(&self, is_ready: bool) {
+        if *self.ready.borrow() == is_ready {
+            return;
+        }
+        if is_ready {
+            tracing::info!("ready: the database answers");
+        } else {
+            tracing::warn!("not ready: the database does not answer");
+        }
+        self.set(is_ready).await;
+    }
+
+    async fn set(&self, is_ready: bool) {
+        self.health.set_service_status(READINESS, if is_ready { Serving } else { NotServing }).await;
+        self.ready.send_replace(is_ready);
+    }
+
+    /// Ends the streams that watch `service`.
+    async fn renew(&mut self, service: &str, status: ServingStatus) {
+        self.health.clear_service_status(service).await;
+        self.health.set_service_status(service, status).await;
+    }
+}
