@@ -1,27 +1,17 @@
-//! See the map in `src/lib.rs`.
-use std::process::ExitCode;
+//! Everything that a developer needs on one machine, and production doesn't: a real Postgres, a stand-in for Stripe, a
+//! stage that puts them together with servers, and the story that is played on it.
 
-use crate::config;
+mod demo;
+mod run;
 
 /// A private, real Postgres, started from the machine's own programs.
 pub mod postgres;
 /// The Stripe sandbox.
 pub mod sandbox;
+/// A database, a sandbox and servers, put together.
+pub mod stage;
+/// What Paybridge is for, in thirteen steps.
+pub mod story;
 
-/// `paybridge dev`
-#[expect(clippy::unused_async, reason = "not there yet")]
-pub async fn run_dev(_settings: config::Dev) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`paybridge dev` is not there yet")
-}
-
-/// `paybridge demo`
-#[expect(clippy::unused_async, reason = "not there yet")]
-pub async fn run_demo(_settings: config::Demo) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`paybridge demo` is not there yet")
-}
-
-/// `paybridge sandbox`
-#[expect(clippy::unused_async, reason = "not there yet")]
-pub async fn run_sandbox(_settings: config::Sandbox) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("`paybridge sandbox` is not there yet")
-}
+pub use self::demo::run_demo;
+pub use self::run::{run_dev, run_sandbox};

@@ -1,1 +1,4 @@
-//! One binary for all tests that need real parts.
+//! One binary for all tests that need real parts: an embedded Postgres, the Stripe sandbox over a socket, servers.
+
+mod story;
+mod support;

@@ -135,11 +135,10 @@ impl App {
             method.detach_time.get_or_insert(work.now);
         }
         store::payment_methods::upsert(&mut work.tx, &method).await?;
-        self.choose_default(work, customer, integration).await?;
         if is_new && method.detach_time.is_none() {
             work.tell(tell::method("payment_method.created", &method, customer, integration));
         }
-        Ok(())
+        self.choose_default(work, customer, integration).await
     }
 
     /// Lets the default follow from the facts. If it changes: told, written to Stripe by a job, and payments that lack a

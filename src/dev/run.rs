@@ -1,0 +1,116 @@
+//! `paybridge dev`: the same three parts as in the demo, left running for a person; and `paybridge sandbox`.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use time::OffsetDateTime;
+use tokio::net::TcpListener;
+
+use super::postgres::{self, Postgres};
+use super::sandbox::{self, Sandbox};
+use super::stage::{self, Stage, prepare_database};
+use crate::clock::Clock;
+use crate::config;
+use crate::lifecycle::Lifecycle;
+
+/// `paybridge dev`: a database that survives, the sandbox, and a server, until it is stopped.
+pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
+    let folder = settings.data_folder.clone();
+    std::fs::create_dir_all(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
+    println!("Starting Postgres in {} …", folder.join("postgres").display());
+    let postgres_folder = std::path::absolute(folder.join("postgres"))?;
+    let options = postgres::Options { durable: true, fresh: settings.fresh, programs: settings.postgres_programs };
+    let postgres = tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &options)).await??;
+    if settings.fresh {
+        for file in ["sandbox.json", "token"] {
+            let _ = std::fs::remove_file(folder.join(file));
+        }
+    }
+    let database_url = prepare_database(&postgres, "paybridge", None).await?;
+    let clock = Clock::scaled(OffsetDateTime::UNIX_EPOCH, 1);
+    let clock = if settings.clock_speed == 1 { clock } else { Clock::scaled(clock.now(), settings.clock_speed) };
+    println!("Starting the Stripe sandbox and Paybridge …");
+    let stage = Stage::set_up(
+        database_url,
+        clock,
+        stage::Options {
+            sandbox: sandbox::Options { state_file: Some(folder.join("sandbox.json")), ..sandbox::Options::default() },
+            sandbox_listen: settings.sandbox_listen,
+            grpc_listen: settings.grpc_listen,
+            http_listen: settings.http_listen,
+            relay_provider_events: true,
+            ..stage::Options::default()
+        },
+    )
+    .await?;
+    let token = token(&stage, &folder).await?;
+    greet(&stage, &token, settings.grpc_listen.to_string().as_str());
+
+    let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
+    let end = lifecycle.run().await?;
+    println!("Stopping …");
+    stage.strike().await;
+    tokio::task::spawn_blocking(move || postgres.stop()).await??;
+    Ok(end.into())
+}
+
+/// The token of the organization that is made with the database; kept in a file, because Paybridge keeps only its hash.
+async fn token(stage: &Stage, folder: &Path) -> Result<String> {
+    let file = folder.join("token");
+    if let Ok(token) = std::fs::read_to_string(&file)
+        && stage.administration().authenticate(token.trim()).await.is_ok()
+    {
+        return Ok(token.trim().to_owned());
+    }
+    let (_, token) = stage.organization("dev").await?;
+    std::fs::write(&file, &token).with_context(|| format!("{} can't be written", file.display()))?;
+    Ok(token)
+}
+
+fn greet(stage: &Stage, token: &str, grpc: &str) {
+    let call = format!("grpcurl -plaintext -H 'authorization: Bearer {token}'");
+    println!(
+        "
+Paybridge is up.
+  gRPC API        {grpc}
+  HTTP door       {http}   (/healthz, /readyz, /metrics, webhooks)
+  Stripe sandbox  {sandbox}   (key {key})
+  token           {token}
+
+Paste these, in this order:
+
+  # follow what happens (in a terminal of its own)
+  {call} -d '{{\"from_start\": true}}' {grpc} paybridge.v1.EventService/StreamEvents
+
+  # connect the sandbox's Stripe account
+  {call} -d '{{\"request_id\": \"1\", \"code\": \"stripe\", \"name\": \"Stripe\", \"secret_key\": \"{key}\"}}' {grpc} paybridge.v1.IntegrationService/CreateIntegration
+
+  # make a customer, in Stripe too; the event customer.checkout_url_generated brings a link: open it in a browser
+  {call} -d '{{\"request_id\": \"2\", \"external_id\": \"hooli_1234\", \"name\": \"Hooli\", \"email\": \"billing@hooli.test\", \"sync_with_provider\": true, \"provider_payment_methods\": [\"PAYMENT_METHOD_KIND_CARD\", \"PAYMENT_METHOD_KIND_SEPA_DEBIT\"]}}' {grpc} paybridge.v1.CustomerService/CreateCustomer
+
+  # charge an invoice of 49.00 EUR
+  {call} -d '{{\"request_id\": \"3\", \"invoice_id\": \"inv-1\", \"external_customer_id\": \"hooli_1234\", \"amount\": {{\"minor_units\": 4900, \"currency_code\": \"EUR\"}}}}' {grpc} paybridge.v1.PaymentService/CreatePayment
+
+  # read it, with its attempts
+  {call} -d '{{\"invoice_id\": \"inv-1\"}}' {grpc} paybridge.v1.PaymentService/GetPayment
+
+Everything is kept until `paybridge dev --fresh`. Ctrl-C stops it.
+",
+        http = stage.servers[0].http,
+        sandbox = stage.sandbox.url(),
+        key = sandbox::SECRET_KEY,
+    );
+}
+
+/// `paybridge sandbox`: the sandbox alone, for other programs to call, until it is stopped.
+pub async fn run_sandbox(settings: config::Sandbox) -> Result<ExitCode> {
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("the sandbox can't listen on {}", settings.listen))?;
+    let sandbox = Sandbox::start(listener, Clock::system(), sandbox::Options::default())?;
+    println!("The Stripe sandbox is at {}; its key is {}. Ctrl-C stops it.", sandbox.url(), sandbox::SECRET_KEY);
+    let end = Lifecycle::new(std::time::Duration::from_secs(5)).run().await?;
+    sandbox.stop().await;
+    Ok(end.into())
+}

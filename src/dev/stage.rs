@@ -1,0 +1,294 @@
+//! A stage: a database, a Stripe sandbox, and servers, on private sockets and free ports. `paybridge demo` plays its
+//! story on one, the tests play on many, `paybridge dev` leaves one standing.
+//!
+//! Servers run in this process, on the stage's clock, or, where processes are asked for, as real `paybridge serve`
+//! processes on the machine's clock.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
+use std::time::{Duration as RealDuration, Instant};
+
+use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::{ExposeSecret, SecretBox, SecretString};
+use tokio::net::TcpListener;
+use tokio_postgres::NoTls;
+
+use super::postgres::Postgres;
+use super::sandbox::{Options as SandboxOptions, Sandbox};
+use crate::app::App;
+use crate::clock::Clock;
+use crate::config::{BaseUrl, Connection, EncryptionKey, Retention, Serve, Stripe};
+use crate::domain::OrganizationId;
+use crate::lifecycle::Lifecycle;
+use crate::server::{self, Parts};
+use crate::store;
+
+/// The login that servers use: no superuser, a member of the three roles.
+const LOGIN: &str = "paybridge";
+/// How long anything on a stage may take to come up.
+const START_TIMEOUT: RealDuration = RealDuration::from_secs(20);
+/// A key that seals what is of no worth.
+const SEAL_KEY: [u8; 32] = *b"paybridge-stage-seals-no-secrets";
+
+/// Makes the database `name` with all migrations run, and returns how servers connect to it. One that exists is kept,
+/// and migrated.
+pub async fn prepare_database(postgres: &Postgres, name: &str, template: Option<&str>) -> Result<String> {
+    let (client, connection) = tokio_postgres::connect(&postgres.connection_string("postgres"), NoTls).await?;
+    let driver = tokio::spawn(connection);
+    let has_login = client.query("SELECT FROM pg_roles WHERE rolname = $1", &[&LOGIN]).await?;
+    if has_login.is_empty() {
+        client.batch_execute(&format!("CREATE ROLE {LOGIN} LOGIN CREATEROLE")).await?;
+    }
+    let known = client.query("SELECT FROM pg_database WHERE datname = $1", &[&name]).await?;
+    if known.is_empty() {
+        let template = template.map(|template| format!(" TEMPLATE {template}")).unwrap_or_default();
+        client.batch_execute(&format!("CREATE DATABASE {name} OWNER {LOGIN}{template}")).await?;
+    }
+    drop(client);
+    driver.await??;
+    let url = postgres.connection_string_as(LOGIN, name);
+    if template.is_none() {
+        store::migrate::run(&url).await?;
+    }
+    Ok(url)
+}
+
+/// How a stage is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How many servers; the first one hears the webhooks.
+    pub servers: usize,
+    /// With it servers are processes of this program, else they run in this process.
+    pub program: Option<PathBuf>,
+    /// How the sandbox behaves.
+    pub sandbox: SandboxOptions,
+    /// The sandbox's listener's address; port 0 for any.
+    pub sandbox_listen: SocketAddr,
+    /// The first server's gRPC address; port 0 for any.
+    pub grpc_listen: SocketAddr,
+    /// The first server's HTTP address; port 0 for any.
+    pub http_listen: SocketAddr,
+    /// Whether integrations poll Stripe's events list instead of being posted to.
+    pub polls_events: bool,
+    /// Whether Stripe's own events are relayed.
+    pub relay_provider_events: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let sandbox = SandboxOptions { limits: None, ..SandboxOptions::default() };
+        Self {
+            servers: 1,
+            program: None,
+            sandbox,
+            sandbox_listen: any,
+            grpc_listen: any,
+            http_listen: any,
+            polls_events: false,
+            relay_provider_events: false,
+        }
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub struct Address {
+    /// `http://127.0.0.1:…` of the gRPC API.
+    pub grpc: String,
+    /// `http://127.0.0.1:…` of the HTTP door.
+    pub http: String,
+}
+
+/// Everything that a story needs.
+pub struct Stage {
+    /// The time that the sandbox, and servers in this process, go by.
+    pub clock: Clock,
+    /// Stripe.
+    pub sandbox: Sandbox,
+    /// How servers connect to the database.
+    pub database_url: String,
+    /// The servers, in the order in which they were started.
+    pub servers: Vec<Address>,
+    administration: App,
+    options: Options,
+    webhook_url: Option<String>,
+    lives: Mutex<Vec<Lifecycle>>,
+    processes: Mutex<Vec<Process>>,
+}
+
+/// A server process, ended when it is dropped.
+struct Process(Child);
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Stage {
+    /// Sets up a stage over a prepared database.
+    pub async fn set_up(database_url: String, clock: Clock, options: Options) -> Result<Self> {
+        let listener = TcpListener::bind(options.sandbox_listen)
+            .await
+            .with_context(|| format!("the sandbox can't listen on {}", options.sandbox_listen))?;
+        let sandbox = Sandbox::start(listener, clock.clone(), options.sandbox.clone())?;
+        let administration = server::administration(&database_url)?;
+        let mut stage = Self {
+            clock,
+            sandbox,
+            database_url,
+            servers: Vec::new(),
+            administration,
+            options,
+            webhook_url: None,
+            lives: Mutex::default(),
+            processes: Mutex::default(),
+        };
+        for _ in 0..stage.options.servers {
+            stage.add_server().await?;
+        }
+        Ok(stage)
+    }
+
+    /// Starts one more server, as a process of `program`, and waits until it is ready.
+    pub async fn add_process(&mut self, program: PathBuf) -> Result<Address> {
+        let before = self.options.program.replace(program);
+        let added = self.add_server().await;
+        self.options.program = before;
+        added
+    }
+
+    /// Starts one more server, and waits until it is ready.
+    pub async fn add_server(&mut self) -> Result<Address> {
+        let is_first = self.servers.is_empty();
+        let any = SocketAddr::from(([127, 0, 0, 1], 0));
+        let (grpc, http) = if is_first { (self.options.grpc_listen, self.options.http_listen) } else { (any, any) };
+        let grpc = TcpListener::bind(grpc).await.with_context(|| format!("the gRPC API can't listen on {grpc}"))?;
+        let http = TcpListener::bind(http).await.with_context(|| format!("the HTTP door can't listen on {http}"))?;
+        let address =
+            Address { grpc: format!("http://{}", grpc.local_addr()?), http: format!("http://{}", http.local_addr()?) };
+        if is_first && !self.options.polls_events {
+            self.webhook_url = Some(address.http.clone());
+        }
+        match self.options.program.clone() {
+            Some(program) => self.spawn(program, grpc, http)?,
+            None => self.start_here(grpc, http).await?,
+        }
+        self.wait_until_ready(&address).await?;
+        self.servers.push(address.clone());
+        Ok(address)
+    }
+
+    async fn start_here(&self, grpc: TcpListener, http: TcpListener) -> Result<()> {
+        let settings = self.settings(grpc.local_addr()?, http.local_addr()?)?;
+        let lifecycle = Lifecycle::new(RealDuration::from_secs(5));
+        let parts = Parts {
+            clock: self.clock.clone(),
+            relay_provider_events: self.options.relay_provider_events,
+            heartbeat: RealDuration::from_secs(1),
+            poll_period_test: time::Duration::milliseconds(300),
+            ..Parts::new(grpc, http)
+        };
+        server::start(&settings, parts, &lifecycle).await?;
+        self.lives.lock().expect("no holder panics").push(lifecycle);
+        Ok(())
+    }
+
+    fn settings(&self, grpc_listen: SocketAddr, http_listen: SocketAddr) -> Result<Serve> {
+        let url = SecretString::from(self.database_url.clone());
+        let base_url = |text: &str| BaseUrl::parse(text).map_err(|error| anyhow::anyhow!(error));
+        let public_webhook_url = self.webhook_url.as_deref().map(base_url).transpose()?;
+        Ok(Serve {
+            database: Connection { url: url.clone(), direct_url: url, pool_size: 8 },
+            grpc_listen,
+            grpc_tls: None,
+            http_listen,
+            public_webhook_url,
+            stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: RealDuration::from_secs(20) },
+            encryption_keys: vec![EncryptionKey { id: "stage".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
+            default_success_url: format!("{}/thanks", self.sandbox.url()),
+            max_streams_per_organization: 1_000,
+            retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
+            worker_concurrency: 8,
+            shutdown_grace: RealDuration::from_secs(5),
+        })
+    }
+
+    /// Starts a process. The listeners only found free ports: it binds them itself.
+    fn spawn(&self, program: PathBuf, grpc: TcpListener, http: TcpListener) -> Result<()> {
+        let (grpc_listen, http_listen) = (grpc.local_addr()?, http.local_addr()?);
+        drop((grpc, http));
+        let mut command = Command::new(program);
+        command
+            .arg("serve")
+            .env("DATABASE_URL", &self.database_url)
+            .env("PAYBRIDGE_GRPC_LISTEN", grpc_listen.to_string())
+            .env("PAYBRIDGE_HTTP_LISTEN", http_listen.to_string())
+            .env("PAYBRIDGE_STRIPE_BASE_URL", self.sandbox.url())
+            .env("PAYBRIDGE_ENCRYPTION_KEYS", format!("stage:{}", STANDARD.encode(SEAL_KEY)))
+            .env("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", self.sandbox.url()))
+            .env("PAYBRIDGE_DATABASE_POOL_SIZE", "8")
+            .env("PAYBRIDGE_LOG_FILTER", "warn")
+            .stdin(Stdio::null());
+        if let Some(url) = &self.webhook_url {
+            command.env("PAYBRIDGE_PUBLIC_WEBHOOK_URL", url);
+        }
+        let child = command.spawn().context("the server process can't be started")?;
+        self.processes.lock().expect("no holder panics").push(Process(child));
+        Ok(())
+    }
+
+    async fn wait_until_ready(&self, address: &Address) -> Result<()> {
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let began = Instant::now();
+        while began.elapsed() < START_TIMEOUT {
+            let answer = client.get(format!("{}/readyz", address.http)).send().await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok(());
+            }
+            let _ = tokio::time::timeout(RealDuration::from_millis(20), std::future::pending::<()>()).await;
+        }
+        bail!("the server at {} was not ready within {START_TIMEOUT:?}", address.http)
+    }
+
+    /// A new organization and a token of it.
+    pub async fn organization(&self, name: &str) -> Result<(OrganizationId, String)> {
+        let organization = self.administration.create_organization(name).await?;
+        let (_, token) = self.administration.create_token(organization.id, "stage").await?;
+        Ok((organization.id, token.expose_secret().to_owned()))
+    }
+
+    /// The use cases without doors, for what only a person at a terminal does.
+    pub fn administration(&self) -> &App {
+        &self.administration
+    }
+
+    /// Ends the newest server: in this process in order, a process by kill -9.
+    pub async fn end_newest_server(&mut self) {
+        self.servers.pop();
+        let process = self.processes.lock().expect("no holder panics").pop();
+        if process.is_some() {
+            return;
+        }
+        let life = self.lives.lock().expect("no holder panics").pop();
+        if let Some(life) = life {
+            life.stop().await;
+        }
+    }
+
+    /// Ends everything, in order.
+    pub async fn strike(self) {
+        self.processes.lock().expect("no holder panics").clear();
+        let lives = std::mem::take(&mut *self.lives.lock().expect("no holder panics"));
+        for life in lives {
+            life.stop().await;
+        }
+        self.sandbox.stop().await;
+    }
+}

@@ -1,0 +1,62 @@
+//! Each step of the story, by itself, as `paybridge demo` plays it; and two of them on three processes at once.
+
+use paybridge::dev::stage::Options;
+use paybridge::dev::story::STEPS;
+
+use crate::support::{program, scenery};
+
+async fn play(step: usize, options: Options) {
+    let mut scenery = scenery(options).await;
+    let played = (STEPS[step - 1].play)(&mut scenery).await;
+    scenery.stage.strike().await;
+    if let Err(error) = played {
+        panic!("step {step}, {}: {error:#}", STEPS[step - 1].title);
+    }
+}
+
+macro_rules! steps {
+    ($($name:ident $number:literal)*) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            play($number, Options::default()).await;
+        }
+    )*};
+}
+
+steps! {
+    step_01_stripe_is_connected 1
+    step_02_a_customer_is_created_where_asked 2
+    step_03_a_checkout_link_arrives_and_ends 3
+    step_04_the_page_is_completed_and_no_money_moves 4
+    step_05_an_existing_customer_is_linked 5
+    step_06_the_default_follows_stripe 6
+    step_07_p1_an_invoice_is_charged_once 7
+    step_08_a_decline_is_told_and_retried 8
+    step_09_sepa_settles_days_later 9
+    step_10_small_amounts 10
+    step_11_no_method_then_one_arrives 11
+    step_12_p5_a_subscriber_resumes_on_another_process 12
+    step_13_disconnecting_drains_first 13
+}
+
+fn three_processes() -> Options {
+    Options { servers: 3, program: Some(program()), ..Options::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_serve_processes_on_one_database_charge_once() {
+    play(7, three_processes()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_serve_processes_on_one_database_serve_one_log() {
+    play(12, three_processes()).await;
+}
+
+/// The same story where Stripe has no address to post to: the events list is read instead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_public_address_the_events_list_is_polled() {
+    let polling = || Options { polls_events: true, ..Options::default() };
+    play(4, polling()).await;
+    play(11, polling()).await;
+}

@@ -1,0 +1,56 @@
+//! Stages for tests. All share one Postgres server, which lives as long as this process; each has a database of its own,
+//! made from a migrated template, so that tests can run side by side.
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use paybridge::clock::Clock;
+use paybridge::dev::postgres::{self, Postgres};
+use paybridge::dev::stage::{Options, Stage, prepare_database};
+use paybridge::dev::story::{Narrator, Scenery};
+use tokio::sync::OnceCell;
+
+/// The binary under test, for what needs a process of its own.
+pub fn program() -> PathBuf {
+    PathBuf::from(env!("CARGO_BIN_EXE_paybridge"))
+}
+
+/// The one Postgres of this process. It need not survive a crash of the machine, so it does not wait for the disk.
+pub fn postgres() -> &'static Postgres {
+    static SERVER: OnceLock<(tempfile::TempDir, Postgres)> = OnceLock::new();
+    let (_, postgres) = SERVER.get_or_init(|| {
+        let folder = tempfile::Builder::new().prefix("paybridge-it-").tempdir().expect("a temporary folder");
+        let options = postgres::Options { durable: false, ..postgres::Options::default() };
+        let postgres = Postgres::start(&folder.path().join("postgres"), &options).expect("Postgres starts");
+        (folder, postgres)
+    });
+    postgres
+}
+
+/// A migrated database of its own, by its connection string.
+pub async fn database() -> String {
+    static TEMPLATE: OnceCell<()> = OnceCell::const_new();
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    let postgres = tokio::task::spawn_blocking(postgres).await.expect("Postgres starts");
+    TEMPLATE
+        .get_or_init(|| async {
+            prepare_database(postgres, "template", None).await.expect("the template is migrated");
+        })
+        .await;
+    let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    // Postgres copies a template for one at a time.
+    static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _turn = COPYING.lock().await;
+    prepare_database(postgres, &name, Some("template")).await.expect("a database from the template")
+}
+
+/// A stage with the given options, on a clock of its own.
+pub async fn stage(options: Options) -> Stage {
+    Stage::set_up(database().await, Clock::system(), options).await.expect("the stage stands")
+}
+
+/// A silent stage for a step of the story.
+pub async fn scenery(options: Options) -> Scenery {
+    Scenery { stage: stage(options).await, program: program(), narrator: Narrator { is_loud: false } }
+}
