@@ -101,7 +101,10 @@ fn position(log: &EventLog, start: Start) -> Result<i64> {
         Start::AfterPosition(asked) if asked < oldest => Err(Error::PositionTrimmed { asked, oldest }),
         Start::AfterPosition(asked) if asked > log.last_position => {
             let (first, last) = (log.first_position, log.last_position);
-            let text = format!("is in the future: the log holds the positions {first} to {last}");
+            let text = match last {
+                0 => "is in the future: the log is empty so far, begin after 0".to_owned(),
+                last => format!("is in the future: the log holds the positions {first} to {last}"),
+            };
             Err(Error::invalid("after_position", text))
         }
         Start::AfterPosition(asked) => Ok(asked),

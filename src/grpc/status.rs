@@ -5,6 +5,7 @@
 //! What is only for the operator (the source of an internal error) is logged here, once, and never sent (P9).
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
@@ -17,14 +18,28 @@ const DOMAIN: &str = "paybridge";
 /// How many violations one answer lists. Details travel in a header, and clients limit those (P11).
 const VIOLATIONS_MAX: usize = 50;
 
+/// How many of them the text itself names.
+const VIOLATIONS_IN_TEXT_MAX: usize = 3;
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = code(&error);
         if let Error::Internal(source) = &error {
             tracing::error!(error = format!("{source:#}"), "a call failed for a reason of our own");
         }
-        Self::with_error_details(code, error.to_string(), details(&error))
+        Self::with_error_details(code, text(&error), details(&error))
     }
+}
+
+/// The text of the status. Many clients show nothing else, so it names the first violations itself.
+fn text(error: &Error) -> String {
+    let Error::Invalid(violations) = error else { return error.to_string() };
+    let named = violations.iter().take(VIOLATIONS_IN_TEXT_MAX);
+    let mut text = named.map(|it| format!("{} {}", it.field, it.description)).collect::<Vec<_>>().join("; ");
+    if let more @ 1.. = violations.len().saturating_sub(VIOLATIONS_IN_TEXT_MAX) {
+        let _ = write!(text, "; and {more} more");
+    }
+    text
 }
 
 fn code(error: &Error) -> Code {
@@ -168,6 +183,14 @@ mod tests {
         assert_eq!(listed(2).field_violations.len(), 2);
         assert_eq!(listed(2).field_violations[1].field, "f1");
         assert_eq!(listed(1_000).field_violations.len(), VIOLATIONS_MAX, "P11: a header has a limit");
+    }
+
+    #[test]
+    fn the_text_alone_says_what_is_wrong() {
+        let violations = |count| (0..count).map(|n| Violation::new(format!("f{n}"), "is wrong")).collect();
+        let text = |count| Status::from(Error::Invalid(violations(count))).message().to_owned();
+        assert_eq!(text(2), "f0 is wrong; f1 is wrong");
+        assert_eq!(text(5), "f0 is wrong; f1 is wrong; f2 is wrong; and 2 more");
     }
 
     #[test]
