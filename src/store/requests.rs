@@ -1,7 +1,7 @@
 //! What makes requests repeatable: the callers' `request_id`s, and the frozen requests that we send to Stripe.
 
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Timestamptz};
+use diesel::sql_types::{BigInt, Text, Timestamptz};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -37,6 +37,16 @@ pub async fn take(
         Some(known) if known == resource => Ok(()),
         _ => Err(Error::RequestIdReused(request_id.to_owned())),
     }
+}
+
+/// Makes whoever else uses this `request_id` wait until the transaction ends, so that of two that come at once the second
+/// finds what the first has made. For requests that are refused when their resource exists already.
+pub async fn claim(conn: &mut AsyncPgConnection, org: OrganizationId, request_id: &str) -> Result<()> {
+    diesel::sql_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind::<Text, _>(format!("{org} {request_id}"))
+        .execute(conn)
+        .await?;
+    Ok(())
 }
 
 /// The resource that a `request_id` stands for, if it was used before. Another body under the same id is an error.

@@ -32,6 +32,8 @@ pub fn postgres() -> &'static Postgres {
 pub async fn database() -> String {
     static TEMPLATE: OnceCell<()> = OnceCell::const_new();
     static COUNT: AtomicUsize = AtomicUsize::new(0);
+    // Postgres copies a template for one at a time.
+    static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let postgres = tokio::task::spawn_blocking(postgres).await.expect("Postgres starts");
     TEMPLATE
         .get_or_init(|| async {
@@ -39,8 +41,6 @@ pub async fn database() -> String {
         })
         .await;
     let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
-    // Postgres copies a template for one at a time.
-    static COPYING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
     let _turn = COPYING.lock().await;
     prepare_database(postgres, &name, Some("template")).await.expect("a database from the template")
 }

@@ -30,7 +30,10 @@ impl App {
         let hash = hash_request("CreateCheckoutUrl", &[&id, success_url.as_deref().unwrap_or_default()]);
         let mut work = self.begin(org).await?;
         let known = match &request_id {
-            Some(request_id) => store::requests::known(&mut work.tx, org, request_id, &hash).await?,
+            Some(request_id) => {
+                store::requests::claim(&mut work.tx, org, request_id).await?;
+                store::requests::known(&mut work.tx, org, request_id, &hash).await?
+            }
             None => None,
         };
         let session_id = if let Some(known) = known {

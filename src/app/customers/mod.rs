@@ -32,10 +32,11 @@ impl App {
         check_one_link(new.provider_customer_id.as_deref(), new.sync_with_provider)?;
         let hash = customer_hash(&new);
         let mut work = self.begin(org).await?;
-        if let Some(request_id) = &request_id
-            && let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await?
-        {
-            return store::customers::get(&mut work.tx, org, known.into()).await;
+        if let Some(request_id) = &request_id {
+            store::requests::claim(&mut work.tx, org, request_id).await?;
+            if let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await? {
+                return store::customers::get(&mut work.tx, org, known.into()).await;
+            }
         }
         let wants_link = new.sync_with_provider || new.provider_customer_id.is_some();
         let integration = find_integration(&mut work, new.integration.as_ref(), wants_link).await?;

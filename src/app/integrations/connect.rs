@@ -48,6 +48,13 @@ impl App {
         }
         let checked = self.check_key(&new.secret_key).await?;
         let mut work = self.begin(org).await?;
+        if let Some(request_id) = &request_id {
+            // The same request may have come twice, and the other one may have been quicker.
+            store::requests::claim(&mut work.tx, org, request_id).await?;
+            if let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await? {
+                return store::integrations::get(&mut work.tx, org, known.into()).await;
+            }
+        }
         let integration = self.insert_integration(&mut work, &new, &checked).await?;
         if let Some(request_id) = &request_id {
             store::requests::take(&mut work.tx, org, request_id, &hash, integration.id.0, work.now).await?;

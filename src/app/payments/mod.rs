@@ -65,7 +65,7 @@ impl App {
         };
         let payment = found.ok_or_else(|| match which {
             PaymentRef::Id(id) => Error::not_found("payment", id),
-            PaymentRef::InvoiceId(invoice) => Error::not_found("payment of invoice", invoice),
+            PaymentRef::InvoiceId(invoice) => Error::not_found("payment", format!("of invoice {invoice}")),
         })?;
         let attempts = store::attempts::list(&mut tx, org, payment.id).await?;
         Ok((payment, attempts))
@@ -89,6 +89,7 @@ impl App {
         let method_text = method.map(|id| id.to_string()).unwrap_or_default();
         let hash = hash_request("RetryPayment", &[&id.to_string(), &method_text, if force { "force" } else { "" }]);
         let mut work = self.begin(org).await?;
+        store::requests::claim(&mut work.tx, org, &request_id).await?;
         if store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some() {
             return store::payments::get(&mut work.tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id));
         }
