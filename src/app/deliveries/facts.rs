@@ -14,6 +14,7 @@ use crate::domain::customers::{Customer, LinkState};
 use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
+use crate::domain::payment_methods::MethodKind;
 use crate::domain::signals::{
     ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
@@ -58,14 +59,23 @@ impl App {
         Ok(self.customer_of(about, provider_id).await?.is_some())
     }
 
-    /// A method as it is at Stripe now; `None` if Stripe does not know it.
-    async fn current_method(&self, about: &About<'_>, id: &str) -> Result<Option<MethodSnapshot>> {
+    /// A method as it is at Stripe now, with its mandate if it is a SEPA method; `None` if Stripe does not know it. The
+    /// mandate is read along, because an invoice may be charged to the method as soon as it is known.
+    async fn current_method(&self, about: &About<'_>, id: &str) -> Result<Option<(MethodSnapshot, Option<String>)>> {
         let key = self.delivery_key(about).await?;
-        match self.0.stripe.payment_method(&key, id).await {
-            Ok(method) => Ok(Some(method)),
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(stripe_unavailable(&error)),
-        }
+        let method = match self.0.stripe.payment_method(&key, id).await {
+            Ok(method) => method,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(stripe_unavailable(&error)),
+        };
+        let is_sepa = method.kind == MethodKind::SepaDebit.as_str();
+        let Some(customer) = method.provider_customer_id.clone().filter(|_| is_sepa) else {
+            return Ok(Some((method, None)));
+        };
+        let setups = self.0.stripe.setup_intents_of(&key, &customer).await;
+        let setups = setups.map_err(|error| stripe_unavailable(&error))?;
+        let setup = setups.into_iter().find(|setup| setup.provider_payment_method_id.as_deref() == Some(id));
+        Ok(Some((method, setup.and_then(|setup| setup.provider_mandate_id))))
     }
 
     /// A method was attached or updated, or stored through a SetupIntent: it is read, since it may be detached by now.
@@ -83,12 +93,13 @@ impl App {
         if !self.is_ours(about, provider_customer).await? {
             return Ok(unknown_customer());
         }
-        let Some(snapshot) = self.current_method(about, method).await? else {
+        let Some((snapshot, known_mandate)) = self.current_method(about, method).await? else {
             return Ok(Verdict::Ignored("Stripe does not know the payment method any more".to_owned()));
         };
         let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
             return Ok(unknown_customer());
         };
+        let mandate = mandate.or(known_mandate);
         let learnt = Learnt { snapshot: &snapshot, attach_time, choose_time: None, mandate };
         self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
         work.commit().await?;
@@ -131,14 +142,14 @@ impl App {
         if !self.is_ours(about, provider_customer).await? {
             return Ok(unknown_customer());
         }
-        let Some(snapshot) = self.current_method(about, method).await? else {
+        let Some((snapshot, mandate)) = self.current_method(about, method).await? else {
             return Ok(Verdict::Ignored("the chosen default is not a PaymentMethod".to_owned()));
         };
         let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
             return Ok(unknown_customer());
         };
         let choose_time = Some(about.event_time);
-        let learnt = Learnt { snapshot: &snapshot, attach_time: None, choose_time, mandate: None };
+        let learnt = Learnt { snapshot: &snapshot, attach_time: None, choose_time, mandate };
         self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
         work.commit().await?;
         Ok(Verdict::Applied)
