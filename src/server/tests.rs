@@ -7,6 +7,7 @@ use secrecy::{SecretBox, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_postgres::NoTls;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -129,9 +130,12 @@ async fn http(running: &Running, request: &str, body: &[u8]) -> (u16, String) {
     (status.unwrap_or_else(|| panic!("{request}: {answer:?}")), answer)
 }
 
-async fn health(running: &Running) -> HealthClient<tonic::transport::Channel> {
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", running.grpc)).unwrap();
-    HealthClient::new(endpoint.connect().await.unwrap())
+async fn channel(running: &Running) -> Channel {
+    Endpoint::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap()
+}
+
+async fn health(running: &Running) -> HealthClient<Channel> {
+    HealthClient::new(channel(running).await)
 }
 
 fn about(service: &str) -> HealthCheckRequest {
@@ -218,6 +222,32 @@ async fn two_servers_in_one_process_share_the_work_of_one_database() {
     timeout(Duration::from_secs(30), done).await.expect("all jobs are done in time");
     assert_eq!(one.stop().await, End::Orderly);
     assert_eq!(two.stop().await, End::Orderly);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_stream_ends_with_a_stop_and_says_to_come_back() {
+    let database = Database::start().await;
+    let admin = administration(&database.url).unwrap();
+    let organization = admin.create_organization("Hooli").await.unwrap();
+    let (_, token) = admin.create_token(organization.id, "billing").await.unwrap();
+    let lifecycle = Lifecycle::new(GRACE);
+    let running = serve(&database.url, &lifecycle).await;
+    until(&running, true).await;
+    let start = Some(grpc::proto::stream_events_request::Start::FromStart(true));
+    let request = grpc::proto::StreamEventsRequest { start, ..Default::default() };
+    let mut request = tonic::Request::new(request);
+    let bearer = format!("Bearer {}", token.expose_secret()).parse().unwrap();
+    request.metadata_mut().insert("authorization", bearer);
+    let mut client = grpc::proto::event_service_client::EventServiceClient::new(channel(&running).await);
+    let mut stream = client.stream_events(request).await.unwrap().into_inner();
+    assert_eq!(lifecycle.stop().await, End::Orderly);
+    let end = loop {
+        match stream.message().await {
+            Ok(Some(_)) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(end.unwrap_err().code(), tonic::Code::Unavailable);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -47,7 +47,7 @@ pub async fn is_current(database_url: &str) -> anyhow::Result<bool> {
     if is_there.value.is_none() {
         return Ok(false);
     }
-    connection.batch_execute("SET ROLE paybridge_app").await.context(
+    connection.batch_execute("SET ROLE paybridge_system; SET ROLE paybridge_app").await.context(
         "the user in DATABASE_URL must be a member of the roles paybridge_app and paybridge_system: \
          GRANT paybridge_app, paybridge_system TO …",
     )?;
