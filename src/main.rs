@@ -3,7 +3,8 @@
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use paybridge::app::App;
 use paybridge::config::{self, Serve, Task};
 use paybridge::domain::{Error, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
@@ -18,6 +19,8 @@ use tokio::net::TcpListener;
 const DATABASE_WITHIN: Duration = Duration::from_secs(30);
 /// How far apart the tries are.
 const DATABASE_AGAIN: Duration = Duration::from_secs(2);
+/// What to do about a database of another release.
+const NOT_MIGRATED: &str = "the database lacks migrations of this release: run `paybridge migrate` first";
 
 fn main() -> ExitCode {
     // The HTTP client takes the process's TLS provider, and panics where there is none. This is the first one, so it
@@ -100,7 +103,7 @@ async fn expect_migrated(database: &SecretString) -> Result<()> {
     loop {
         match store::migrate::is_current(database.expose_secret()).await {
             Ok(true) => return Ok(()),
-            Ok(false) => bail!("the database lacks migrations of this release: run `paybridge migrate` first"),
+            Ok(false) => bail!(NOT_MIGRATED),
             Err(error) if Instant::now() < deadline => tracing::warn!("waiting for the database: {error:#}"),
             Err(error) => return Err(error),
         }
@@ -118,9 +121,16 @@ async fn migrate(database: &SecretString) -> Result<()> {
     Ok(())
 }
 
+/// The use cases, once it is sure that the database can be worked with.
+async fn administration(database: &SecretString) -> Result<App> {
+    let url = database.expose_secret();
+    ensure!(store::migrate::is_current(url).await?, NOT_MIGRATED);
+    server::administration(url)
+}
+
 /// The id goes to standard output alone, for scripts; the rest is for people.
 async fn create_organization(database: &SecretString, name: &str) -> Result<()> {
-    let app = server::administration(database.expose_secret())?;
+    let app = administration(database).await?;
     let organization = app.create_organization(name).await.map_err(explained)?;
     println!("{}", organization.id);
     eprintln!(
@@ -131,9 +141,10 @@ async fn create_organization(database: &SecretString, name: &str) -> Result<()> 
 }
 
 async fn list_organizations(database: &SecretString) -> Result<()> {
-    let app = server::administration(database.expose_secret())?;
+    let app = administration(database).await?;
+    let organizations = app.list_organizations().await.map_err(explained)?;
     println!("{:36}  {:20}  NAME", "ID", "CREATED");
-    for organization in app.list_organizations().await.map_err(explained)? {
+    for organization in organizations {
         println!("{:36}  {:20}  {}", organization.id.to_string(), shown(organization.create_time), organization.name);
     }
     Ok(())
@@ -141,7 +152,7 @@ async fn list_organizations(database: &SecretString) -> Result<()> {
 
 /// The token goes to standard output alone, for scripts; the rest is for people.
 async fn create_token(database: &SecretString, organization: OrganizationId, name: &str) -> Result<()> {
-    let app = server::administration(database.expose_secret())?;
+    let app = administration(database).await?;
     let (token, secret) = app.create_token(organization, name).await.map_err(explained)?;
     println!("{}", secret.expose_secret());
     eprintln!("Created token {} ({name:?}). It is shown this once: only its hash is stored.", token.id);
@@ -149,9 +160,10 @@ async fn create_token(database: &SecretString, organization: OrganizationId, nam
 }
 
 async fn list_tokens(database: &SecretString, organization: OrganizationId) -> Result<()> {
-    let app = server::administration(database.expose_secret())?;
+    let app = administration(database).await?;
+    let tokens = app.list_tokens(organization).await.map_err(explained)?;
     println!("{:36}  {:20}  {:20}  NAME", "ID", "CREATED", "REVOKED");
-    for token in app.list_tokens(organization).await.map_err(explained)? {
+    for token in tokens {
         let revoked = token.revoke_time.map(shown).unwrap_or_default();
         println!("{:36}  {:20}  {revoked:20}  {}", token.id.to_string(), shown(token.create_time), token.name);
     }
@@ -159,7 +171,7 @@ async fn list_tokens(database: &SecretString, organization: OrganizationId) -> R
 }
 
 async fn revoke_token(database: &SecretString, organization: OrganizationId, token: TokenId) -> Result<()> {
-    let app = server::administration(database.expose_secret())?;
+    let app = administration(database).await?;
     app.revoke_token(organization, token).await.map_err(explained)?;
     println!("Revoked token {token}; replicas that used it just now notice within 10 s.");
     Ok(())
@@ -168,7 +180,7 @@ async fn revoke_token(database: &SecretString, organization: OrganizationId, tok
 /// Callers of the API are told little of an internal error; whoever runs the binary is told all.
 fn explained(error: Error) -> anyhow::Error {
     match error {
-        Error::Internal(source) => source.context("is the database migrated, and may this user use it?"),
+        Error::Internal(source) => source,
         other => other.into(),
     }
 }

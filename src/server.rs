@@ -10,7 +10,8 @@ mod connections;
 mod doors;
 mod readiness;
 #[cfg(test)]
-mod tests;
+#[cfg(feature = "dev")]
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,7 +1,11 @@
 //! Migrations, embedded in the binary, run as `paybridge_owner`.
 
 use anyhow::Context;
-use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, SimpleAsyncConnection};
+use diesel::QueryableByName;
+use diesel::migration::{Migration, MigrationSource};
+use diesel::pg::Pg;
+use diesel::sql_types::{Nullable, Text};
+use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
@@ -27,20 +31,37 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
         .iter()
         .map(ToString::to_string)
         .collect();
+    let mut connection = harness.into_inner();
+    connection.batch_execute("GRANT SELECT ON __diesel_schema_migrations TO paybridge_app").await?;
     Ok(versions)
 }
 
-/// Whether every migration of this binary has been run.
+/// Whether every migration of this binary has been run. Asked as whoever serves, who may read that and change nothing.
 pub async fn is_current(database_url: &str) -> anyhow::Result<bool> {
     let mut connection = AsyncPgConnection::establish(database_url)
         .await
         .context("the database can't be reached; check DATABASE_URL")?;
-    if connection.batch_execute("SELECT FROM __diesel_schema_migrations LIMIT 1").await.is_err() {
+    let is_there: Row = diesel::sql_query("SELECT to_regclass('__diesel_schema_migrations')::text AS value")
+        .get_result(&mut connection)
+        .await?;
+    if is_there.value.is_none() {
         return Ok(false);
     }
-    let mut harness = AsyncMigrationHarness::new(connection);
-    let pending = harness
-        .has_pending_migration(MIGRATIONS)
+    connection.batch_execute("SET ROLE paybridge_system; SET ROLE paybridge_app").await.context(
+        "the user in DATABASE_URL must be a member of the roles paybridge_app and paybridge_system: \
+         GRANT paybridge_app, paybridge_system TO …",
+    )?;
+    let run: Vec<Row> =
+        diesel::sql_query("SELECT version AS value FROM __diesel_schema_migrations").load(&mut connection).await?;
+    let ours = MigrationSource::<Pg>::migrations(&MIGRATIONS)
         .map_err(|error| anyhow::anyhow!("the migrations can't be read: {error}"))?;
-    Ok(!pending)
+    let is_run = |version: String| run.iter().any(|row| row.value.as_ref() == Some(&version));
+    Ok(ours.iter().all(|migration| is_run(migration.name().version().to_string())))
+}
+
+/// A text.
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Nullable<Text>)]
+    value: Option<String>,
 }

@@ -51,6 +51,7 @@ impl Pool {
         };
         // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
         // given up in turn, until one is alive or a new one can't be made.
+        let mut last = None;
         for _ in 0..=self.0.status().max_size {
             let mut connection = self.connection().await?;
             match AnsiTransactionManager::begin_transaction_sql(&mut *connection, &sql).await {
@@ -58,10 +59,12 @@ impl Pool {
                 Err(error) => {
                     tracing::debug!(%error, "a pooled connection is dead");
                     drop(Object::take(connection));
+                    last = Some(error);
                 }
             }
         }
-        Err(unavailable(&"no connection in the pool is alive"))
+        let last = last.map(|error| error.to_string()).unwrap_or_default();
+        Err(unavailable(&format_args!("no transaction can be begun: {last}")))
     }
 
     async fn connection(&self) -> Result<Object<AsyncPgConnection>> {

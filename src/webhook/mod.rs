@@ -52,7 +52,10 @@ struct Door {
 
 /// All paths of this door. `ready` says whether this process can do its work: what `/readyz` answers.
 pub fn routes(app: App, metrics: Metrics, ready: watch::Receiver<bool>) -> Router {
-    let door = Door { app, metrics, ready, room: Arc::new(Semaphore::new(UNITS_MAX)) };
+    routes_of(Door { app, metrics, ready, room: Arc::new(Semaphore::new(UNITS_MAX)) })
+}
+
+fn routes_of(door: Door) -> Router {
     Router::new()
         .route("/webhooks/stripe/{organization_id}/{integration_id}", post(webhook))
         .route("/healthz", get(|| async { "alive\n" }))

@@ -23,6 +23,7 @@ use crate::app::{App, LEASE_PERIOD};
 use crate::domain::jobs::Lease;
 
 #[cfg(test)]
+#[cfg(feature = "dev")]
 mod tests;
 
 /// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
