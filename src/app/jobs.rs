@@ -3,6 +3,7 @@
 use std::time::Duration as RealDuration;
 
 use time::Duration;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
@@ -12,6 +13,9 @@ use crate::store::{self, Scope};
 
 /// How long a lease lasts unless it is renewed, in the clock's time.
 pub const LEASE_PERIOD: Duration = Duration::seconds(10);
+
+/// The least that a lease lasts, real time, however fast the clock runs.
+const LEASE_REAL_MIN: RealDuration = RealDuration::from_secs(2);
 
 /// Failed tries after which a job is parked: with the backoff below, more than a day of them.
 const FAILURES_MAX: i32 = 60;
@@ -40,8 +44,9 @@ impl App {
         Ok(renewed)
     }
 
+    /// A lease lasts as long on a fast clock as a round trip to the database may take.
     fn lease_period(&self) -> RealDuration {
-        self.clock().real(LEASE_PERIOD)
+        self.clock().real(LEASE_PERIOD).max(LEASE_REAL_MIN)
     }
 
     /// When the next job is due that nobody holds.
@@ -58,7 +63,12 @@ impl App {
     /// Does what a job asks for. The use case ends the job in the same transaction as its last change; one that fails is
     /// given back, to be tried again later.
     pub async fn perform(&self, lease: &Lease) {
-        let Err(error) = Box::pin(self.dispatch(lease)).await else { return };
+        // In a task of its own, so that a panic counts as a failed try instead of taking the job round for ever.
+        let task = tokio::spawn({
+            let (app, lease) = (self.clone(), lease.clone());
+            async move { app.dispatch(&lease).await }.in_current_span()
+        });
+        let Err(error) = task.await.unwrap_or_else(|panic| Err(Error::internal(panic))) else { return };
         if matches!(error, Error::LeaseLost) {
             tracing::info!(job.id = %lease.id, job.kind = lease.kind.as_str(), "another worker has taken the job over");
             return;
