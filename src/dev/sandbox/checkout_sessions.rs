@@ -119,9 +119,6 @@ fn check<'a>(act: &Act, params: &'a Value) -> Result<&'a str, Refusal> {
     if mode == "subscription" {
         return clash("This sandbox has no subscriptions: mode must be payment or setup.", "mode");
     }
-    if !given("success_url") {
-        return missing("success_url");
-    }
     for param in ["success_url", "cancel_url"] {
         let url = text(params, &format!("/{param}"));
         if given(param) && !(url.starts_with("https://") || url.starts_with("http://")) {

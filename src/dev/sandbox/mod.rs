@@ -110,6 +110,7 @@ impl Sandbox {
             .route("/c/pay/{session}", get(pages::checkout).post(pages::pay))
             .route("/3ds/{intent}", get(pages::proof).post(pages::prove))
             .route("/_sandbox", any(control::serve))
+            .route("/_sandbox/", any(control::serve))
             .route("/_sandbox/{*rest}", any(control::serve))
             .fallback(api::serve)
             .layer(DefaultBodyLimit::max(LONGEST_BODY))

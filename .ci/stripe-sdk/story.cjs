@@ -1,0 +1,307 @@
+// Stripe's own SDK, which we did not write, as a witness that the sandbox speaks Stripe's language: it plays the Stripe
+// side of the story, and every step checks what the SDK made of the sandbox's answer. The sandbox is the one that
+// PAYBRIDGE_SANDBOX_URL names; people's doings go through its control plane.
+"use strict";
+
+const assert = require("node:assert/strict");
+const http = require("node:http");
+const Stripe = require("stripe");
+
+const base = new URL(process.env.PAYBRIDGE_SANDBOX_URL ?? assert.fail("PAYBRIDGE_SANDBOX_URL names no sandbox"));
+const DAHLIA = "2026-08-26.dahlia";
+
+function client(key) {
+  return new Stripe(key, {
+    protocol: "http",
+    host: base.hostname,
+    port: Number(base.port),
+    apiVersion: DAHLIA,
+    maxNetworkRetries: 2,
+    telemetry: false,
+  });
+}
+
+async function control(path, body = {}) {
+  const answer = await fetch(new URL(`/_sandbox/${path}`, base), { method: "POST", body: JSON.stringify(body) });
+  const value = await answer.json();
+  assert.equal(answer.status, 200, `${path}: ${JSON.stringify(value)}`);
+  return value;
+}
+
+async function ledger(account) {
+  const answer = await fetch(new URL("/_sandbox/ledger", base));
+  return (await answer.json()).filter((entry) => entry.account === account);
+}
+
+/** Gives the error that a call must end with. */
+async function refused(call) {
+  try {
+    await call;
+  } catch (error) {
+    return error;
+  }
+  return assert.fail("this should have been refused");
+}
+
+/** A local endpoint that keeps what is posted to it. */
+async function listen() {
+  const posts = [];
+  let wake = () => {};
+  const server = http.createServer((request, response) => {
+    const chunks = [];
+    request.on("data", (chunk) => chunks.push(chunk));
+    request.on("end", () => {
+      posts.push({ body: Buffer.concat(chunks), signature: request.headers["stripe-signature"] });
+      response.end("ok");
+      wake();
+    });
+  });
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
+  return {
+    url: `http://127.0.0.1:${server.address().port}/webhooks`,
+    close: () => server.close(),
+    /** Waits for a webhook that the SDK can verify and that `wanted` wants. */
+    async next(stripe, secret, wanted) {
+      const deadline = Date.now() + 20_000;
+      for (let at = 0; ; at += 1) {
+        while (at >= posts.length) {
+          assert.ok(Date.now() < deadline, `no such webhook among ${posts.length}`);
+          await new Promise((resolve) => {
+            wake = resolve;
+            setTimeout(resolve, 1_000).unref();
+          });
+        }
+        const event = stripe.webhooks.constructEvent(posts[at].body, posts[at].signature, secret);
+        if (wanted(event)) return { event, post: posts[at] };
+      }
+    },
+  };
+}
+
+const steps = [];
+const step = (name, run) => steps.push({ name, run });
+const story = {};
+
+step("an account is opened and the SDK reads it", async () => {
+  const { id, key } = await control("accounts", { country: "DE", default_currency: "eur" });
+  Object.assign(story, { account: id, key, stripe: client(key) });
+  const account = await story.stripe.accounts.retrieveCurrent();
+  assert.deepEqual([account.id, account.default_currency, account.charges_enabled], [id, "eur", true]);
+  assert.equal(account.lastResponse.headers["stripe-version"], DAHLIA);
+});
+
+step("wrong keys are refused, each with its own reason", async () => {
+  const wrong = await refused(client("sk_test_wrong").accounts.retrieveCurrent());
+  assert.equal(wrong.type, "StripeAuthenticationError");
+  const publishable = await refused(client("pk_test_sandbox").accounts.retrieveCurrent());
+  assert.deepEqual([publishable.type, publishable.code], ["StripeAuthenticationError", "secret_key_required"]);
+  const { key } = await control("keys", { account: story.account, scopes: ["rak_customer_read"] });
+  const lacking = await refused(client(key).customers.create({}));
+  assert.equal(lacking.type, "StripePermissionError");
+  assert.match(lacking.message, /rak_customer_write/);
+});
+
+step("a webhook endpoint is registered and tells its secret once", async () => {
+  story.listener = await listen();
+  const made = await story.stripe.webhookEndpoints.create({
+    url: story.listener.url,
+    enabled_events: ["*"],
+    api_version: DAHLIA,
+  });
+  assert.match(made.secret, /^whsec_/);
+  assert.equal((await story.stripe.webhookEndpoints.retrieve(made.id)).secret, undefined);
+  Object.assign(story, { secret: made.secret, endpoint: made.id });
+});
+
+step("a customer is made once, however often it is asked for", async () => {
+  const wanted = { name: "Jenny Rosen", email: "jenny@example.com", metadata: { external_id: "hooli_1234" } };
+  const first = await story.stripe.customers.create(wanted, { idempotencyKey: "customer-1" });
+  const again = await story.stripe.customers.create(wanted, { idempotencyKey: "customer-1" });
+  assert.equal(first.id, again.id);
+  assert.equal(again.lastResponse.headers["idempotent-replayed"], "true");
+  const other = await refused(story.stripe.customers.create({ name: "Joan" }, { idempotencyKey: "customer-1" }));
+  assert.equal(other.type, "StripeIdempotencyError");
+  story.customer = first.id;
+});
+
+step("its webhook is verified by the SDK, and a changed body is not", async () => {
+  const { event, post } = await story.listener.next(story.stripe, story.secret, (e) => e.type === "customer.created");
+  assert.equal(event.data.object.id, story.customer);
+  assert.deepEqual([event.api_version, event.request.idempotency_key], [DAHLIA, "customer-1"]);
+  const changed = Buffer.from(post.body.toString().replace("Jenny", "Janny"));
+  assert.throws(() => story.stripe.webhooks.constructEvent(changed, post.signature, story.secret), {
+    type: "StripeSignatureVerificationError",
+  });
+});
+
+step("a setup session is completed: the method is stored, no money moves", async () => {
+  const session = await story.stripe.checkout.sessions.create({
+    mode: "setup",
+    customer: story.customer,
+    payment_method_types: ["card"],
+    success_url: "https://example.com/done",
+    setup_intent_data: { metadata: { why: "story" } },
+  });
+  assert.deepEqual([session.status, session.expires_at - session.created], ["open", 24 * 60 * 60]);
+  assert.equal((await fetch(session.url)).status, 200);
+  await control(`checkout/${session.id}/complete`, { method: "4242424242424242" });
+  const done = await story.stripe.checkout.sessions.retrieve(session.id, { expand: ["setup_intent.payment_method"] });
+  assert.deepEqual([done.status, done.setup_intent.status], ["complete", "succeeded"]);
+  story.card = done.setup_intent.payment_method.id;
+  assert.equal(done.setup_intent.payment_method.customer, story.customer);
+  assert.deepEqual(await ledger(story.account), []);
+  const methods = await story.stripe.customers.listPaymentMethods(story.customer, { type: "card" });
+  assert.deepEqual(methods.data.map((method) => method.id), [story.card]);
+  const completed = (e) => e.type === "checkout.session.completed";
+  assert.equal((await story.listener.next(story.stripe, story.secret, completed)).event.data.object.id, session.id);
+});
+
+step("the default method is set", async () => {
+  const customer = await story.stripe.customers.update(story.customer, {
+    invoice_settings: { default_payment_method: story.card },
+  });
+  assert.equal(customer.invoice_settings.default_payment_method, story.card);
+  const updated = (e) => e.type === "customer.updated";
+  const { event } = await story.listener.next(story.stripe, story.secret, updated);
+  assert.equal(event.data.previous_attributes.invoice_settings.default_payment_method, null);
+});
+
+const intent = (more) => ({
+  amount: 4900,
+  currency: "eur",
+  customer: story.customer,
+  payment_method_types: ["card", "sepa_debit"],
+  metadata: { invoice_id: "invoice-1" },
+  ...more,
+});
+
+step("an invoice is charged in two steps, off session, once", async () => {
+  const made = await story.stripe.paymentIntents.create(intent(), { idempotencyKey: "intent-1" });
+  assert.equal(made.status, "requires_payment_method");
+  const confirm = () =>
+    story.stripe.paymentIntents.confirm(
+      made.id,
+      { payment_method: story.card, off_session: true, payment_method_types: ["card"] },
+      { idempotencyKey: "confirm-1" },
+    );
+  const paid = await Promise.all([confirm(), confirm(), confirm()]);
+  assert.deepEqual(paid.map((one) => one.status), ["succeeded", "succeeded", "succeeded"]);
+  const charges = await ledger(story.account);
+  assert.deepEqual(charges.map((one) => [one.status, one.amount, one.metadata.invoice_id]), [["succeeded", 4900, "invoice-1"]]);
+  const finished = await refused(story.stripe.paymentIntents.confirm(made.id, { payment_method: story.card }));
+  assert.equal(finished.code, "payment_intent_unexpected_state");
+  story.paid = made.id;
+});
+
+step("a card declines, and another method pays the same intent", async () => {
+  const bad = await story.stripe.paymentMethods.attach("pm_card_chargeCustomerFail", { customer: story.customer });
+  const error = await refused(
+    story.stripe.paymentIntents.create(intent({ payment_method: bad.id, confirm: true, off_session: true })),
+  );
+  assert.deepEqual(
+    [error.type, error.statusCode, error.code, error.decline_code, error.raw.advice_code],
+    ["StripeCardError", 402, "card_declined", "generic_decline", "try_again_later"],
+  );
+  assert.equal(error.payment_intent.status, "requires_payment_method");
+  const paid = await story.stripe.paymentIntents.confirm(error.payment_intent.id, {
+    payment_method: story.card,
+    off_session: true,
+  });
+  assert.equal(paid.status, "succeeded");
+  const issuer = await refused(story.stripe.paymentMethods.attach("pm_card_chargeDeclined", { customer: story.customer }));
+  assert.equal(issuer.code, "card_declined");
+});
+
+step("a bank debit is processing, and the bank answers days later", async () => {
+  for (const [iban, status] of [["DE89370400440532013000", "succeeded"], ["DE62370400440532013001", "requires_payment_method"]]) {
+    const session = await story.stripe.checkout.sessions.create({
+      mode: "setup",
+      customer: story.customer,
+      payment_method_types: ["sepa_debit"],
+      success_url: "https://example.com/done",
+    });
+    await control(`checkout/${session.id}/complete`, { method: iban });
+    const { setup_intent: setup } = await story.stripe.checkout.sessions.retrieve(session.id, { expand: ["setup_intent"] });
+    assert.equal((await story.stripe.mandates.retrieve(setup.mandate)).status, "active");
+    const debit = await story.stripe.paymentIntents.create(
+      intent({ payment_method: setup.payment_method, confirm: true, off_session: true }),
+    );
+    assert.equal(debit.status, "processing");
+    assert.equal((await control("settle", { payment_intent: debit.id })).settled, 1);
+    assert.equal((await story.stripe.paymentIntents.retrieve(debit.id)).status, status);
+  }
+  const failed = (e) => e.type === "payment_intent.payment_failed" && e.request.id === null;
+  const { event } = await story.listener.next(story.stripe, story.secret, failed);
+  assert.equal(event.data.object.last_payment_error.code, "payment_intent_payment_attempt_failed");
+  const dollars = await refused(
+    story.stripe.paymentIntents.create(intent({ currency: "usd", payment_method_types: ["sepa_debit"] })),
+  );
+  assert.equal(dollars.param, "payment_method_types");
+});
+
+step("money goes back", async () => {
+  const refund = await story.stripe.refunds.create({ payment_intent: story.paid, amount: 1000 });
+  assert.deepEqual([refund.status, refund.amount], ["succeeded", 1000]);
+  const more = await refused(story.stripe.refunds.create({ payment_intent: story.paid, amount: 4000 }));
+  assert.deepEqual([more.type, more.param], ["StripeInvalidRequestError", "amount"]);
+  const found = await story.stripe.paymentIntents.retrieve(story.paid, { expand: ["latest_charge"] });
+  assert.equal(found.latest_charge.amount_refunded, 1000);
+});
+
+step("nothing is ignored", async () => {
+  const unknown = await refused(story.stripe.customers.create({ nonsense: 1 }));
+  assert.deepEqual([unknown.code, unknown.param], ["parameter_unknown", "nonsense"]);
+  const small = await refused(story.stripe.paymentIntents.create(intent({ amount: 49 })));
+  assert.equal(small.code, "amount_too_small");
+  const endive = await refused(story.stripe.paymentIntents.create(intent({ allowed_payment_method_types: ["card"] })));
+  assert.equal(endive.code, "parameter_unknown");
+  const missing = await refused(story.stripe.customers.retrieve("cus_none"));
+  assert.deepEqual([missing.code, missing.statusCode], ["resource_missing", 404]);
+});
+
+step("the SDK's own retries get through", async () => {
+  const fault = (action) => control("faults", { method: "POST", path: "/v1/customers", account: story.account, action });
+  await fault({ kind: "cut", work: "done" });
+  const customer = await story.stripe.customers.create({ name: "Cut" });
+  await fault({ kind: "unavailable" });
+  await story.stripe.customers.create({ name: "Unavailable" });
+  const cut = await story.stripe.customers.list({ limit: 100 }).autoPagingToArray({ limit: 1000 });
+  assert.deepEqual(cut.filter((one) => one.name === "Cut").map((one) => one.id), [customer.id]);
+});
+
+step("the events list has what was told, page by page", async () => {
+  const told = await story.stripe.events.list({ limit: 5 }).autoPagingToArray({ limit: 1000 });
+  const first = told.at(-1);
+  const later = await story.stripe.events.list({ ending_before: first.id, limit: 1 });
+  assert.deepEqual([later.data.length, later.has_more], [1, true]);
+  assert.equal((await story.stripe.events.retrieve(first.id)).id, first.id);
+  assert.equal(new Set(told.map((event) => event.id)).size, told.length);
+});
+
+step("a method detached and a customer deleted by hand are told without a cause", async () => {
+  await control(`payment_methods/${story.card}/detach`);
+  const detached = (e) => e.type === "payment_method.detached" && e.data.object.id === story.card;
+  assert.equal((await story.listener.next(story.stripe, story.secret, detached)).event.request.id, null);
+  await control(`customers/${story.customer}/delete`);
+  assert.equal((await story.stripe.customers.retrieve(story.customer)).deleted, true);
+});
+
+step("the endpoint is removed", async () => {
+  assert.equal((await story.stripe.webhookEndpoints.del(story.endpoint)).deleted, true);
+  assert.deepEqual((await story.stripe.webhookEndpoints.list()).data, []);
+});
+
+(async () => {
+  console.log(`Stripe's SDK ${Stripe.PACKAGE_VERSION ?? require("stripe/package.json").version} against ${base.href}`);
+  for (const { name, run } of steps) {
+    try {
+      await run();
+      console.log(`  ok    ${name}`);
+    } catch (error) {
+      console.error(`  FAIL  ${name}\n`, error);
+      process.exitCode = 1;
+      break;
+    }
+  }
+  story.listener?.close();
+})();
