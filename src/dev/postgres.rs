@@ -66,6 +66,7 @@ impl Default for Options {
 pub struct Postgres {
     server: Arc<Server>,
     place: Place,
+    programs: PathBuf,
 }
 
 impl Postgres {
@@ -89,7 +90,7 @@ impl Postgres {
         loop {
             place.prepare_start()?;
             match launch(programs, &place, options.durable) {
-                Ok(server) => return Ok(Self { server, place }),
+                Ok(server) => return Ok(Self { server, place, programs: programs.programs.clone() }),
                 Err(Failure::Orphans) if Instant::now() < deadline => thread::park_timeout(LOOK_EVERY * 10),
                 Err(Failure::Orphans) => bail!(
                     "processes of an earlier Postgres still use {}; end them and start again",
@@ -114,6 +115,11 @@ impl Postgres {
     /// Where the files are: the folder that was asked for, unless the server's account can't enter it.
     pub fn folder(&self) -> &Path {
         self.place.folder()
+    }
+
+    /// The folder of the programs that belong to the server: `psql`, `pgbench` and others.
+    pub fn programs(&self) -> &Path {
+        &self.programs
     }
 
     /// The server's log file.

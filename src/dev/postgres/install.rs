@@ -15,7 +15,7 @@ const DEBIAN: &str = "/usr/lib/postgresql";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Installation {
     pub(super) major: u32,
-    programs: PathBuf,
+    pub(super) programs: PathBuf,
 }
 
 impl Installation {

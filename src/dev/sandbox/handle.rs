@@ -138,6 +138,14 @@ impl Sandbox {
             .with(|inner| inner.state.holder(id).and_then(|slot| inner.state.accounts[&slot].objects.get(id).cloned()))
     }
 
+    /// The secret that an endpoint's webhooks are signed with: Stripe tells it once, tests may ask again.
+    pub fn webhook_secret(&self, endpoint: &str) -> Option<String> {
+        self.0.look(|inner| {
+            let accounts = inner.state.accounts.values();
+            accounts.filter_map(|account| account.hidden.get(endpoint)).map(|hidden| hidden.secret.clone()).next()
+        })
+    }
+
     /// The events of an account's test mode that the list still has, oldest first.
     pub fn events(&self, account: &str) -> Vec<Value> {
         self.0.with(|inner| {
