@@ -60,7 +60,7 @@ WHERE state <> 'disconnected';
 -- byte for byte under the same key (P2, P8). The confirms of payments have their own table.
 CREATE TABLE frozen_requests (
     organization_id uuid NOT NULL CONSTRAINT frozen_requests_organization_fkey REFERENCES organizations,
-    -- What it makes: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent', 'payment_intent_cancel'.
+    -- What it makes: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent'.
     purpose text NOT NULL,
     object_id uuid NOT NULL,
     -- Rises when a key is too old to be used again (20 h), or its stored answer is a 500.
@@ -68,6 +68,8 @@ CREATE TABLE frozen_requests (
     idempotency_key text NOT NULL,
     body text NOT NULL,
     create_time timestamptz NOT NULL,
+    -- When Stripe had given its word: whatever is asked for next is another request, under another key.
+    finish_time timestamptz,
     CONSTRAINT frozen_requests_pkey PRIMARY KEY (organization_id, object_id, purpose, number)
 );
 

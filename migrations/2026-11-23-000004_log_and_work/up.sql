@@ -102,12 +102,10 @@ CREATE TABLE jobs (
     asked bigint NOT NULL,
     failures integer NOT NULL,
     last_error text,
-    -- Set once it has failed too often; it waits for an operator.
-    park_time timestamptz,
     -- Rises with every lease: a worker whose epoch is another has lost the job and writes nothing (P8).
     lease_epoch bigint NOT NULL,
     -- In the database's own time, so that replicas whose clocks differ agree on it.
     lease_until timestamptz,
     CONSTRAINT jobs_object_key UNIQUE (organization_id, kind, object_id, object_key)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 500);
-CREATE INDEX jobs_run_at_idx ON jobs (run_at) WHERE park_time IS NULL;
+CREATE INDEX jobs_run_at_idx ON jobs (run_at);

@@ -32,7 +32,6 @@ GRANT SELECT, INSERT ON request_ids, events TO paybridge_app;
 -- `system` works across tenants, held in by what it may do: make tenants, take in webhooks, lease jobs, retire old rows.
 GRANT SELECT, INSERT ON organizations, api_tokens, event_heads TO paybridge_system;
 GRANT UPDATE (revoke_time) ON api_tokens TO paybridge_system;
-GRANT SELECT (organization_id, id, state, polls_events) ON integrations TO paybridge_system;
 GRANT SELECT (organization_id, integration_id, provider_event_id, created), INSERT ON deliveries TO paybridge_system;
 GRANT SELECT, INSERT, UPDATE, DELETE ON jobs TO paybridge_system;
 GRANT SELECT (organization_id, request_id, create_time), DELETE ON request_ids TO paybridge_system;

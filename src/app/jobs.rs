@@ -17,8 +17,9 @@ pub const LEASE_PERIOD: Duration = Duration::seconds(10);
 /// The least that a lease lasts, real time, however fast the clock runs.
 const LEASE_REAL_MIN: RealDuration = RealDuration::from_secs(2);
 
-/// Failed tries after which a job is parked: with the backoff below, more than a day of them.
-const FAILURES_MAX: i32 = 60;
+/// Failed tries after which a job is an error for an operator to look at: with the backoff below, some hours of them. It
+/// goes on being tried, because nothing that was accepted may be lost (P8).
+const FAILURES_ALARMING: i32 = 20;
 
 /// The pause before the next try: 1 s, 2 s, 5 s, 15 s, 30 s, 1 min, 2 min, 5 min, then every 30 min.
 pub(super) fn backoff(failures: i32) -> Duration {
@@ -101,17 +102,14 @@ impl App {
             other => other.to_string(),
         };
         let now = self.clock().now();
-        let is_spent = lease.failures + 1 >= FAILURES_MAX;
-        tracing::warn!(
-            job.id = %lease.id, job.kind = lease.kind.as_str(), job.failures = lease.failures + 1, error = %text,
-            job.parked = is_spent, "a job failed"
-        );
-        let mut tx = self.read(lease.organization_id).await?;
-        if is_spent {
-            store::jobs::park(&mut tx, lease, now, &text).await?;
+        let (kind, failures) = (lease.kind.as_str(), lease.failures + 1);
+        if failures >= FAILURES_ALARMING {
+            tracing::error!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job fails");
         } else {
-            store::jobs::release(&mut tx, lease, now + backoff(lease.failures), Some(&text)).await?;
+            tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job failed");
         }
+        let mut tx = self.read(lease.organization_id).await?;
+        store::jobs::release(&mut tx, lease, now + backoff(lease.failures), Some(&text)).await?;
         tx.commit().await
     }
 }

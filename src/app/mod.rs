@@ -68,6 +68,13 @@ struct Inner {
     inbox: deliveries::Inbox,
 }
 
+/// A key in use: whose it is goes with it, so that an answer about it can be told apart from one about its successor.
+struct Access {
+    org: OrganizationId,
+    integration: IntegrationId,
+    key: SecretString,
+}
+
 impl App {
     /// The use cases over these parts. Hints for other replicas are put into `hints`. Must be called within a tokio
     /// runtime: the inbox of webhooks is a task.
@@ -109,16 +116,19 @@ impl App {
         self.0.pool.begin(Scope::Tenant(org)).await
     }
 
-    /// The API key of an integration, opened.
-    async fn key(&self, org: OrganizationId, id: IntegrationId) -> Result<SecretString> {
+    /// An integration's API key, opened.
+    async fn access(&self, org: OrganizationId, integration: IntegrationId) -> Result<Access> {
         let mut tx = self.read(org).await?;
-        let key = store::integrations::secret(&mut tx, &self.0.sealer, org, id, store::integrations::Secret::Key);
-        key.await?.ok_or_else(|| {
+        let which = store::integrations::Secret::Key;
+        let key = store::integrations::secret(&mut tx, &self.0.sealer, org, integration, which).await?;
+        tx.close().await?;
+        let key = key.ok_or_else(|| {
             Error::precondition(
                 "INTEGRATION_DISCONNECTED",
-                format!("integration/{id}"),
+                format!("integration/{integration}"),
                 "the integration is disconnected; connect the Stripe account anew",
             )
-        })
+        })?;
+        Ok(Access { org, integration, key })
     }
 }

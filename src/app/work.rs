@@ -69,6 +69,11 @@ impl Work {
         self.jobs.push(job);
     }
 
+    /// Ends without a change, and waits for it: no transaction is open when Stripe is called next (P3).
+    pub(super) async fn abandon(self) -> Result<()> {
+        self.tx.close().await
+    }
+
     /// Commits, and ends the job that led here.
     pub(super) async fn end(mut self, outcome: Outcome) -> Result<()> {
         if let Some((_, end)) = &mut self.lease {
@@ -81,6 +86,9 @@ impl Work {
     pub(super) async fn commit(self) -> Result<()> {
         let Self { mut tx, org, now, app, events, jobs, lease } = self;
         let clock = app.clock();
+        // Asked rows first, a job's own row after them, as everywhere: else two jobs that ask for each other's wait in a
+        // circle.
+        store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
         if let Some((lease, end)) = &lease {
             match end {
                 None => store::jobs::hold(&mut tx, lease).await?,
@@ -92,7 +100,6 @@ impl Work {
                 }
             }
         }
-        store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
         store::events::append(&mut tx, org, &events, now, || clock.new_id()).await?;
         tx.commit().await?;
         if !jobs.is_empty() {

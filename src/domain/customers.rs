@@ -89,6 +89,13 @@ impl Customer {
         }
     }
 
+    /// Whether its link is still being worked out as it was when `seen` was read.
+    pub fn has_same_link(&self, seen: &Self) -> bool {
+        self.link_state == LinkState::Pending
+            && self.integration_id == seen.integration_id
+            && self.provider_customer_id == seen.provider_customer_id
+    }
+
     /// Stripe's id of a customer that is really linked.
     pub fn linked_provider_id(&self) -> Option<&str> {
         (self.link_state == LinkState::Linked).then_some(self.provider_customer_id.as_deref()).flatten()

@@ -127,6 +127,13 @@ pub struct IntentSnapshot {
     pub invoice_id: Option<String>,
 }
 
+impl IntentSnapshot {
+    /// Whether it waits for somebody to try it: nothing is on its way.
+    pub fn waits(&self) -> bool {
+        matches!(self.status, IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation)
+    }
+}
+
 /// A charge at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChargeSnapshot {

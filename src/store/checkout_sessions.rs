@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::error::unreadable;
 use super::schema::checkout_sessions::dsl;
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
-use crate::domain::{CheckoutSessionId, CustomerId, Error, IntegrationId, OrganizationId, Result};
+use crate::domain::{CheckoutSessionId, Error, IntegrationId, OrganizationId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
 #[diesel(table_name = super::schema::checkout_sessions, treat_none_as_null = true)]
@@ -130,17 +130,4 @@ pub async fn open(
         .into_iter()
         .map(Row::parse)
         .collect()
-}
-
-/// Whether the customer was ever given a link through this integration.
-pub async fn exists_for(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    integration: IntegrationId,
-    customer: CustomerId,
-) -> Result<bool> {
-    let query = dsl::checkout_sessions
-        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        .filter(dsl::customer_id.eq(customer.0).and(dsl::state.ne("failed")));
-    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
 }

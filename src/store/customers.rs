@@ -145,6 +145,13 @@ pub async fn get_even_deleted(conn: &mut AsyncPgConnection, org: OrganizationId,
     row.ok_or_else(|| Error::not_found("customer", id))?.parse()
 }
 
+/// A customer by id, deleted ones too, kept from changing until the transaction ends.
+pub async fn share(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+    let query = dsl::customers.find((org.0, id.0)).select(Row::as_select()).for_share();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("customer", id))?.parse()
+}
+
 /// A live customer by id, locked until the transaction ends. After payments, before jobs.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
     let query =

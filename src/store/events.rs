@@ -148,8 +148,8 @@ pub async fn trim(
              SELECT position FROM events \
              WHERE organization_id = $1 AND create_time < $2 \
                  AND position < (SELECT first_position + $3 FROM event_heads WHERE organization_id = $1) \
-         ), gone AS (DELETE FROM events WHERE organization_id = $1 AND position IN (SELECT position FROM old) \
-             RETURNING position \
+         ), gone AS (DELETE FROM events \
+             WHERE organization_id = $1 AND position <= (SELECT max(position) FROM old) RETURNING position \
          ), moved AS ( \
              UPDATE event_heads SET first_position = (SELECT max(position) + 1 FROM gone) \
              WHERE organization_id = $1 AND EXISTS (SELECT FROM gone) \

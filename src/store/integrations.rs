@@ -144,6 +144,13 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: Integrat
     row.ok_or_else(|| Error::not_found("integration", id))?.parse()
 }
 
+/// An integration by id, kept from changing until the transaction ends.
+pub async fn share(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
+    let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_share();
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+}
+
 /// An integration by id, locked until the transaction ends.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
     let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_update();
@@ -259,15 +266,4 @@ pub async fn is_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: In
 pub async fn set_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<()> {
     diesel::update(dsl::integrations.find((org.0, id.0))).set(dsl::force_disconnect.eq(true)).execute(conn).await?;
     Ok(())
-}
-
-/// The integrations of all organizations that poll Stripe's events list, in states where that makes sense. For the
-/// system role.
-pub async fn polling(conn: &mut AsyncPgConnection) -> Result<Vec<(OrganizationId, IntegrationId)>> {
-    let rows: Vec<(Uuid, Uuid)> = dsl::integrations
-        .filter(dsl::polls_events.eq(true).and(dsl::state.eq_any(["active", "paused", "disconnecting"])))
-        .select((dsl::organization_id, dsl::id))
-        .load(conn)
-        .await?;
-    Ok(rows.into_iter().map(|(org, id)| (org.into(), id.into())).collect())
 }

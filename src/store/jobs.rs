@@ -42,7 +42,7 @@ pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl
              AS new (id, organization_id, kind, object_id, object_key, object_time, run_at) \
          ORDER BY organization_id, kind, object_id, object_key \
          ON CONFLICT ON CONSTRAINT jobs_object_key DO UPDATE \
-         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at), park_time = NULL",
+         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at)",
     )
     .bind::<Array<SqlUuid>, _>(jobs.iter().map(|_| new_id()).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(jobs.iter().map(|job| job.organization_id.0).collect::<Vec<_>>())
@@ -89,7 +89,7 @@ pub async fn lease(
         "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $3) \
          WHERE id IN ( \
              SELECT id FROM jobs \
-             WHERE park_time IS NULL AND run_at <= $1 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
+             WHERE run_at <= $1 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
              ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED \
          ) RETURNING id, organization_id, kind, object_id, object_key, object_time, lease_epoch, asked, failures",
     )
@@ -180,19 +180,17 @@ pub async fn release(
     if released == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-/// Puts a job aside that has failed too often, for an operator to look at.
-pub async fn park(conn: &mut AsyncPgConnection, lease: &Lease, now: OffsetDateTime, error: &str) -> Result<()> {
-    let parked = diesel::sql_query(
-        "UPDATE jobs SET park_time = $3, lease_until = NULL, failures = failures + 1, last_error = $4 \
-         WHERE id = $1 AND lease_epoch = $2",
+/// Brings an organization's jobs that have failed before forward: what stood in their way is mended.
+pub async fn hurry(conn: &mut AsyncPgConnection, org: OrganizationId, now: OffsetDateTime) -> Result<()> {
+    diesel::sql_query(
+        "UPDATE jobs SET run_at = LEAST(run_at, $2) WHERE id IN ( \
+             SELECT id FROM jobs WHERE organization_id = $1 AND failures > 0 ORDER BY id FOR UPDATE)",
     )
-    .bind::<SqlUuid, _>(lease.id.0)
-    .bind::<BigInt, _>(lease.epoch)
+    .bind::<SqlUuid, _>(org.0)
     .bind::<Timestamptz, _>(now)
-    .bind::<Text, _>(error)
     .execute(conn)
     .await?;
-    if parked == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+    Ok(())
 }
 
 /// When the next job is due that nobody holds. For the system role.
@@ -204,7 +202,7 @@ pub async fn next_due(conn: &mut AsyncPgConnection) -> Result<Option<OffsetDateT
     }
     let row: Due = diesel::sql_query(
         "SELECT min(run_at) AS due FROM jobs \
-         WHERE park_time IS NULL AND (lease_until IS NULL OR lease_until < clock_timestamp())",
+         WHERE (lease_until IS NULL OR lease_until < clock_timestamp())",
     )
     .get_result(conn)
     .await?;

@@ -85,6 +85,21 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentM
     row.ok_or_else(|| Error::not_found("payment method", id))?.parse()
 }
 
+/// The method with this Stripe id.
+pub async fn get_by_provider_id(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    provider_payment_method_id: &str,
+) -> Result<Option<PaymentMethod>> {
+    let query = dsl::payment_methods
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_payment_method_id.eq(provider_payment_method_id))
+        .select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
+    row.map(Row::parse).transpose()
+}
+
 /// The customer of the method with this Stripe id.
 pub async fn customer_of(
     conn: &mut AsyncPgConnection,

@@ -89,6 +89,16 @@ impl Transaction {
     }
 }
 
+impl Transaction {
+    /// Ends a transaction that has only read, and waits for it: so that none is open when Stripe is called next (P3).
+    pub async fn close(mut self) -> Result<()> {
+        if let Some(mut connection) = self.0.take() {
+            AnsiTransactionManager::rollback_transaction(&mut *connection).await?;
+        }
+        Ok(())
+    }
+}
+
 impl Deref for Transaction {
     type Target = AsyncPgConnection;
 

@@ -88,7 +88,6 @@ pub enum Purpose {
     WebhookEndpoint,
     CheckoutSession,
     PaymentIntent,
-    CancelPaymentIntent,
 }
 
 impl Purpose {
@@ -99,7 +98,6 @@ impl Purpose {
             Self::WebhookEndpoint => "webhook_endpoint",
             Self::CheckoutSession => "checkout_session",
             Self::PaymentIntent => "payment_intent",
-            Self::CancelPaymentIntent => "cancel_payment_intent",
         }
     }
 }
@@ -115,9 +113,11 @@ pub struct FrozenRequest {
     pub body: String,
     /// When it was frozen: its key is not used when older than 20 h.
     pub create_time: OffsetDateTime,
+    /// Whether Stripe has given its word on it.
+    pub is_finished: bool,
 }
 
-type FrozenRow = (i32, String, String, OffsetDateTime);
+type FrozenRow = (i32, String, String, OffsetDateTime, Option<OffsetDateTime>);
 
 /// The newest request frozen for this purpose and object.
 pub async fn newest_frozen(
@@ -130,15 +130,16 @@ pub async fn newest_frozen(
         .filter(frozen::organization_id.eq(org.0).and(frozen::object_id.eq(object)))
         .filter(frozen::purpose.eq(purpose.as_str()))
         .order(frozen::number.desc())
-        .select((frozen::number, frozen::idempotency_key, frozen::body, frozen::create_time))
+        .select((frozen::number, frozen::idempotency_key, frozen::body, frozen::create_time, frozen::finish_time))
         .first(conn)
         .await
         .optional()?;
-    Ok(row.map(|(number, idempotency_key, body, create_time)| FrozenRequest {
+    Ok(row.map(|(number, idempotency_key, body, create_time, finish_time)| FrozenRequest {
         number,
         idempotency_key,
         body,
         create_time,
+        is_finished: finish_time.is_some(),
     }))
 }
 
@@ -165,11 +166,21 @@ pub async fn freeze(
         ))
         .execute(conn)
         .await?;
-    Ok(FrozenRequest { number, idempotency_key, body, create_time: now })
+    Ok(FrozenRequest { number, idempotency_key, body, create_time: now, is_finished: false })
 }
 
-/// Whether this idempotency key is one of ours: then the event that names it was caused by us.
-pub async fn is_ours(conn: &mut AsyncPgConnection, org: OrganizationId, key: &str) -> Result<bool> {
-    let query = frozen::frozen_requests.filter(frozen::organization_id.eq(org.0).and(frozen::idempotency_key.eq(key)));
-    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
+/// Notes that Stripe has given its word on a request.
+pub async fn finish(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+    number: i32,
+    now: OffsetDateTime,
+) -> Result<()> {
+    diesel::update(frozen::frozen_requests.find((org.0, object, purpose.as_str(), number)))
+        .set(frozen::finish_time.eq(now))
+        .execute(conn)
+        .await?;
+    Ok(())
 }

@@ -56,6 +56,7 @@ table! {
         idempotency_key -> Text,
         body -> Text,
         create_time -> Timestamptz,
+        finish_time -> Nullable<Timestamptz>,
     }
 }
 

@@ -53,17 +53,6 @@ pub async fn upsert_refund(
     Ok(true)
 }
 
-/// Minor units of a payment's refunds that went back: those that succeeded.
-pub async fn amount_refunded(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<i64> {
-    let amounts: Vec<i64> = refunds::refunds
-        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq(payment.0)))
-        .filter(refunds::status.eq("succeeded"))
-        .select(refunds::amount)
-        .load(conn)
-        .await?;
-    Ok(amounts.iter().sum())
-}
-
 /// How many refunds of an integration's payments are on their way.
 pub async fn moving_refunds(
     conn: &mut AsyncPgConnection,

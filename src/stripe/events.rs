@@ -10,6 +10,9 @@ use super::error::{Doubt, Error};
 use super::form::Form;
 use super::object::{Page, or_default, seconds};
 
+/// The longest id or type, bytes: Stripe's ids have 255 at most.
+const NAME_LENGTH_MAX: usize = 255;
+
 /// What is known of an event before anybody understands it: enough to store it once. Reading it costs one pass over the
 /// body, and whatever else the body holds is passed over.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -65,8 +68,16 @@ impl EventEnvelope {
             serde_json::error::Category::Data => "the body is not an event of Stripe's v1 API",
             _ => "the body is not JSON",
         })?;
-        if envelope.id.is_empty() || envelope.event_type.is_empty() {
-            return Err("the event has no id or no type");
+        // One webhook must not spoil the transaction that stores it beside others', so what is stored is held to what
+        // Stripe sends: short printable names, and a time of this age (P11).
+        let is_name = |text: &str| {
+            (1..=NAME_LENGTH_MAX).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        if !is_name(&envelope.id) || !is_name(&envelope.event_type) {
+            return Err("the event has no id or no type of Stripe's form");
+        }
+        if !(2011..=2200).contains(&envelope.created.year()) {
+            return Err("the event's time is not of this age");
         }
         Ok(envelope)
     }

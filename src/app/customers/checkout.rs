@@ -4,7 +4,7 @@ use time::Duration;
 
 use crate::app::payments::hash_request;
 use crate::app::work::Work;
-use crate::app::{App, stripe_unavailable, tell};
+use crate::app::{App, tell};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
@@ -37,7 +37,7 @@ impl App {
             None => None,
         };
         let session_id = if let Some(known) = known {
-            drop(work);
+            work.abandon().await?;
             known.into()
         } else {
             let customer = store::customers::get(&mut work.tx, org, customer).await?;
@@ -91,22 +91,22 @@ impl App {
         let mut tx = self.read(org).await?;
         let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
         let frozen = store::requests::newest_frozen(&mut tx, org, Purpose::CheckoutSession, id.0).await?;
-        drop(tx);
+        tx.close().await?;
+        if session.state == SessionState::Failed {
+            let message = "Stripe refused to make this link; ask for another one under a new request_id";
+            return Err(Error::precondition("CHECKOUT_REFUSED", format!("customer/{}", session.customer_id), message));
+        }
         let Some(frozen) = frozen.filter(|_| session.state == SessionState::Creating) else { return Ok(session) };
         if self.clock().now() - frozen.create_time > KEY_AGE_MAX {
             return self.session_failed(&session, "Stripe could not be reached for too long; ask for a new link").await;
         }
-        let key = self.key(org, session.integration_id).await?;
-        match self.0.stripe.create_checkout_session(&key, &frozen.idempotency_key, &frozen.body).await {
+        let access = self.access(org, session.integration_id).await?;
+        match self.0.stripe.create_checkout_session(&access.key, &frozen.idempotency_key, &frozen.body).await {
             Ok(made) => self.session_made(org, id, &made).await,
-            Err(error) if error.is_key_trouble() => {
-                self.pause_integration(org, session.integration_id, "checkout_session.create", &error).await?;
-                Err(stripe_unavailable(&error))
-            }
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
                 self.session_failed(&session, &error.to_string()).await
             }
-            Err(error) => Err(stripe_unavailable(&error)),
+            Err(error) => Err(self.stripe_trouble(&access, "checkout_session.create", &error).await),
         }
     }
 

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use crate::app::work::Work;
-use crate::app::{App, stripe_unavailable, tell};
+use crate::app::{Access, App, tell};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
@@ -92,13 +92,14 @@ impl App {
         }
         method.detach_time = Some(time);
         store::payment_methods::upsert(&mut work.tx, method).await?;
+        // The version rises even where the default stays: whoever read the method before reads it again.
+        store::customers::save(&mut work.tx, customer, work.now).await?;
         self.choose_default(work, customer, integration).await?;
         work.tell(tell::method("payment_method.detached", method, customer, integration));
         Ok(())
     }
 
-    /// Stores what is learnt about a method of a locked customer, and lets the default follow. The earliest attachment
-    /// and the latest choice count, so that repeats and other orders change nothing.
+    /// Stores what is learnt about a method of a locked customer, and lets the default follow.
     pub(in crate::app) async fn learn_method(
         &self,
         work: &mut Work,
@@ -106,10 +107,28 @@ impl App {
         integration: &Integration,
         learnt: Learnt<'_>,
     ) -> Result<()> {
+        self.store_method(work, customer, integration, learnt).await?;
+        self.choose_default(work, customer, integration).await
+    }
+
+    /// The earliest attachment and the latest choice count, so that repeats and other orders change nothing. A method
+    /// that Stripe shows as attached is this customer's, whosever it was here before: of one that was relinked or
+    /// deleted, say.
+    async fn store_method(
+        &self,
+        work: &mut Work,
+        customer: &Customer,
+        integration: &Integration,
+        learnt: Learnt<'_>,
+    ) -> Result<()> {
         let snapshot = learnt.snapshot;
-        let all = store::payment_methods::all(&mut work.tx, work.org, customer.id).await?;
-        let known = all.into_iter().find(|known| known.provider_payment_method_id == snapshot.id);
-        let is_new = known.is_none();
+        let known =
+            store::payment_methods::get_by_provider_id(&mut work.tx, work.org, integration.id, &snapshot.id).await?;
+        let is_anothers = known.as_ref().is_some_and(|known| known.customer_id != customer.id);
+        if is_anothers && snapshot.provider_customer_id.is_none() {
+            return Ok(());
+        }
+        let is_new = is_anothers || known.as_ref().is_none_or(|known| known.detach_time.is_some());
         let mut method = known.unwrap_or_else(|| PaymentMethod {
             id: self.clock().new_id().into(),
             organization_id: work.org,
@@ -125,20 +144,23 @@ impl App {
             detach_time: None,
             create_time: work.now,
         });
+        method.customer_id = customer.id;
         method.details = snapshot.details.clone();
         method.attach_time = earlier(method.attach_time, learnt.attach_time);
         method.choose_time = method.choose_time.max(learnt.choose_time);
         if learnt.mandate.is_some() {
             method.provider_mandate_id = learnt.mandate;
         }
-        if snapshot.provider_customer_id.is_none() {
-            method.detach_time.get_or_insert(work.now);
-        }
+        method.detach_time = match &snapshot.provider_customer_id {
+            // Detaching is for ever at Stripe: what it shows as attached was only unlinked here.
+            Some(_) => None,
+            None => method.detach_time.or(Some(work.now)),
+        };
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         if is_new && method.detach_time.is_none() {
             work.tell(tell::method("payment_method.created", &method, customer, integration));
         }
-        self.choose_default(work, customer, integration).await
+        Ok(())
     }
 
     /// Lets the default follow from the facts. If it changes: told, written to Stripe by a job, and payments that lack a
@@ -160,9 +182,7 @@ impl App {
         if let Some(default) = default {
             work.tell(tell::method("payment_method.set_as_default", default, customer, integration));
             work.ask(JobKind::PushDefaultMethod, customer.id.0);
-            for payment in store::payments::ids_waiting_for(&mut work.tx, work.org, customer.id).await? {
-                work.ask(JobKind::SubmitPayment, payment);
-            }
+            super::sync::ask_for_waiting(work, customer).await?;
         }
         Ok(())
     }
@@ -170,19 +190,22 @@ impl App {
     /// The job of a customer whose methods and default are to be read from Stripe: it was linked just now.
     pub(in crate::app) async fn import_payment_methods(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, key)) = self.linked_customer(lease).await? else {
+        let Some((integration, provider_id, access)) = self.linked_customer(lease).await? else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let read = async {
             let kinds = [MethodKind::Card, MethodKind::SepaDebit];
-            let found = self.0.stripe.payment_methods_of(&key, &provider_id, &kinds).await?;
+            let found = self.0.stripe.payment_methods_of(&access.key, &provider_id, &kinds).await?;
             let has_sepa = found.iter().any(|method| method.kind == MethodKind::SepaDebit.as_str());
             let setups: Vec<SetupSnapshot> =
-                if has_sepa { self.0.stripe.setup_intents_of(&key, &provider_id).await? } else { Vec::new() };
-            let chosen = self.0.stripe.customer(&key, &provider_id).await?.default_payment_method;
+                if has_sepa { self.0.stripe.setup_intents_of(&access.key, &provider_id).await? } else { Vec::new() };
+            let chosen = self.0.stripe.customer(&access.key, &provider_id).await?.default_payment_method;
             Ok::<_, stripe::Error>((found, setups, chosen))
         };
-        let (found, setups, chosen) = read.await.map_err(|error| stripe_unavailable(&error))?;
+        let (found, setups, chosen) = match read.await {
+            Ok(read) => read,
+            Err(error) => return Err(self.stripe_trouble(&access, "payment_method.list", &error).await),
+        };
         let mut work = self.begin_leased(lease).await?;
         let mut customer = store::customers::lock(&mut work.tx, org, lease.object_id.into()).await?;
         for snapshot in &found {
@@ -193,45 +216,42 @@ impl App {
                 choose_time: (chosen.as_ref() == Some(&snapshot.id)).then_some(work.now),
                 mandate: setup.and_then(|setup| setup.provider_mandate_id.clone()),
             };
-            self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
+            self.store_method(&mut work, &customer, &integration, learnt).await?;
         }
+        self.choose_default(&mut work, &mut customer, &integration).await?;
         work.end(Outcome::Done).await
     }
 
     /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs.
     pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, key)) = self.linked_customer(lease).await? else {
+        let Some((_, provider_id, access)) = self.linked_customer(lease).await? else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let mut tx = self.read(org).await?;
         let customer = store::customers::get(&mut tx, org, lease.object_id.into()).await?;
         let Some(default) = customer.default_payment_method_id else {
-            drop(tx);
+            tx.close().await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
-        drop(tx);
+        tx.close().await?;
         let push = async {
-            let there = self.0.stripe.customer(&key, &provider_id).await?;
+            let there = self.0.stripe.customer(&access.key, &provider_id).await?;
             if there.deleted || there.default_payment_method.as_ref() == Some(&method) {
                 return Ok(());
             }
             let idempotency_key = format!("paybridge-default-{}-{}", customer.id, customer.version);
             let body = stripe::customers::default_method_body(Some(&method));
-            self.0.stripe.update_customer(&key, &provider_id, &idempotency_key, &body).await.map(|_| ())
+            self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await.map(|_| ())
         };
         match push.await {
             Ok(()) => {}
-            Err(error) if error.is_key_trouble() => {
-                self.pause_integration(org, integration.id, "customer.set_default", &error).await?;
-                return Err(stripe_unavailable(&error));
-            }
             // The method is gone at Stripe; the event that tells so is on its way.
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
                 tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
             }
-            Err(error) => return Err(stripe_unavailable(&error)),
+            Err(error) => return Err(self.stripe_trouble(&access, "customer.set_default", &error).await),
         }
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
@@ -243,21 +263,24 @@ impl App {
             let mut tx = self.read(org).await?;
             store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?
         };
-        let key = self.key(org, method.integration_id).await?;
+        let access = self.access(org, method.integration_id).await?;
         let idempotency_key = format!("paybridge-detach-{}", method.id);
-        let detached =
-            self.0.stripe.detach_payment_method(&key, &method.provider_payment_method_id, &idempotency_key).await;
+        let detached = self
+            .0
+            .stripe
+            .detach_payment_method(&access.key, &method.provider_payment_method_id, &idempotency_key)
+            .await;
         match detached {
             Ok(_) => {}
             // It is detached already, or gone.
             Err(error) if error.verdict() == stripe::Verdict::Refused => {}
-            Err(error) => return Err(stripe_unavailable(&error)),
+            Err(error) => return Err(self.stripe_trouble(&access, "payment_method.detach", &error).await),
         }
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// The integration, Stripe id and key of the lease's customer, if it is there and linked.
-    async fn linked_customer(&self, lease: &Lease) -> Result<Option<(Integration, String, secrecy::SecretString)>> {
+    /// The integration, Stripe id and access of the lease's customer, if it is there and linked.
+    async fn linked_customer(&self, lease: &Lease) -> Result<Option<(Integration, String, Access)>> {
         let org = lease.organization_id;
         let mut tx = self.read(org).await?;
         let customer = match store::customers::get(&mut tx, org, lease.object_id.into()).await {
@@ -268,9 +291,9 @@ impl App {
             return Ok(None);
         };
         let integration = store::integrations::get(&mut tx, org, integration).await?;
-        drop(tx);
-        let key = self.key(org, integration.id).await?;
-        Ok(Some((integration, provider_id.to_owned(), key)))
+        tx.close().await?;
+        let access = self.access(org, integration.id).await?;
+        Ok(Some((integration, provider_id.to_owned(), access)))
     }
 }
 

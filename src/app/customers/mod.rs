@@ -97,6 +97,9 @@ impl App {
             let integration = store::integrations::get(&mut work.tx, org, integration).await?;
             self.choose_default(&mut work, &mut customer, &integration).await?;
         }
+        if before.link_state == LinkState::Pending && customer.link_state != LinkState::Pending {
+            sync::ask_for_waiting(&mut work, &customer).await?;
+        }
         if customer.link_state == LinkState::Pending || customer.unpushed_fields != before.unpushed_fields {
             work.ask(JobKind::SyncCustomer, id.0);
         }
@@ -131,7 +134,7 @@ impl App {
             customer.sync_with_provider = sync;
         }
         let new_provider_id =
-            update.provider_customer_id.filter(|id| customer.provider_customer_id.as_ref() != Some(id));
+            update.provider_customer_id.filter(|id| customer.provider_customer_id.as_ref() != Some(id) || !is_linked);
         check_one_link(new_provider_id.as_deref(), update.sync_with_provider == Some(true))?;
         let new_integration = match &update.integration {
             None => None,

@@ -2,15 +2,19 @@
 
 use time::Duration;
 
-use crate::app::{App, stripe_unavailable, tell};
+use crate::app::work::Work;
+use crate::app::{Access, App, stripe_unavailable, tell};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::{CustomerId, Error, IntegrationId, Result};
+use crate::domain::{Error, IntegrationId, Result};
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
 
 /// A key older than this is never sent again (P2).
 const KEY_AGE_MAX: Duration = Duration::hours(20);
+
+/// The fields that a customer has at Stripe, too.
+const PUSHED_FIELDS: [&str; 4] = ["name", "email", "phone", "address"];
 
 impl App {
     /// Brings a customer and its counterpart at Stripe together.
@@ -42,11 +46,11 @@ impl App {
         customer: &Customer,
         integration: IntegrationId,
     ) -> Result<()> {
-        let key = self.key(lease.organization_id, integration).await?;
+        let access = self.access(lease.organization_id, integration).await?;
         let frozen = self.customer_request(lease, customer).await?;
-        match self.0.stripe.create_customer(&key, &frozen.idempotency_key, &frozen.body).await {
-            Ok(created) => self.linked(lease, customer.id, &created.id, true).await,
-            Err(error) => self.link_trouble(lease, customer, integration, &frozen, error).await,
+        match self.0.stripe.create_customer(&access.key, &frozen.idempotency_key, &frozen.body).await {
+            Ok(created) => self.linked(lease, customer, &created.id, Some(&frozen)).await,
+            Err(error) => self.creation_trouble(lease, customer, &access, &frozen, error).await,
         }
     }
 
@@ -56,7 +60,7 @@ impl App {
         let (org, now) = (work.org, work.now);
         let newest = store::requests::newest_frozen(&mut work.tx, org, Purpose::Customer, customer.id.0).await?;
         let number = match newest {
-            Some(frozen) if now - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
+            Some(frozen) if !frozen.is_finished && now - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
             Some(frozen) => frozen.number + 1,
             None => 1,
         };
@@ -74,41 +78,41 @@ impl App {
         integration: IntegrationId,
         provider_id: &str,
     ) -> Result<()> {
-        let key = self.key(lease.organization_id, integration).await?;
-        match self.0.stripe.customer(&key, provider_id).await {
+        let access = self.access(lease.organization_id, integration).await?;
+        match self.0.stripe.customer(&access.key, provider_id).await {
             Ok(found) if found.deleted => {
                 let message = format!("the Stripe customer {provider_id} was deleted; link another one");
-                self.link_failed(lease, customer.id, &message, "resource_missing").await
+                self.link_failed(lease, customer, &message, "resource_missing", None).await
             }
-            Ok(found) => self.linked(lease, customer.id, &found.id, false).await,
+            Ok(found) => self.linked(lease, customer, &found.id, None).await,
             Err(error) if error.is_key_trouble() => {
-                self.pause_integration(lease.organization_id, integration, "customer.link", &error).await?;
+                self.pause_integration(&access, "customer.link", &error).await?;
                 self.begin_leased(lease).await?.end(Outcome::Done).await
             }
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
                 let code = error.code().unwrap_or("invalid_request").to_owned();
-                self.link_failed(lease, customer.id, &error.to_string(), &code).await
+                self.link_failed(lease, customer, &error.to_string(), &code, None).await
             }
             Err(error) => Err(stripe_unavailable(&error)),
         }
     }
 
-    async fn link_trouble(
+    async fn creation_trouble(
         &self,
         lease: &Lease,
         customer: &Customer,
-        integration: IntegrationId,
+        access: &Access,
         frozen: &FrozenRequest,
         error: stripe::Error,
     ) -> Result<()> {
         if error.is_key_trouble() {
             // The link stays pending, and is taken up again when the key is mended.
-            self.pause_integration(lease.organization_id, integration, "customer.create", &error).await?;
+            self.pause_integration(access, "customer.create", &error).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
         if error.verdict() == stripe::Verdict::Refused {
             let code = error.code().unwrap_or("invalid_request").to_owned();
-            return self.link_failed(lease, customer.id, &error.to_string(), &code).await;
+            return self.link_failed(lease, customer, &error.to_string(), &code, Some(frozen)).await;
         }
         if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
             // This key will never say anything else; a customer made twice can take no money twice.
@@ -122,52 +126,67 @@ impl App {
         Err(stripe_unavailable(&error))
     }
 
-    /// The customer has its counterpart: told, and whatever waited for it goes on.
-    async fn linked(&self, lease: &Lease, id: CustomerId, provider_id: &str, is_created: bool) -> Result<()> {
+    /// The customer has its counterpart: told, and whatever waited for it goes on. `frozen` made it; without it, it was
+    /// there before. An answer about a link that was changed meanwhile counts for nothing.
+    async fn linked(
+        &self,
+        lease: &Lease,
+        seen: &Customer,
+        provider_id: &str,
+        frozen: Option<&FrozenRequest>,
+    ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
-        let org = work.org;
-        let waiting = store::payments::ids_waiting_for(&mut work.tx, org, id).await?;
-        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
-        if customer.link_state != LinkState::Pending {
-            return work.end(Outcome::Done).await;
-        }
-        let Some(integration) = customer.integration_id else { return work.end(Outcome::Done).await };
+        let (org, now) = (work.org, work.now);
+        let mut customer = store::customers::lock(&mut work.tx, org, seen.id).await?;
+        let Some(integration) = customer.integration_id.filter(|_| customer.has_same_link(seen)) else {
+            return work.end(Outcome::Again(now)).await;
+        };
         let integration = store::integrations::get(&mut work.tx, org, integration).await?;
         customer.link_state = LinkState::Linked;
         customer.link_error = None;
         customer.provider_customer_id = Some(provider_id.to_owned());
-        if is_created {
+        if let Some(frozen) = frozen {
+            store::requests::finish(&mut work.tx, org, Purpose::Customer, seen.id.0, frozen.number, now).await?;
+            if stripe::customers::create_body(&customer) != frozen.body {
+                // It was changed while it was being created.
+                customer.unpushed_fields = PUSHED_FIELDS.map(str::to_owned).to_vec();
+                work.ask(JobKind::SyncCustomer, customer.id.0);
+            }
             work.tell(tell::customer_created("customer.payment_provider_created", &customer, &integration));
             let session = self.new_session(&mut work, &customer, &integration, None, true).await?;
             work.ask(JobKind::CreateCheckoutSession, session.id.0);
         } else {
             work.tell(tell::customer_created("customer.payment_provider_linked", &customer, &integration));
-            work.ask(JobKind::ImportPaymentMethods, id.0);
+            work.ask(JobKind::ImportPaymentMethods, customer.id.0);
         }
-        store::customers::save(&mut work.tx, &mut customer, work.now).await?;
-        for payment in waiting {
-            work.ask(JobKind::SubmitPayment, payment);
-        }
+        store::customers::save(&mut work.tx, &mut customer, now).await?;
+        ask_for_waiting(&mut work, &customer).await?;
         work.end(Outcome::Done).await
     }
 
-    async fn link_failed(&self, lease: &Lease, id: CustomerId, message: &str, code: &str) -> Result<()> {
+    async fn link_failed(
+        &self,
+        lease: &Lease,
+        seen: &Customer,
+        message: &str,
+        code: &str,
+        frozen: Option<&FrozenRequest>,
+    ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
-        let org = work.org;
-        let waiting = store::payments::ids_waiting_for(&mut work.tx, org, id).await?;
-        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
-        if customer.link_state == LinkState::Pending
-            && let Some(integration) = customer.integration_id
-        {
-            let integration = store::integrations::get(&mut work.tx, org, integration).await?;
-            customer.link_state = LinkState::Failed;
-            customer.link_error = Some(message.to_owned());
-            store::customers::save(&mut work.tx, &mut customer, work.now).await?;
-            work.tell(tell::customer_error(&customer, &integration, message, code));
-            for payment in waiting {
-                work.ask(JobKind::SubmitPayment, payment);
-            }
+        let (org, now) = (work.org, work.now);
+        let mut customer = store::customers::lock(&mut work.tx, org, seen.id).await?;
+        if let Some(frozen) = frozen {
+            store::requests::finish(&mut work.tx, org, Purpose::Customer, seen.id.0, frozen.number, now).await?;
         }
+        let Some(integration) = customer.integration_id.filter(|_| customer.has_same_link(seen)) else {
+            return work.end(Outcome::Again(now)).await;
+        };
+        let integration = store::integrations::get(&mut work.tx, org, integration).await?;
+        customer.link_state = LinkState::Failed;
+        customer.link_error = Some(message.to_owned());
+        store::customers::save(&mut work.tx, &mut customer, now).await?;
+        work.tell(tell::customer_error(&customer, &integration, message, code));
+        ask_for_waiting(&mut work, &customer).await?;
         work.end(Outcome::Done).await
     }
 
@@ -183,16 +202,12 @@ impl App {
         let body = stripe::customers::update_body(&customer.unpushed());
         let mut told = None;
         if !body.is_empty() {
-            let key = self.key(lease.organization_id, integration).await?;
+            let access = self.access(lease.organization_id, integration).await?;
             let idempotency_key = format!("paybridge-push-{}-{}", customer.id, customer.version);
-            match self.0.stripe.update_customer(&key, provider_id, &idempotency_key, &body).await {
+            match self.0.stripe.update_customer(&access.key, provider_id, &idempotency_key, &body).await {
                 Ok(_) => {}
-                Err(error) if error.is_key_trouble() => {
-                    self.pause_integration(lease.organization_id, integration, "customer.update", &error).await?;
-                    return Err(stripe_unavailable(&error));
-                }
                 Err(error) if error.verdict() == stripe::Verdict::Refused => told = Some(error),
-                Err(error) => return Err(stripe_unavailable(&error)),
+                Err(error) => return Err(self.stripe_trouble(&access, "customer.update", &error).await),
             }
         }
         let mut work = self.begin_leased(lease).await?;
@@ -211,4 +226,13 @@ impl App {
         }
         work.end(Outcome::Done).await
     }
+}
+
+/// Asks for the payments that waited for the customer. After the customer's lock: whoever found it as it was before has
+/// committed its wait by now.
+pub(super) async fn ask_for_waiting(work: &mut Work, customer: &Customer) -> Result<()> {
+    for payment in store::payments::ids_waiting_for(&mut work.tx, work.org, customer.id).await? {
+        work.ask(JobKind::SubmitPayment, payment);
+    }
+    Ok(())
 }

@@ -2,6 +2,8 @@
 //! repeats of the same deliveries ends in the same state (P6): final facts are taken as they are told, and where order
 //! matters the object is fetched from Stripe instead.
 
+use time::Duration;
+
 use super::facts::About;
 use crate::app::App;
 use crate::app::payments::Scene;
@@ -10,11 +12,11 @@ use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payments::{AttemptState, News, Payment, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
-use crate::domain::{PaymentId, Result};
+use crate::domain::{Error, PaymentId, Result};
 use crate::{store, stripe};
 
-/// How often a delivery about something not yet known is looked at again, before it counts as not ours.
-const UNKNOWN_TRIES_MAX: i32 = 6;
+/// For how long a delivery about something not yet known is looked at again, before it counts as not ours.
+const UNKNOWN_PERIOD: Duration = Duration::minutes(2);
 
 /// What has become of a delivery for now.
 pub(super) enum Verdict {
@@ -38,18 +40,24 @@ impl App {
         let Some(delivery) = found.filter(|delivery| delivery.state == DeliveryState::Received) else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
+        let is_young = self.clock().now() - delivery.receive_time < UNKNOWN_PERIOD;
         let state = match stripe::signals::observe(delivery.body.as_bytes()) {
             Err(error) => {
                 // It may be about money: an operator has to look at it.
                 tracing::error!(event.id = %delivery.provider_event_id, %error, "a delivery can't be understood");
                 DeliveryState::Parked(error.to_string())
             }
-            Ok(observation) => match self.take_signal(lease, &delivery, observation).await? {
-                Verdict::Applied => DeliveryState::Applied,
-                Verdict::Unknown(reason) if lease.failures < UNKNOWN_TRIES_MAX => {
+            Ok(observation) => match self.take_signal(lease, &delivery, observation).await {
+                Ok(Verdict::Applied) => DeliveryState::Applied,
+                Ok(Verdict::Unknown(reason)) if is_young => {
                     return self.begin_leased(lease).await?.end(Outcome::Retry(reason)).await;
                 }
-                Verdict::Unknown(reason) | Verdict::Ignored(reason) => DeliveryState::Ignored(reason),
+                Ok(Verdict::Unknown(reason) | Verdict::Ignored(reason)) => DeliveryState::Ignored(reason),
+                // It is about something that was deleted here, or came after the disconnect.
+                Err(error @ (Error::NotFound { .. } | Error::FailedPrecondition { .. })) => {
+                    DeliveryState::Ignored(error.to_string())
+                }
+                Err(error) => return Err(error),
             },
         };
         self.conclude(lease, delivery, state).await
@@ -130,9 +138,13 @@ impl App {
                 .is_some_and(|attempt| attempt.state != AttemptState::Open),
             None => false,
         };
-        drop(tx);
+        tx.close().await?;
         match &payment.provider_payment_intent_id {
-            None => Ok(Verdict::Unknown("the PaymentIntent's creation is not committed yet".to_owned())),
+            // The creation of its intent may not be committed yet; but one that was paid is money, whatever waits (P12).
+            None if payment.state == PaymentState::Pending || intent.status != IntentStatus::Succeeded => {
+                Ok(Verdict::Unknown("the PaymentIntent is not the payment's, or not yet".to_owned()))
+            }
+            None => self.other_intent(lease, id, &intent).await,
             Some(own) if *own != intent.id => self.other_intent(lease, id, &intent).await,
             Some(_) => {
                 if !(told_before && intent.status == IntentStatus::RequiresPaymentMethod) {

@@ -8,7 +8,7 @@ use super::apply::Verdict;
 use crate::app::customers::Learnt;
 use crate::app::payments::Scene;
 use crate::app::work::Work;
-use crate::app::{App, stripe_unavailable, tell};
+use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::deliveries::Delivery;
@@ -31,13 +31,21 @@ pub(super) struct About<'a> {
     pub event_time: OffsetDateTime,
 }
 
+/// What an event says about a method.
+struct Told<'a> {
+    method: &'a str,
+    attach_time: Option<OffsetDateTime>,
+    choose_time: Option<OffsetDateTime>,
+    mandate: Option<&'a str>,
+}
+
 fn unknown_customer() -> Verdict {
     Verdict::Unknown("no customer of ours is linked to this Stripe customer".to_owned())
 }
 
 impl App {
-    async fn delivery_key(&self, about: &About<'_>) -> Result<SecretString> {
-        self.key(about.lease.organization_id, about.delivery.integration_id).await
+    async fn delivery_access(&self, about: &About<'_>) -> Result<Access> {
+        self.access(about.lease.organization_id, about.delivery.integration_id).await
     }
 
     /// Locks the customer with this Stripe id, within a new change.
@@ -54,26 +62,66 @@ impl App {
         Ok(Some((work, customer, integration)))
     }
 
-    /// Whether a customer of ours has this Stripe id; asked before anything is fetched for it.
-    async fn is_ours(&self, about: &About<'_>, provider_id: &str) -> Result<bool> {
-        Ok(self.customer_of(about, provider_id).await?.is_some())
+    /// The version of the customer with this Stripe id, if it is ours; read before anything is fetched for it.
+    async fn version_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<i64>> {
+        let (org, integration) = (about.lease.organization_id, about.delivery.integration_id);
+        let mut tx = self.read(org).await?;
+        let id = store::customers::id_by_provider_id(&mut tx, org, integration, provider_id).await?;
+        let version = match id {
+            Some(id) => {
+                Some(store::customers::get(&mut tx, org, id).await?).filter(|it| it.link_state == LinkState::Linked)
+            }
+            None => None,
+        };
+        tx.close().await?;
+        Ok(version.map(|customer| customer.version))
+    }
+
+    /// Reads a method of a customer of ours and lets the customer learn it. What was read counts only if the customer did
+    /// not change meanwhile: else the method may have been detached since, and it is read again (P6).
+    async fn learn_current(&self, about: &About<'_>, provider_customer: &str, told: Told<'_>) -> Result<Verdict> {
+        for _ in 0..READS_MAX {
+            let Some(version) = self.version_of(about, provider_customer).await? else { return Ok(unknown_customer()) };
+            let Some((snapshot, mandate)) = self.current_method(about, told.method).await? else {
+                return Ok(Verdict::Ignored("Stripe does not know the payment method".to_owned()));
+            };
+            let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
+                return Ok(unknown_customer());
+            };
+            if customer.version != version {
+                work.abandon().await?;
+                continue;
+            }
+            let learnt = Learnt {
+                snapshot: &snapshot,
+                attach_time: told.attach_time,
+                choose_time: told.choose_time,
+                mandate: told.mandate.or(mandate.as_deref()).map(ToOwned::to_owned),
+            };
+            self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
+            work.commit().await?;
+            return Ok(Verdict::Applied);
+        }
+        Err(Error::internal(anyhow::anyhow!("a customer keeps changing while its payment method is read")))
     }
 
     /// A method as it is at Stripe now, with its mandate if it is a SEPA method; `None` if Stripe does not know it. The
     /// mandate is read along, because an invoice may be charged to the method as soon as it is known.
     async fn current_method(&self, about: &About<'_>, id: &str) -> Result<Option<(MethodSnapshot, Option<String>)>> {
-        let key = self.delivery_key(about).await?;
-        let method = match self.0.stripe.payment_method(&key, id).await {
+        let access = self.delivery_access(about).await?;
+        let method = match self.0.stripe.payment_method(&access.key, id).await {
             Ok(method) => method,
             Err(error) if error.is_missing() => return Ok(None),
-            Err(error) => return Err(stripe_unavailable(&error)),
+            Err(error) => return Err(self.stripe_trouble(&access, "payment_method.read", &error).await),
         };
         let is_sepa = method.kind == MethodKind::SepaDebit.as_str();
         let Some(customer) = method.provider_customer_id.clone().filter(|_| is_sepa) else {
             return Ok(Some((method, None)));
         };
-        let setups = self.0.stripe.setup_intents_of(&key, &customer).await;
-        let setups = setups.map_err(|error| stripe_unavailable(&error))?;
+        let setups = match self.0.stripe.setup_intents_of(&access.key, &customer).await {
+            Ok(setups) => setups,
+            Err(error) => return Err(self.stripe_trouble(&access, "setup_intent.list", &error).await),
+        };
         let setup = setups.into_iter().find(|setup| setup.provider_payment_method_id.as_deref() == Some(id));
         Ok(Some((method, setup.and_then(|setup| setup.provider_mandate_id))))
     }
@@ -90,20 +138,8 @@ impl App {
         let Some(provider_customer) = provider_customer else {
             return Ok(Verdict::Ignored("the payment method belongs to no customer".to_owned()));
         };
-        if !self.is_ours(about, provider_customer).await? {
-            return Ok(unknown_customer());
-        }
-        let Some((snapshot, known_mandate)) = self.current_method(about, method).await? else {
-            return Ok(Verdict::Ignored("Stripe does not know the payment method any more".to_owned()));
-        };
-        let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
-            return Ok(unknown_customer());
-        };
-        let mandate = mandate.or(known_mandate);
-        let learnt = Learnt { snapshot: &snapshot, attach_time, choose_time: None, mandate };
-        self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
-        work.commit().await?;
-        Ok(Verdict::Applied)
+        let told = Told { method, attach_time, choose_time: None, mandate: mandate.as_deref() };
+        self.learn_current(about, provider_customer, told).await
     }
 
     /// A SetupIntent succeeded: its method is attached, and for SEPA has a mandate.
@@ -119,8 +155,8 @@ impl App {
         let mut work = self.begin_leased(about.lease).await?;
         let (org, integration) = (work.org, about.delivery.integration_id);
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
-            // Whoever tells of its attachment later reads it, and sees that it is detached.
-            return Ok(Verdict::Ignored("the payment method is not known".to_owned()));
+            // Somebody may be reading it just now, still attached; afterwards it is known.
+            return Ok(Verdict::Unknown("the payment method is not known".to_owned()));
         };
         let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
         let integration = store::integrations::get(&mut work.tx, org, integration).await?;
@@ -139,20 +175,9 @@ impl App {
         provider_customer: &str,
         method: &str,
     ) -> Result<Verdict> {
-        if !self.is_ours(about, provider_customer).await? {
-            return Ok(unknown_customer());
-        }
-        let Some((snapshot, mandate)) = self.current_method(about, method).await? else {
-            return Ok(Verdict::Ignored("the chosen default is not a PaymentMethod".to_owned()));
-        };
-        let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
-            return Ok(unknown_customer());
-        };
         let choose_time = Some(about.event_time);
-        let learnt = Learnt { snapshot: &snapshot, attach_time: None, choose_time, mandate };
-        self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
-        work.commit().await?;
-        Ok(Verdict::Applied)
+        let told = Told { method, attach_time: None, choose_time, mandate: None };
+        self.learn_current(about, provider_customer, told).await
     }
 
     pub(super) async fn customer_deleted(&self, about: &About<'_>, provider_customer: &str) -> Result<Verdict> {
@@ -217,11 +242,11 @@ impl App {
         work.commit().await?;
         let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
         let Some(setup) = setup else { return Ok(Verdict::Applied) };
-        let key = self.delivery_key(about).await?;
-        match self.0.stripe.setup_intent(&key, setup).await {
+        let access = self.delivery_access(about).await?;
+        match self.0.stripe.setup_intent(&access.key, setup).await {
             Ok(Some(setup)) => self.setup_succeeded(about, setup).await,
             Ok(None) => Ok(Verdict::Applied),
-            Err(error) => Err(stripe_unavailable(&error)),
+            Err(error) => Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
         }
     }
 
@@ -247,7 +272,7 @@ impl App {
         let Some(intent) = intent else {
             return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
         };
-        let key = self.delivery_key(about).await?;
+        let access = self.delivery_access(about).await?;
         for _ in 0..READS_MAX {
             let mut tx = self.read(org).await?;
             let id = store::payments::id_by_intent(&mut tx, org, about.delivery.integration_id, intent).await?;
@@ -255,8 +280,11 @@ impl App {
                 return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
             };
             let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
-            drop(tx);
-            let found = fetch.read(&self.0.stripe, &key).await.map_err(|error| stripe_unavailable(&error))?;
+            tx.close().await?;
+            let found = match fetch.read(&self.0.stripe, &access.key).await {
+                Ok(found) => found,
+                Err(error) => return Err(self.stripe_trouble(&access, "refund.read", &error).await),
+            };
             let mut work = self.begin_leased(about.lease).await?;
             let scene = Scene::load(&mut work, id).await?;
             if Some(scene.payment.version) == version {
@@ -303,21 +331,28 @@ impl Fetch<'_> {
 /// Refunds and disputes stand beside the payment's state and never change it (P7).
 async fn write_settlement(work: &mut Work, mut scene: Scene, id: PaymentId, found: Found) -> Result<()> {
     let (org, now) = (work.org, work.now);
-    if let Some(charge) = found.charge
-        && scene.payment.amount_refunded != charge.amount_refunded
-    {
+    let mut told = Vec::new();
+    let mut has_news = false;
+    if let Some(charge) = found.charge {
+        has_news = scene.payment.amount_refunded != charge.amount_refunded;
         scene.payment.amount_refunded = charge.amount_refunded;
-        store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
     }
     if let Some(refund) = found.refund
         && store::settlements::upsert_refund(&mut work.tx, org, id, &refund, now).await?
     {
-        work.tell(tell::refund_updated(&scene.about(), &refund));
+        has_news = true;
+        told.push(tell::refund_updated(&scene.about(), &refund));
     }
     if let Some(dispute) = found.dispute
         && let Some(before) = store::settlements::upsert_dispute(&mut work.tx, org, id, &dispute, now).await?
     {
-        work.tell_all(tell::dispute_updated(&scene.about(), &dispute, &before));
+        has_news = true;
+        told.extend(tell::dispute_updated(&scene.about(), &dispute, &before));
     }
+    if has_news {
+        // The version rises with every one of these facts, so that whoever has read an older one reads again.
+        store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
+    }
+    work.tell_all(told);
     Ok(())
 }

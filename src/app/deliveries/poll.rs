@@ -5,7 +5,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::inbox::job_for;
 use super::new_delivery;
-use crate::app::{App, stripe_unavailable};
+use crate::app::App;
 use crate::domain::Result;
 use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -15,8 +15,6 @@ use crate::stripe::events::EventQuery;
 
 /// How far a read goes back behind the newest event seen: events may be listed late.
 const OVERLAP: Duration = Duration::minutes(2);
-/// How many pages of 100 one read takes at most (P11); the next read goes on from there.
-const PAGES_MAX: usize = 50;
 
 impl App {
     /// The job of an integration whose events list is to be read.
@@ -37,17 +35,8 @@ impl App {
             let mut tx = self.read(org).await?;
             store::integrations::poll_time(&mut tx, org, id).await?.unwrap_or(integration.create_time)
         };
-        let found = self.read_events(&integration, since - OVERLAP).await?;
-        let newest = found.iter().map(|delivery| delivery.created).max();
-
+        let newest = self.read_events(lease, &integration, since - OVERLAP).await?;
         let mut work = self.begin_leased(lease).await?;
-        let batch: Vec<&Delivery> = found.iter().collect();
-        let new = store::deliveries::insert_new(&mut work.tx, &batch).await?;
-        for delivery in &found {
-            if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
-                work.ask_for(job_for(delivery, self.clock()));
-            }
-        }
         if let Some(newest) = newest.filter(|newest| *newest > since) {
             store::integrations::set_poll_time(&mut work.tx, org, id, newest).await?;
         }
@@ -55,34 +44,44 @@ impl App {
         work.end(Outcome::Again(next)).await
     }
 
-    /// The events created at `since` or later, as deliveries, oldest first.
-    async fn read_events(&self, integration: &Integration, since: OffsetDateTime) -> Result<Vec<Delivery>> {
+    /// Stores the events created at `since` or later, a page a transaction, and returns the newest time among them. The
+    /// list runs from the newest back: only once its end is reached does the time that was read up to move on.
+    async fn read_events(
+        &self,
+        lease: &Lease,
+        integration: &Integration,
+        since: OffsetDateTime,
+    ) -> Result<Option<OffsetDateTime>> {
         let (org, id) = (integration.organization_id, integration.id);
-        let key = self.key(org, id).await?;
-        let now = self.clock().now();
-        let mut found = Vec::new();
+        let access = self.access(org, id).await?;
+        let mut newest = None;
         let mut after: Option<String> = None;
-        for _ in 0..PAGES_MAX {
+        loop {
             let query =
                 EventQuery { created_gte: Some(since), starting_after: after.as_deref(), ..EventQuery::default() };
-            let page = match self.0.stripe.events(&key, &query).await {
+            let page = match self.0.stripe.events(&access.key, &query).await {
                 Ok(page) => page,
-                Err(error) => {
-                    if error.is_key_trouble() {
-                        self.pause_integration(org, id, "event.list", &error).await?;
-                    }
-                    return Err(stripe_unavailable(&error));
-                }
+                Err(error) => return Err(self.stripe_trouble(&access, "event.list", &error).await),
             };
             after = page.events.last().map(|event| event.envelope.id.clone());
-            found.extend(
-                page.events.into_iter().map(|event| new_delivery(org, id, event.envelope, event.body, true, now)),
-            );
-            if !page.has_more || after.is_none() {
-                break;
+            let has_more = page.has_more && after.is_some();
+            newest = newest.max(page.events.iter().map(|event| event.envelope.created).max());
+
+            let mut work = self.begin_leased(lease).await?;
+            let now = work.now;
+            let listed = page.events.into_iter().rev();
+            let found: Vec<Delivery> =
+                listed.map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
+            let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
+            for delivery in &found {
+                if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
+                    work.ask_for(job_for(delivery, self.clock()));
+                }
+            }
+            work.commit().await?;
+            if !has_more {
+                return Ok(newest);
             }
         }
-        found.reverse();
-        Ok(found)
     }
 }

@@ -17,9 +17,9 @@ impl App {
         id: IntegrationId,
     ) -> Result<(Integration, Vec<Finding>)> {
         let integration = self.get_integration(org, id).await?;
-        let key = self.key(org, id).await?;
+        let access = self.access(org, id).await?;
         let mut findings = Vec::new();
-        match self.0.stripe.account(&key).await {
+        match self.0.stripe.account(&access.key).await {
             Ok(_) => findings.push(finding(FindingSubject::Key, "", FindingState::Ok, "")),
             Err(error) if error.is_key_trouble() => {
                 let message = format!("{error}; rotate the key");
@@ -28,12 +28,12 @@ impl App {
             }
             Err(error) => return Err(stripe_unavailable(&error)),
         }
-        if KeyClass::of(&key).is_ok_and(|class| class.restricted) {
-            let probed = self.0.stripe.probe_scopes(&key).await.map_err(|error| stripe_unavailable(&error))?;
+        if KeyClass::of(&access.key).is_ok_and(|class| class.restricted) {
+            let probed = self.0.stripe.probe_scopes(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
             findings.extend(probed.iter().map(scope_finding));
         }
         if let Some(endpoint) = &integration.provider_endpoint_id {
-            findings.push(self.check_endpoint(&integration, &key, endpoint).await?);
+            findings.push(self.check_endpoint(&integration, &access.key, endpoint).await?);
         }
         let is_sound =
             findings.iter().all(|finding| matches!(finding.state, FindingState::Ok | FindingState::Unproved));

@@ -6,10 +6,9 @@ use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
 
 use super::stripe_unavailable;
-use crate::app::App;
 use crate::app::payments::hash_request;
-use crate::app::tell;
 use crate::app::work::Work;
+use crate::app::{Access, App, tell};
 use crate::domain::integrations::{Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -125,11 +124,15 @@ impl App {
 
     /// Registers the endpoint, or learns what became of an earlier try, and makes the integration `ACTIVE`.
     async fn register_endpoint(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
-        let key = self.key(org, id).await?;
-        let frozen = self.endpoint_request(org, id, &key).await?;
-        let answer = self.0.stripe.create_webhook_endpoint(&key, &frozen.idempotency_key, &frozen.body).await;
+        let access = self.access(org, id).await?;
+        let frozen = self.endpoint_request(org, id, &access.key).await?;
+        let answer = self.0.stripe.create_webhook_endpoint(&access.key, &frozen.idempotency_key, &frozen.body).await;
         match answer {
-            Ok(endpoint) => self.activate(org, id, endpoint).await,
+            Ok(endpoint) => {
+                self.activate(&access, endpoint).await?;
+                // Whatever was given in while it was connecting is looked at.
+                self.resume_integration(org, id).await.map(|_| ())
+            }
             Err(error) if error.verdict() == stripe::Verdict::Refused || error.is_key_trouble() => {
                 self.give_up_connecting(org, id).await?;
                 let message = format!("the webhook endpoint could not be registered: {error}");
@@ -167,26 +170,31 @@ impl App {
         Ok(frozen)
     }
 
-    async fn activate(
-        &self,
-        org: OrganizationId,
-        id: IntegrationId,
-        endpoint: stripe::webhook_endpoints::WebhookEndpoint,
-    ) -> Result<()> {
+    async fn activate(&self, access: &Access, endpoint: stripe::webhook_endpoints::WebhookEndpoint) -> Result<()> {
+        let (org, id) = (access.org, access.integration);
         let Some(secret) = &endpoint.secret else {
             return Err(Error::internal(anyhow::anyhow!("Stripe made an endpoint and did not tell its secret")));
         };
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
-        if integration.state != IntegrationState::Connecting {
-            return Ok(());
+        match integration.state {
+            IntegrationState::Connecting => {
+                integration.state = IntegrationState::Active;
+                work.tell(tell::provider("payment_provider.connected", &integration));
+            }
+            // It is to go again already: the disconnect removes the endpoint, if it knows of it.
+            IntegrationState::Disconnecting => {}
+            IntegrationState::Active | IntegrationState::Paused => return Ok(()),
+            IntegrationState::Disconnected => {
+                work.abandon().await?;
+                let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &endpoint.id).await;
+                return deleted.map_err(|error| stripe_unavailable(&error));
+            }
         }
-        integration.state = IntegrationState::Active;
         integration.provider_endpoint_id = Some(endpoint.id.clone());
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Webhook, Some(secret)).await?;
-        work.tell(tell::provider("payment_provider.connected", &integration));
         work.commit().await
     }
 
@@ -236,6 +244,9 @@ impl App {
         }
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
+        if integration.state == IntegrationState::Disconnected {
+            return Err(Error::EtagMismatch { kind: "integration", id: id.to_string() });
+        }
         integration.key_hint = hint(&checked.key);
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;

@@ -48,14 +48,15 @@ impl App {
         if integration.state != IntegrationState::Disconnecting {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        let key = self.key(org, id).await?;
+        let access = self.access(org, id).await?;
         let mut tx = self.read(org).await?;
         let is_forced = store::integrations::is_forced(&mut tx, org, id).await?;
         let sessions = store::checkout_sessions::open(&mut tx, org, id).await?;
-        drop(tx);
-        let mut is_key_dead = false;
+        tx.close().await?;
+        // Only Stripe's word that it does not accept the key means that nothing more will be heard of what moves.
+        let is_key_dead = matches!(self.0.stripe.account(&access.key).await, Err(stripe::Error::Unauthorized(_)));
         for session in sessions {
-            is_key_dead |= self.close_session(lease, &key, session).await?;
+            self.close_session(lease, &access.key, session, is_key_dead).await?;
         }
         let moving = self.stop_payments(lease, id).await?;
         if moving > 0 && !is_forced && !is_key_dead {
@@ -63,17 +64,22 @@ impl App {
             let next = work.now + DRAIN_PERIOD;
             return work.end(Outcome::Again(next)).await;
         }
-        self.remove_endpoint(lease, integration, &key).await
+        self.remove_endpoint(lease, integration, &access.key).await
     }
 
-    /// Expires an open session at Stripe. `true`: Stripe does not accept the key any more.
-    async fn close_session(&self, lease: &Lease, key: &SecretString, session: CheckoutSession) -> Result<bool> {
+    /// Expires an open session at Stripe. With a dead key it is only given up here; it ends by itself within a day.
+    async fn close_session(
+        &self,
+        lease: &Lease,
+        key: &SecretString,
+        session: CheckoutSession,
+        is_key_dead: bool,
+    ) -> Result<()> {
         let mut status = SessionStatus::Expired;
-        if let Some(provider_id) = &session.provider_session_id {
+        if let Some(provider_id) = session.provider_session_id.as_ref().filter(|_| !is_key_dead) {
             let idempotency_key = format!("paybridge-expire-{}", session.id);
             match self.0.stripe.expire_checkout_session(key, provider_id, &idempotency_key).await {
                 Ok(_) => {}
-                Err(error) if error.is_key_trouble() => return Ok(true),
                 Err(stripe::Error::Invalid(_)) => {
                     let read = self.0.stripe.checkout_session(key, provider_id).await;
                     status = read.map_err(|error| super::stripe_unavailable(&error))?.status;
@@ -88,8 +94,7 @@ impl App {
                 if status == SessionStatus::Complete { SessionState::Complete } else { SessionState::Expired };
             store::checkout_sessions::save(&mut work.tx, &session).await?;
         }
-        work.commit().await?;
-        Ok(false)
+        work.commit().await
     }
 
     /// Cancels what can be canceled, and counts what still moves.

@@ -7,11 +7,14 @@ mod disconnect;
 
 use std::time::Duration;
 
-use super::App;
+use secrecy::ExposeSecret;
+
 use super::tell;
+use super::{Access, App};
 use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpdate};
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
+use crate::store::integrations::Secret;
 use crate::{store, stripe};
 
 /// What a caller is told when a call to Stripe did not bring a definite answer.
@@ -64,17 +67,26 @@ impl App {
         Ok(integration)
     }
 
-    /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once.
-    pub(super) async fn pause_integration(
-        &self,
-        org: OrganizationId,
-        id: IntegrationId,
-        action: &str,
-        error: &stripe::Error,
-    ) -> Result<()> {
+    /// What a failed call means for a job: a key that must be mended pauses the integration; in any case the job is
+    /// tried again later, since unknown is not failed (P2).
+    pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
+        if error.is_key_trouble()
+            && let Err(error) = self.pause_integration(access, action, error).await
+        {
+            return error;
+        }
+        stripe_unavailable(error)
+    }
+
+    /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once,
+    /// and not at all if another key has taken its place meanwhile.
+    pub(super) async fn pause_integration(&self, access: &Access, action: &str, error: &stripe::Error) -> Result<()> {
+        let (org, id) = (access.org, access.integration);
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
-        if integration.state != IntegrationState::Active {
+        let present = store::integrations::secret(&mut work.tx, &self.0.sealer, org, id, Secret::Key).await?;
+        let is_present = present.is_some_and(|key| key.expose_secret() == access.key.expose_secret());
+        if integration.state != IntegrationState::Active || !is_present {
             return Ok(());
         }
         integration.state = IntegrationState::Paused;
@@ -93,9 +105,11 @@ impl App {
     /// The key is good again: everything that waited for it is looked at.
     async fn resume_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
         let mut work = self.begin(org).await?;
+        let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
+        // Listed under the lock: whoever found the integration paused before has committed its wait by now.
         let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
         let customers = store::customers::pending_links(&mut work.tx, org, id).await?;
-        let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
+        store::jobs::hurry(&mut work.tx, org, work.now).await?;
         if integration.state == IntegrationState::Paused {
             integration.state = IntegrationState::Active;
             integration.pause_reason = None;

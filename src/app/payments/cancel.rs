@@ -1,6 +1,8 @@
 //! Cancelling a payment. What never reached Stripe is canceled at once; else the request is recorded, and Stripe's
 //! answer decides: an intent in `processing` usually can't be canceled, and then the payment goes on.
 
+use time::OffsetDateTime;
+
 use super::Scene;
 use crate::app::App;
 use crate::app::tell;
@@ -48,16 +50,18 @@ impl App {
         let Some(intent_id) = intent_id.filter(|_| !payment.state.is_final()) else {
             return work.end(Outcome::Done).await;
         };
-        drop(work);
-        let key = self.key(lease.organization_id, payment.integration_id).await?;
-        let idempotency_key = format!("paybridge-cancel-{id}-{}-{}", payment.intent_number, payment.attempt_number);
-        match self.0.stripe.cancel_payment_intent(&key, &intent_id, &idempotency_key).await {
-            Ok(_) | Err(stripe::Error::Invalid(_)) => {}
-            Err(error) => {
-                return Err(self.stripe_trouble(lease.organization_id, id, "payment_intent.cancel", &error).await);
-            }
+        let payment = scene.payment;
+        work.abandon().await?;
+        let access = self.access(lease.organization_id, payment.integration_id).await?;
+        // The key names the request to cancel, so that a later one is not answered with an earlier refusal.
+        let asked = payment.cancel_request_time.map(OffsetDateTime::unix_timestamp_nanos).unwrap_or_default();
+        let idempotency_key = format!("paybridge-cancel-{id}-{}-{asked}", payment.intent_number);
+        match self.0.stripe.cancel_payment_intent(&access.key, &intent_id, &idempotency_key).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}
+            Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.cancel", &error).await),
         }
-        // Whether it was canceled or refused: the intent itself says where it stands.
+        // Whether it was canceled, refused or lost: the intent itself says where it stands.
         let intent = self.refresh_payment(lease, id).await?;
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;

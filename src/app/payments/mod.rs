@@ -242,6 +242,11 @@ fn new_payment(
 fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
     let payment = &scene.payment;
     let subject = format!("payment/{}", payment.id);
+    if !scene.integration.accepts_work() {
+        let message =
+            format!("the integration {} takes no new tries; it is being disconnected", scene.integration.code);
+        return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
+    }
     if !matches!(payment.state, PaymentState::Failed) && payment.pending_reason.is_none() {
         let state = payment.state.as_str().to_uppercase();
         let message = format!("the payment is {state}; only a FAILED one, or a PENDING one that waits, can be retried");

@@ -4,12 +4,12 @@
 use time::Duration;
 
 use super::Scene;
-use crate::app::App;
+use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payments::News;
+use crate::domain::payments::{AttemptState, News};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
-use crate::{store, stripe};
+use crate::store;
 
 /// After how long a payment that still moves is asked about, when nobody has told anything.
 pub(super) const RECONCILE_PERIOD: Duration = Duration::hours(1);
@@ -19,19 +19,19 @@ const READS_MAX: usize = 5;
 
 impl App {
     /// Reads the payment's intent and takes in what it says. The read counts only if the payment did not change while it
-    /// was under way: else what was read may be older than what is known, and it is read again (P6). `finish` writes what
-    /// follows, in the same transaction.
+    /// was under way: else what was read may be older than what is known, and it is read again (P6).
     pub(in crate::app) async fn refresh_payment(&self, lease: &Lease, id: PaymentId) -> Result<Option<IntentSnapshot>> {
         let org = lease.organization_id;
         for _ in 0..READS_MAX {
-            let Some((version, key, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
-            let intent = match self.0.stripe.payment_intent(&key, &intent_id).await {
+            let Some((version, access, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
+            let intent = match self.0.stripe.payment_intent(&access.key, &intent_id).await {
                 Ok(intent) => intent,
-                Err(error) => return Err(self.stripe_trouble(org, id, "payment_intent.read", &error).await),
+                Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.read", &error).await),
             };
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
             if scene.payment.version != version {
+                work.abandon().await?;
                 continue;
             }
             scene.news(&mut work, News::Intent(&intent)).await?;
@@ -41,56 +41,30 @@ impl App {
         Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while it is read")))
     }
 
-    async fn intent_of(
-        &self,
-        org: OrganizationId,
-        id: PaymentId,
-    ) -> Result<Option<(i64, secrecy::SecretString, String)>> {
+    async fn intent_of(&self, org: OrganizationId, id: PaymentId) -> Result<Option<(i64, Access, String)>> {
         let mut tx = self.read(org).await?;
         let payment = store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?;
-        drop(tx);
+        tx.close().await?;
         let Some(intent_id) = payment.provider_payment_intent_id else { return Ok(None) };
-        Ok(Some((payment.version, self.key(org, payment.integration_id).await?, intent_id)))
-    }
-
-    /// What a failed call means for a job about a payment: a key to be mended pauses the integration; everything else is
-    /// tried again later, since unknown is not failed (P2).
-    pub(super) async fn stripe_trouble(
-        &self,
-        org: OrganizationId,
-        id: PaymentId,
-        action: &str,
-        error: &stripe::Error,
-    ) -> Error {
-        if error.is_key_trouble() {
-            let paused = async {
-                let mut tx = self.read(org).await?;
-                let payment =
-                    store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?;
-                drop(tx);
-                self.pause_integration(org, payment.integration_id, action, error).await
-            };
-            if let Err(error) = paused.await {
-                return error;
-            }
-        }
-        crate::app::stripe_unavailable(error)
+        Ok(Some((payment.version, self.access(org, payment.integration_id).await?, intent_id)))
     }
 
     /// The job of a payment that has been moving for long.
     pub(in crate::app) async fn reconcile_payment(&self, lease: &Lease) -> Result<()> {
         let id: PaymentId = lease.object_id.into();
-        self.refresh_payment(lease, id).await?;
+        let intent = self.refresh_payment(lease, id).await?;
         let mut work = self.begin_leased(lease).await?;
         let scene = Scene::load(&mut work, id).await?;
-        let outcome = if scene.payment.is_moving() {
-            if scene.payment.unknown_since.is_some() {
-                work.ask(JobKind::SubmitPayment, id.0);
-            }
-            Outcome::Again(work.now + RECONCILE_PERIOD)
-        } else {
-            Outcome::Done
-        };
-        work.end(outcome).await
+        if !scene.payment.is_moving() {
+            return work.end(Outcome::Done).await;
+        }
+        // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
+        // that sends.
+        let is_open = scene.attempt.as_ref().is_some_and(|attempt| attempt.state == AttemptState::Open);
+        if is_open && intent.is_none_or(|intent| intent.waits()) {
+            work.ask(JobKind::SubmitPayment, id.0);
+        }
+        let next = work.now + RECONCILE_PERIOD;
+        work.end(Outcome::Again(next)).await
     }
 }

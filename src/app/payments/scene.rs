@@ -29,8 +29,10 @@ impl Scene {
             0 => None,
             number => store::attempts::get(&mut work.tx, org, id, number).await?,
         };
-        let customer = store::customers::get_even_deleted(&mut work.tx, org, payment.customer_id).await?;
-        let integration = store::integrations::get(&mut work.tx, org, payment.integration_id).await?;
+        // Held as they are until the commit: whoever links the customer, chooses its default or mends the key meanwhile
+        // finds this payment waiting, and asks for it again.
+        let customer = store::customers::share(&mut work.tx, org, payment.customer_id).await?;
+        let integration = store::integrations::share(&mut work.tx, org, payment.integration_id).await?;
         let methods = store::payment_methods::all(&mut work.tx, org, customer.id).await?;
         Ok(Self { payment, attempt, customer, integration, methods })
     }

@@ -2,13 +2,12 @@
 //! move, and its id committed; then that id is confirmed. Each body is committed before it is first sent, and sent again
 //! byte for byte (P2). Killed anywhere, the next worker reads what is committed and goes on from there (P8).
 
-use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
 use super::Scene;
 use super::refresh::RECONCILE_PERIOD;
-use crate::app::App;
 use crate::app::work::Work;
+use crate::app::{Access, App};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
@@ -40,6 +39,8 @@ impl App {
             if scene.lacked_method() && scene.customer.default_payment_method_id.is_some() {
                 // A method has arrived: the one try that Paybridge makes on its own.
                 scene.news(&mut work, News::Retried(None)).await?;
+                work.commit().await?;
+                continue;
             }
             match plan(&scene.payment, &scene.integration, &scene.customer, &scene.methods) {
                 Step::Rest => return work.end(Outcome::Done).await,
@@ -53,7 +54,7 @@ impl App {
                     }
                 }
                 Step::Confirm { method, kinds } => {
-                    drop(work);
+                    work.abandon().await?;
                     let mut intent = None;
                     // Before the first confirm nothing can stand on the intent yet.
                     if scene.attempt.is_some() {
@@ -65,7 +66,7 @@ impl App {
                     self.freeze_attempt(lease, &scene, intent.as_ref(), method, &kinds).await?;
                 }
                 Step::Resume => {
-                    drop(work);
+                    work.abandon().await?;
                     if self.resume(lease, scene).await?.is_break() {
                         return Ok(());
                     }
@@ -88,34 +89,45 @@ impl App {
         };
         let now = work.now;
         work.commit().await?;
-        let key = self.key(org, payment.integration_id).await?;
+        let access = self.access(org, payment.integration_id).await?;
         if now - frozen.create_time > KEY_AGE_MAX {
-            return self.look_for_intent(lease, scene, &key, &frozen, &provider_customer).await;
+            return self.look_for_intent(lease, scene, &access, &frozen, &provider_customer).await;
         }
-        let answer = self.0.stripe.create_payment_intent(&key, &frozen.idempotency_key, &frozen.body).await;
+        let answer = self.0.stripe.create_payment_intent(&access.key, &frozen.idempotency_key, &frozen.body).await;
         match answer {
-            Ok(intent) => self.adopt_intent(lease, &scene, &intent).await,
+            Ok(intent) => self.adopt_intent(lease, &scene, &frozen, &intent).await,
             Err(stripe::Error::Unknown { replayed: true, .. }) => {
-                self.look_for_intent(lease, scene, &key, &frozen, &provider_customer).await
+                self.look_for_intent(lease, scene, &access, &frozen, &provider_customer).await
             }
-            Err(error) => self.creation_refused(lease, &scene, &frozen, &error).await,
+            Err(error) => self.creation_refused(lease, &scene, &access, &frozen, &error).await,
         }
     }
 
-    /// The intent exists: its id is committed before anything else is done with it.
-    async fn adopt_intent(&self, lease: &Lease, scene: &Scene, intent: &IntentSnapshot) -> Result<Flow> {
+    /// The intent exists: its id is committed before anything else is done with it. An answer that comes after the payment
+    /// was canceled and given in anew is of an earlier round, perhaps for another amount: its intent is left alone,
+    /// unconfirmed, and takes no money.
+    async fn adopt_intent(
+        &self,
+        lease: &Lease,
+        scene: &Scene,
+        frozen: &FrozenRequest,
+        intent: &IntentSnapshot,
+    ) -> Result<Flow> {
         let mut work = self.begin_leased(lease).await?;
         let mut now_scene = Scene::load(&mut work, scene.payment.id).await?;
-        let payment = &mut now_scene.payment;
-        if payment.state != PaymentState::Pending || payment.provider_payment_intent_id.is_some() {
+        if !now_scene.awaits(frozen) {
             work.commit().await?;
             return Ok(Flow::Continue(()));
         }
-        payment.provider_payment_intent_id = Some(intent.id.clone());
-        payment.unknown_since = None;
-        if payment.cancel_request_time.is_some() {
-            work.ask(JobKind::CancelPayment, payment.id.0);
+        let is_ours = intent.amount == now_scene.payment.amount
+            && intent.provider_customer_id.as_deref() == now_scene.customer.linked_provider_id();
+        let payment = &mut now_scene.payment;
+        if is_ours {
+            payment.provider_payment_intent_id = Some(intent.id.clone());
+        } else {
+            payment.intent_number = frozen.number + 1;
         }
+        payment.unknown_since = None;
         store::payments::save(&mut work.tx, payment, work.now).await?;
         work.commit().await?;
         Ok(Flow::Continue(()))
@@ -127,36 +139,36 @@ impl App {
         &self,
         lease: &Lease,
         scene: Scene,
-        key: &SecretString,
+        access: &Access,
         frozen: &FrozenRequest,
         provider_customer: &str,
     ) -> Result<Flow> {
         let since = frozen.create_time - Duration::minutes(5);
-        let found = self.0.stripe.find_payment_intents(key, provider_customer, since, scene.payment.id).await;
+        let found = self.0.stripe.find_payment_intents(&access.key, provider_customer, since, scene.payment.id).await;
         let found = match found {
             Ok(found) => found,
-            Err(error) => {
-                return Err(self
-                    .stripe_trouble(lease.organization_id, scene.payment.id, "payment_intent.list", &error)
-                    .await);
-            }
+            Err(error) => return Err(self.stripe_trouble(access, "payment_intent.list", &error).await),
         };
-        let mut open = found.iter().filter(|intent| intent.status != IntentStatus::Canceled);
+        let is_open =
+            |intent: &&IntentSnapshot| intent.status != IntentStatus::Canceled && intent.amount == scene.payment.amount;
+        let mut open = found.iter().filter(is_open);
         let Some(kept) = open.next() else {
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, scene.payment.id).await?;
-            scene.payment.intent_number = frozen.number + 1;
-            store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
+            if scene.awaits(frozen) {
+                scene.payment.intent_number = frozen.number + 1;
+                store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
+            }
             work.commit().await?;
             return Ok(Flow::Continue(()));
         };
         for twin in open {
             let idempotency_key = format!("paybridge-cancel_twin-{}", twin.id);
-            if let Err(error) = self.0.stripe.cancel_payment_intent(key, &twin.id, &idempotency_key).await {
+            if let Err(error) = self.0.stripe.cancel_payment_intent(&access.key, &twin.id, &idempotency_key).await {
                 tracing::warn!(intent.id = %twin.id, %error, "an unconfirmed twin of an intent could not be canceled");
             }
         }
-        self.adopt_intent(lease, &scene, kept).await
+        self.adopt_intent(lease, &scene, frozen, kept).await
     }
 
     /// The intent was not made, or may not have been.
@@ -164,20 +176,31 @@ impl App {
         &self,
         lease: &Lease,
         scene: &Scene,
+        access: &Access,
         frozen: &FrozenRequest,
         error: &stripe::Error,
     ) -> Result<Flow> {
         let id = scene.payment.id;
         if error.is_key_trouble() {
-            self.pause_integration(lease.organization_id, scene.integration.id, "payment_intent.create", error).await?;
+            self.pause_integration(access, "payment_intent.create", error).await?;
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
+            if scene.integration.state != IntegrationState::Paused {
+                // Another key has taken its place, or the integration is not in use yet: later.
+                work.end(Outcome::Retry(error.to_string())).await?;
+                return Ok(Flow::Break(()));
+            }
             scene.news(&mut work, News::Waits(PendingReason::IntegrationPaused)).await?;
             work.end(Outcome::Done).await?;
             return Ok(Flow::Break(()));
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
+        if !scene.awaits(frozen) {
+            // The answer is of an earlier round of the payment.
+            work.commit().await?;
+            return Ok(Flow::Continue(()));
+        }
         match error.verdict() {
             stripe::Verdict::Refused => {
                 let news = if error.code() == Some("amount_too_small") {
@@ -204,8 +227,7 @@ impl App {
     async fn intent_before_confirm(&self, lease: &Lease, scene: &Scene) -> Result<Option<IntentSnapshot>> {
         let id = scene.payment.id;
         let Some(intent) = self.refresh_payment(lease, id).await? else { return Ok(None) };
-        let is_free = matches!(intent.status, IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation);
-        Ok(is_free.then_some(intent))
+        Ok(intent.waits().then_some(intent))
     }
 
     /// Freezes the attempt and marks the payment as sent, in one transaction; the confirm itself follows in the next
@@ -220,7 +242,13 @@ impl App {
     ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, planned.payment.id).await?;
-        if scene.payment.version != planned.payment.version {
+        // Only what was planned is done: a look at the intent in between may have raised the version, and nothing else.
+        if scene.payment.state != PaymentState::Pending
+            || scene.payment.cancel_request_time.is_some()
+            || scene.payment.attempt_number != planned.payment.attempt_number
+            || scene.payment.provider_payment_intent_id != planned.payment.provider_payment_intent_id
+            || scene.payment.amount != planned.payment.amount
+        {
             return work.commit().await;
         }
         let Some(intent_id) = scene.payment.provider_payment_intent_id.clone() else {
@@ -286,10 +314,10 @@ impl App {
     /// Sends the confirm: the frozen body, under the attempt's own key.
     async fn confirm(&self, lease: &Lease, scene: &Scene, attempt: &Attempt) -> Result<Flow> {
         let id = scene.payment.id;
-        let key = self.key(lease.organization_id, scene.payment.integration_id).await?;
+        let access = self.access(lease.organization_id, scene.payment.integration_id).await?;
         let intent_id = &attempt.provider_payment_intent_id;
         let answer =
-            self.0.stripe.confirm_payment_intent(&key, intent_id, &attempt.idempotency_key, &attempt.body).await;
+            self.0.stripe.confirm_payment_intent(&access.key, intent_id, &attempt.idempotency_key, &attempt.body).await;
         let error = match answer {
             Ok(intent) => {
                 let mut work = self.begin_leased(lease).await?;
@@ -299,7 +327,7 @@ impl App {
                     work.commit().await?;
                 } else {
                     // Something newer may have come in while the call was under way; the intent is the judge.
-                    drop(work);
+                    work.abandon().await?;
                     self.refresh_payment(lease, id).await?;
                 }
                 return self.rest(lease, id).await;
@@ -314,8 +342,14 @@ impl App {
             return self.rest(lease, id).await;
         }
         if error.is_key_trouble() {
-            self.pause_integration(lease.organization_id, scene.integration.id, "payment_intent.confirm", &error)
-                .await?;
+            self.pause_integration(&access, "payment_intent.confirm", &error).await?;
+            let mut work = self.begin_leased(lease).await?;
+            let scene = Scene::load(&mut work, id).await?;
+            if scene.integration.state != IntegrationState::Paused {
+                work.end(Outcome::Retry(error.to_string())).await?;
+                return Ok(Flow::Break(()));
+            }
+            work.abandon().await?;
             return self.rest(lease, id).await;
         }
         let mut work = self.begin_leased(lease).await?;
@@ -403,8 +437,7 @@ fn confirm_key(payment: PaymentId, number: i32) -> String {
 
 /// Whether the intent still waits for a method, without a trace of `attempt`: that proves nothing (P2).
 fn waits_untouched(intent: &IntentSnapshot, attempt: &Attempt) -> bool {
-    let waits = matches!(intent.status, IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation);
-    waits && !attempt.has_moved(intent)
+    intent.waits() && !attempt.has_moved(intent)
 }
 
 /// Whether the job goes on, or has been ended.
@@ -419,6 +452,13 @@ impl Scene {
     fn lacked_method(&self) -> bool {
         self.payment.state == PaymentState::Failed
             && self.payment.failure.as_ref().is_some_and(|failure| failure.code == Failure::NO_PAYMENT_METHOD)
+    }
+
+    /// Whether the payment still waits for the intent that this request makes.
+    fn awaits(&self, frozen: &FrozenRequest) -> bool {
+        self.payment.state == PaymentState::Pending
+            && self.payment.provider_payment_intent_id.is_none()
+            && self.payment.intent_number == frozen.number
     }
 
     fn provider_customer(&self) -> Result<&str> {

@@ -55,10 +55,10 @@ impl Payment {
         let (from, reason_before) = (self.state, self.pending_reason);
         match news {
             News::Intent(intent) => self.apply_intent(attempt, intent, now),
+            _ if self.state.is_final() => {}
             News::Unknown => {
                 self.unknown_since.get_or_insert(now);
             }
-            _ if self.state.is_final() => {}
             News::Waits(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
             News::Refused(failure) if self.state == PaymentState::Pending => self.fail(failure),
             News::ConfirmRefused(failure) if self.is_moving() => {

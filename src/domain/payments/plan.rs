@@ -43,6 +43,9 @@ pub fn plan(payment: &Payment, integration: &Integration, customer: &Customer, m
     if payment.cancel_request_time.is_some() {
         return Step::Rest;
     }
+    if !integration.accepts_work() {
+        return decide(News::Withdrawn);
+    }
     if payment.amount.minor_units == 0 {
         return decide(News::NothingDue);
     }
