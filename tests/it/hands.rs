@@ -134,3 +134,13 @@ pub async fn pay(player: &mut Player, request: CreatePaymentRequest) -> Result<P
     let answer = player.api.payments.create_payment(request).await?.into_inner();
     Ok(answer.payment.expect("the answer holds a payment"))
 }
+
+/// The signing secret of a webhook endpoint, which Stripe tells once: read from what the sandbox keeps in `state_file`.
+pub async fn webhook_secret(state_file: &std::path::Path, endpoint: &str) -> String {
+    until("the sandbox has written down the endpoint's secret", || async {
+        let state: serde_json::Value = serde_json::from_slice(&std::fs::read(state_file).ok()?).ok()?;
+        let mut accounts = state["accounts"].as_object()?.values();
+        accounts.find_map(|account| Some(account["hidden"][endpoint]["secret"].as_str()?.to_owned()))
+    })
+    .await
+}
