@@ -27,7 +27,7 @@ CREATE TABLE deliveries (
     provider_event_id text NOT NULL,
     created timestamptz NOT NULL,
     event_type text NOT NULL,
-    -- As it came.
+    -- As it came, but for the values of its client secrets (P9).
     body text NOT NULL,
     -- Read from the events list: in the account's API version, so objects are fetched instead of trusted.
     polled boolean NOT NULL,
@@ -41,6 +41,9 @@ CREATE TABLE deliveries (
 
 -- Takes what is too old or too far ahead for a day of its own.
 CREATE TABLE deliveries_default PARTITION OF deliveries DEFAULT;
+
+-- P10: rows are reached through the parent and its policies; a partition has none, so by its own name it shows nothing.
+ALTER TABLE deliveries_default ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
 
 -- Makes the partitions of these days, and skips a day whose rows already lie in the default partition.
 CREATE FUNCTION ensure_delivery_partitions(first_day date, last_day date) RETURNS void
@@ -57,6 +60,7 @@ BEGIN
                     'CREATE TABLE %I PARTITION OF deliveries FOR VALUES FROM (%L) TO (%L)',
                     partition, day::text || ' 00:00:00+00', (day + 1)::text || ' 00:00:00+00'
                 );
+                EXECUTE format('ALTER TABLE %I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', partition);
             EXCEPTION WHEN check_violation OR duplicate_table THEN
                 NULL;
             END;

@@ -76,6 +76,8 @@ pub struct Options {
     pub polls_events: bool,
     /// Whether Stripe's own events are relayed.
     pub relay_provider_events: bool,
+    /// How many event streams an organization may have open on each server in this process.
+    pub max_streams_per_organization: usize,
 }
 
 impl Default for Options {
@@ -91,6 +93,7 @@ impl Default for Options {
             http_listen: any,
             polls_events: false,
             relay_provider_events: false,
+            max_streams_per_organization: 1_000,
         }
     }
 }
@@ -213,7 +216,7 @@ impl Stage {
             stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: RealDuration::from_secs(20) },
             encryption_keys: vec![EncryptionKey { id: "stage".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
             default_success_url: format!("{}/thanks", self.sandbox.url()),
-            max_streams_per_organization: 1_000,
+            max_streams_per_organization: self.options.max_streams_per_organization,
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
             worker_concurrency: 8,
             shutdown_grace: RealDuration::from_secs(5),

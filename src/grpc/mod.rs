@@ -19,6 +19,7 @@ mod subscriber;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::middleware::map_response;
 use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::service::{Routes, RoutesBuilder};
@@ -90,7 +91,7 @@ pub fn routes<H: Health>(
         .add_service(reflection().build_v1()?)
         // What grpcurl 1.8 asks for.
         .add_service(reflection().build_v1alpha()?);
-    Ok(routes.clone().routes())
+    Ok(routes.clone().routes().into_axum_router().layer(map_response(status::explain)).into())
 }
 
 /// Knows the details of errors, and health, too: so grpcurl can print them.

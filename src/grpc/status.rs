@@ -7,10 +7,12 @@
 use std::collections::HashMap;
 use std::fmt::Write as _;
 
+use axum::response::Response;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use crate::domain::Error;
+use super::REQUEST_BYTES_MAX;
+use crate::domain::{Error, Violation};
 
 /// The domain of every `ErrorInfo` of ours.
 const DOMAIN: &str = "paybridge";
@@ -40,6 +42,23 @@ fn text(error: &Error) -> String {
         let _ = write!(text, "; and {more} more");
     }
     text
+}
+
+/// What tonic refuses by itself has no details, and two of its codes would mislead: to a message over the limit it says
+/// OUT_OF_RANGE, which of ours means a trimmed position, and to one that can't be decoded INTERNAL.
+pub(super) async fn explain(response: Response) -> Response {
+    let bare = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty());
+    let error = match bare.as_ref().map(Status::code) {
+        Some(Code::OutOfRange) => Error::Exhausted {
+            reason: "MESSAGE_TOO_LARGE",
+            message: format!("a request may have at most {REQUEST_BYTES_MAX} bytes; send less"),
+        },
+        Some(Code::Internal) if bare.is_some_and(|status| status.message().starts_with("failed to decode")) => {
+            Error::Invalid(vec![Violation::new("", "the body is not the message that this call takes")])
+        }
+        _ => return response,
+    };
+    Status::from(error).into_http()
 }
 
 fn code(error: &Error) -> Code {
@@ -132,7 +151,6 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::domain::Violation;
 
     /// The table that callers rely on.
     #[test]

@@ -110,7 +110,20 @@ async fn p11_a_request_that_is_too_large_is_refused_unread() {
     let door = Running::start().await;
     let large = CreatePaymentRequest { invoice_id: "x".repeat(REQUEST_BYTES_MAX), ..Default::default() };
     let refused = door.payments().await.create_payment(with_token(large)).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".into()));
+}
+
+#[tokio::test]
+async fn a_body_that_is_no_message_is_the_callers_fault() {
+    let door = Running::start().await;
+    let mut grpc = tonic::client::Grpc::new(door.channel().await);
+    grpc.ready().await.unwrap();
+    // Another message, whose first field is a number where this call's is a text.
+    let path = tonic::codegen::http::uri::PathAndQuery::from_static("/paybridge.v1.PaymentService/GetPayment");
+    let wrong = with_token(proto::ListCustomersRequest { page_size: 7, ..Default::default() });
+    let codec = tonic_prost::ProstCodec::<_, proto::GetPaymentResponse>::default();
+    let refused = grpc.unary(wrong, path, codec).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::InvalidArgument, "INVALID_FIELDS".into()));
 }
 
 #[tokio::test]

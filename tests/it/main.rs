@@ -1,4 +1,14 @@
 //! One binary for all tests that need real parts: an embedded Postgres, the Stripe sandbox over a socket, servers.
 
+mod away;
+mod bad_input;
+mod doors;
+mod hands;
+mod limits;
+mod log;
+mod payload;
+mod secrets;
 mod story;
+mod strangers;
 mod support;
+mod tenants;

@@ -128,7 +128,7 @@ fn new_delivery(
         provider_event_id: envelope.id,
         created: envelope.created,
         event_type: envelope.event_type,
-        body,
+        body: stripe::redact::without_client_secrets(body),
         polled,
         state: DeliveryState::Received,
         receive_time: now,

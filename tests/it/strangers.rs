@@ -1,0 +1,249 @@
+//! P10 from outside: what belongs to another organization is answered exactly as what does not exist.
+
+#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+
+use std::fmt::Debug;
+
+use paybridge::dev::stage::Options;
+use paybridge::dev::story::{Api, Player};
+use paybridge::grpc::proto::create_customer_request::Integration as Through;
+use paybridge::grpc::proto::create_payment_request::Customer as Payer;
+use paybridge::grpc::proto::{
+    CancelPaymentRequest, CheckIntegrationRequest, CreateCheckoutUrlRequest, CreateCustomerRequest,
+    CreatePaymentRequest, Customer, DeleteCustomerRequest, DeleteIntegrationRequest, DeletePaymentMethodRequest,
+    GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, Integration, ListCustomersRequest,
+    ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest, RetryPaymentRequest,
+    RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
+    get_customer_request, get_payment_request,
+};
+use tonic::{Code, Request, Response, Status};
+use uuid::Uuid;
+
+use crate::hands::{invoice, pay, plain_customer, ready_customer, refusal};
+use crate::support::scenery;
+
+/// What a refusal tells, with the id that was asked for taken out.
+fn told<T: Debug>(answer: Result<Response<T>, Status>, id: &str) -> (Code, String) {
+    let (code, message, details) = refusal(answer);
+    let reason = details.error_info().map(|info| info.reason.clone()).unwrap_or_default();
+    assert!(reason.ends_with("_NOT_FOUND"), "{reason}: {message}");
+    assert!(details.resource_info().is_some(), "{reason} names what was not found");
+    let mut metadata: Vec<_> = details.error_info().iter().flat_map(|info| info.metadata.clone()).collect();
+    metadata.sort();
+    let resource = details.resource_info();
+    (code, format!("{reason} {message} {metadata:?} {resource:?}").replace(id, "<id>"))
+}
+
+/// The player's own things, which go into requests that name something of somebody else's besides.
+struct Own {
+    customer: String,
+    payment: String,
+    key: String,
+}
+
+/// What can be named in a request.
+struct Named {
+    integration: String,
+    code: String,
+    customer: String,
+    external_customer: String,
+    method: String,
+    payment: String,
+    invoice: String,
+}
+
+impl Named {
+    fn nothing() -> Self {
+        let id = || Uuid::from_u128(u128::from(getrandom::u64().unwrap())).to_string();
+        Self {
+            integration: id(),
+            code: "unknown-code".to_owned(),
+            customer: id(),
+            external_customer: "unknown-customer".to_owned(),
+            method: id(),
+            payment: id(),
+            invoice: "unknown-invoice".to_owned(),
+        }
+    }
+}
+
+async fn about_integrations(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, String)> {
+    let id = || named.integration.clone();
+    let changed = Integration { id: id(), name: "Mine now".to_owned(), ..Integration::default() };
+    let update = UpdateIntegrationRequest { integration: Some(changed), update_mask: None };
+    let rotate = RotateIntegrationKeyRequest { id: id(), secret_key: own.key.clone() };
+    let mine = Customer { id: own.customer.clone(), integration_id: id(), ..Customer::default() };
+    let through = |integration| CreateCustomerRequest {
+        external_id: "newcomer".to_owned(),
+        integration: Some(integration),
+        ..CreateCustomerRequest::default()
+    };
+    let integrations = &mut api.integrations;
+    vec![
+        told(integrations.get_integration(GetIntegrationRequest { id: id() }).await, &id()),
+        told(integrations.update_integration(update).await, &id()),
+        told(integrations.rotate_integration_key(rotate).await, &id()),
+        told(integrations.check_integration(CheckIntegrationRequest { id: id() }).await, &id()),
+        told(integrations.delete_integration(DeleteIntegrationRequest { id: id(), force: true }).await, &id()),
+        told(
+            api.customers.update_customer(UpdateCustomerRequest { customer: Some(mine), update_mask: None }).await,
+            &id(),
+        ),
+        told(api.customers.create_customer(through(Through::IntegrationId(id()))).await, &id()),
+        told(api.customers.create_customer(through(Through::IntegrationCode(named.code.clone()))).await, &named.code),
+    ]
+}
+
+async fn about_customers(api: &mut Api, named: &Named) -> Vec<(Code, String)> {
+    let id = || named.customer.clone();
+    let get = |customer| GetCustomerRequest { customer: Some(customer) };
+    let by_external_id = get_customer_request::Customer::ExternalId(named.external_customer.clone());
+    let changed = Customer { id: id(), name: "Mine now".to_owned(), ..Customer::default() };
+    let link = CreateCheckoutUrlRequest { customer_id: id(), ..CreateCheckoutUrlRequest::default() };
+    let list = ListPaymentMethodsRequest { customer_id: id(), ..ListPaymentMethodsRequest::default() };
+    let method = || named.method.clone();
+    let customers = &mut api.customers;
+    vec![
+        told(customers.get_customer(get(get_customer_request::Customer::Id(id()))).await, &id()),
+        told(customers.get_customer(get(by_external_id)).await, &named.external_customer),
+        told(
+            customers.update_customer(UpdateCustomerRequest { customer: Some(changed), update_mask: None }).await,
+            &id(),
+        ),
+        told(customers.delete_customer(DeleteCustomerRequest { id: id() }).await, &id()),
+        told(customers.create_checkout_url(link).await, &id()),
+        told(customers.list_payment_methods(list).await, &id()),
+        told(customers.set_default_payment_method(SetDefaultPaymentMethodRequest { id: method() }).await, &method()),
+        told(customers.delete_payment_method(DeletePaymentMethodRequest { id: method() }).await, &method()),
+    ]
+}
+
+async fn about_payments(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, String)> {
+    let id = || named.payment.clone();
+    let get = |payment| GetPaymentRequest { payment: Some(payment) };
+    let retry = |id: String, method: String| RetryPaymentRequest {
+        id,
+        request_id: "a-retry".to_owned(),
+        payment_method_id: method,
+        force: false,
+    };
+    let of = |customer| CreatePaymentRequest { customer: Some(customer), ..invoice("", "mine", 4900, "EUR") };
+    let payments = &mut api.payments;
+    vec![
+        told(payments.get_payment(get(get_payment_request::Payment::Id(id()))).await, &id()),
+        told(
+            payments.get_payment(get(get_payment_request::Payment::InvoiceId(named.invoice.clone()))).await,
+            &named.invoice,
+        ),
+        told(payments.cancel_payment(CancelPaymentRequest { id: id() }).await, &id()),
+        told(payments.retry_payment(retry(id(), String::new())).await, &id()),
+        told(payments.retry_payment(retry(own.payment.clone(), named.method.clone())).await, &named.method),
+        told(payments.create_payment(of(Payer::CustomerId(named.customer.clone()))).await, &named.customer),
+        told(
+            payments.create_payment(of(Payer::ExternalCustomerId(named.external_customer.clone()))).await,
+            &named.external_customer,
+        ),
+    ]
+}
+
+/// Everything that an organization can list of its own.
+async fn possessions(api: &mut Api, customer: &str) -> String {
+    let integrations = api.integrations.list_integrations(ListIntegrationsRequest::default()).await;
+    let customers = api.customers.list_customers(ListCustomersRequest::default()).await;
+    let payments = api.payments.list_payments(ListPaymentsRequest::default()).await;
+    let list = ListPaymentMethodsRequest { customer_id: customer.to_owned(), ..ListPaymentMethodsRequest::default() };
+    let methods = api.customers.list_payment_methods(list).await;
+    format!(
+        "{:?} {:?} {:?} {:?}",
+        integrations.unwrap().into_inner(),
+        customers.unwrap().into_inner(),
+        payments.unwrap().into_inner(),
+        methods.unwrap().into_inner()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_what_is_anothers_is_answered_as_what_does_not_exist() {
+    let scenery = scenery(Options::default()).await;
+    let (mut ours, integration) = Player::connected(&scenery, "ours").await.unwrap();
+    let own_customer = plain_customer(&mut ours, "mine").await;
+    pay(&mut ours, invoice("mine", "failed", 100, "EUR")).await.unwrap();
+    ours.told("invoice.payment_failure", "failed").await.unwrap();
+    let own_payment = ours.payment("failed").await.unwrap().id;
+    let own = Own { customer: own_customer.id, payment: own_payment, key: ours.key.clone() };
+
+    let (mut theirs, their_integration) = Player::connected(&scenery, "theirs").await.unwrap();
+    let customer = ready_customer(&scenery, &mut theirs, "their-customer", "4242424242424242").await;
+    let payment = pay(&mut theirs, invoice("their-customer", "their-invoice", 4900, "EUR")).await.unwrap();
+    theirs.told("payment.succeeded", "their-invoice").await.unwrap();
+    let named = Named {
+        integration: their_integration.id.clone(),
+        code: their_integration.code.clone(),
+        customer: customer.id.clone(),
+        external_customer: customer.external_id.clone(),
+        method: customer.default_payment_method_id.clone(),
+        payment: payment.id,
+        invoice: payment.invoice_id,
+    };
+    // Both connected under the same code: theirs is asked for under one of its own.
+    let renamed = Named { code: "unknown-code".to_owned(), ..named };
+    let before = possessions(&mut theirs.api, &customer.id).await;
+
+    let unknown = Named::nothing();
+    let api = &mut ours.api;
+    assert_eq!(about_integrations(api, &own, &renamed).await, about_integrations(api, &own, &unknown).await);
+    assert_eq!(about_customers(api, &renamed).await, about_customers(api, &unknown).await);
+    assert_eq!(about_payments(api, &own, &renamed).await, about_payments(api, &own, &unknown).await);
+    for id in [&customer.id, &unknown.customer] {
+        let list = ListPaymentsRequest { customer_id: id.clone(), ..ListPaymentsRequest::default() };
+        assert!(api.payments.list_payments(list).await.unwrap().into_inner().payments.is_empty());
+    }
+    let seen = possessions(api, &own.customer).await;
+    for secret in [&renamed.integration, &renamed.customer, &renamed.method, &renamed.payment, &renamed.invoice] {
+        assert!(!seen.contains(secret.as_str()), "a list of ours holds {secret}");
+    }
+    assert_eq!(possessions(&mut theirs.api, &customer.id).await, before, "nothing of theirs has changed");
+
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let post = async |organization: &str, integration: &str| {
+        let door = &scenery.stage.servers[0].http;
+        let url = format!("{door}/webhooks/stripe/{organization}/{integration}");
+        let answer = client.post(url).header("stripe-signature", "t=1,v1=00").body("{}").send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let mixed = post(&ours.organization, &renamed.integration).await;
+    assert_eq!(mixed.0, 404);
+    assert_eq!(mixed, post(&ours.organization, &unknown.integration).await);
+    assert_eq!(post(&ours.organization, &integration.id).await.0, 400, "its own is there, and looks at the signature");
+    scenery.stage.strike().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_a_token_opens_its_own_organization_and_a_page_token_its_own_list() {
+    let scenery = scenery(Options::default()).await;
+    let mut ours = Player::enter(&scenery, "ours").await.unwrap();
+    let mut theirs = Player::enter(&scenery, "theirs").await.unwrap();
+    for name in ["one", "two"] {
+        plain_customer(&mut ours, name).await;
+        plain_customer(&mut theirs, name).await;
+    }
+    let page = ListCustomersRequest { page_size: 1, page_token: String::new() };
+    let token = theirs.api.customers.list_customers(page).await.unwrap().into_inner().next_page_token;
+    assert!(!token.is_empty());
+    let stolen = ListCustomersRequest { page_size: 1, page_token: token.clone() };
+    let (code, _, details) = refusal(ours.api.customers.list_customers(stolen.clone()).await);
+    assert_eq!(code, Code::InvalidArgument, "{details:?}");
+    theirs.api.customers.list_customers(stolen).await.expect("it is theirs");
+
+    // The organization in a token is not believed: the whole token must be known.
+    let secret = theirs.token.rsplit_once('_').unwrap().1;
+    let forged = format!("pbt_{}_{secret}", ours.organization.replace('-', ""));
+    for bad in [forged.as_str(), "pbt_x", "x", &ours.token[..ours.token.len() - 1]] {
+        let mut api = Api::connect(&scenery.stage.servers[0].grpc, bad).await.unwrap();
+        let (code, message, _) =
+            refusal(api.customers.list_customers(Request::new(ListCustomersRequest::default())).await);
+        assert_eq!(code, Code::Unauthenticated, "{message}");
+        assert!(!message.contains(bad) || bad == "x", "a refused token is not repeated");
+    }
+    scenery.stage.strike().await;
+}
