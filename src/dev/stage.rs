@@ -76,6 +76,8 @@ pub struct Options {
     pub polls_events: bool,
     /// Whether Stripe's own events are relayed.
     pub relay_provider_events: bool,
+    /// How long servers in this process wait for an answer of Stripe's, real time.
+    pub stripe_timeout: RealDuration,
 }
 
 impl Default for Options {
@@ -91,6 +93,7 @@ impl Default for Options {
             http_listen: any,
             polls_events: false,
             relay_provider_events: false,
+            stripe_timeout: RealDuration::from_secs(20),
         }
     }
 }
@@ -210,7 +213,7 @@ impl Stage {
             grpc_tls: None,
             http_listen,
             public_webhook_url,
-            stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: RealDuration::from_secs(20) },
+            stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: self.options.stripe_timeout },
             encryption_keys: vec![EncryptionKey { id: "stage".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             max_streams_per_organization: 1_000,

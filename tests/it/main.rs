@@ -1,4 +1,6 @@
 //! One binary for all tests that need real parts: an embedded Postgres, the Stripe sandbox over a socket, servers.
 
+mod cashier;
 mod story;
 mod support;
+mod unknown;
