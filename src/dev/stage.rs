@@ -78,6 +78,8 @@ pub struct Options {
     pub relay_provider_events: bool,
     /// How many event streams an organization may have open on each server in this process.
     pub max_streams_per_organization: usize,
+    /// How long servers in this process wait for an answer of Stripe's, real time.
+    pub stripe_timeout: RealDuration,
 }
 
 impl Default for Options {
@@ -94,6 +96,7 @@ impl Default for Options {
             polls_events: false,
             relay_provider_events: false,
             max_streams_per_organization: 1_000,
+            stripe_timeout: RealDuration::from_secs(20),
         }
     }
 }
@@ -213,7 +216,7 @@ impl Stage {
             grpc_tls: None,
             http_listen,
             public_webhook_url,
-            stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: RealDuration::from_secs(20) },
+            stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: self.options.stripe_timeout },
             encryption_keys: vec![EncryptionKey { id: "stage".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             max_streams_per_organization: self.options.max_streams_per_organization,
