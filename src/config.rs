@@ -19,6 +19,8 @@ pub use self::settings::{Demo, Dev, Sandbox};
 mod arguments;
 mod check;
 mod parse;
+#[cfg(all(test, feature = "dev"))]
+mod readme_tests;
 mod settings;
 #[cfg(test)]
 mod tests;

@@ -200,6 +200,7 @@ pub(super) struct ServeArgs {
 }
 
 #[derive(Args)]
+#[command(next_help_heading = "Logs and traces")]
 pub(super) struct TelemetryArgs {
     /// How log lines look: `text` for people, `json` for machines.
     #[arg(long, global = true, env = "PAYBRIDGE_LOG_FORMAT", default_value = "text", value_name = "FORMAT")]

@@ -1,11 +1,13 @@
 //! `paybridge dev`: the same three parts as in the demo, left running for a person; and `paybridge sandbox`.
 
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 
 use super::postgres::{self, Postgres};
 use super::sandbox::{self, Sandbox};
@@ -13,6 +15,9 @@ use super::stage::{self, Stage, prepare_database};
 use crate::clock::Clock;
 use crate::config;
 use crate::lifecycle::Lifecycle;
+
+/// How often `dev` writes down a time that is ahead of the machine's, real time.
+const TIME_KEPT_EVERY: time::Duration = time::Duration::milliseconds(250);
 
 /// `paybridge dev`: a database that survives, the sandbox, and a server, until it is stopped.
 pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
@@ -23,13 +28,13 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     let options = postgres::Options { durable: true, fresh: settings.fresh, programs: settings.postgres_programs };
     let postgres = tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &options)).await??;
     if settings.fresh {
-        for file in ["sandbox.json", "token"] {
+        for file in ["sandbox.json", "token", "clock"] {
             let _ = std::fs::remove_file(folder.join(file));
         }
     }
     let database_url = prepare_database(&postgres, "paybridge", None).await?;
-    let clock = Clock::scaled(OffsetDateTime::UNIX_EPOCH, 1);
-    let clock = if settings.clock_speed == 1 { clock } else { Clock::scaled(clock.now(), settings.clock_speed) };
+    let clock = Clock::scaled(Clock::system().now(), settings.clock_speed);
+    let kept_time = keep_time(&clock, folder.join("clock"));
     println!("Starting the Stripe sandbox and Paybridge …");
     let stage = Stage::set_up(
         database_url,
@@ -45,14 +50,39 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     )
     .await?;
     let token = token(&stage, &folder).await?;
-    greet(&stage, &token, settings.grpc_listen.to_string().as_str());
+    greet(&stage, &token);
 
     let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
     let end = lifecycle.run().await?;
     println!("Stopping …");
     stage.strike().await;
+    kept_time.abort();
     tokio::task::spawn_blocking(move || postgres.stop()).await??;
+    println!("Stopped.");
     Ok(end.into())
+}
+
+/// Where the clock of an earlier run was ahead of the machine's, it goes on from there: what was to happen at a time that
+/// has passed once must not lie in the future again. The file is written only while the clock is ahead.
+fn keep_time(clock: &Clock, file: PathBuf) -> JoinHandle<()> {
+    let system = Clock::system();
+    let kept = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok());
+    let kept = kept.and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    if let Some(ahead) = kept.map(|kept| kept - clock.now()).filter(|ahead| ahead.is_positive()) {
+        clock.advance(ahead);
+    }
+    let clock = clock.clone();
+    tokio::spawn(async move {
+        loop {
+            system.sleep(TIME_KEPT_EVERY).await;
+            let now = clock.now();
+            if now - system.now() > time::Duration::SECOND
+                && let Err(error) = tokio::fs::write(&file, now.unix_timestamp().to_string()).await
+            {
+                tracing::warn!(%error, "the clock can't be kept");
+            }
+        }
+    })
 }
 
 /// The token of the organization that is made with the database; kept in a file, because Paybridge keeps only its hash.
@@ -64,11 +94,19 @@ async fn token(stage: &Stage, folder: &Path) -> Result<String> {
         return Ok(token.trim().to_owned());
     }
     let (_, token) = stage.organization("dev").await?;
-    std::fs::write(&file, &token).with_context(|| format!("{} can't be written", file.display()))?;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    // Nobody else's to read.
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+        .open(&file)
+        .and_then(|mut opened| opened.write_all(token.as_bytes()))
+        .with_context(|| format!("{} can't be written", file.display()))?;
     Ok(token)
 }
 
-fn greet(stage: &Stage, token: &str, grpc: &str) {
+fn greet(stage: &Stage, token: &str) {
+    let grpc = stage.servers[0].grpc.trim_start_matches("http://");
     let call = format!("grpcurl -plaintext -H 'authorization: Bearer {token}'");
     println!(
         "

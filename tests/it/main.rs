@@ -2,13 +2,14 @@
 
 mod away;
 mod bad_input;
+mod cashier;
 mod doors;
 mod hands;
 mod limits;
 mod log;
 mod payload;
+mod readme;
 mod secrets;
-mod cashier;
 mod story;
 mod strangers;
 mod support;

@@ -1,0 +1,50 @@
+//! The README's table of settings is made from the command line itself, so neither can tell what the other doesn't.
+
+use std::fmt::Write as _;
+
+use super::*;
+
+const README: &str = include_str!("../../README.md");
+
+/// The commands whose settings the README lists, each under a title; the empty one stands for what all of them take.
+const COMMANDS: [(&str, &str); 6] = [
+    ("serve", "`paybridge serve`"),
+    ("migrate", "`paybridge migrate` (`organization` and `token` take `--database-url`, too)"),
+    ("dev", "`paybridge dev`"),
+    ("demo", "`paybridge demo`"),
+    ("sandbox", "`paybridge sandbox`"),
+    ("", "Every command"),
+];
+
+fn table(command: &clap::Command) -> String {
+    let mut text = String::from("| flag | environment | default | meaning |\n|---|---|---|---|\n");
+    for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+        let flag = arg.get_long().expect("every setting is a flag");
+        let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy())).unwrap_or_default();
+        let default = arg.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();
+        let default = if default.is_empty() { String::new() } else { format!("`{default}`") };
+        let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+        let help = help.trim_end_matches('.').replace('|', "\\|");
+        writeln!(text, "| `--{flag}` | {variable} | {default} | {help} |").expect("a String takes all");
+    }
+    text
+}
+
+#[test]
+fn the_readme_lists_every_setting_as_the_command_line_has_it() {
+    let command = arguments::Cli::command();
+    for subcommand in command.get_subcommands().map(clap::Command::get_name) {
+        let listed = COMMANDS.iter().any(|(name, _)| *name == subcommand);
+        assert!(listed || matches!(subcommand, "organization" | "token"), "the README leaves out {subcommand}");
+    }
+    let mut wanted = String::new();
+    for (name, title) in COMMANDS {
+        let command = if name.is_empty() { Some(&command) } else { command.find_subcommand(name) };
+        let command = command.unwrap_or_else(|| panic!("there is a command {name}"));
+        write!(wanted, "**{title}**\n\n{}\n", table(command)).expect("a String takes all");
+    }
+    assert!(
+        README.contains(wanted.trim_end()),
+        "README.md, under \"Settings\", must hold exactly this, as the command line has it:\n\n{wanted}"
+    );
+}
