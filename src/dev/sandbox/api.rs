@@ -141,7 +141,7 @@ struct Admitted {
 
 /// Takes a request from its arrival to its answer; `None` means that the connection is cut.
 async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Reply> {
-    let admitted = shared.with(|inner| {
+    let admitted = shared.read(|inner| {
         let admitted = admit(&shared, inner, &work, &envelope);
         inner.record(Recorded::new(
             &shared,
@@ -153,11 +153,14 @@ async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Re
     });
     let reply = match admitted {
         Err(refusal) => Some(Reply::of(&refusal, &work.request_id)),
-        Ok(Admitted { replay: Some(reply), .. }) => Some(reply),
+        Ok(Admitted { replay: Some(reply), plan, .. }) => {
+            shared.clock.sleep(plan.delay_before + plan.delay_after).await;
+            Some(reply).filter(|_| plan.cut.is_none())
+        }
         Ok(admitted) => execute(&shared, &work, admitted).await,
     };
     let status = reply.as_ref().map_or(0, |reply| reply.status);
-    shared.with(|inner| inner.record_answer(&work.request_id, status));
+    shared.read(|inner| inner.record_answer(&work.request_id, status));
     reply
 }
 
@@ -232,7 +235,7 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
         shared.clock.sleep(plan.delay_before).await;
     }
     let lost = |effect: Option<Effect>| matches!(effect, Some(Effect::NotDone | Effect::DoneLater { .. }));
-    let reply = shared.with(|inner| {
+    let work_under_lock = |inner: &mut Inner| {
         if let Some(object) = &locked {
             inner.locks.remove(object);
         }
@@ -251,7 +254,8 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
         }
         let reply = done(shared, inner, &caller, work);
         if plan.server_error.is_some() { Some(broken(inner, &caller, work)) } else { Some(reply) }
-    });
+    };
+    let reply = if work.method == "GET" { shared.read(work_under_lock) } else { shared.with(work_under_lock) };
     if plan.delay_after.is_positive() {
         shared.clock.sleep(plan.delay_after).await;
     }

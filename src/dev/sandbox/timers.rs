@@ -32,11 +32,14 @@ pub(super) enum Due {
 }
 
 /// Lets everything happen whose time has come, in the order of its time; each sees its own time as now.
-pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) {
+/// Tells whether there was anything.
+pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) -> bool {
+    let mut any = false;
     loop {
         let next =
             account.timers.iter().enumerate().filter(|(_, timer)| timer.at <= now).min_by_key(|(_, timer)| timer.at);
-        let Some((index, _)) = next else { return };
+        let Some((index, _)) = next else { return any };
+        any = true;
         let timer = account.timers.remove(index);
         let mut act = Act { account, now: timer.at, now_micros, cause: None, settings };
         happen(&mut act, timer.due);
