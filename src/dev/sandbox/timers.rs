@@ -27,7 +27,7 @@ pub(super) enum Due {
     ExpireSession { session: String },
     /// A slow refund goes through, or fails after all.
     Refund { refund: String, fails: bool },
-    /// A request that was answered with a 500 is carried out all the same.
+    /// A request that was answered with a 500, or whose connection was cut, is carried out all the same.
     RollForward { work: Work },
 }
 
@@ -53,8 +53,8 @@ fn happen(act: &mut Act, due: Due) {
         Due::Refund { refund, fails } => refunds::outcome(act, &refund, fails),
         Due::RollForward { work } => {
             act.cause = Some(work.cause());
-            // Whatever comes of it shows on the objects and in the events: the caller has had its 500.
-            let _ = api::perform(act, &work);
+            let answer = api::perform(act, &work);
+            api::remember_late(act.account, &work, &answer);
         }
     }
 }
