@@ -10,6 +10,22 @@ const Stripe = require("stripe");
 const base = new URL(process.env.PAYBRIDGE_SANDBOX_URL ?? assert.fail("PAYBRIDGE_SANDBOX_URL names no sandbox"));
 const DAHLIA = "2026-08-26.dahlia";
 
+// Test keys may send 25 requests a second, and the sandbox holds its callers to it: so every request waits its turn.
+const PAUSE = 50;
+let turn = Promise.resolve();
+
+function paced() {
+  const plain = Stripe.createNodeHttpClient();
+  const send = plain.makeRequest.bind(plain);
+  plain.makeRequest = async (...request) => {
+    const mine = turn;
+    turn = mine.then(() => new Promise((resolve) => setTimeout(resolve, PAUSE)));
+    await mine;
+    return send(...request);
+  };
+  return plain;
+}
+
 function client(key) {
   return new Stripe(key, {
     protocol: "http",
@@ -18,6 +34,7 @@ function client(key) {
     apiVersion: DAHLIA,
     maxNetworkRetries: 2,
     telemetry: false,
+    httpClient: paced(),
   });
 }
 

@@ -3,6 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::events;
 use super::refusal::{Answer, Refusal};
 use super::state::{Account, Delivery, Event, Hidden, new_id, text};
 use super::timers::{Due, Timer};
@@ -141,6 +142,7 @@ impl Act<'_> {
             "type": kind,
         });
         self.send(&id, kind);
+        events::prune(self.account, self.now);
         let event =
             Event { id, kind: kind.to_owned(), created: self.now, body: body.to_string(), pending: endpoints.len() };
         self.account.events.push_back(event);

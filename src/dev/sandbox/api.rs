@@ -20,7 +20,7 @@ use super::lists;
 use super::parameters::{self, Endpoint};
 use super::refusal::{Answer, Refusal};
 use super::shared::{Inner, Recorded, Shared};
-use super::state::new_id;
+use super::state::{Account, new_id};
 use super::timers::{Due, Timer};
 
 /// A request that is to be carried out.
@@ -105,6 +105,7 @@ pub(super) async fn serve(
         authorization: header("authorization"),
         version: header("stripe-version"),
         content_type: header("content-type").filter(|_| !body.is_empty()),
+        on_behalf_of: header("stripe-account").or_else(|| header("stripe-context")),
     };
     // A caller who hangs up must not stop the work half way: its key would stay in use for ever.
     let carried = tokio::spawn(carry(shared, work.clone(), envelope));
@@ -127,6 +128,7 @@ struct Envelope {
     authorization: Option<String>,
     version: Option<String>,
     content_type: Option<String>,
+    on_behalf_of: Option<String>,
 }
 
 /// What is known once a request has been let in.
@@ -141,7 +143,7 @@ struct Admitted {
 
 /// Takes a request from its arrival to its answer; `None` means that the connection is cut.
 async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Reply> {
-    let admitted = shared.with(|inner| {
+    let admitted = shared.read(|inner| {
         let admitted = admit(&shared, inner, &work, &envelope);
         inner.record(Recorded::new(
             &shared,
@@ -153,11 +155,14 @@ async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Re
     });
     let reply = match admitted {
         Err(refusal) => Some(Reply::of(&refusal, &work.request_id)),
-        Ok(Admitted { replay: Some(reply), .. }) => Some(reply),
+        Ok(Admitted { replay: Some(reply), plan, .. }) => {
+            shared.clock.sleep(plan.delay_before + plan.delay_after).await;
+            Some(reply).filter(|_| plan.cut.is_none())
+        }
         Ok(admitted) => execute(&shared, &work, admitted).await,
     };
     let status = reply.as_ref().map_or(0, |reply| reply.status);
-    shared.with(|inner| inner.record_answer(&work.request_id, status));
+    shared.read(|inner| inner.record_answer(&work.request_id, status));
     reply
 }
 
@@ -176,7 +181,7 @@ fn admit(shared: &Shared, inner: &mut Inner, work: &Work, envelope: &Envelope) -
         inner.limiter.take(limits, &caller.slot, caller.livemode, &name, shared.micros())?;
     }
     auth::permit(&caller, endpoint)?;
-    check_envelope(envelope)?;
+    check_envelope(envelope, &caller)?;
     let now = shared.seconds();
     let locked = lock_of(endpoint, work);
     if let Some(key) = &work.idempotency_key {
@@ -212,7 +217,12 @@ fn release_key(inner: &mut Inner, caller: &Caller, work: &Work) {
     }
 }
 
-fn check_envelope(envelope: &Envelope) -> Result<(), Refusal> {
+fn check_envelope(envelope: &Envelope, caller: &Caller) -> Result<(), Refusal> {
+    if let Some(other) = envelope.on_behalf_of.as_deref().filter(|other| *other != caller.account) {
+        let message =
+            format!("The provided key does not have access to account '{other}' (or that account does not exist).");
+        return Err(Refusal::new(403, "invalid_request_error", message).code("account_invalid").early());
+    }
     if let Some(version) = envelope.version.as_deref().filter(|version| *version != API_VERSION) {
         let message = format!("Invalid Stripe API version: {version}. This sandbox speaks {API_VERSION} only.");
         return Err(Refusal::invalid(message).early());
@@ -232,7 +242,7 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
         shared.clock.sleep(plan.delay_before).await;
     }
     let lost = |effect: Option<Effect>| matches!(effect, Some(Effect::NotDone | Effect::DoneLater { .. }));
-    let reply = shared.with(|inner| {
+    let work_under_lock = |inner: &mut Inner| {
         if let Some(object) = &locked {
             inner.locks.remove(object);
         }
@@ -243,7 +253,10 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
             }
         }
         if lost(plan.cut) {
-            release_key(inner, &caller, work);
+            // What is still to be done keeps its key in use until then.
+            if plan.cut == Some(Effect::NotDone) {
+                release_key(inner, &caller, work);
+            }
             return None;
         }
         if lost(plan.server_error) {
@@ -251,7 +264,8 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
         }
         let reply = done(shared, inner, &caller, work);
         if plan.server_error.is_some() { Some(broken(inner, &caller, work)) } else { Some(reply) }
-    });
+    };
+    let reply = if work.method == "GET" { shared.read(work_under_lock) } else { shared.with(work_under_lock) };
     if plan.delay_after.is_positive() {
         shared.clock.sleep(plan.delay_after).await;
     }
@@ -278,6 +292,16 @@ fn done(shared: &Shared, inner: &mut Inner, caller: &Caller, work: &Work) -> Rep
         }
     }
     reply
+}
+
+/// Stores the answer to work that was done late, unless a 500 has been given already.
+pub(super) fn remember_late(account: &mut Account, work: &Work, answer: &Answer) {
+    let Some(key) = &work.idempotency_key else { return };
+    let (status, body) = match answer {
+        Ok(object) => (200, pretty(object)),
+        Err(refusal) => (refusal.status, refusal.body(&work.request_id).to_string()),
+    };
+    idempotency::remember_once(account, key, status, &body);
 }
 
 /// A 500, which is remembered like any other answer.

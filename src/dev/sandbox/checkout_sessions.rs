@@ -1,9 +1,11 @@
 //! Checkout sessions: the API, and what the payer does on the hosted page.
 
 use serde_json::{Value, json};
+use time::OffsetDateTime;
 
 use super::act::{Act, Call, take_over, take_over_metadata};
 use super::confirmation::{self, Mode};
+use super::customers;
 use super::lists;
 use super::money;
 use super::payment_intents;
@@ -254,6 +256,8 @@ pub(super) fn close(act: &mut Act, session: &Value) -> Value {
 pub(super) struct Payer {
     /// A card number; else `iban` is given.
     pub card: String,
+    /// The card's month and year as typed, `12 / 34`; may be empty.
+    pub expiry: String,
     pub iban: String,
     pub name: String,
     pub email: String,
@@ -269,10 +273,14 @@ pub(super) fn submit(act: &mut Act, session: &str, payer: &Payer) -> Answer {
     if !session["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|known| known == kind)) {
         return Err(Refusal::invalid(format!("This Checkout Session doesn't take {kind}.")));
     }
+    let customer = text(&session, "/customer");
+    if !customer.is_empty() && customers::existing(act, customer).is_err() {
+        return Err(Refusal::invalid("The customer of this Checkout Session has been deleted."));
+    }
     let filled = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
     let details = json!({ "name": filled(&payer.name), "email": filled(&payer.email) });
     let mut method = match kind {
-        "card" => payment_methods::from_card_entry(act, &payer.card)?,
+        "card" => card(act, payer)?,
         _ => payment_methods::by_iban(act, &payer.iban, &details)?,
     };
     take_over(&mut method["billing_details"], &details, &["name", "email"]);
@@ -283,6 +291,30 @@ pub(super) fn submit(act: &mut Act, session: &str, payer: &Payer) -> Answer {
     }
     let intent = payment_intent(act, &session)?;
     confirmation::attempt(act, intent, &method, Mode { mandate: true, ..Mode::default() })
+}
+
+/// The card that a payer typed.
+fn card(act: &mut Act, payer: &Payer) -> Answer {
+    let refuse = |code: &str, what: &str| {
+        let message = format!("Your card's expiration date is {what}.");
+        Err(Refusal::new(402, "card_error", message).code(code).at("exp_year"))
+    };
+    if payer.expiry.is_empty() {
+        return payment_methods::from_card_entry(act, &payer.card);
+    }
+    let typed = payer.expiry.split_once('/').map(|(month, year)| (month.trim().parse(), year.trim().parse::<i64>()));
+    let Some((Ok(month @ 1..=12), Ok(year @ (0..=99 | 2000..=2099)))) = typed else {
+        return refuse("incomplete_expiry", "incomplete: write it as 12 / 34");
+    };
+    let year = if year < 100 { 2000 + year } else { year };
+    let today = OffsetDateTime::from_unix_timestamp(act.now).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    if (year, month) < (i64::from(today.year()), i64::from(u8::from(today.month()))) {
+        return refuse("expired_card", "in the past");
+    }
+    let mut method = payment_methods::from_card_entry(act, &payer.card)?;
+    method["card"]["exp_month"] = month.into();
+    method["card"]["exp_year"] = year.into();
+    Ok(method)
 }
 
 /// A payment session's intent is made when the payer first confirms.

@@ -130,7 +130,7 @@ fn shown(event: &Event) -> Value {
 }
 
 /// Forgets events older than 30 days.
-fn prune(account: &mut Account, now: i64) {
+pub(super) fn prune(account: &mut Account, now: i64) {
     while account.events.front().is_some_and(|event| event.created + KEPT < now) {
         account.events.pop_front();
     }

@@ -59,7 +59,7 @@ pub struct HandPayment {
 impl Sandbox {
     /// Every charge of every account, oldest first within an account: the truth about money.
     pub fn ledger(&self) -> Vec<LedgerEntry> {
-        self.0.with(|inner| inner.state.accounts.values().flat_map(charges::ledger).collect())
+        self.0.read(|inner| inner.state.accounts.values().flat_map(charges::ledger).collect())
     }
 
     /// The requests to `/v1` so far, oldest first (the last 50,000).
@@ -135,7 +135,7 @@ impl Sandbox {
     /// An object as it is now, whatever account holds it.
     pub fn object(&self, id: &str) -> Option<Value> {
         self.0
-            .with(|inner| inner.state.holder(id).and_then(|slot| inner.state.accounts[&slot].objects.get(id).cloned()))
+            .read(|inner| inner.state.holder(id).and_then(|slot| inner.state.accounts[&slot].objects.get(id).cloned()))
     }
 
     /// The secret that an endpoint's webhooks are signed with: Stripe tells it once, tests may ask again.
@@ -148,7 +148,7 @@ impl Sandbox {
 
     /// The events of an account's test mode that the list still has, oldest first.
     pub fn events(&self, account: &str) -> Vec<Value> {
-        self.0.with(|inner| {
+        self.0.read(|inner| {
             let events = inner.state.accounts.get(account).into_iter().flat_map(|account| &account.events);
             events.filter_map(|event| serde_json::from_str(&event.body).ok()).collect()
         })

@@ -82,6 +82,13 @@ pub(super) fn remember(account: &mut Account, key: &str, status: u16, body: &str
     }
 }
 
+/// Keeps the answer for the key if there is none yet.
+pub(super) fn remember_once(account: &mut Account, key: &str, status: u16, body: &str) {
+    if account.idempotency.get(key).is_some_and(|known| known.answer.is_none()) {
+        remember(account, key, status, body);
+    }
+}
+
 /// Gives the key back: the request was refused before its work began.
 pub(super) fn forget(account: &mut Account, key: &str) {
     account.idempotency.remove(key);

@@ -89,6 +89,7 @@ impl Sandbox {
             state = serde_json::from_slice(&bytes)
                 .with_context(|| format!("{} is not a state of the sandbox", file.display()))?;
         }
+        state.moved_to(&url);
         state.account(ACCOUNT, false, "DE", "eur", clock.now().unix_timestamp());
         state.keys.entry(SECRET_KEY.to_owned()).or_insert_with(|| Key {
             account: ACCOUNT.to_owned(),
@@ -162,7 +163,7 @@ async fn keep_time(shared: Arc<Shared>) {
         tokio::select! {
             () = shared.stop.cancelled() => return,
             () = shared.timekeeper.notified() => {}
-            () = wait => shared.with(|_| ()),
+            () = wait => shared.read(|_| ()),
         }
     }
 }

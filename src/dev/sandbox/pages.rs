@@ -68,9 +68,9 @@ fn redirect(to: &str) -> Response<Body> {
 /// A page that only tells something. `kind`: `good`, `over` or `lost`.
 fn notice(status: StatusCode, kind: &str, title: &str, message: &str) -> Response<Body> {
     let sign = match kind {
-        "good" => "&#10003;",
-        "over" => "&#8987;",
-        _ => "?",
+        "good" => "<path d=\"M5 12.5 10 17.5 19 7\"/>",
+        "over" => "<circle cx=\"12\" cy=\"12\" r=\"9\"/><path d=\"M12 7v5l3.5 2\"/>",
+        _ => "<circle cx=\"11\" cy=\"11\" r=\"6.5\"/><path d=\"m16 16 4.5 4.5\"/>",
     };
     let values = [("kind", kind), ("sign", sign), ("title", &escape(title)), ("message", &escape(message))];
     html(status, title, &fill(NOTICE, &values))
@@ -113,7 +113,13 @@ pub(super) async fn pay(
         let found = pairs.iter().find(|(field, _)| field == name);
         found.map(|(_, value)| value.trim().to_owned()).unwrap_or_default()
     };
-    let payer = Payer { card: given("card"), iban: given("iban"), name: given("name"), email: given("email") };
+    let payer = Payer {
+        card: given("card"),
+        expiry: given("expiry"),
+        iban: given("iban"),
+        name: given("name"),
+        email: given("email"),
+    };
     shared
         .by_hand_at(&session, |act| {
             let found = act.get("checkout.session", &session)?;
@@ -152,7 +158,7 @@ fn page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response<Body
             notice(StatusCode::OK, "good", "All done", message)
         }
         "expired" => {
-            let message = "This link has expired. Ask whoever sent it to you for a new one.";
+            let message = "Ask whoever sent it to you for a new one.";
             notice(StatusCode::GONE, "over", "This link has expired", message)
         }
         _ => open_page(act, session, error, payer),
@@ -180,6 +186,7 @@ fn open_page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response
         ("name", escape(name)),
         ("email", escape(email)),
         ("card", escape(&payer.card)),
+        ("expiry", escape(&payer.expiry)),
         ("iban", escape(&payer.iban)),
         ("button", escape(&button)),
     ];
@@ -280,13 +287,9 @@ pub(super) async fn proof(Extract(shared): Extract<Arc<Shared>>, Path(intent): P
         let what = match text(&found, "/object") {
             "payment_intent" => {
                 let currency = text(&found, "/currency");
-                format!(
-                    "a payment of {} {}",
-                    money::shown(number(&found, "/amount"), currency),
-                    currency.to_uppercase()
-                )
+                format!("take {} {}", money::shown(number(&found, "/amount"), currency), currency.to_uppercase())
             }
-            _ => "storing this card for later payments".to_owned(),
+            _ => "store this card for later payments".to_owned(),
         };
         let card = format!("{} ending in {}", capital(text(&method, "/card/brand")), text(&method, "/card/last4"));
         let values = [("what", escape(&what)), ("card", escape(&card)), ("account", escape(&act.account.id))];

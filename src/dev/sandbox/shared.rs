@@ -198,18 +198,27 @@ impl Shared {
     /// Does something under the lock. Whatever is due by then has happened before, so that a clock that was moved is
     /// seen at once; whoever has to do with the consequences is woken.
     pub fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
+        self.saver.notify_one();
+        self.read(act)
+    }
+
+    /// The same for what changes nothing that is kept over a restart.
+    pub fn read<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
         // A panic under the lock is a bug of the sandbox; refusing all further work would only hide it.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, micros) = (self.seconds(), self.micros());
+        let mut due = false;
         for account in inner.state.accounts.values_mut() {
-            timers::run(account, &self.settings, now, micros);
+            due |= timers::run(account, &self.settings, now, micros);
         }
         let result = act(&mut inner);
         if inner.dispatch() {
             self.courier.notify_one();
         }
         self.timekeeper.notify_one();
-        self.saver.notify_one();
+        if due {
+            self.saver.notify_one();
+        }
         result
     }
 

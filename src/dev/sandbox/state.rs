@@ -15,6 +15,9 @@ pub(super) struct State {
     pub accounts: BTreeMap<String, Account>,
     /// API keys, by the key itself.
     pub keys: BTreeMap<String, Key>,
+    /// Where the sandbox was when it wrote this.
+    #[serde(default)]
+    pub url: String,
 }
 
 /// An API key.
@@ -141,6 +144,29 @@ impl State {
             created: now,
             ..Account::default()
         })
+    }
+
+    /// Lets the links that were given out before lead here, if the sandbox has another address than last time.
+    pub fn moved_to(&mut self, url: &str) {
+        let before = std::mem::replace(&mut self.url, url.to_owned());
+        if before.is_empty() || before == url {
+            return;
+        }
+        let here = |link: &str| link.strip_prefix(&before).map(|rest| format!("{url}{rest}"));
+        for account in self.accounts.values_mut() {
+            for object in account.objects.values_mut() {
+                for pointer in ["/url", "/next_action/redirect_to_url/url", "/next_action/redirect_to_url/return_url"] {
+                    if let Some(link) = object.pointer_mut(pointer)
+                        && let Some(moved) = link.as_str().and_then(here)
+                    {
+                        *link = moved.into();
+                    }
+                }
+            }
+            for hidden in account.hidden.values_mut() {
+                hidden.return_url = hidden.return_url.as_deref().and_then(here).or(hidden.return_url.take());
+            }
+        }
     }
 
     /// The slot of the account that holds the object, if any does.

@@ -27,16 +27,19 @@ pub(super) enum Due {
     ExpireSession { session: String },
     /// A slow refund goes through, or fails after all.
     Refund { refund: String, fails: bool },
-    /// A request that was answered with a 500 is carried out all the same.
+    /// A request that was answered with a 500, or whose connection was cut, is carried out all the same.
     RollForward { work: Work },
 }
 
 /// Lets everything happen whose time has come, in the order of its time; each sees its own time as now.
-pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) {
+/// Tells whether there was anything.
+pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) -> bool {
+    let mut any = false;
     loop {
         let next =
             account.timers.iter().enumerate().filter(|(_, timer)| timer.at <= now).min_by_key(|(_, timer)| timer.at);
-        let Some((index, _)) = next else { return };
+        let Some((index, _)) = next else { return any };
+        any = true;
         let timer = account.timers.remove(index);
         let mut act = Act { account, now: timer.at, now_micros, cause: None, settings };
         happen(&mut act, timer.due);
@@ -50,8 +53,8 @@ fn happen(act: &mut Act, due: Due) {
         Due::Refund { refund, fails } => refunds::outcome(act, &refund, fails),
         Due::RollForward { work } => {
             act.cause = Some(work.cause());
-            // Whatever comes of it shows on the objects and in the events: the caller has had its 500.
-            let _ = api::perform(act, &work);
+            let answer = api::perform(act, &work);
+            api::remember_late(act.account, &work, &answer);
         }
     }
 }

@@ -50,6 +50,23 @@ async fn a_500_can_be_rolled_forward_later() {
 }
 
 #[tokio::test]
+async fn work_behind_a_cut_connection_can_be_done_later_and_its_key_is_in_use_until_then() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let work = Effect::DoneLater { seconds: 120 };
+    sandbox.add_fault(Fault::once("POST", "/v1/payment_intents", Action::Cut { work }));
+    let request = caller.request("POST", "/v1/payment_intents", &FORM).header("idempotency-key", "key-1");
+    caller.send(request).await.unwrap_err();
+    assert_eq!(intents(&caller).await, 0);
+    caller.keyed("key-1", "/v1/payment_intents", &FORM).await.error(409, "idempotency_key_in_use");
+    sandbox.advance(Duration::minutes(3));
+    let late = caller.keyed("key-1", "/v1/payment_intents", &FORM).await;
+    assert_eq!(late.header("idempotent-replayed"), "true");
+    late.ok();
+    assert_eq!(intents(&caller).await, 1);
+}
+
+#[tokio::test]
 async fn an_intent_that_is_being_written_is_locked() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);

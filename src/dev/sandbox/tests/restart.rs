@@ -24,6 +24,8 @@ async fn everything_is_there_after_a_restart() {
         ("confirm", "true"),
     ];
     caller.post("/v1/payment_intents", &form).await.ok();
+    let form = [("mode", "setup"), ("currency", "eur"), ("success_url", "https://example.com")];
+    let session = id(&caller.post("/v1/checkout/sessions", &form).await.ok());
     let (ledger, events) = (first.ledger(), first.events(ACCOUNT));
     first.stop().await;
     assert!(caller.send(caller.request("GET", "/v1/account", &[])).await.is_err(), "it has stopped");
@@ -33,6 +35,8 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!((second.ledger(), second.events(ACCOUNT)), (ledger, events));
     let again = caller.keyed("key-1", "/v1/customers", &[]).await;
     assert_eq!((again.header("idempotent-replayed"), id(&again.body)), ("true", customer));
+    let link = second.object(&session).unwrap()["url"].clone();
+    assert_eq!(link, format!("{}/c/pay/{session}", second.url()), "a link given out before leads to the new address");
     Caller::with_key(&second, "rk_test_some").get("/v1/customers", &[]).await.ok();
     second.advance(Duration::days(5));
     assert_eq!(second.ledger()[0].status, "succeeded", "the bank answers all the same");

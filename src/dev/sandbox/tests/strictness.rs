@@ -70,6 +70,8 @@ async fn wrong_addresses_versions_and_bodies_are_errors() {
     assert_eq!(caller.send(newer).await.unwrap().status, 400);
     let pinned = caller.request("GET", "/v1/account", &[]).header("stripe-version", "2026-08-26.dahlia");
     assert_eq!(caller.send(pinned).await.unwrap().ok()["country"], "DE");
+    let foreign = caller.request("GET", "/v1/account", &[]).header("stripe-account", "acct_foreign");
+    caller.send(foreign).await.unwrap().error(403, "account_invalid");
     let json = caller.request("POST", "/v1/customers", &[]).header("content-type", "application/json").body("{}");
     assert_eq!(caller.send(json).await.unwrap().status, 400);
 }
