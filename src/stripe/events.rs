@@ -76,7 +76,7 @@ impl EventEnvelope {
         if !is_name(&envelope.id) || !is_name(&envelope.event_type) {
             return Err("the event has no id or no type of Stripe's form");
         }
-        if !(2011..=2200).contains(&envelope.created.year()) {
+        if !(1970..=2200).contains(&envelope.created.year()) {
             return Err("the event's time is not of this age");
         }
         Ok(envelope)
