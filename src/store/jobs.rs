@@ -29,7 +29,8 @@ pub struct NewJob {
     pub run_at: OffsetDateTime,
 }
 
-/// Asks for jobs. One that is there already is brought forward, and, if it runs just now, will run again.
+/// Asks for jobs. One that is there already is brought forward, and, if it runs just now, will run again. One that is
+/// asked for twice here counts once: of two repeats of a webhook that come together, say.
 pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl FnMut() -> Uuid) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
@@ -37,10 +38,11 @@ pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl
     diesel::sql_query(
         "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, object_time, run_at, asked, failures, \
              lease_epoch) \
-         SELECT id, organization_id, kind, object_id, object_key, object_time, run_at, 1, 0, 0 \
+         SELECT DISTINCT ON (organization_id, kind, object_id, object_key) \
+             id, organization_id, kind, object_id, object_key, object_time, run_at, 1, 0, 0 \
          FROM unnest($1, $2, $3, $4, $5, $6, $7) \
              AS new (id, organization_id, kind, object_id, object_key, object_time, run_at) \
-         ORDER BY organization_id, kind, object_id, object_key \
+         ORDER BY organization_id, kind, object_id, object_key, run_at \
          ON CONFLICT ON CONSTRAINT jobs_object_key DO UPDATE \
          SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at)",
     )

@@ -9,8 +9,8 @@ use paybridge::dev::stage::Options;
 use paybridge::dev::story::{Player, Scenery};
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::{
-    CreateCustomerRequest, CreatePaymentRequest, Integration, ListPaymentMethodsRequest, Money, Payment, PaymentMethod,
-    PaymentMethodKind, PaymentState,
+    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, Integration, ListPaymentMethodsRequest, Money,
+    Payment, PaymentMethod, PaymentMethodKind, PaymentState, RetryPaymentRequest,
 };
 use serde_json::Value;
 use tokio_postgres::NoTls;
@@ -147,6 +147,23 @@ impl Cashier {
         Ok(payments.create_payment(request).await?.into_inner().payment.expect("a payment"))
     }
 
+    pub async fn retry(&self, request: &str, payment: &Payment, force: bool) -> Result<Payment, Status> {
+        let request = RetryPaymentRequest {
+            id: payment.id.clone(),
+            request_id: request.to_owned(),
+            force,
+            ..RetryPaymentRequest::default()
+        };
+        let mut payments = self.player.api.payments.clone();
+        Ok(payments.retry_payment(request).await?.into_inner().payment.expect("a payment"))
+    }
+
+    pub async fn cancel(&self, payment: &Payment) -> Result<Payment, Status> {
+        let mut payments = self.player.api.payments.clone();
+        let answer = payments.cancel_payment(CancelPaymentRequest { id: payment.id.clone() }).await?;
+        Ok(answer.into_inner().payment.expect("a payment"))
+    }
+
     pub async fn payment(&mut self, invoice: &str) -> Payment {
         self.player.payment(invoice).await.expect("a payment")
     }
@@ -182,11 +199,15 @@ impl Cashier {
 
     /// Waits until every webhook was acknowledged and applied.
     pub async fn all_delivered(&self) {
-        until("every webhook is acknowledged", || async {
+        let began = Instant::now();
+        loop {
             let waiting = self.sandbox().deliveries();
-            waiting.is_empty().then_some(())
-        })
-        .await;
+            if waiting.is_empty() {
+                break;
+            }
+            assert!(began.elapsed() < PATIENCE, "waited in vain until these are acknowledged: {waiting:#?}");
+            let _ = tokio::time::timeout(RealDuration::from_millis(25), std::future::pending::<()>()).await;
+        }
         self.at_rest(&["apply_delivery", "push_default_method"]).await;
     }
 
@@ -231,4 +252,19 @@ impl Cashier {
         drop(self.player);
         self.scenery.stage.strike().await;
     }
+}
+
+/// What a person does in Stripe's dashboard, through its API.
+pub async fn at_stripe(cashier: &Cashier, path: &str, body: &str) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let answer = client
+        .post(format!("{}{path}", cashier.sandbox().url()))
+        .bearer_auth(&cashier.player.key)
+        .header("content-type", "application/x-www-form-urlencoded")
+        .body(body.to_owned())
+        .send()
+        .await
+        .expect("the sandbox answers");
+    assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
 }

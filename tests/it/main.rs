@@ -3,11 +3,13 @@
 mod away;
 mod bad_input;
 mod cashier;
+mod deliveries;
 mod doors;
 mod hands;
 mod limits;
 mod log;
 mod payload;
+mod payments;
 mod readme;
 mod secrets;
 mod story;

@@ -107,26 +107,31 @@ impl App {
         integration: &Integration,
         learnt: Learnt<'_>,
     ) -> Result<()> {
-        self.store_method(work, customer, integration, learnt).await?;
-        self.choose_default(work, customer, integration).await
+        let gone = self.store_method(work, customer, integration, learnt).await?;
+        self.choose_default(work, customer, integration).await?;
+        if let Some(gone) = gone {
+            // Read before the event that tells so has come: that one will find nothing new.
+            work.tell(tell::method("payment_method.detached", &gone, customer, integration));
+        }
+        Ok(())
     }
 
     /// The earliest attachment and the latest choice count, so that repeats and other orders change nothing. A method
     /// that Stripe shows as attached is this customer's, whosever it was here before: of one that was relinked or
-    /// deleted, say.
+    /// deleted, say. Returns the method if it was attached here, and Stripe shows that it is no more.
     async fn store_method(
         &self,
         work: &mut Work,
         customer: &Customer,
         integration: &Integration,
         learnt: Learnt<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<PaymentMethod>> {
         let snapshot = learnt.snapshot;
         let known =
             store::payment_methods::get_by_provider_id(&mut work.tx, work.org, integration.id, &snapshot.id).await?;
         let is_anothers = known.as_ref().is_some_and(|known| known.customer_id != customer.id);
         if is_anothers && snapshot.provider_customer_id.is_none() {
-            return Ok(());
+            return Ok(None);
         }
         let is_new = is_anothers || known.as_ref().is_none_or(|known| known.detach_time.is_some());
         let mut method = known.unwrap_or_else(|| PaymentMethod {
@@ -160,7 +165,7 @@ impl App {
         if is_new && method.detach_time.is_none() {
             work.tell(tell::method("payment_method.created", &method, customer, integration));
         }
-        Ok(())
+        Ok(Some(method).filter(|method| !is_new && method.detach_time.is_some()))
     }
 
     /// Lets the default follow from the facts. If it changes: told, written to Stripe by a job, and payments that lack a

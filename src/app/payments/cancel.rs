@@ -53,9 +53,10 @@ impl App {
         let payment = scene.payment;
         work.abandon().await?;
         let access = self.access(lease.organization_id, payment.integration_id).await?;
-        // The key names the request to cancel, so that a later one is not answered with an earlier refusal.
+        // The key names the request to cancel and the try, so that none is answered with an earlier refusal or a stored
+        // 500 for a day; to cancel twice harms nobody.
         let asked = payment.cancel_request_time.map(OffsetDateTime::unix_timestamp_nanos).unwrap_or_default();
-        let idempotency_key = format!("paybridge-cancel-{id}-{}-{asked}", payment.intent_number);
+        let idempotency_key = format!("paybridge-cancel-{id}-{}-{asked}-{}", payment.intent_number, lease.failures);
         match self.0.stripe.cancel_payment_intent(&access.key, &intent_id, &idempotency_key).await {
             Ok(_) => {}
             Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}

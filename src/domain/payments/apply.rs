@@ -56,7 +56,8 @@ impl Payment {
         match news {
             News::Intent(intent) => self.apply_intent(attempt, intent, now),
             _ if self.state.is_final() => {}
-            News::Unknown => {
+            // A payment that Stripe has settled meanwhile is known, whatever became of the call's answer.
+            News::Unknown if self.is_moving() || self.state == PaymentState::Pending => {
                 self.unknown_since.get_or_insert(now);
             }
             News::Waits(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
@@ -72,7 +73,8 @@ impl Payment {
                 self.enter(PaymentState::Pending);
             }
             News::Withdrawn if !self.is_moving() => self.enter(PaymentState::Canceled),
-            News::Waits(_)
+            News::Unknown
+            | News::Waits(_)
             | News::Refused(_)
             | News::ConfirmRefused(_)
             | News::Sent

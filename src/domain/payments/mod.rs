@@ -8,6 +8,8 @@
 
 mod apply;
 mod plan;
+#[cfg(test)]
+mod tests;
 
 use time::OffsetDateTime;
 
