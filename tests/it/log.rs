@@ -168,21 +168,25 @@ async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
         player.told("invoice.payment_status_updated", &format!("inv-{number}")).await.unwrap();
     }
     let all = player.events();
-    let (last, mut seen, mut scanned) = (all.last().unwrap().position, Vec::new(), 0);
-    while scanned < last {
-        let answer = tokio::time::timeout(PATIENCE, stream.message()).await.expect("signs of life come").unwrap();
-        match answer.unwrap().message.unwrap() {
-            Message::Event(event) => {
-                assert!(event.position > scanned && event.webhook_type == "payment.succeeded");
-                seen.push(event.position);
-            }
-            Message::Heartbeat(heartbeat) => {
-                assert!(heartbeat.position >= scanned && heartbeat.position <= last);
-                assert!(seen.last().is_none_or(|told| *told <= heartbeat.position));
-                scanned = heartbeat.position;
+    let last = all.last().unwrap().position;
+    let scanning = async {
+        let (mut seen, mut scanned) = (Vec::new(), 0);
+        while scanned < last {
+            match stream.message().await.unwrap().unwrap().message.unwrap() {
+                Message::Event(event) => {
+                    assert!(event.position > scanned && event.webhook_type == "payment.succeeded");
+                    seen.push(event.position);
+                }
+                Message::Heartbeat(heartbeat) => {
+                    assert!(heartbeat.position >= scanned && heartbeat.position <= last);
+                    assert!(seen.last().is_none_or(|told| *told <= heartbeat.position));
+                    scanned = heartbeat.position;
+                }
             }
         }
-    }
+        seen
+    };
+    let seen = tokio::time::timeout(PATIENCE, scanning).await.expect("heartbeats reach the end of the log");
     let wanted = all.iter().filter(|event| event.webhook_type == "payment.succeeded");
     assert_eq!(seen, wanted.map(|event| event.position).collect::<Vec<_>>());
 
