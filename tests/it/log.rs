@@ -168,27 +168,78 @@ async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
         player.told("invoice.payment_status_updated", &format!("inv-{number}")).await.unwrap();
     }
     let all = player.events();
-    let (last, mut seen, mut scanned) = (all.last().unwrap().position, Vec::new(), 0);
-    while scanned < last {
-        let answer = tokio::time::timeout(PATIENCE, stream.message()).await.expect("signs of life come").unwrap();
-        match answer.unwrap().message.unwrap() {
-            Message::Event(event) => {
-                assert!(event.position > scanned && event.webhook_type == "payment.succeeded");
-                seen.push(event.position);
-            }
-            Message::Heartbeat(heartbeat) => {
-                assert!(heartbeat.position >= scanned && heartbeat.position <= last);
-                assert!(seen.last().is_none_or(|told| *told <= heartbeat.position));
-                scanned = heartbeat.position;
+    let last = all.last().unwrap().position;
+    let scanning = async {
+        let (mut seen, mut scanned) = (Vec::new(), 0);
+        while scanned < last {
+            match stream.message().await.unwrap().unwrap().message.unwrap() {
+                Message::Event(event) => {
+                    assert!(event.position > scanned && event.webhook_type == "payment.succeeded");
+                    seen.push(event.position);
+                }
+                Message::Heartbeat(heartbeat) => {
+                    assert!(heartbeat.position >= scanned && heartbeat.position <= last);
+                    assert!(seen.last().is_none_or(|told| *told <= heartbeat.position));
+                    scanned = heartbeat.position;
+                }
             }
         }
-    }
+        seen
+    };
+    let seen = tokio::time::timeout(PATIENCE, scanning).await.expect("heartbeats reach the end of the log");
     let wanted = all.iter().filter(|event| event.webhook_type == "payment.succeeded");
     assert_eq!(seen, wanted.map(|event| event.position).collect::<Vec<_>>());
 
     let nothing = ListEventsRequest { webhook_types: vec!["none.such".to_owned()], ..ListEventsRequest::default() };
     let page = player.api.events.list_events(nothing).await.unwrap().into_inner();
     assert_eq!((page.events.len(), page.next_position, page.last_position), (0, last, last));
+    scenery.stage.strike().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p5_trimming_takes_a_run_from_the_beginning_even_if_times_stand_in_another_order() {
+    let url = database().await;
+    let administration = paybridge::server::administration(&url).unwrap();
+    let org = administration.create_organization("trim").await.unwrap().id;
+    let pool = Pool::new(&url, 1).unwrap();
+    let (clock, day) = (Clock::system(), time::Duration::DAY);
+    let mut tx = pool.begin(Scope::Tenant(org)).await.unwrap();
+    for age in [100, 1, 100, 1] {
+        let written = clock.now() - day * age;
+        store::events::append(&mut tx, org, &[event("a")], written, || clock.new_id()).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    // In batches of two, until nothing goes any more: after each, what is kept is what the head says, without a hole.
+    let mut gone = 1;
+    while gone > 0 {
+        let mut tx = pool.begin(Scope::System).await.unwrap();
+        gone = store::events::trim(&mut tx, org, clock.now() - day * 90, 2).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut tx = pool.begin(Scope::Tenant(org)).await.unwrap();
+        let head = store::events::head(&mut tx, org).await.unwrap();
+        drop(tx);
+        let kept: Vec<i64> = read(&pool, org).await.iter().map(|(position, _)| *position).collect();
+        assert_eq!(kept, (head.first_position..=4).collect::<Vec<_>>());
+        assert!(head.first_position > 1 && kept.contains(&4), "the oldest goes, the youngest stays");
+    }
+}
+
+/// The counter is a place where all that tells something waits for each other: callers and Stripe never stand there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p5_accepting_a_payment_never_waits_for_the_log() {
+    let scenery = scenery(Options::default()).await;
+    let (mut player, _) = Player::connected(&scenery, "counter").await.unwrap();
+    plain_customer(&mut player, "hooli").await;
+    let holder = superuser(&scenery.stage.database_url).await;
+    holder.batch_execute("BEGIN; LOCK TABLE events, event_heads IN EXCLUSIVE MODE").await.unwrap();
+    for number in 0..3 {
+        let accepted = pay(&mut player, invoice("hooli", &format!("inv-{number}"), 0, "EUR"));
+        tokio::time::timeout(Duration::from_secs(4), accepted).await.expect("it does not wait").unwrap();
+    }
+    holder.batch_execute("ROLLBACK").await.unwrap();
+    for number in 0..3 {
+        player.told("payment.succeeded", &format!("inv-{number}")).await.unwrap();
+    }
     scenery.stage.strike().await;
 }
 

@@ -26,7 +26,7 @@ use crate::grpc::proto::{
 };
 
 /// How long the story waits for anything, real time.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Tells the audience what happens; silent in tests.
 #[derive(Clone, Copy, Debug)]

@@ -1,10 +1,12 @@
 //! Steps 2 to 6: customers, links to Checkout, payment methods and the default.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 use tonic::Code;
 
 use super::Scenery;
-use super::client::{Player, hold, refused, until};
+use super::client::{PATIENCE, Player, hold, refused, until};
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
     CreateCheckoutUrlRequest, CreateCustomerRequest, Customer, ListPaymentMethodsRequest, PaymentMethodKind,
@@ -220,12 +222,18 @@ pub(super) async fn link(scenery: &mut Scenery) -> Result<()> {
                 && !customer.default_payment_method_id.is_empty()
         })
         .await?;
-    let (mut found, default) = methods(&mut player, &linked).await?;
-    found.sort();
+    // The webhooks of the attachments may come before the import, one method at a time.
     let mut expected = vec![first.clone(), second];
     expected.sort();
-    hold!(found == expected, "both methods are here");
-    hold!(default == Some(first), "Stripe's default is the default here");
+    let began = Instant::now();
+    loop {
+        let (mut found, default) = methods(&mut player, &linked).await?;
+        found.sort();
+        if found == expected && default.as_ref() == Some(&first) {
+            break;
+        }
+        hold!(began.elapsed() < PATIENCE, "both methods are here, and Stripe's default is the default: {found:?}");
+    }
 
     narrator.say("a wrong id is told");
     let request = CreateCustomerRequest {
