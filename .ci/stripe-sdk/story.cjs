@@ -321,4 +321,6 @@ step("the endpoint is removed", async () => {
     }
   }
   story.listener?.close();
+  // The SDK's timeouts and kept connections would hold the process for more than a minute.
+  process.exit();
 })();
