@@ -22,6 +22,9 @@ pub(in crate::app) struct Learnt<'a> {
     pub choose_time: Option<OffsetDateTime>,
     /// Its mandate, if this source knows one.
     pub mandate: Option<String>,
+    /// Whether a method that was unlinked here is taken into use again, because its customer is linked anew. Nothing else
+    /// revives one: it may be on its way to be detached at Stripe.
+    pub revives: bool,
 }
 
 impl App {
@@ -157,8 +160,8 @@ impl App {
             method.provider_mandate_id = learnt.mandate;
         }
         method.detach_time = match &snapshot.provider_customer_id {
-            // Detaching is for ever at Stripe: what it shows as attached was only unlinked here.
-            Some(_) => None,
+            Some(_) if learnt.revives || is_anothers => None,
+            Some(_) => method.detach_time,
             None => method.detach_time.or(Some(work.now)),
         };
         store::payment_methods::upsert(&mut work.tx, &method).await?;
@@ -220,6 +223,7 @@ impl App {
                 attach_time: Some(snapshot.created),
                 choose_time: (chosen.as_ref() == Some(&snapshot.id)).then_some(work.now),
                 mandate: setup.and_then(|setup| setup.provider_mandate_id.clone()),
+                revives: true,
             };
             self.store_method(&mut work, &customer, &integration, learnt).await?;
         }

@@ -97,6 +97,7 @@ impl App {
                 attach_time: told.attach_time,
                 choose_time: told.choose_time,
                 mandate: told.mandate.or(mandate.as_deref()).map(ToOwned::to_owned),
+                revives: false,
             };
             self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
             work.commit().await?;
