@@ -141,25 +141,24 @@ impl Act<'_> {
             },
             "type": kind,
         });
-        self.send(&id, kind);
+        self.account.events_made += 1;
+        let number = self.account.events_made;
+        self.send(&id, number, kind);
         events::prune(self.account, self.now);
-        let event =
-            Event { id, kind: kind.to_owned(), created: self.now, body: body.to_string(), pending: endpoints.len() };
-        self.account.events.push_back(event);
+        let (kind, body, pending) = (kind.to_owned(), body.to_string(), endpoints.len());
+        self.account.events.push_back(Event { id, number, kind, created: self.now, body, pending });
     }
 
     /// Sends an event to every endpoint that wants its type.
-    pub fn send(&mut self, event: &str, kind: &str) {
+    pub fn send(&mut self, event: &str, event_number: u64, kind: &str) {
         for endpoint in self.listeners(kind) {
             self.account.fresh.push(Delivery {
                 event: event.to_owned(),
-                endpoint,
+                event_number,
                 kind: kind.to_owned(),
-                attempt: 0,
+                endpoint,
                 at: self.now_micros,
-                last_answer: String::new(),
-                in_flight: false,
-                number: 0,
+                ..Delivery::default()
             });
         }
     }

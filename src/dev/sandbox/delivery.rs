@@ -13,8 +13,6 @@ use super::state::{Account, Delivery, text};
 
 /// How long an endpoint may take to answer, in real time.
 const PATIENCE: RealDuration = RealDuration::from_secs(10);
-/// How many webhooks one endpoint is sent at once.
-const AT_ONCE: usize = 10;
 /// The pauses before the second and later tries, in seconds of the clock; the last one repeats.
 const PAUSES: [i64; 10] = [1, 2, 5, 10, 30, 60, 300, 900, 1800, 3600];
 /// Stripe gives up after three days.
@@ -37,10 +35,8 @@ pub(super) async fn run(shared: Arc<Shared>, client: reqwest::Client) {
             let mut parcels = Vec::new();
             let mut next: Option<i64> = None;
             for (slot, account) in &mut inner.state.accounts {
-                pick(slot, account, now, &mut parcels);
-                let waiting =
-                    account.deliveries.iter().filter(|delivery| delivery.at > now).map(|delivery| delivery.at);
-                next = waiting.chain(next).min();
+                parcels.extend(pick(slot, account, now));
+                next = account.mail.next().into_iter().chain(next).min();
             }
             (parcels, next)
         });
@@ -61,33 +57,24 @@ pub(super) async fn run(shared: Arc<Shared>, client: reqwest::Client) {
     }
 }
 
-/// Picks what is due, and drops what has no endpoint any more.
-fn pick(slot: &str, account: &mut Account, now: i64, parcels: &mut Vec<Parcel>) {
-    let mut deliveries = std::mem::take(&mut account.deliveries);
-    deliveries.retain(|delivery| {
-        account.objects.get(&delivery.endpoint).is_some_and(|endpoint| text(endpoint, "/status") == "enabled")
-    });
-    let mut busy = std::collections::HashMap::<String, usize>::new();
-    for delivery in deliveries.iter().filter(|delivery| delivery.in_flight) {
-        *busy.entry(delivery.endpoint.clone()).or_default() += 1;
+/// Takes out what is due, and drops what has no event any more.
+fn pick(slot: &str, account: &mut Account, now: i64) -> Vec<Parcel> {
+    let mut parcels = Vec::new();
+    for (number, delivery) in account.mail.take_due(now) {
+        let Some(body) = account.event(delivery.event_number).map(|event| event.body.clone()) else {
+            account.mail.end(number);
+            continue;
+        };
+        let endpoint = account.objects.get(&delivery.endpoint);
+        parcels.push(Parcel {
+            slot: slot.to_owned(),
+            number,
+            url: endpoint.map_or("", |endpoint| text(endpoint, "/url")).to_owned(),
+            secret: account.hidden.get(&delivery.endpoint).map_or_else(String::new, |hidden| hidden.secret.clone()),
+            body,
+        });
     }
-    for delivery in deliveries.iter_mut().filter(|delivery| !delivery.in_flight && delivery.at <= now) {
-        let busy = busy.entry(delivery.endpoint.clone()).or_default();
-        if *busy < AT_ONCE
-            && let Some(event) = account.events.iter().rev().find(|event| event.id == delivery.event)
-        {
-            *busy += 1;
-            delivery.in_flight = true;
-            parcels.push(Parcel {
-                slot: slot.to_owned(),
-                number: delivery.number,
-                url: text(&account.objects[&delivery.endpoint], "/url").to_owned(),
-                secret: account.hidden.get(&delivery.endpoint).map_or_else(String::new, |hidden| hidden.secret.clone()),
-                body: event.body.clone(),
-            });
-        }
-    }
-    account.deliveries = deliveries;
+    parcels
 }
 
 /// Sends one webhook and notes the answer.
@@ -119,24 +106,19 @@ async fn take(shared: Arc<Shared>, client: reqwest::Client, parcel: Parcel) {
 
 /// Ends a delivery, or puts it off.
 fn note(account: &mut Account, number: u64, refused: Option<String>, now: i64) {
-    let Some(index) = account.deliveries.iter().position(|delivery| delivery.number == number) else { return };
-    let delivery = &mut account.deliveries[index];
-    let id = delivery.event.clone();
-    let event = account.events.iter_mut().rev().find(|event| event.id == id);
+    let Some(mut delivery) = account.mail.end(number) else { return };
+    let Some(event) = account.event(delivery.event_number) else { return };
     let Some(refused) = refused else {
-        if let Some(event) = event {
-            event.pending = event.pending.saturating_sub(1);
-        }
-        account.deliveries.swap_remove(index);
+        event.pending = event.pending.saturating_sub(1);
         return;
     };
-    delivery.in_flight = false;
-    delivery.last_answer = refused;
-    delivery.at = now.saturating_add(pause(delivery) * 1_000_000);
-    delivery.attempt += 1;
-    if event.is_none_or(|event| event.created + GIVE_UP_AFTER < now / 1_000_000) {
-        account.deliveries.swap_remove(index);
+    if event.created + GIVE_UP_AFTER < now / 1_000_000 {
+        return;
     }
+    delivery.last_answer = refused;
+    delivery.at = now.saturating_add(pause(&delivery) * 1_000_000);
+    delivery.attempt += 1;
+    account.mail.again(number, delivery);
 }
 
 fn pause(delivery: &Delivery) -> i64 {

@@ -157,7 +157,7 @@ impl Sandbox {
     /// The webhooks that have not been acknowledged yet.
     pub fn deliveries(&self) -> Vec<Waiting> {
         self.0.look(|inner| {
-            let waiting = inner.state.accounts.values().flat_map(|account| &account.deliveries);
+            let waiting = inner.state.accounts.values().flat_map(|account| account.mail.waiting());
             waiting.map(shown).collect()
         })
     }
@@ -284,12 +284,11 @@ impl Sandbox {
     pub fn resend(&self, event: &str) -> anyhow::Result<()> {
         self.0.with(|inner| {
             for account in inner.state.accounts.values_mut() {
-                let Some(kind) = account.events.iter().find(|known| known.id == event).map(|known| known.kind.clone())
-                else {
-                    continue;
-                };
+                let known = account.events.iter().find(|known| known.id == event);
+                let Some((number, kind)) = known.map(|known| (known.number, known.kind.clone())) else { continue };
                 let (now, now_micros) = (self.0.seconds(), self.0.micros());
-                Act { account, now, now_micros, cause: None, settings: &self.0.settings }.send(event, &kind);
+                let mut act = Act { account, now, now_micros, cause: None, settings: &self.0.settings };
+                act.send(event, number, &kind);
                 return Ok(());
             }
             bail!("no such event: {event}")

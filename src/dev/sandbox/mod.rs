@@ -27,6 +27,7 @@ mod handlers;
 mod idempotency;
 mod limits;
 mod lists;
+mod mailbag;
 mod mandates;
 mod money;
 mod pages;

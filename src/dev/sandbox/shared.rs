@@ -15,7 +15,7 @@ use super::api::Work;
 use super::auth::Caller;
 use super::faults::{self, Fault, WebhookFault};
 use super::limits::{Limiter, Limits};
-use super::state::{Account, State};
+use super::state::{Account, Delivery, State};
 use super::timers;
 use crate::clock::Clock;
 
@@ -96,7 +96,6 @@ pub(super) struct Inner {
     pub limiter: Limiter,
     /// Payment intents that a request is writing.
     pub locks: BTreeSet<String>,
-    deliveries: u64,
 }
 
 impl Inner {
@@ -129,11 +128,8 @@ impl Inner {
             for fresh in std::mem::take(&mut account.fresh) {
                 any = true;
                 for later in faults::sendings(&mut self.webhook_faults, &fresh.kind, &account.id) {
-                    self.deliveries += 1;
-                    let mut delivery = fresh.clone();
-                    delivery.number = self.deliveries;
-                    delivery.at = delivery.at.saturating_add(later);
-                    account.deliveries.push(delivery);
+                    let at = fresh.at.saturating_add(later);
+                    account.mail.put(Delivery { at, ..fresh.clone() });
                 }
             }
         }
@@ -160,12 +156,10 @@ pub(super) struct Shared {
 
 impl Shared {
     pub fn new(mut state: State, clock: Clock, options: Options, url: String) -> Self {
-        let mut deliveries = 0;
         for account in state.accounts.values_mut() {
             // Whoever was being answered when the last process ended is gone.
             account.idempotency.retain(|_, known| known.answer.is_some());
-            deliveries =
-                account.deliveries.iter().map(|delivery| delivery.number).chain([deliveries]).max().unwrap_or(0);
+            account.mail.sort_in();
         }
         let settings = Settings {
             url,
@@ -173,7 +167,7 @@ impl Shared {
             refund_after: options.refund_after.whole_seconds(),
         };
         Self {
-            inner: Mutex::new(Inner { state, deliveries, ..Inner::default() }),
+            inner: Mutex::new(Inner { state, ..Inner::default() }),
             clock,
             options,
             settings,

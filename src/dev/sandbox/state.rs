@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::idempotency::Remembered;
+use super::mailbag::Mailbag;
 use super::timers::Timer;
 
 /// The state of the sandbox.
@@ -52,8 +53,10 @@ pub(super) struct Account {
     pub hidden: BTreeMap<String, Hidden>,
     /// Events of the last 30 days, oldest first.
     pub events: VecDeque<Event>,
+    /// How many events there have ever been.
+    pub events_made: u64,
     /// Webhooks that still have to be delivered.
-    pub deliveries: Vec<Delivery>,
+    pub mail: Mailbag,
     /// What happens by itself later.
     pub timers: Vec<Timer>,
     /// Idempotency keys of the last 24 hours, by key.
@@ -95,6 +98,8 @@ pub(super) struct Hidden {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Event {
     pub id: String,
+    /// Counts up within the account.
+    pub number: u64,
     pub kind: String,
     pub created: i64,
     /// The JSON that is delivered.
@@ -104,23 +109,21 @@ pub(super) struct Event {
 }
 
 /// One webhook on its way to one endpoint.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Delivery {
+    /// The event's id.
     pub event: String,
-    pub endpoint: String,
+    /// The event's number, by which it is found.
+    pub event_number: u64,
     /// The event's type, for the webhook faults.
     pub kind: String,
+    pub endpoint: String,
     /// Tries so far.
     pub attempt: u32,
     /// When it is sent (again), in microseconds since 1970.
     pub at: i64,
     /// The endpoint's answer to the last try: a status, or why there was none.
     pub last_answer: String,
-    /// Being sent right now.
-    #[serde(skip)]
-    pub in_flight: bool,
-    /// Tells two deliveries of one event apart.
-    pub number: u64,
 }
 
 /// The prefix tells the mode of a key, as at Stripe.
@@ -172,6 +175,14 @@ impl State {
     /// The slot of the account that holds the object, if any does.
     pub fn holder(&self, object: &str) -> Option<String> {
         self.accounts.iter().find(|(_, account)| account.objects.contains_key(object)).map(|(slot, _)| slot.clone())
+    }
+}
+
+impl Account {
+    /// An event by its number, if it is still there.
+    pub fn event(&mut self, number: u64) -> Option<&mut Event> {
+        let index = self.events.binary_search_by_key(&number, |event| event.number).ok()?;
+        self.events.get_mut(index)
     }
 }
 

@@ -75,6 +75,9 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
         act.hidden(call.id()).enabled = enabled;
     }
     if let Some(disabled) = call.params.get("disabled") {
+        if disabled == true {
+            act.account.mail.drop_endpoint(call.id());
+        }
         endpoint["status"] = if disabled == true { "disabled".into() } else { "enabled".into() };
     }
     take_over(&mut endpoint, &call.params, &["url", "description"]);
@@ -92,7 +95,7 @@ pub(super) fn delete(act: &mut Act, call: &Call) -> Answer {
     if let Some(order) = act.account.order.get_mut("webhook_endpoint") {
         order.retain(|known| known != id);
     }
-    act.account.deliveries.retain(|delivery| delivery.endpoint != id);
+    act.account.mail.drop_endpoint(id);
     Ok(json!({ "id": id, "object": "webhook_endpoint", "deleted": true }))
 }
 
