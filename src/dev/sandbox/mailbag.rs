@@ -111,7 +111,7 @@ mod tests {
         assert_eq!(taken.iter().filter(|(_, taken)| taken.endpoint == "slow").count(), AT_ONCE);
         assert_eq!(taken.iter().filter(|(_, taken)| taken.endpoint == "quick").count(), 1);
         assert_eq!((bag.take_due(2).len(), bag.next()), (0, None));
-        let (number, _) = taken[0];
+        let number = taken.iter().find(|(_, taken)| taken.endpoint == "slow").unwrap().0;
         let refused = bag.end(number).unwrap();
         bag.again(number, Delivery { at: 9, ..refused });
         assert_eq!((bag.take_due(2).len(), bag.waiting().count()), (1, 51));
