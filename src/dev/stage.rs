@@ -76,7 +76,7 @@ pub struct Options {
     pub polls_events: bool,
     /// Whether Stripe's own events are relayed.
     pub relay_provider_events: bool,
-    /// How many event streams an organization may have open on each server in this process.
+    /// How many event streams an organization may have open on each server.
     pub max_streams_per_organization: usize,
     /// How long servers in this process wait for an answer of Stripe's, real time.
     pub stripe_timeout: RealDuration,
@@ -240,6 +240,7 @@ impl Stage {
             .env("PAYBRIDGE_ENCRYPTION_KEYS", format!("stage:{}", STANDARD.encode(SEAL_KEY)))
             .env("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", self.sandbox.url()))
             .env("PAYBRIDGE_DATABASE_POOL_SIZE", "8")
+            .env("PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", self.options.max_streams_per_organization.to_string())
             .env("PAYBRIDGE_LOG_FILTER", "warn")
             .stdin(Stdio::null());
         if let Some(url) = &self.webhook_url {
