@@ -33,6 +33,9 @@ use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::{self, Hint, Pool, Scope, Sealer};
 use crate::stripe;
 
+/// An idempotency key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
+const KEY_AGE_MAX: time::Duration = time::Duration::hours(20);
+
 /// What the use cases need to know of how the process is set up.
 #[derive(Clone, Debug)]
 pub struct Settings {

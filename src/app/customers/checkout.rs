@@ -1,10 +1,8 @@
 //! Links to Checkout pages that store a payment method and move no money.
 
-use time::Duration;
-
 use crate::app::payments::hash_request;
 use crate::app::work::Work;
-use crate::app::{App, tell};
+use crate::app::{App, KEY_AGE_MAX, tell};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
@@ -13,9 +11,6 @@ use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
 use crate::store::requests::Purpose;
 use crate::{store, stripe};
-
-/// A key older than this is never sent again (P2).
-const KEY_AGE_MAX: Duration = Duration::hours(20);
 
 impl App {
     /// Makes a link to a page where the customer stores a payment method.

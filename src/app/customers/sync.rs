@@ -1,17 +1,12 @@
 //! The job of a customer that is to be created at Stripe, linked, or pushed.
 
-use time::Duration;
-
 use crate::app::work::Work;
-use crate::app::{Access, App, stripe_unavailable, tell};
+use crate::app::{Access, App, KEY_AGE_MAX, stripe_unavailable, tell};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, Result};
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
-
-/// A key older than this is never sent again (P2).
-const KEY_AGE_MAX: Duration = Duration::hours(20);
 
 /// The fields that a customer has at Stripe, too.
 const PUSHED_FIELDS: [&str; 4] = ["name", "email", "phone", "address"];
@@ -60,7 +55,10 @@ impl App {
         let (org, now) = (work.org, work.now);
         let newest = store::requests::newest_frozen(&mut work.tx, org, Purpose::Customer, customer.id.0).await?;
         let number = match newest {
-            Some(frozen) if !frozen.is_finished && now - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
+            Some(frozen) if !frozen.is_finished && now - frozen.create_time <= KEY_AGE_MAX => {
+                work.abandon().await?;
+                return Ok(frozen);
+            }
             Some(frozen) => frozen.number + 1,
             None => 1,
         };

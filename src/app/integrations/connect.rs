@@ -8,7 +8,7 @@ use time::Duration;
 use super::stripe_unavailable;
 use crate::app::payments::hash_request;
 use crate::app::work::Work;
-use crate::app::{Access, App, tell};
+use crate::app::{Access, App, KEY_AGE_MAX, tell};
 use crate::domain::integrations::{Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -19,9 +19,6 @@ use crate::{store, stripe};
 
 /// After how long a job looks whether the call that connects came to its end.
 const CONNECT_PERIOD: Duration = Duration::seconds(30);
-
-/// A key older than this is never sent again (P2).
-const KEY_AGE_MAX: Duration = Duration::hours(20);
 
 /// What is known of a key that Stripe accepts.
 struct CheckedKey {

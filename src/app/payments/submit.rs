@@ -7,7 +7,7 @@ use time::{Duration, OffsetDateTime};
 use super::Scene;
 use super::refresh::RECONCILE_PERIOD;
 use crate::app::work::Work;
-use crate::app::{Access, App};
+use crate::app::{Access, App, KEY_AGE_MAX};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
@@ -16,9 +16,6 @@ use crate::domain::signals::{IntentSnapshot, IntentStatus};
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
-
-/// A key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
-pub(in crate::app) const KEY_AGE_MAX: Duration = Duration::hours(20);
 
 /// When the intent is read after a stored 500, counted from the first replay of it.
 const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
