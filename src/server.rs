@@ -157,6 +157,7 @@ pub fn administration(database_url: &str) -> Result<App> {
         relay_provider_events: false,
         event_retention: time::Duration::MAX,
         delivery_retention: time::Duration::MAX,
+        action_period: time::Duration::MAX,
         poll_period_test: time::Duration::MAX,
         poll_period_live: time::Duration::MAX,
     };
@@ -179,6 +180,7 @@ fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Resu
         relay_provider_events: parts.relay_provider_events,
         event_retention: settings.retention.events,
         delivery_retention: settings.retention.deliveries,
+        action_period: settings.action_expiry,
         poll_period_test: parts.poll_period_test,
         poll_period_live: parts.poll_period_live,
     };

@@ -82,7 +82,6 @@ impl App {
     async fn dispatch(&self, lease: &Lease) -> Result<()> {
         match lease.kind {
             JobKind::SubmitPayment => self.submit_payment(lease).await,
-            JobKind::CancelPayment => self.finish_cancellation(lease).await,
             JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
             JobKind::ApplyDelivery => self.apply_delivery(lease).await,
             JobKind::SyncCustomer => self.sync_customer(lease).await,

@@ -29,12 +29,10 @@ pub use self::jobs::LEASE_PERIOD;
 use self::organizations::TokenCache;
 use self::wake::Wake;
 use crate::clock::Clock;
+use crate::domain::payments::KEY_AGE_MAX;
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::{self, Hint, Pool, Scope, Sealer};
 use crate::stripe;
-
-/// An idempotency key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
-const KEY_AGE_MAX: time::Duration = time::Duration::hours(20);
 
 /// What the use cases need to know of how the process is set up.
 #[derive(Clone, Debug)]
@@ -49,6 +47,8 @@ pub struct Settings {
     pub event_retention: time::Duration,
     /// How long deliveries are kept; 35 days or more.
     pub delivery_retention: time::Duration,
+    /// How long a customer has to prove who they are (3-D Secure), before the payment is taken back.
+    pub action_period: time::Duration,
     /// How far apart the reads of Stripe's events list are, with a test key.
     pub poll_period_test: time::Duration,
     /// The same with a live key: Stripe rations reads.

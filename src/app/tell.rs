@@ -35,9 +35,25 @@ pub(super) struct About<'a> {
 
 /// What a change of a payment tells: the payment's own event, and the invoice's where Lago's `payment_status` changes.
 pub(super) fn payment_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
-    if !change.is_news() {
-        return Vec::new();
+    let mut told = Vec::new();
+    if change.goes_on {
+        told.push(payment("payment.cancellation_refused", about));
     }
+    if change.paid_twice {
+        told.push(payment("payment.overpaid", about));
+    }
+    if change.is_news() {
+        told.extend(state_changed(about, change));
+    }
+    told
+}
+
+/// A payment as it is now, under a type.
+pub(super) fn payment(webhook_type: &'static str, about: &About<'_>) -> NewEvent {
+    NewEvent { webhook_type, payload: Payload::Payment(payment_object(about)) }
+}
+
+fn state_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
     let webhook_type = match change.to {
         PaymentState::Pending => "payment.pending",
         PaymentState::Processing => "payment.processing",
@@ -249,7 +265,11 @@ fn method_object(method: &PaymentMethod, customer: &Customer, integration: &Inte
 fn invoice_object(about: &About<'_>) -> InvoiceObject {
     let payment = about.payment;
     let is_paid = payment.state == PaymentState::Succeeded;
-    let paid = if is_paid { payment.amount_received.max(0) } else { 0 };
+    let paid = match &payment.manual {
+        _ if !is_paid => 0,
+        Some(_) => payment.amount_received.max(payment.amount.minor_units),
+        None => payment.amount_received.max(0),
+    };
     InvoiceObject {
         lago_id: payment.invoice_id.clone(),
         number: payment.invoice_number.clone(),
@@ -283,7 +303,8 @@ pub(super) fn payment_object(about: &About<'_>) -> PaymentObject {
         amount_currency: payment.amount.currency.to_string(),
         status: payment.state.as_str().to_owned(),
         payment_status: payment.state.payment_status().to_owned(),
-        r#type: "provider".to_owned(),
+        r#type: if payment.manual.is_some() { "manual" } else { "provider" }.to_owned(),
+        reference: payment.manual.as_ref().map(|manual| manual.reference.clone()),
         payment_provider_code: about.integration.code.clone(),
         payment_provider_type: STRIPE.to_owned(),
         external_payment_id: payment.provider_payment_intent_id.clone(),

@@ -25,7 +25,34 @@ pub(super) struct Work {
     lease: Option<(Lease, Option<Outcome>)>,
 }
 
+/// Who makes a change.
+#[derive(Clone, Copy)]
+pub(super) enum Hand<'a> {
+    /// A job: its writes commit only while the lease is its own (P8).
+    Job(&'a Lease),
+    /// A caller of the organization, or whoever acts for one.
+    Caller(OrganizationId),
+}
+
+impl Hand<'_> {
+    /// The tenant.
+    pub fn org(self) -> OrganizationId {
+        match self {
+            Self::Job(lease) => lease.organization_id,
+            Self::Caller(org) => org,
+        }
+    }
+}
+
 impl App {
+    /// Begins a change of whosever hand it is.
+    pub(super) async fn begin_by(&self, hand: Hand<'_>) -> Result<Work> {
+        match hand {
+            Hand::Job(lease) => self.begin_leased(lease).await,
+            Hand::Caller(org) => self.begin(org).await,
+        }
+    }
+
     /// Begins a change.
     pub(super) async fn begin(&self, org: OrganizationId) -> Result<Work> {
         let tx = self.0.pool.begin(Scope::Tenant(org)).await?;

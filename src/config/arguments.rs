@@ -190,6 +190,10 @@ pub(super) struct ServeArgs {
     /// events for 30 days, so less would take old ones for new.
     #[arg(long, env = "PAYBRIDGE_DELIVERY_RETENTION_DAYS", default_value = "35", value_name = "DAYS")]
     pub(super) delivery_retention_days: String,
+    /// How long a customer has to prove who they are (3-D Secure), in hours, 1 to 720. After that the payment is taken
+    /// back at Stripe and FAILED, free to be paid another way.
+    #[arg(long, env = "PAYBRIDGE_ACTION_EXPIRY_HOURS", default_value = "24", value_name = "HOURS")]
+    pub(super) action_expiry_hours: String,
     /// How many jobs this process works on at the same time, 1 to 1000.
     #[arg(long, env = "PAYBRIDGE_WORKER_CONCURRENCY", default_value = "16", value_name = "JOBS")]
     pub(super) worker_concurrency: String,

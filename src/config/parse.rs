@@ -105,6 +105,7 @@ fn serve(mistakes: &mut Mistakes, args: ServeArgs) -> Option<Serve> {
     let streams = mistakes.note("max-streams-per-organization", streams);
     let events = mistakes.note("event-retention-days", check::number(&args.event_retention_days, 1..=3650));
     let deliveries = mistakes.note("delivery-retention-days", check::number(&args.delivery_retention_days, 35..=3650));
+    let action_expiry = mistakes.note("action-expiry-hours", check::number(&args.action_expiry_hours, 1..=720));
     let worker_concurrency = mistakes.note("worker-concurrency", check::number(&args.worker_concurrency, 1..=1000));
     let grace = mistakes.note("shutdown-grace-seconds", check::number(&args.shutdown_grace_seconds, 1..=600));
     Some(Serve {
@@ -118,6 +119,7 @@ fn serve(mistakes: &mut Mistakes, args: ServeArgs) -> Option<Serve> {
         default_success_url: success_url?,
         max_streams_per_organization: streams?,
         retention: Retention { events: time::Duration::days(events?), deliveries: time::Duration::days(deliveries?) },
+        action_expiry: time::Duration::hours(action_expiry?),
         worker_concurrency: worker_concurrency?,
         shutdown_grace: Duration::from_secs(grace?),
     })

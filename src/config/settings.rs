@@ -77,6 +77,8 @@ pub struct Serve {
     pub max_streams_per_organization: usize,
     /// What is kept for how long.
     pub retention: Retention,
+    /// How long a customer has to prove who they are, in the clock's time.
+    pub action_expiry: time::Duration,
     /// The most jobs at the same time.
     pub worker_concurrency: usize,
     /// How long a shutdown waits for work in hand.

@@ -221,6 +221,7 @@ impl Stage {
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             max_streams_per_organization: self.options.max_streams_per_organization,
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
+            action_expiry: time::Duration::DAY,
             worker_concurrency: 8,
             shutdown_grace: RealDuration::from_secs(5),
         })

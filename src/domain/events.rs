@@ -218,6 +218,8 @@ pub struct PaymentObject {
     pub status: String,
     pub payment_status: String,
     pub r#type: String,
+    #[serde(default)]
+    pub reference: Option<String>,
     pub payment_provider_code: String,
     pub payment_provider_type: String,
     pub external_payment_id: Option<String>,

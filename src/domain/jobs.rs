@@ -9,10 +9,8 @@ use super::{JobId, OrganizationId};
 /// What is to be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
-    /// A payment that may have to be sent to Stripe.
+    /// A payment that may have to be sent to Stripe, or to be closed there.
     SubmitPayment,
-    /// A payment whose cancellation was asked for.
-    CancelPayment,
     /// A payment that has been moving for long.
     ReconcilePayment,
     /// A stored webhook.
@@ -37,9 +35,8 @@ pub enum JobKind {
 
 impl JobKind {
     /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 11] = [
         (Self::SubmitPayment, "submit_payment"),
-        (Self::CancelPayment, "cancel_payment"),
         (Self::ReconcilePayment, "reconcile_payment"),
         (Self::ApplyDelivery, "apply_delivery"),
         (Self::SyncCustomer, "sync_customer"),

@@ -220,6 +220,8 @@ pub struct SessionSnapshot {
     pub expire_time: OffsetDateTime,
     /// Stripe's `seti_…` in setup mode.
     pub provider_setup_intent_id: Option<String>,
+    /// Stripe's `pi_…` in payment mode, from when the payer first confirms.
+    pub provider_payment_intent_id: Option<String>,
     /// Stripe's `cus_…`.
     pub provider_customer_id: Option<String>,
 }

@@ -3,12 +3,15 @@
 use tonic::{Request, Response, Status};
 
 use super::Door;
-use super::convert::{Fields, payments as convert};
+use super::convert::customers::TEXT_LENGTH_MAX;
+use super::convert::{Fields, payments as convert, timestamp};
 use super::page_token::List;
 use super::proto::payment_service_server::PaymentService;
 use super::proto::{
-    CancelPaymentRequest, CancelPaymentResponse, CreatePaymentRequest, CreatePaymentResponse, GetPaymentRequest,
-    GetPaymentResponse, ListPaymentsRequest, ListPaymentsResponse, RetryPaymentRequest, RetryPaymentResponse,
+    CancelPaymentRequest, CancelPaymentResponse, CreatePaymentRequest, CreatePaymentResponse, CreatePaymentUrlRequest,
+    CreatePaymentUrlResponse, GetPaymentRequest, GetPaymentResponse, ListPaymentsRequest, ListPaymentsResponse,
+    RecordManualPaymentRequest, RecordManualPaymentResponse, RetryPaymentRequest, RetryPaymentResponse,
+    UpdatePaymentRequest, UpdatePaymentResponse,
 };
 use crate::app::App;
 
@@ -65,5 +68,48 @@ impl PaymentService for Door {
         let work = |app: App| async move { app.cancel_payment(organization, id).await };
         let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
         Ok(Response::new(CancelPaymentResponse { payment }))
+    }
+
+    async fn update_payment(&self, request: Request<UpdatePaymentRequest>) -> Answer<UpdatePaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let (id, version, amount) = convert::payment_update(request)?;
+        let work = |app: App| async move { app.update_payment(organization, id, version, amount).await };
+        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        Ok(Response::new(UpdatePaymentResponse { payment }))
+    }
+
+    async fn create_payment_url(&self, request: Request<CreatePaymentUrlRequest>) -> Answer<CreatePaymentUrlResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let mut fields = Fields::default();
+        let id = fields.id("id", &request.id);
+        let request_id = fields.request_id(request.request_id);
+        let success_url = fields.optional_url("success_url", request.success_url);
+        fields.check()?;
+        let work = |app: App| async move { app.create_payment_url(organization, request_id, id, success_url).await };
+        let (payment, link) = self.finish(work).await?;
+        let link = link.unwrap_or_default();
+        Ok(Response::new(CreatePaymentUrlResponse {
+            payment_url: link.url.unwrap_or_default(),
+            expire_time: link.expire_time.map(timestamp),
+            payment: Some(convert::payment(payment, Vec::new())),
+        }))
+    }
+
+    async fn record_manual_payment(
+        &self,
+        request: Request<RecordManualPaymentRequest>,
+    ) -> Answer<RecordManualPaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let mut fields = Fields::default();
+        let id = fields.id("id", &request.id);
+        let request_id = fields.request_id(request.request_id);
+        let reference = fields.required_text("reference", request.reference, TEXT_LENGTH_MAX);
+        let paid_time = fields.optional_time("paid_time", request.paid_time);
+        fields.check()?;
+        let work = |app: App| async move {
+            app.record_manual_payment(organization, request_id, id, reference, paid_time).await
+        };
+        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        Ok(Response::new(RecordManualPaymentResponse { payment }))
     }
 }

@@ -34,6 +34,7 @@ pub(super) fn app_without_database() -> App {
         relay_provider_events: false,
         event_retention: Duration::days(90),
         delivery_retention: Duration::days(35),
+        action_period: Duration::DAY,
         poll_period_test: Duration::seconds(5),
         poll_period_live: Duration::minutes(5),
     };

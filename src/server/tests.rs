@@ -89,6 +89,7 @@ fn settings(url: &str) -> Serve {
         default_success_url: "https://shop.example/done".to_owned(),
         max_streams_per_organization: 10,
         retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
+        action_expiry: time::Duration::DAY,
         worker_concurrency: 4,
         shutdown_grace: GRACE,
     }

@@ -1,4 +1,4 @@
-//! Rows of payment attempts. Only the outcome of a row is ever updated; the rest was frozen before the first send (P2).
+//! Rows of payment attempts. Only what Stripe tells of one is ever updated; the rest was frozen before the first send (P2).
 
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
 use super::schema::payment_attempts::dsl;
-use crate::domain::payments::{Attempt, AttemptState};
+use crate::domain::payments::{Attempt, AttemptState, Link, Way};
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -19,8 +19,12 @@ struct Row {
     number: i32,
     amount: i64,
     currency: String,
-    payment_method_id: Uuid,
-    provider_payment_intent_id: String,
+    way: String,
+    payment_method_id: Option<Uuid>,
+    provider_payment_intent_id: Option<String>,
+    provider_session_id: Option<String>,
+    url: Option<String>,
+    expire_time: Option<OffsetDateTime>,
     idempotency_key: String,
     body: String,
     prior_charge: Option<String>,
@@ -60,7 +64,15 @@ impl Row {
             payment_id: self.payment_id.into(),
             number: self.number,
             amount: Money { minor_units: self.amount, currency: currency(table, &self.currency)? },
-            payment_method_id: self.payment_method_id.into(),
+            way: match (self.way.as_str(), self.payment_method_id) {
+                ("confirm", Some(method)) => Way::Confirm { method: method.into() },
+                ("link", _) => Way::Link(Link {
+                    provider_session_id: self.provider_session_id,
+                    url: self.url,
+                    expire_time: self.expire_time,
+                }),
+                (other, _) => return Err(unreadable(table, "way", other)),
+            },
             provider_payment_intent_id: self.provider_payment_intent_id,
             idempotency_key: self.idempotency_key,
             body: self.body,
@@ -78,14 +90,19 @@ impl Row {
 /// Freezes an attempt. The partial unique index on open attempts is the slot (P1): a second one is refused.
 pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
+    let link = attempt.link().cloned().unwrap_or_default();
     let row = Row {
         organization_id: org.0,
         payment_id: attempt.payment_id.0,
         number: attempt.number,
         amount: attempt.amount.minor_units,
         currency: attempt.amount.currency.to_string(),
-        payment_method_id: attempt.payment_method_id.0,
+        way: if attempt.link().is_some() { "link" } else { "confirm" }.to_owned(),
+        payment_method_id: attempt.method().map(|method| method.0),
         provider_payment_intent_id: attempt.provider_payment_intent_id.clone(),
+        provider_session_id: link.provider_session_id,
+        url: link.url,
+        expire_time: link.expire_time,
         idempotency_key: attempt.idempotency_key.clone(),
         body: attempt.body.clone(),
         prior_charge: attempt.prior_charge.clone(),
@@ -113,15 +130,6 @@ pub async fn get(
     row.map(Row::parse).transpose()
 }
 
-/// The attempt that sent this idempotency key.
-pub async fn get_by_key(conn: &mut AsyncPgConnection, org: OrganizationId, key: &str) -> Result<Option<Attempt>> {
-    let query = dsl::payment_attempts
-        .filter(dsl::organization_id.eq(org.0).and(dsl::idempotency_key.eq(key)))
-        .select(Row::as_select());
-    let row: Option<Row> = query.first(conn).await.optional()?;
-    row.map(Row::parse).transpose()
-}
-
 /// All attempts of a payment, oldest first.
 pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<Vec<Attempt>> {
     dsl::payment_attempts
@@ -135,13 +143,33 @@ pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, payment: Pa
         .collect()
 }
 
-/// Writes an attempt's outcome.
+/// The payment whose link is the Checkout session with this Stripe id.
+pub async fn payment_of_session(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    provider_session_id: &str,
+) -> Result<Option<PaymentId>> {
+    let id: Option<Uuid> = dsl::payment_attempts
+        .filter(dsl::organization_id.eq(org.0).and(dsl::provider_session_id.eq(provider_session_id)))
+        .select(dsl::payment_id)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(id.map(Into::into))
+}
+
+/// Writes what Stripe has told of an attempt: its outcome, and of a link where it leads to.
 pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
+    let link = attempt.link().cloned().unwrap_or_default();
     diesel::update(dsl::payment_attempts.find((org.0, attempt.payment_id.0, attempt.number)))
         .set((
             dsl::state.eq(state),
             dsl::failure.eq(failure),
+            dsl::provider_payment_intent_id.eq(&attempt.provider_payment_intent_id),
+            dsl::provider_session_id.eq(link.provider_session_id),
+            dsl::url.eq(link.url),
+            dsl::expire_time.eq(link.expire_time),
             dsl::provider_charge_id.eq(&attempt.provider_charge_id),
             dsl::dead_key_time.eq(attempt.dead_key_time),
             dsl::finish_time.eq(attempt.finish_time),

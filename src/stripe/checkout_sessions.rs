@@ -1,4 +1,5 @@
-//! Stripe-hosted pages. In setup mode a page stores a payment method and moves no money.
+//! Stripe-hosted pages. In setup mode a page stores a payment method and moves no money; in payment mode it pays one
+//! invoice.
 
 use secrecy::SecretString;
 use serde::Deserialize;
@@ -13,6 +14,7 @@ use super::object::{reference, seconds};
 use super::redact::HostedUrl;
 use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::payment_methods::MethodKind;
+use crate::domain::payments::Payment;
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
 #[derive(Debug, Deserialize)]
@@ -25,6 +27,8 @@ pub(super) struct WireSession {
     expires_at: OffsetDateTime,
     #[serde(default, deserialize_with = "reference")]
     setup_intent: Option<String>,
+    #[serde(default, deserialize_with = "reference")]
+    payment_intent: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     customer: Option<String>,
 }
@@ -46,6 +50,7 @@ impl From<WireSession> for SessionSnapshot {
             status: wire.status,
             expire_time: wire.expires_at,
             provider_setup_intent_id: wire.setup_intent,
+            provider_payment_intent_id: wire.payment_intent,
             provider_customer_id: wire.customer,
         }
     }
@@ -69,8 +74,42 @@ pub fn setup_body(session: &CheckoutSession, provider_customer_id: &str, kinds: 
         .into_body()
 }
 
+/// The body of a page on which a payer pays one invoice, with one of the allowed kinds that take its currency, which is
+/// stored for the next invoices. It ends when Stripe says, after 24 h. The marks go on the session and on the intent that
+/// Stripe makes for it, for Stripe copies none; `number` is the attempt's.
+pub fn payment_body(
+    payment: &Payment,
+    number: i32,
+    provider_customer_id: &str,
+    kinds: &[MethodKind],
+    success_url: &str,
+) -> String {
+    let marks = [
+        (metadata::INVOICE_ID, payment.invoice_id.clone()),
+        (metadata::ORGANIZATION_ID, payment.organization_id.to_string()),
+        (metadata::PAYMENT_ID, payment.id.to_string()),
+        (metadata::ATTEMPT_ID, format!("{}/{number}", payment.id)),
+    ];
+    let invoice = if payment.invoice_number.is_empty() { &payment.invoice_id } else { &payment.invoice_number };
+    let name = format!("Invoice {invoice}");
+    Form::new()
+        .push("mode", "payment")
+        .push("customer", provider_customer_id)
+        .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
+        .push("line_items[0][quantity]", 1)
+        .push("line_items[0][price_data][currency]", payment.amount.currency.to_lower())
+        .push("line_items[0][price_data][unit_amount]", payment.amount.minor_units)
+        .push("line_items[0][price_data][product_data][name]", &name)
+        .push("success_url", success_url)
+        .push_map("metadata", &marks)
+        .push("payment_intent_data[description]", &name)
+        .push("payment_intent_data[setup_future_usage]", "off_session")
+        .push_map("payment_intent_data[metadata]", &marks)
+        .into_body()
+}
+
 impl Client {
-    /// Makes a page; `body` is a stored [`setup_body`].
+    /// Makes a page; `body` is a stored [`setup_body`] or [`payment_body`].
     pub async fn create_checkout_session(
         &self,
         key: &SecretString,

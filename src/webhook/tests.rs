@@ -21,6 +21,7 @@ fn door() -> Door {
         relay_provider_events: false,
         event_retention: time::Duration::DAY,
         delivery_retention: time::Duration::DAY,
+        action_period: time::Duration::DAY,
         poll_period_test: time::Duration::HOUR,
         poll_period_live: time::Duration::HOUR,
     };

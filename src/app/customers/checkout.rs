@@ -56,9 +56,7 @@ impl App {
         success_url: Option<String>,
         tell: bool,
     ) -> Result<CheckoutSession> {
-        let success_url = success_url
-            .or_else(|| integration.success_redirect_url.clone())
-            .unwrap_or_else(|| self.0.settings.default_success_url.clone());
+        let success_url = self.success_url(success_url, integration);
         let session = CheckoutSession {
             id: self.clock().new_id().into(),
             organization_id: work.org,

@@ -8,9 +8,10 @@ use super::facts::About;
 use crate::app::App;
 use crate::app::payments::Scene;
 use crate::app::tell;
+use crate::app::work::Hand;
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::jobs::{Lease, Outcome};
-use crate::domain::payments::{AttemptState, News, Payment, PaymentState};
+use crate::domain::payments::{Attempt, AttemptState, News, Payment, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
 use crate::domain::{Error, PaymentId, Result};
 use crate::{store, stripe};
@@ -40,7 +41,7 @@ impl App {
         let Some(delivery) = found.filter(|delivery| delivery.state == DeliveryState::Received) else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
-        let is_young = self.clock().now() - delivery.receive_time < UNKNOWN_PERIOD;
+        let is_young = self.is_young(&delivery);
         let state = match stripe::signals::observe(delivery.body.as_bytes()) {
             Err(error) => {
                 // It may be about money: an operator has to look at it.
@@ -61,6 +62,11 @@ impl App {
             },
         };
         self.conclude(lease, delivery, state).await
+    }
+
+    /// Whether what it is about may become known soon.
+    fn is_young(&self, delivery: &Delivery) -> bool {
+        self.clock().now() - delivery.receive_time < UNKNOWN_PERIOD
     }
 
     /// Notes what has become of the delivery; with it, Stripe's own event is relayed where the integration asks for it.
@@ -132,16 +138,33 @@ impl App {
         let Some(payment) = store::payments::get(&mut tx, org, id).await? else {
             return Ok(Verdict::Unknown("the PaymentIntent names a payment that is not known".to_owned()));
         };
-        let told_before = match request_key {
-            Some(key) => store::attempts::get_by_key(&mut tx, org, key)
-                .await?
-                .is_some_and(|attempt| attempt.state != AttemptState::Open),
-            None => false,
-        };
+        let attempts = store::attempts::list(&mut tx, org, id).await?;
         tx.close().await?;
+        let is_link = |attempt: &Attempt| {
+            attempt.link().is_some() && attempt.provider_payment_intent_id.as_deref() == Some(intent.id.as_str())
+        };
+        let open_link = attempts.last().filter(|attempt| attempt.open_link().is_some());
+        if open_link.is_some_and(|link| link.provider_payment_intent_id.is_none() || is_link(link)) {
+            // Perhaps the one that Stripe has made for the link: the link's page says so.
+            self.refresh_link(Hand::Job(lease), id).await?;
+            let mut tx = self.read(org).await?;
+            let now_known = store::attempts::list(&mut tx, org, id).await?;
+            tx.close().await?;
+            if now_known.iter().any(is_link) {
+                return Ok(Verdict::Applied);
+            }
+        } else if attempts.iter().any(|attempt| is_link(attempt) && attempt.state != AttemptState::Canceled) {
+            // What became of it is known already.
+            return Ok(Verdict::Applied);
+        }
+        let told_before = request_key.is_some_and(|key| {
+            attempts.iter().any(|attempt| attempt.idempotency_key == key && attempt.state != AttemptState::Open)
+        });
         match &payment.provider_payment_intent_id {
             // The creation of its intent may not be committed yet; but one that was paid is money, whatever waits (P12).
-            None if payment.state == PaymentState::Pending || intent.status != IntentStatus::Succeeded => {
+            None if payment.state == PaymentState::Pending
+                && (intent.status != IntentStatus::Succeeded || self.is_young(delivery)) =>
+            {
                 Ok(Verdict::Unknown("the PaymentIntent is not the payment's, or not yet".to_owned()))
             }
             None => self.other_intent(lease, id, &intent).await,
@@ -176,7 +199,7 @@ impl App {
             scene.news(&mut work, News::Intent(intent)).await?;
             return work.commit().await;
         }
-        self.refresh_payment(lease, payment.id).await.map(|_| ())
+        self.refresh_payment(Hand::Job(lease), payment.id).await.map(|_| ())
     }
 
     /// An intent that bears a payment's mark and is not the payment's: of an earlier round, or made by hand. If it has

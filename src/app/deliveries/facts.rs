@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use super::apply::Verdict;
 use crate::app::customers::Learnt;
 use crate::app::payments::Scene;
-use crate::app::work::Work;
+use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
@@ -226,7 +226,13 @@ impl App {
         let (org, integration) = (work.org, about.delivery.integration_id);
         let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
         let Some(mut known) = known else {
-            return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
+            let payment = store::attempts::payment_of_session(&mut work.tx, org, &session.id).await?;
+            work.abandon().await?;
+            let Some(payment) = payment else {
+                return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
+            };
+            self.refresh_link(Hand::Job(about.lease), payment).await?;
+            return Ok(Verdict::Applied);
         };
         let was_open = known.state == SessionState::Open;
         known.state = match session.status {

@@ -106,6 +106,7 @@ impl App {
         };
         for (payment, state) in &unsettled {
             if *state != PaymentState::Processing {
+                // Busy: what stands in the way ends by itself, and it is looked at again.
                 match self.cancel_payment(org, (*payment).into()).await {
                     Ok(_) | Err(Error::FailedPrecondition { .. }) => {}
                     Err(error) => return Err(error),

@@ -1,7 +1,10 @@
-//! Payments: what callers can ask for. Nothing here calls Stripe: a payment is accepted, and a job sends it (`submit`),
-//! cancels it (`cancel`) or asks Stripe about it (`refresh`). All of them change a payment through [`Scene::news`].
+//! Payments: what callers can ask for. A payment is accepted, and a job sends it (`submit`, `intents`), closes what is open
+//! before another way to pay is opened (`close`), or asks Stripe about it (`refresh`); only a link is made within its call
+//! (`links`). All of them change a payment through [`Scene::news`].
 
-mod cancel;
+mod close;
+mod intents;
+mod links;
 mod refresh;
 mod scene;
 mod submit;
@@ -15,7 +18,9 @@ use super::work::Work;
 use crate::domain::customers::{Customer, CustomerRef};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::JobKind;
-use crate::domain::payments::{Attempt, Failure, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState};
+use crate::domain::payments::{
+    Attempt, Errand, Failure, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState,
+};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
 use crate::store;
 
@@ -96,8 +101,12 @@ impl App {
         let mut scene = Scene::load(&mut work, id).await?;
         store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
         check_retry(&scene, method, force)?;
-        scene.news(&mut work, News::Retried(method)).await?;
-        work.ask(JobKind::SubmitPayment, id.0);
+        if scene.open_link().is_some() {
+            close::retry_instead_of_link(&mut work, &mut scene, method).await?;
+        } else {
+            scene.news(&mut work, News::Retried(method)).await?;
+            work.ask(JobKind::SubmitPayment, id.0);
+        }
         work.commit().await?;
         Ok(scene.payment)
     }
@@ -227,10 +236,15 @@ fn new_payment(
         intent_number: 1,
         attempt_number: 0,
         requested_method_id: None,
+        on_session: false,
         next_action_url: None,
+        action_time: None,
+        provider_charge_id: None,
         amount_received: 0,
         amount_refunded: 0,
         cancel_request_time: None,
+        errand: None,
+        manual: None,
         unknown_since: None,
         version: 1,
         create_time: work.now,
@@ -247,10 +261,8 @@ fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> R
             format!("the integration {} takes no new tries; it is being disconnected", scene.integration.code);
         return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
     }
-    if !matches!(payment.state, PaymentState::Failed) && payment.pending_reason.is_none() {
-        let state = payment.state.as_str().to_uppercase();
-        let message = format!("the payment is {state}; only a FAILED one, or a PENDING one that waits, can be retried");
-        return Err(Error::precondition("PAYMENT_NOT_RETRYABLE", subject, message));
+    if let Some(objection) = payment.objection(scene.attempt.as_ref(), &Errand::Retry { method }) {
+        return Err(close::refused(objection, payment, "PAYMENT_NOT_RETRYABLE"));
     }
     if let Some(wanted) = method
         && !scene.methods.iter().any(|known| known.id == wanted && known.detach_time.is_none())
@@ -258,7 +270,7 @@ fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> R
         return Err(Error::not_found("payment method", wanted));
     }
     let wanted = method.or(scene.customer.default_payment_method_id);
-    let is_same = scene.attempt.as_ref().is_some_and(|attempt| Some(attempt.payment_method_id) == wanted);
+    let is_same = scene.attempt.as_ref().and_then(Attempt::method).is_some_and(|method| Some(method) == wanted);
     let is_hard = payment.failure.as_ref().is_some_and(Failure::forbids_retry);
     if is_same && is_hard && !force {
         let message = "the bank advised not to try this payment method again; use another one, or set force";

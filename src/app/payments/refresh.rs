@@ -4,10 +4,11 @@
 use time::Duration;
 
 use super::Scene;
+use crate::app::work::Hand;
 use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payments::{AttemptState, News};
-use crate::domain::signals::IntentSnapshot;
+use crate::domain::payments::{Attempt, AttemptState, Errand, News};
+use crate::domain::signals::{IntentSnapshot, SessionSnapshot};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
 
@@ -20,15 +21,19 @@ const READS_MAX: usize = 5;
 impl App {
     /// Reads the payment's intent and takes in what it says. The read counts only if the payment did not change while it
     /// was under way: else what was read may be older than what is known, and it is read again (P6).
-    pub(in crate::app) async fn refresh_payment(&self, lease: &Lease, id: PaymentId) -> Result<Option<IntentSnapshot>> {
-        let org = lease.organization_id;
+    pub(in crate::app) async fn refresh_payment(
+        &self,
+        hand: Hand<'_>,
+        id: PaymentId,
+    ) -> Result<Option<IntentSnapshot>> {
+        let org = hand.org();
         for _ in 0..READS_MAX {
             let Some((version, access, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
             let intent = match self.0.stripe.payment_intent(&access.key, &intent_id).await {
                 Ok(intent) => intent,
                 Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.read", &error).await),
             };
-            let mut work = self.begin_leased(lease).await?;
+            let mut work = self.begin_by(hand).await?;
             let mut scene = Scene::load(&mut work, id).await?;
             if scene.payment.version != version {
                 work.abandon().await?;
@@ -49,22 +54,71 @@ impl App {
         Ok(Some((payment.version, self.access(org, payment.integration_id).await?, intent_id)))
     }
 
+    /// Reads the page of the payment's open link, and the intent that Stripe made for it, and takes in what they say. A
+    /// session that is not the open link's, or no open link, changes nothing.
+    pub(in crate::app) async fn refresh_link(&self, hand: Hand<'_>, id: PaymentId) -> Result<Option<SessionSnapshot>> {
+        let org = hand.org();
+        for _ in 0..READS_MAX {
+            let mut tx = self.read(org).await?;
+            let payment = store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?;
+            let attempt = store::attempts::get(&mut tx, org, id, payment.attempt_number).await?;
+            tx.close().await?;
+            let link = attempt.as_ref().and_then(Attempt::open_link);
+            let Some(session_id) = link.and_then(|link| link.provider_session_id.as_deref()) else { return Ok(None) };
+            let access = self.access(org, payment.integration_id).await?;
+            let session = match self.0.stripe.checkout_session(&access.key, session_id).await {
+                Ok(session) => session,
+                Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.read", &error).await),
+            };
+            let intent = match &session.provider_payment_intent_id {
+                None => None,
+                Some(intent) => match self.0.stripe.payment_intent(&access.key, intent).await {
+                    Ok(intent) => Some(intent),
+                    Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.read", &error).await),
+                },
+            };
+            let mut work = self.begin_by(hand).await?;
+            let mut scene = Scene::load(&mut work, id).await?;
+            if scene.payment.version != payment.version {
+                work.abandon().await?;
+                continue;
+            }
+            scene.news(&mut work, News::Link(&session, intent.as_ref())).await?;
+            work.commit().await?;
+            return Ok(Some(session));
+        }
+        Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while its link is read")))
+    }
+
     /// The job of a payment that has been moving for long.
     pub(in crate::app) async fn reconcile_payment(&self, lease: &Lease) -> Result<()> {
-        let id: PaymentId = lease.object_id.into();
-        let intent = self.refresh_payment(lease, id).await?;
+        let (hand, id) = (Hand::Job(lease), PaymentId::from(lease.object_id));
+        let mut intent = None;
+        if self.refresh_link(hand, id).await?.is_none() {
+            intent = self.refresh_payment(hand, id).await?;
+        }
         let mut work = self.begin_leased(lease).await?;
-        let scene = Scene::load(&mut work, id).await?;
+        let mut scene = Scene::load(&mut work, id).await?;
         if !scene.payment.is_moving() {
             return work.end(Outcome::Done).await;
         }
+        let mut next = work.now + RECONCILE_PERIOD;
+        if let Some(asked) = scene.payment.action_time {
+            let end = asked + self.0.settings.action_period;
+            if end <= work.now && scene.payment.objection(scene.attempt.as_ref(), &Errand::EndAction).is_none() {
+                scene.news(&mut work, News::Asked(Errand::EndAction)).await?;
+            } else {
+                next = next.min(end.max(work.now + Duration::MINUTE));
+            }
+        }
         // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
         // that sends.
-        let is_open = scene.attempt.as_ref().is_some_and(|attempt| attempt.state == AttemptState::Open);
-        if is_open && intent.is_none_or(|intent| intent.waits()) {
+        let is_open = scene.attempt.as_ref().is_some_and(|attempt| {
+            attempt.state == AttemptState::Open && attempt.link().is_none()
+        });
+        if scene.payment.errand.is_some() || (is_open && intent.is_none_or(|intent| intent.waits())) {
             work.ask(JobKind::SubmitPayment, id.0);
         }
-        let next = work.now + RECONCILE_PERIOD;
         work.end(Outcome::Again(next)).await
     }
 }

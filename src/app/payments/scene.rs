@@ -5,7 +5,8 @@ use crate::app::work::Work;
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::payments::{Attempt, Change, News, Payment};
+use crate::domain::jobs::JobKind;
+use crate::domain::payments::{Attempt, Change, Circumstances, Link, News, Payment, Step, plan};
 use crate::domain::{PaymentId, Result};
 use crate::store;
 
@@ -37,10 +38,22 @@ impl Scene {
         Ok(Self { payment, attempt, customer, integration, methods })
     }
 
-    /// Takes in news: the payment and its newest attempt are saved, and what is to be told is told (P4).
+    /// What is to be done next.
+    pub(in crate::app) fn plan(&self) -> Step {
+        plan(&self.payment, self.attempt.as_ref(), &self.integration, &self.customer, &self.methods)
+    }
+
+    /// The newest attempt, if it is a link that holds the slot.
+    pub(in crate::app) fn open_link(&self) -> Option<&Link> {
+        self.attempt.as_ref().and_then(Attempt::open_link)
+    }
+
+    /// Takes in news: the payment and its newest attempt are saved, what is to be told is told, and the job that goes on
+    /// with it is asked for (P4).
     pub(in crate::app) async fn news(&mut self, work: &mut Work, news: News<'_>) -> Result<Change> {
         let before = (self.payment.clone(), self.attempt.clone());
-        let change = self.payment.apply(self.attempt.as_mut(), news, work.now);
+        let here = Circumstances { now: work.now, supports_3ds: self.integration.supports_3ds };
+        let change = self.payment.apply(self.attempt.as_mut(), news, here);
         if self.attempt != before.1
             && let Some(attempt) = &self.attempt
         {
@@ -50,6 +63,9 @@ impl Scene {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
         work.tell_all(tell::payment_changed(&self.about(), change));
+        if self.payment.needs_work(&before.0, change) {
+            work.ask(JobKind::SubmitPayment, self.payment.id.0);
+        }
         if change.from != change.to {
             tracing::info!(
                 payment.id = %self.payment.id, payment.state = change.to.as_str(),
@@ -61,7 +77,7 @@ impl Scene {
 
     /// Whom and what the payment's events speak of.
     pub(in crate::app) fn about(&self) -> About<'_> {
-        let charged = self.attempt.as_ref().map(|attempt| attempt.payment_method_id);
+        let charged = self.attempt.as_ref().and_then(Attempt::method);
         About {
             payment: &self.payment,
             customer: &self.customer,

@@ -2,9 +2,9 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, AttemptState, Failure, Payment, PaymentState, PendingReason};
+use super::{Attempt, AttemptState, Errand, Failure, Link, Payment, PaymentState, PendingReason, Way};
 use crate::domain::PaymentMethodId;
-use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
 
 /// News for a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,12 +22,31 @@ pub enum News<'a> {
     NothingDue,
     /// The caller wants another try.
     Retried(Option<PaymentMethodId>),
-    /// Closed before anything that could take money existed at Stripe.
+    /// It can't be collected any more; closed if nothing that could take money exists at Stripe.
     Withdrawn,
     /// What the payment's own intent says now.
     Intent(&'a IntentSnapshot),
     /// Stripe refused the confirm outright, with its own word for why.
     ConfirmRefused(Failure),
+    /// Somebody, or the clock, wants something that may need the open way closed. [`Payment::objection`] had none.
+    Asked(Errand),
+    /// What is on its way can't be closed at Stripe.
+    CannotClose,
+    /// The link exists, and is about to leave us.
+    LinkMade(&'a SessionSnapshot),
+    /// Stripe did not make the link, and never will.
+    LinkRefused(Failure),
+    /// What the link's page, and the intent that Stripe made for it, say now.
+    Link(&'a SessionSnapshot, Option<&'a IntentSnapshot>),
+}
+
+/// What decides beside the news.
+#[derive(Clone, Copy, Debug)]
+pub struct Circumstances {
+    /// The time.
+    pub now: OffsetDateTime,
+    /// Whether the integration asks customers to prove who they are where their bank wants it.
+    pub supports_3ds: bool,
 }
 
 /// What happened to a payment's state.
@@ -39,10 +58,14 @@ pub struct Change {
     pub to: PaymentState,
     /// Whether a wait began that the caller is to be told of, although the state is the same.
     pub waits_anew: bool,
+    /// Whether it was to be canceled, and goes on: the caller is to be told.
+    pub goes_on: bool,
+    /// Whether it was paid at Stripe although somebody has recorded that it was paid elsewhere (P12).
+    pub paid_twice: bool,
 }
 
 impl Change {
-    /// Whether the billing system is to be told.
+    /// Whether the billing system is to be told of a state.
     pub fn is_news(self) -> bool {
         self.from != self.to || self.waits_anew
     }
@@ -51,41 +74,62 @@ impl Change {
 impl Payment {
     /// Takes in `news`: the one place where a payment's state changes. `attempt` is the newest attempt, if there is one;
     /// its outcome is settled along with the payment's.
-    pub fn apply(&mut self, attempt: Option<&mut Attempt>, news: News<'_>, now: OffsetDateTime) -> Change {
+    pub fn apply(&mut self, mut attempt: Option<&mut Attempt>, news: News<'_>, here: Circumstances) -> Change {
         let (from, reason_before) = (self.state, self.pending_reason);
+        let mut goes_on = false;
         match news {
-            News::Intent(intent) => self.apply_intent(attempt, intent, now),
             _ if self.state.is_final() => {}
+            News::Intent(intent) => self.apply_intent(attempt.as_deref_mut(), intent, here),
             // A payment that Stripe has settled meanwhile is known, whatever became of the call's answer.
             News::Unknown if self.is_moving() || self.state == PaymentState::Pending => {
-                self.unknown_since.get_or_insert(now);
+                self.unknown_since.get_or_insert(here.now);
             }
             News::Waits(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
             News::Refused(failure) if self.state == PaymentState::Pending => self.fail(failure),
             News::ConfirmRefused(failure) if self.is_moving() => {
-                settle(attempt, AttemptState::Failed(failure.clone()), failure.provider_charge_id.clone(), now);
-                self.fail(failure);
+                self.refused(attempt.as_deref_mut(), failure, None, here);
             }
-            News::Sent if self.state == PaymentState::Pending => self.enter(PaymentState::Processing),
+            News::Sent if matches!(self.state, PaymentState::Pending | PaymentState::Processing) => {
+                self.enter(PaymentState::Processing);
+            }
             News::NothingDue if self.state == PaymentState::Pending => self.enter(PaymentState::Succeeded),
             News::Retried(method) if matches!(self.state, PaymentState::Failed | PaymentState::Pending) => {
                 self.requested_method_id = method;
                 self.enter(PaymentState::Pending);
             }
-            News::Withdrawn if !self.is_moving() => self.enter(PaymentState::Canceled),
+            News::Withdrawn if !self.is_moving() && self.is_closed(attempt.as_deref()) => {
+                self.enter(PaymentState::Canceled);
+            }
+            News::Withdrawn => {
+                self.errand.get_or_insert(Errand::Cancel);
+            }
+            News::Asked(errand) => {
+                if errand == Errand::Cancel {
+                    self.cancel_request_time.get_or_insert(here.now);
+                }
+                self.errand = Some(errand);
+            }
+            News::CannotClose => goes_on = self.give_errand_up(),
+            News::LinkMade(session) => self.link_made(attempt.as_deref_mut(), session),
+            News::LinkRefused(failure) => {
+                if let Some(attempt) = attempt.as_deref_mut().filter(|attempt| attempt.open_link().is_some()) {
+                    attempt.settle(AttemptState::Failed(failure), None, here.now);
+                }
+            }
+            News::Link(session, intent) => self.apply_link(attempt.as_deref_mut(), session, intent, here),
             News::Unknown
             | News::Waits(_)
             | News::Refused(_)
             | News::ConfirmRefused(_)
             | News::Sent
             | News::NothingDue
-            | News::Retried(_)
-            | News::Withdrawn => {}
+            | News::Retried(_) => {}
         }
+        let paid_twice = self.run_errand(attempt, from, here);
         let waits_anew = from == self.state
             && self.pending_reason != reason_before
             && self.pending_reason == Some(PendingReason::AmountTooSmall);
-        Change { from, to: self.state, waits_anew }
+        Change { from, to: self.state, waits_anew, goes_on, paid_twice }
     }
 
     /// Whether something at Stripe may take money for it.
@@ -93,92 +137,198 @@ impl Payment {
         matches!(self.state, PaymentState::Processing | PaymentState::RequiresAction)
     }
 
-    fn apply_intent(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, now: OffsetDateTime) {
-        if self.state.is_final() || self.provider_payment_intent_id.as_deref() != Some(intent.id.as_str()) {
+    /// Whether its job has to look at it after a change: an errand waits for the way to be closed, the customer is to be
+    /// asked, or it can be collected now.
+    pub fn needs_work(&self, before: &Self, change: Change) -> bool {
+        let has_moved = change.from != change.to;
+        (self.errand.is_some() && (self.errand != before.errand || has_moved))
+            || (self.on_session && !before.on_session)
+            || (self.state == PaymentState::Pending && (has_moved || self.amount != before.amount))
+    }
+
+    /// Carries the errand out as soon as nothing at Stripe can take money any more (P1). Where Stripe has taken it after
+    /// all, the errand is over; whether that means that it was paid twice.
+    fn run_errand(&mut self, attempt: Option<&mut Attempt>, from: PaymentState, here: Circumstances) -> bool {
+        if self.state.is_final() {
+            let over = self.errand.take();
+            let Some(Errand::RecordManual(manual)) = over.filter(|_| from != self.state) else { return false };
+            self.manual = Some(manual);
+            return self.state == PaymentState::Succeeded;
+        }
+        if self.errand.is_some()
+            && self.is_closed(attempt.as_deref())
+            && let Some(errand) = self.errand.take()
+        {
+            if let Some(attempt) = attempt {
+                // A link that had not left us: it never will.
+                attempt.settle(AttemptState::Canceled, None, here.now);
+            }
+            // What is in the making at Stripe for this round, unconfirmed, is not waited for.
+            self.intent_number += 1;
+            self.carry_out(errand);
+        }
+        false
+    }
+
+    fn apply_intent(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, here: Circumstances) {
+        if self.provider_payment_intent_id.as_deref() != Some(intent.id.as_str()) {
             return;
         }
         let charge = intent.latest_charge.clone();
+        // A link may hold the slot while the intent is being closed for it: what the intent says is not about the link.
+        let waits_for_link = attempt.as_ref().is_some_and(|attempt| attempt.open_link().is_some());
         match intent.status {
             IntentStatus::Succeeded => {
-                self.amount_received = intent.amount_received;
-                settle(attempt, AttemptState::Succeeded, charge, now);
-                self.enter(PaymentState::Succeeded);
+                if let Some(attempt) = attempt {
+                    if attempt.confirms(&intent.id) {
+                        attempt.settle(AttemptState::Succeeded, charge, here.now);
+                    } else {
+                        attempt.settle(AttemptState::Canceled, None, here.now);
+                    }
+                }
+                self.paid(intent);
             }
             IntentStatus::Canceled => {
-                settle(attempt, AttemptState::Canceled, charge, now);
-                self.enter(PaymentState::Canceled);
+                if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
+                    attempt.settle(AttemptState::Canceled, charge, here.now);
+                }
+                if waits_for_link || self.errand.as_ref().is_some_and(|errand| *errand != Errand::Cancel) {
+                    // Only the way is closed. The next intent is another one, under another key.
+                    self.provider_payment_intent_id = None;
+                    self.intent_number += 1;
+                } else {
+                    self.enter(PaymentState::Canceled);
+                }
             }
             IntentStatus::Processing | IntentStatus::RequiresCapture => {
-                note_charge(attempt, charge);
+                if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
+                    attempt.note_charge(charge);
+                }
                 self.enter(PaymentState::Processing);
             }
             IntentStatus::RequiresAction => {
-                note_charge(attempt, charge);
+                if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
+                    attempt.note_charge(charge);
+                }
+                let since = self.action_time.filter(|_| self.state == PaymentState::RequiresAction);
                 self.enter(PaymentState::RequiresAction);
+                self.action_time = since.or(Some(here.now));
                 self.next_action_url.clone_from(&intent.next_action_url);
             }
             IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation => {
-                self.apply_refusal(attempt, intent, now);
+                self.apply_refusal(attempt, intent, here);
             }
         }
     }
 
     /// The intent waits for a method. That is a refusal only if the open attempt left its trace on it (P2).
-    fn apply_refusal(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, now: OffsetDateTime) {
-        let Some(attempt) = attempt else { return };
+    fn apply_refusal(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, here: Circumstances) {
+        let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) else { return };
         if !self.is_moving() || attempt.state != AttemptState::Open || !attempt.has_moved(intent) {
             return;
         }
-        let failure = intent.last_payment_error.clone().unwrap_or_else(|| {
-            Failure::ours("payment_intent_payment_attempt_failed", "Stripe reports the try as failed, without a reason")
-        });
-        settle(Some(attempt), AttemptState::Failed(failure.clone()), intent.latest_charge.clone(), now);
+        self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), here);
+    }
+
+    /// Stripe has refused the try. A bank that only wants to see the customer is asked again on session, where the
+    /// integration supports it: the same intent, and nothing has failed yet.
+    fn refused(
+        &mut self,
+        attempt: Option<&mut Attempt>,
+        failure: Failure,
+        charge: Option<String>,
+        here: Circumstances,
+    ) {
+        if let Some(attempt) = attempt {
+            let charge = charge.or_else(|| failure.provider_charge_id.clone());
+            attempt.settle(AttemptState::Failed(failure.clone()), charge, here.now);
+        }
+        if failure.wants_customer() && here.supports_3ds && !self.on_session && self.errand.is_none() {
+            self.unknown_since = None;
+            self.on_session = true;
+            return;
+        }
         self.fail(failure);
     }
 
-    fn fail(&mut self, failure: Failure) {
+    fn link_made(&mut self, attempt: Option<&mut Attempt>, session: &SessionSnapshot) {
+        let Some(attempt) = attempt.filter(|attempt| attempt.open_link().is_some()) else { return };
+        attempt.way = Way::Link(Link {
+            provider_session_id: Some(session.id.clone()),
+            url: session.url.clone(),
+            expire_time: Some(session.expire_time),
+        });
+        self.enter(PaymentState::RequiresAction);
+        self.next_action_url.clone_from(&session.url);
+    }
+
+    /// What became of a link. While its page is open a declined card is the payer's own business: they may try another.
+    fn apply_link(
+        &mut self,
+        attempt: Option<&mut Attempt>,
+        session: &SessionSnapshot,
+        intent: Option<&IntentSnapshot>,
+        here: Circumstances,
+    ) {
+        let Some(attempt) = attempt.filter(|attempt| {
+            attempt.open_link().is_some_and(|link| link.provider_session_id.as_deref() == Some(session.id.as_str()))
+        }) else {
+            return;
+        };
+        if let Some(intent) = intent {
+            attempt.provider_payment_intent_id = Some(intent.id.clone());
+        }
+        let charge = intent.and_then(|intent| intent.latest_charge.clone());
+        match (session.status, intent.map(|intent| (intent.status, intent))) {
+            (_, Some((IntentStatus::Succeeded, intent))) => {
+                attempt.settle(AttemptState::Succeeded, charge, here.now);
+                self.paid(intent);
+            }
+            (SessionStatus::Complete, Some((IntentStatus::Processing | IntentStatus::RequiresCapture, _))) => {
+                attempt.note_charge(charge);
+                self.enter(PaymentState::Processing);
+            }
+            (SessionStatus::Complete, Some((IntentStatus::RequiresPaymentMethod, intent))) => {
+                let failure = refusal_of(intent);
+                attempt.settle(AttemptState::Failed(failure.clone()), charge, here.now);
+                self.fail(failure);
+            }
+            (SessionStatus::Expired, _) | (SessionStatus::Complete, Some((IntentStatus::Canceled, _))) => {
+                attempt.settle(AttemptState::Canceled, None, here.now);
+                if self.errand.is_none() {
+                    let text = "the payment link ended unused; retry, or ask for a new link";
+                    self.fail(Failure::ours("payment_url_expired", text));
+                }
+            }
+            (SessionStatus::Open | SessionStatus::Complete, _) => {}
+        }
+    }
+
+    fn paid(&mut self, intent: &IntentSnapshot) {
+        self.amount_received = intent.amount_received;
+        self.provider_charge_id.clone_from(&intent.latest_charge);
+        self.enter(PaymentState::Succeeded);
+    }
+
+    pub(super) fn fail(&mut self, failure: Failure) {
         self.enter(PaymentState::Failed);
         self.failure = Some(failure);
     }
 
     /// Enters a state and drops what belongs to others.
-    fn enter(&mut self, state: PaymentState) {
+    pub(super) fn enter(&mut self, state: PaymentState) {
         self.state = state;
         self.pending_reason = None;
         self.failure = None;
         self.next_action_url = None;
+        self.action_time = None;
         self.unknown_since = None;
+        self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
     }
 }
 
-fn settle(attempt: Option<&mut Attempt>, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
-    let Some(attempt) = attempt else { return };
-    if attempt.state == AttemptState::Open {
-        attempt.state = outcome;
-        attempt.finish_time = Some(now);
-        note_charge(Some(attempt), charge);
-    }
-}
-
-fn note_charge(attempt: Option<&mut Attempt>, charge: Option<String>) {
-    if let Some(attempt) = attempt
-        && charge.is_some()
-        && charge != attempt.prior_charge
-    {
-        attempt.provider_charge_id = charge;
-    }
-}
-
-impl Attempt {
-    /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the confirm.
-    pub fn has_moved(&self, intent: &IntentSnapshot) -> bool {
-        if intent.latest_charge != self.prior_charge {
-            return true;
-        }
-        match (&intent.last_payment_error, &self.prior_error) {
-            (Some(now), Some(before)) => !now.is_same_as(before),
-            (Some(_), None) => true,
-            (None, _) => false,
-        }
-    }
+fn refusal_of(intent: &IntentSnapshot) -> Failure {
+    intent.last_payment_error.clone().unwrap_or_else(|| {
+        Failure::ours("payment_intent_payment_attempt_failed", "Stripe reports the try as failed, without a reason")
+    })
 }

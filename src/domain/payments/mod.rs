@@ -7,14 +7,18 @@
 //! payment `FAILED` (P2): an intent that shows neither a new charge nor a new error proves nothing.
 
 mod apply;
+mod attempts;
+mod errands;
 mod plan;
 #[cfg(test)]
 mod tests;
 
 use time::OffsetDateTime;
 
-pub use self::apply::{Change, News};
-pub use self::plan::{Step, plan};
+pub use self::apply::{Change, Circumstances, News};
+pub use self::attempts::{Attempt, AttemptState, Link, Way};
+pub use self::errands::{Errand, Manual, Objection};
+pub use self::plan::{KEY_AGE_MAX, Resume, Step, link_objection, plan, resume};
 use super::customers::CustomerRef;
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
@@ -103,7 +107,7 @@ impl PendingReason {
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
     /// Stripe's `code`, or one of ours: `no_payment_method`, `no_provider_customer`, `payment_method_not_usable`,
-    /// `mandate_missing`.
+    /// `mandate_missing`, `payment_url_expired`, `payment_url_closed`, `action_expired`.
     pub code: String,
     /// For people.
     pub message: String,
@@ -133,6 +137,8 @@ pub struct Failure {
 impl Failure {
     /// The code of a customer without a usable method: tried again on its own when one arrives.
     pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
+    /// Stripe's code for a bank that wants to see the customer first.
+    const AUTHENTICATION_REQUIRED: &'static str = "authentication_required";
 
     /// A refusal by a rule of ours.
     pub fn ours(code: &str, message: impl Into<String>) -> Self {
@@ -142,6 +148,13 @@ impl Failure {
     /// Whether the issuer advised never to try this method again.
     pub fn forbids_retry(&self) -> bool {
         self.advice_code.as_deref() == Some("do_not_try_again")
+    }
+
+    /// Whether the customer's bank wants to see them first (3-D Secure). Stripe says so by the code, or, for a card that
+    /// was declined for it, by the bank's reason.
+    pub fn wants_customer(&self) -> bool {
+        self.code == Self::AUTHENTICATION_REQUIRED
+            || self.decline_code.as_deref() == Some(Self::AUTHENTICATION_REQUIRED)
     }
 
     /// Whether both tell of the same refusal. Where both name a charge, the charge decides; else code and reason do.
@@ -176,7 +189,8 @@ pub struct Payment {
     pub pending_reason: Option<PendingReason>,
     /// Why it was refused, while `FAILED`.
     pub failure: Option<Failure>,
-    /// Stripe's `pi_…`: the one intent that all tries confirm (P1).
+    /// Stripe's `pi_…`: the one intent that all tries confirm (P1). Gone once Stripe has answered that it is closed and
+    /// another way is to be opened.
     pub provider_payment_intent_id: Option<String>,
     /// How often an intent was made anew; part of the creation's idempotency key.
     pub intent_number: i32,
@@ -184,14 +198,24 @@ pub struct Payment {
     pub attempt_number: i32,
     /// The method asked for by RetryPayment; absent: the customer's default.
     pub requested_method_id: Option<PaymentMethodId>,
+    /// Whether the next confirm is made with the customer at hand: the bank wants to see them (3-D Secure).
+    pub on_session: bool,
     /// Where the customer can finish an action.
     pub next_action_url: Option<String>,
+    /// Since when the customer is asked to prove who they are.
+    pub action_time: Option<OffsetDateTime>,
+    /// Stripe's `ch_…` that has paid it.
+    pub provider_charge_id: Option<String>,
     /// What Stripe has received, minor units.
     pub amount_received: i64,
     /// What went back, minor units.
     pub amount_refunded: i64,
     /// When cancellation was asked for.
     pub cancel_request_time: Option<OffsetDateTime>,
+    /// What is to be done once nothing at Stripe can take money for it any more.
+    pub errand: Option<Errand>,
+    /// What somebody has recorded as paid elsewhere, once it counts.
+    pub manual: Option<Manual>,
     /// Since when a call's outcome is unknown (P2).
     pub unknown_since: Option<OffsetDateTime>,
     /// Rises with every change.
@@ -200,55 +224,6 @@ pub struct Payment {
     pub create_time: OffsetDateTime,
     /// When it last changed.
     pub update_time: OffsetDateTime,
-}
-
-/// What has become of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AttemptState {
-    /// May have been sent; Stripe has not said.
-    Open,
-    /// Paid.
-    Succeeded,
-    /// Refused.
-    Failed(Failure),
-    /// Its intent was canceled.
-    Canceled,
-    /// Its key can't be used any more, and nothing moved: the next attempt confirms the same intent under a new key,
-    /// which can still succeed only once (P2).
-    Superseded,
-}
-
-/// One try to confirm. All but the outcome is immutable, and was committed before the first send.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attempt {
-    /// The payment.
-    pub payment_id: PaymentId,
-    /// 1, 2, 3, …
-    pub number: i32,
-    /// What is to be paid.
-    pub amount: Money,
-    /// The method that is charged.
-    pub payment_method_id: PaymentMethodId,
-    /// The intent that is confirmed.
-    pub provider_payment_intent_id: String,
-    /// The attempt's own key.
-    pub idempotency_key: String,
-    /// The frozen body: resent byte for byte (P2).
-    pub body: String,
-    /// The intent's `latest_charge` just before the confirm.
-    pub prior_charge: Option<String>,
-    /// The intent's `last_payment_error` just before the confirm.
-    pub prior_error: Option<Failure>,
-    /// What has become of it.
-    pub state: AttemptState,
-    /// Stripe's `ch_…` that it led to.
-    pub provider_charge_id: Option<String>,
-    /// When Stripe first replayed a stored 500: the key will never say anything else.
-    pub dead_key_time: Option<OffsetDateTime>,
-    /// When it was frozen.
-    pub create_time: OffsetDateTime,
-    /// When its outcome was known.
-    pub finish_time: Option<OffsetDateTime>,
 }
 
 /// What a caller gives to have an invoice collected.

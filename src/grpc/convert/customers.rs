@@ -9,7 +9,7 @@ use crate::domain::{CustomerId, Result};
 use crate::grpc::proto::{self, ProviderLinkState, create_customer_request, get_customer_request};
 
 /// The longest of most texts, in characters.
-pub(super) const TEXT_LENGTH_MAX: usize = 255;
+pub(in crate::grpc) const TEXT_LENGTH_MAX: usize = 255;
 /// Stripe's limit.
 const EMAIL_LENGTH_MAX: usize = 512;
 /// Stripe's limit.

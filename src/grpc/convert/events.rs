@@ -174,6 +174,7 @@ impl From<PaymentObject> for proto::EventPayment {
             status: it.status,
             payment_status: it.payment_status,
             r#type: it.r#type,
+            reference: it.reference,
             payment_provider_code: it.payment_provider_code,
             payment_provider_type: it.payment_provider_type,
             external_payment_id: it.external_payment_id,

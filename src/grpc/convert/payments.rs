@@ -1,14 +1,15 @@
 //! Payments: proto to domain and back.
 
 use super::customers::TEXT_LENGTH_MAX;
-use super::{Fields, etag, money, timestamp};
+use super::{Fields, etag, masked, money, timestamp};
 use crate::domain::customers::CustomerRef;
 use crate::domain::payments::{
-    Attempt, AttemptState, Failure, NewPayment, Payment, PaymentFilter, PaymentRef, PaymentState, PendingReason,
+    Attempt, AttemptState, Errand, Failure, NewPayment, Payment, PaymentFilter, PaymentRef, PaymentState,
+    PendingReason, Way,
 };
-use crate::domain::{Money, Result};
+use crate::domain::{Money, PaymentId, Result};
 use crate::grpc::proto::{
-    self, PaymentAttemptState, PaymentPendingReason, create_payment_request, get_payment_request,
+    self, PaymentAttemptKind, PaymentAttemptState, PaymentPendingReason, create_payment_request, get_payment_request,
 };
 
 /// What CreatePayment asks for, and its `request_id`.
@@ -47,6 +48,23 @@ pub(in crate::grpc) fn which(request: proto::GetPaymentRequest) -> Result<Paymen
             PaymentRef::InvoiceId(String::new())
         }
     })
+}
+
+/// What UpdatePayment asks for: which payment, which version of it, and the amount to collect, if that is set.
+pub(in crate::grpc) fn payment_update(
+    request: proto::UpdatePaymentRequest,
+) -> Result<(PaymentId, Option<i64>, Option<Money>)> {
+    let mut fields = Fields::default();
+    let payment = request.payment.unwrap_or_else(|| {
+        fields.object("payment", "is required");
+        proto::Payment::default()
+    });
+    let id = fields.id("payment.id", &payment.id);
+    let version = fields.optional_etag("payment.etag", &payment.etag);
+    let set = masked(&mut fields, request.update_mask, &[("amount", payment.amount.is_some())]);
+    let amount = set.contains(&"amount").then(|| fields.money("payment.amount", payment.amount.as_ref()));
+    fields.check()?;
+    Ok((id, version, amount))
 }
 
 /// Which payments ListPayments asks for.
@@ -109,6 +127,15 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         failure: payment.failure.map(failure),
         next_action_url: payment.next_action_url.unwrap_or_default(),
         provider_payment_intent_id: payment.provider_payment_intent_id.unwrap_or_default(),
+        provider_charge_id: payment.provider_charge_id.unwrap_or_default(),
+        requested_amount: match payment.errand {
+            Some(Errand::ChangeAmount { minor_units }) => of(minor_units),
+            _ => None,
+        },
+        manual_payment: payment.manual.map(|manual| proto::ManualPayment {
+            reference: manual.reference,
+            paid_time: Some(timestamp(manual.time)),
+        }),
         cancel_request_time: payment.cancel_request_time.map(timestamp),
         outcome_unknown_time: payment.unknown_since.map(timestamp),
         attempts: attempts.into_iter().map(attempt).collect(),
@@ -126,11 +153,18 @@ fn attempt(attempt: Attempt) -> proto::PaymentAttempt {
         AttemptState::Canceled => (PaymentAttemptState::Canceled, None),
         AttemptState::Superseded => (PaymentAttemptState::Superseded, None),
     };
+    let (kind, method, expire_time) = match attempt.way {
+        Way::Confirm { method } => (PaymentAttemptKind::Confirm, method.to_string(), None),
+        Way::Link(link) => (PaymentAttemptKind::Link, String::new(), link.expire_time),
+    };
     proto::PaymentAttempt {
+        kind: kind.into(),
+        expire_time: expire_time.map(timestamp),
+        provider_payment_intent_id: attempt.provider_payment_intent_id.unwrap_or_default(),
         number: attempt.number,
         state: state.into(),
         amount: Some(money(attempt.amount)),
-        payment_method_id: attempt.payment_method_id.to_string(),
+        payment_method_id: method,
         provider_charge_id: attempt.provider_charge_id.unwrap_or_default(),
         failure: failed.map(failure),
         create_time: Some(timestamp(attempt.create_time)),

@@ -1,0 +1,186 @@
+//! Closing the open way to pay, so that another one may be opened (P1): the payment's intent is canceled, or its link's
+//! page ended, and only Stripe's answer counts. What it was closed for is an errand on the payment, which is carried out
+//! with that answer.
+
+use std::time::Duration;
+
+use super::Scene;
+use super::submit::Flow;
+use crate::app::App;
+use crate::app::work::{Hand, Work};
+use crate::domain::payments::{Errand, Manual, News, Objection, Payment, PaymentState};
+use crate::domain::signals::{IntentStatus, SessionStatus};
+use crate::domain::{Error, Money, OrganizationId, PaymentId, PaymentMethodId, Result};
+use crate::store;
+use crate::stripe;
+
+use super::hash_request;
+
+impl App {
+    /// Asks for a payment to be canceled. The answer is its present state; `CANCELED` is told by an event.
+    pub async fn cancel_payment(&self, org: OrganizationId, id: PaymentId) -> Result<Payment> {
+        let mut work = self.begin(org).await?;
+        let mut scene = Scene::load(&mut work, id).await?;
+        match scene.payment.state {
+            PaymentState::Canceled => return Ok(scene.payment),
+            PaymentState::Succeeded => {
+                let message =
+                    "the payment is SUCCEEDED, which is final; money that was taken is given back by a refund";
+                return Err(Error::precondition("PAYMENT_NOT_CANCELABLE", format!("payment/{id}"), message));
+            }
+            _ => {}
+        }
+        ask(&mut work, &mut scene, Errand::Cancel, "PAYMENT_NOT_CANCELABLE").await?;
+        work.commit().await?;
+        Ok(scene.payment)
+    }
+
+    /// Changes what is to be collected. Where something at Stripe could take the old amount, it is closed first, and the
+    /// answer still shows the old amount.
+    pub async fn update_payment(
+        &self,
+        org: OrganizationId,
+        id: PaymentId,
+        version: Option<i64>,
+        amount: Option<Money>,
+    ) -> Result<Payment> {
+        let mut work = self.begin(org).await?;
+        let mut scene = Scene::load(&mut work, id).await?;
+        if version.is_some_and(|version| version != scene.payment.version) {
+            return Err(Error::EtagMismatch { kind: "payment", id: id.to_string() });
+        }
+        let Some(amount) = amount.filter(|amount| *amount != scene.payment.amount) else { return Ok(scene.payment) };
+        if let Some(objection) = amount.objection() {
+            return Err(Error::invalid("payment.amount.minor_units", objection));
+        }
+        if amount.currency != scene.payment.amount.currency {
+            let text = format!("must stay {}: an invoice keeps its currency", scene.payment.amount.currency);
+            return Err(Error::invalid("payment.amount.currency_code", text));
+        }
+        let errand = Errand::ChangeAmount { minor_units: amount.minor_units };
+        ask(&mut work, &mut scene, errand, "PAYMENT_NOT_UPDATABLE").await?;
+        work.commit().await?;
+        Ok(scene.payment)
+    }
+
+    /// Records that the invoice was paid elsewhere, in full. It counts once nothing at Stripe can take money for it.
+    pub async fn record_manual_payment(
+        &self,
+        org: OrganizationId,
+        request_id: String,
+        id: PaymentId,
+        reference: String,
+        paid_time: Option<time::OffsetDateTime>,
+    ) -> Result<Payment> {
+        let paid_text = paid_time.map(|time| time.unix_timestamp_nanos().to_string()).unwrap_or_default();
+        let hash = hash_request("RecordManualPayment", &[&id.to_string(), &reference, &paid_text]);
+        let mut work = self.begin(org).await?;
+        store::requests::claim(&mut work.tx, org, &request_id).await?;
+        let is_known = store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some();
+        let mut scene = Scene::load(&mut work, id).await?;
+        if is_known {
+            return Ok(scene.payment);
+        }
+        store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+        let manual = Manual { reference, time: paid_time.unwrap_or(work.now) };
+        ask(&mut work, &mut scene, Errand::RecordManual(manual), "PAYMENT_SETTLED").await?;
+        work.commit().await?;
+        Ok(scene.payment)
+    }
+
+    /// Cancels the payment's intent. Whether it was canceled, refused or the answer was lost: the intent itself says where
+    /// it stands. `Break`: it can't be closed now, and what it was to be closed for waits for the outcome.
+    pub(super) async fn close_intent(&self, hand: Hand<'_>, scene: Scene) -> Result<Flow> {
+        let id = scene.payment.id;
+        let Some(intent_id) = &scene.payment.provider_payment_intent_id else { return Ok(Flow::Continue(())) };
+        let access = self.access(hand.org(), scene.payment.integration_id).await?;
+        // Every cancel has a key of its own, so that none is answered with an earlier refusal or a stored 500 for a day; to
+        // cancel twice harms nobody.
+        let idempotency_key = format!("paybridge-cancel-{}", self.clock().new_id());
+        match self.0.stripe.cancel_payment_intent(&access.key, intent_id, &idempotency_key).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}
+            Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.cancel", &error).await),
+        }
+        let Some(intent) = self.refresh_payment(hand, id).await? else { return Ok(Flow::Continue(())) };
+        match intent.status {
+            IntentStatus::Canceled | IntentStatus::Succeeded => Ok(Flow::Continue(())),
+            IntentStatus::Processing => self.cannot_close(hand, id).await,
+            _ => Err(not_closed("the PaymentIntent is not canceled yet")),
+        }
+    }
+
+    /// Ends the page of the payment's open link. Whether it was ended, used or the answer was lost: the page itself says.
+    pub(super) async fn close_link(&self, hand: Hand<'_>, scene: Scene) -> Result<()> {
+        let id = scene.payment.id;
+        let Some(session_id) = scene.open_link().and_then(|link| link.provider_session_id.clone()) else {
+            return Ok(());
+        };
+        let access = self.access(hand.org(), scene.payment.integration_id).await?;
+        let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
+        match self.0.stripe.expire_checkout_session(&access.key, &session_id, &idempotency_key).await {
+            Ok(_) => {}
+            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}
+            Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.expire", &error).await),
+        }
+        match self.refresh_link(hand, id).await?.map(|session| session.status) {
+            None | Some(SessionStatus::Expired) => Ok(()),
+            Some(SessionStatus::Complete) => self.cannot_close(hand, id).await.map(|_| ()),
+            Some(SessionStatus::Open) => Err(not_closed("the payment link is not ended yet")),
+        }
+    }
+
+    /// The bank works on it: it goes on, and whoever wanted it canceled is told so.
+    async fn cannot_close(&self, hand: Hand<'_>, id: PaymentId) -> Result<Flow> {
+        let mut work = self.begin_by(hand).await?;
+        let mut scene = Scene::load(&mut work, id).await?;
+        if scene.payment.is_moving() {
+            scene.news(&mut work, News::CannotClose).await?;
+        }
+        let waits = scene.payment.is_moving() && scene.payment.errand.is_some();
+        work.commit().await?;
+        Ok(if waits { Flow::Break(()) } else { Flow::Continue(()) })
+    }
+}
+
+/// Takes an errand on, or says why it can't be; `reason` stands for a state that does not allow it.
+pub(super) async fn ask(work: &mut Work, scene: &mut Scene, errand: Errand, reason: &'static str) -> Result<()> {
+    if let Some(objection) = scene.payment.objection(scene.attempt.as_ref(), &errand) {
+        return Err(refused(objection, &scene.payment, reason));
+    }
+    scene.news(work, News::Asked(errand)).await?;
+    Ok(())
+}
+
+/// What a caller is told whose wish the payment does not allow now.
+pub(super) fn refused(objection: Objection, payment: &Payment, reason: &'static str) -> Error {
+    let subject = format!("payment/{}", payment.id);
+    let state = payment.state.as_str().to_uppercase();
+    match objection {
+        Objection::State => {
+            let message = format!("the payment is {state}, which does not allow this; read it, and see the call's comment");
+            Error::precondition(reason, subject, message)
+        }
+        Objection::Busy => {
+            let message = "an earlier change waits for Stripe's answer; try again in a moment";
+            Error::precondition("PAYMENT_BUSY", subject, message)
+        }
+    }
+}
+
+/// Asks for another try of a payment that has an open link: the link is ended first.
+pub(super) async fn retry_instead_of_link(
+    work: &mut Work,
+    scene: &mut Scene,
+    method: Option<PaymentMethodId>,
+) -> Result<()> {
+    ask(work, scene, Errand::Retry { method }, "PAYMENT_NOT_RETRYABLE").await
+}
+
+fn not_closed(message: &str) -> Error {
+    Error::Unavailable {
+        reason: "STRIPE_UNAVAILABLE",
+        message: message.to_owned(),
+        retry_after: Duration::from_secs(5),
+    }
+}
