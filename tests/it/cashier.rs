@@ -9,8 +9,9 @@ use paybridge::dev::stage::Options;
 use paybridge::dev::story::{Player, Scenery};
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::{
-    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, Integration, ListPaymentMethodsRequest, Money,
-    Payment, PaymentMethod, PaymentMethodKind, PaymentState, RetryPaymentRequest,
+    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, CreatePaymentUrlRequest, Integration,
+    ListPaymentMethodsRequest, Money, Payment, PaymentMethod, PaymentMethodKind, PaymentState,
+    RecordManualPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest,
 };
 use serde_json::Value;
 use tokio_postgres::NoTls;
@@ -160,6 +161,39 @@ impl Cashier {
         };
         let mut payments = self.player.api.payments.clone();
         Ok(payments.retry_payment(request).await?.into_inner().payment.expect("a payment"))
+    }
+
+    /// Asks for a link to pay the invoice on a page; with the session's id.
+    pub async fn link(&self, request: &str, payment: &Payment) -> Result<(String, Payment), Status> {
+        let request = CreatePaymentUrlRequest {
+            id: payment.id.clone(),
+            request_id: request.to_owned(),
+            ..CreatePaymentUrlRequest::default()
+        };
+        let mut payments = self.player.api.payments.clone();
+        let answer = payments.create_payment_url(request).await?.into_inner();
+        let session = answer.payment_url.rsplit('/').next().unwrap_or_default().to_owned();
+        Ok((session, answer.payment.expect("a payment")))
+    }
+
+    pub async fn change_amount(&self, payment: &Payment, cents: i64) -> Result<Payment, Status> {
+        let amount = Some(Money { minor_units: cents, currency_code: "EUR".to_owned() });
+        let payment = Some(Payment { id: payment.id.clone(), amount, ..Payment::default() });
+        let mut payments = self.player.api.payments.clone();
+        let answer = payments.update_payment(UpdatePaymentRequest { payment, update_mask: None }).await?;
+        Ok(answer.into_inner().payment.expect("a payment"))
+    }
+
+    pub async fn record_manual(&self, request: &str, payment: &Payment) -> Result<Payment, Status> {
+        let request = RecordManualPaymentRequest {
+            id: payment.id.clone(),
+            request_id: request.to_owned(),
+            reference: "bank transfer 4711".to_owned(),
+            paid_time: None,
+        };
+        let mut payments = self.player.api.payments.clone();
+        let answer = payments.record_manual_payment(request).await?;
+        Ok(answer.into_inner().payment.expect("a payment"))
     }
 
     pub async fn cancel(&self, payment: &Payment) -> Result<Payment, Status> {

@@ -7,6 +7,7 @@ mod deliveries;
 mod doors;
 mod hands;
 mod limits;
+mod links;
 mod log;
 mod payload;
 mod payments;

@@ -158,7 +158,8 @@ pub(super) fn refused(objection: Objection, payment: &Payment, reason: &'static 
     let state = payment.state.as_str().to_uppercase();
     match objection {
         Objection::State => {
-            let message = format!("the payment is {state}, which does not allow this; read it, and see the call's comment");
+            let message =
+                format!("the payment is {state}, which does not allow this; read it, and see the call's comment");
             Error::precondition(reason, subject, message)
         }
         Objection::Busy => {

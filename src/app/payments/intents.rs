@@ -100,9 +100,8 @@ impl App {
         let mut tx = self.read(lease.organization_id).await?;
         let attempts = store::attempts::list(&mut tx, lease.organization_id, scene.payment.id).await?;
         tx.close().await?;
-        let is_known = |id: &str| {
-            attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id))
-        };
+        let is_known =
+            |id: &str| attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id));
         let is_open = |intent: &&IntentSnapshot| {
             intent.status != IntentStatus::Canceled && intent.amount == scene.payment.amount && !is_known(&intent.id)
         };

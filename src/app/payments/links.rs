@@ -34,8 +34,7 @@ impl App {
         id: PaymentId,
         success_url: Option<String>,
     ) -> Result<(Payment, Option<Link>)> {
-        let hash =
-            hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]);
+        let hash = hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]);
         let mut work = self.begin(org).await?;
         store::requests::claim(&mut work.tx, org, &request_id).await?;
         let is_known = store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some();
@@ -95,7 +94,8 @@ impl App {
         };
         let kinds = scene.customer.kinds_for(payment.amount.currency);
         if payment.amount.minor_units == 0 || kinds.is_empty() {
-            let message = "there is nothing to be paid, or none of the customer's kinds of payment method takes its currency";
+            let message =
+                "there is nothing to be paid, or none of the customer's kinds of payment method takes its currency";
             return Err(Error::precondition("PAYMENT_URL_REFUSED", subject, message));
         }
         let success_url = self.success_url(success_url, &scene.integration);
@@ -141,8 +141,7 @@ impl App {
             return self.link_refused(hand, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
         }
         let access = self.access(hand.org(), scene.payment.integration_id).await?;
-        let made =
-            self.0.stripe.create_checkout_session(&access.key, &attempt.idempotency_key, &attempt.body).await;
+        let made = self.0.stripe.create_checkout_session(&access.key, &attempt.idempotency_key, &attempt.body).await;
         let made = match made {
             Ok(made) => made,
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
@@ -156,16 +155,14 @@ impl App {
         };
         let mut work = self.begin_by(hand).await?;
         let mut now_scene = Scene::load(&mut work, id).await?;
-        let is_wanted =
-            now_scene.payment.attempt_number == attempt.number && now_scene.plan() == Step::MakeLink;
+        let is_wanted = now_scene.payment.attempt_number == attempt.number && now_scene.plan() == Step::MakeLink;
         if is_wanted {
             now_scene.news(&mut work, News::LinkMade(&made)).await?;
             work.ask_at(JobKind::ReconcilePayment, id.0, made.expire_time + LINK_END_PERIOD);
             return work.commit().await;
         }
-        let is_there = now_scene
-            .open_link()
-            .is_some_and(|link| link.provider_session_id.as_deref() == Some(made.id.as_str()));
+        let is_there =
+            now_scene.open_link().is_some_and(|link| link.provider_session_id.as_deref() == Some(made.id.as_str()));
         work.abandon().await?;
         if !is_there {
             // It was withdrawn meanwhile, and has left nobody's hands. It ends by itself in a day, should this not succeed.

@@ -60,7 +60,8 @@ impl App {
         let org = hand.org();
         for _ in 0..READS_MAX {
             let mut tx = self.read(org).await?;
-            let payment = store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?;
+            let payment =
+                store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?;
             let attempt = store::attempts::get(&mut tx, org, id, payment.attempt_number).await?;
             tx.close().await?;
             let link = attempt.as_ref().and_then(Attempt::open_link);
@@ -113,9 +114,10 @@ impl App {
         }
         // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
         // that sends.
-        let is_open = scene.attempt.as_ref().is_some_and(|attempt| {
-            attempt.state == AttemptState::Open && attempt.link().is_none()
-        });
+        let is_open = scene
+            .attempt
+            .as_ref()
+            .is_some_and(|attempt| attempt.state == AttemptState::Open && attempt.link().is_none());
         if scene.payment.errand.is_some() || (is_open && intent.is_none_or(|intent| intent.waits())) {
             work.ask(JobKind::SubmitPayment, id.0);
         }

@@ -12,9 +12,7 @@ use crate::app::work::Hand;
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::payments::{
-    Attempt, AttemptState, Failure, News, PaymentState, Resume, Step, Way, resume,
-};
+use crate::domain::payments::{Attempt, AttemptState, Failure, News, PaymentState, Resume, Step, Way, resume};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::{store, stripe};
@@ -30,7 +28,10 @@ impl App {
         for _ in 0..STEPS_MAX {
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
-            if scene.lacked_method() && scene.customer.default_payment_method_id.is_some() && scene.open_link().is_none() {
+            if scene.lacked_method()
+                && scene.customer.default_payment_method_id.is_some()
+                && scene.open_link().is_none()
+            {
                 // A method has arrived: the one try that Paybridge makes on its own.
                 scene.news(&mut work, News::Retried(None)).await?;
                 work.commit().await?;
@@ -150,9 +151,8 @@ impl App {
             finish_time: None,
         };
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
-        scene.payment.attempt_number = number;
         scene.attempt = Some(attempt);
-        scene.news(&mut work, News::Sent).await?;
+        scene.news(&mut work, News::Sent(number)).await?;
         work.commit().await
     }
 

@@ -14,8 +14,8 @@ pub enum News<'a> {
     /// A rule of ours, or Stripe's answer to the creation of the intent: this payment can't be collected as it is.
     /// Only before a confirm was sent.
     Refused(Failure),
-    /// A confirm is about to leave us.
-    Sent,
+    /// A confirm is about to leave us, as the attempt with this number.
+    Sent(i32),
     /// A call's outcome is unknown.
     Unknown,
     /// Nothing has to be collected.
@@ -89,7 +89,8 @@ impl Payment {
             News::ConfirmRefused(failure) if self.is_moving() => {
                 self.refused(attempt.as_deref_mut(), failure, None, here);
             }
-            News::Sent if matches!(self.state, PaymentState::Pending | PaymentState::Processing) => {
+            News::Sent(number) if matches!(self.state, PaymentState::Pending | PaymentState::Processing) => {
+                self.attempt_number = number;
                 self.enter(PaymentState::Processing);
             }
             News::NothingDue if self.state == PaymentState::Pending => self.enter(PaymentState::Succeeded),
@@ -121,7 +122,7 @@ impl Payment {
             | News::Waits(_)
             | News::Refused(_)
             | News::ConfirmRefused(_)
-            | News::Sent
+            | News::Sent(_)
             | News::NothingDue
             | News::Retried(_) => {}
         }

@@ -58,7 +58,9 @@ impl Errand {
 impl Payment {
     /// Why `errand` can't be taken on now.
     pub fn objection(&self, attempt: Option<&Attempt>, errand: &Errand) -> Option<Objection> {
-        let has_link = attempt.is_some_and(|attempt| attempt.open_link().is_some());
+        // A link that was used is at the bank, and no link any more.
+        let has_link =
+            self.state != PaymentState::Processing && attempt.is_some_and(|attempt| attempt.open_link().is_some());
         let can_change = matches!(self.state, PaymentState::Pending | PaymentState::Failed) || has_link;
         let allowed = match errand {
             Errand::Cancel | Errand::RecordManual(_) => !self.state.is_final(),
@@ -86,9 +88,9 @@ impl Payment {
     /// Whether nothing at Stripe can take money for it any more. Its own intent counts also where nothing is on its way: a
     /// person could confirm it at Stripe. A link that is still being made has not left us.
     pub fn is_closed(&self, attempt: Option<&Attempt>) -> bool {
-        let holds = attempt.filter(|attempt| attempt.state == AttemptState::Open).is_some_and(|attempt| {
-            attempt.link().is_none_or(|link| link.provider_session_id.is_some())
-        });
+        let holds = attempt
+            .filter(|attempt| attempt.state == AttemptState::Open)
+            .is_some_and(|attempt| attempt.link().is_none_or(|link| link.provider_session_id.is_some()));
         !holds && self.provider_payment_intent_id.is_none()
     }
 
@@ -101,7 +103,8 @@ impl Payment {
                 if minor_units == 0 || self.state == PaymentState::Pending {
                     self.enter(PaymentState::Pending);
                 } else if self.is_moving() {
-                    let text = "the payment link was ended because the amount has changed; retry, or ask for a new link";
+                    let text =
+                        "the payment link was ended because the amount has changed; retry, or ask for a new link";
                     self.fail(Failure::ours("payment_url_closed", text));
                 }
             }
@@ -114,7 +117,8 @@ impl Payment {
                 self.enter(PaymentState::Succeeded);
             }
             Errand::EndAction => {
-                let text = "the customer did not finish in time what their bank asked for; retry, or send a payment link";
+                let text =
+                    "the customer did not finish in time what their bank asked for; retry, or send a payment link";
                 self.fail(Failure::ours("action_expired", text));
             }
         }

@@ -173,7 +173,7 @@ fn any_news() -> impl Strategy<Value = News<'static>> {
     .collect();
     prop_oneof![
         3 => proptest::sample::select(intents).prop_map(News::Intent),
-        1 => Just(News::Sent),
+        1 => Just(News::Sent(1)),
         1 => Just(News::Unknown),
         1 => Just(News::NothingDue),
         1 => Just(News::Withdrawn),
@@ -265,7 +265,11 @@ mod ways {
             payment.apply(Some(&mut failed), News::Asked(errand.clone()), HERE);
             assert_eq!((payment.state, payment.amount), (PaymentState::Failed, EUROS), "{errand:?} is only asked for");
             payment.apply(Some(&mut failed), News::Intent(&intent(IntentStatus::RequiresPaymentMethod)), HERE);
-            assert_eq!(payment.errand.as_ref(), Some(&errand), "an intent that waits may still be confirmed by a person");
+            assert_eq!(
+                payment.errand.as_ref(),
+                Some(&errand),
+                "an intent that waits may still be confirmed by a person"
+            );
             payment.apply(Some(&mut failed), News::Intent(&intent(IntentStatus::Canceled)), HERE);
             assert!(payment.errand.is_none(), "{errand:?} is carried out");
             let expected = match errand {
@@ -373,7 +377,7 @@ mod ways {
         assert!(!change.is_news() && payment.on_session, "nothing has failed yet");
         assert!(matches!(first.state, AttemptState::Failed(_)));
         let mut second = Attempt { number: 2, ..attempt() };
-        payment.apply(Some(&mut second), News::Sent, there);
+        payment.apply(Some(&mut second), News::Sent(2), there);
         payment.apply(Some(&mut second), News::Intent(&intent(IntentStatus::RequiresAction)), there);
         assert_eq!((payment.state, payment.action_time), (PaymentState::RequiresAction, Some(NOW)));
         payment.apply(Some(&mut second), News::ConfirmRefused(wants.clone()), there);

@@ -1,0 +1,436 @@
+//! P1, one open way to pay, where there are several: a link to a page, another amount, a payment made elsewhere, a
+//! customer who must prove who they are; each beside a charge, and any two at once.
+
+use paybridge::dev::sandbox::{Action, Effect, Fault};
+use paybridge::dev::stage::Options;
+use paybridge::grpc::proto::{Integration, Payment, PaymentAttemptKind, PaymentState, UpdateIntegrationRequest};
+use time::Duration;
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use crate::cashier::{CONFIRM, Cashier, until};
+
+/// A card that can be stored, and declines every charge.
+const DECLINING: &str = "4000000000000341";
+/// A card whose bank wants to see its holder for every charge.
+const WANTS_HOLDER: &str = "4000002760003184";
+const GOOD_CARD: &str = "4242424242424242";
+const GOOD_IBAN: &str = "DE89370400440532013000";
+const BAD_IBAN: &str = "DE62370400440532013001";
+
+fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
+}
+
+/// A till with the customer `hooli` and a payment that was declined.
+async fn declined(name: &str) -> (Cashier, Payment) {
+    let mut cashier = Cashier::new(name, Options::default()).await;
+    cashier.customer("hooli", DECLINING).await;
+    cashier.pay("hooli", "inv").await;
+    let failed = cashier.payment_in("inv", PaymentState::Failed).await;
+    (cashier, failed)
+}
+
+fn status_of(cashier: &Cashier, id: &str) -> String {
+    let object = cashier.sandbox().object(id).expect("it is at Stripe");
+    object["status"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn at_rest(cashier: &Cashier) {
+    cashier.all_delivered().await;
+    cashier.at_rest(&["submit_payment"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_a_link_opens_after_the_intent_is_closed_and_is_paid_once() {
+    let (mut cashier, failed) = declined("link").await;
+    let (session, open) = cashier.link("link", &failed).await.expect("a link");
+    assert_eq!(status_of(&cashier, &failed.provider_payment_intent_id), "canceled", "Stripe has closed the first way");
+    assert_eq!(open.state(), PaymentState::RequiresAction);
+    assert!(open.next_action_url.ends_with(&session));
+    let told = cashier.player.told("payment.requires_action", "inv").await.expect("it is told");
+    assert!(format!("{told:?}").contains(&session), "with the link");
+
+    let (again, _) = cashier.link("another", &open).await.expect("the same link");
+    assert_eq!(again, session, "one open link at a time");
+    cashier.sandbox().complete_session(&session, GOOD_CARD, true).expect("the payer pays");
+    let paid = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv"), 1);
+    assert_eq!(paid.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
+    assert!(paid.provider_charge_id.starts_with("ch_"), "{paid:?}");
+    let link = paid.attempts.last().expect("an attempt");
+    assert_eq!(link.kind(), PaymentAttemptKind::Link);
+    assert!(link.provider_payment_intent_id.starts_with("pi_"));
+    assert_eq!(cashier.player.count("payment.succeeded", "inv"), 1, "told once");
+    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 0);
+    let (none, _) = cashier.link("link", &paid).await.expect("a repeated request is answered");
+    assert_eq!(none, "", "its link is used");
+    let refused = cashier.link("late", &paid).await.expect_err("it is paid");
+    assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "PAYMENT_URL_REFUSED"));
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_many_who_ask_for_a_link_at_once_get_one() {
+    let (mut cashier, failed) = declined("many").await;
+    cashier.sandbox().add_fault(Fault {
+        times: None,
+        percent: 20,
+        ..Fault::once("POST", "/v1/checkout/sessions", Action::Cut { work: Effect::Done })
+    });
+    let cashier_ref = &cashier;
+    let asked = (0..8).map(|caller| {
+        let failed = failed.clone();
+        async move { cashier_ref.link(&format!("link-{caller}"), &failed).await }
+    });
+    let mut sessions = std::collections::BTreeSet::new();
+    for answer in futures_join(asked.collect()).await {
+        match answer {
+            Ok((session, _)) => _ = sessions.insert(session),
+            Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+        }
+    }
+    cashier.sandbox().clear_faults();
+    let open = cashier.payment_in("inv", PaymentState::RequiresAction).await;
+    let (session, _) = cashier.link("last", &open).await.expect("the link");
+    sessions.insert(session);
+    assert_eq!(sessions.len(), 1, "{sessions:?}");
+    let made = cashier.sandbox().events(&cashier.player.account);
+    let open = made.iter().filter(|event| event["type"] == "checkout.session.completed").count();
+    assert_eq!(open, 0);
+    cashier.end().await;
+}
+
+/// Runs futures side by side, as far as one task can.
+async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
+    let mut done: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        for (future, slot) in futures.iter_mut().zip(&mut done) {
+            if slot.is_none()
+                && let std::task::Poll::Ready(output) = future.as_mut().poll(context)
+            {
+                *slot = Some(output);
+            }
+        }
+        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+    })
+    .await;
+    done.into_iter().flatten().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_link_that_ends_unused_fails_and_another_one_may_be_made() {
+    let (mut cashier, failed) = declined("unused").await;
+    let (session, _) = cashier.link("link", &failed).await.expect("a link");
+    cashier.advance(Duration::hours(25));
+    let ended = cashier
+        .payment_when("inv", "has failed for its link", |payment| {
+            payment.failure.as_ref().is_some_and(|failure| failure.code == "payment_url_expired")
+        })
+        .await;
+    assert_eq!(status_of(&cashier, &session), "expired");
+    let (next, _) = cashier.link("next", &ended).await.expect("another link");
+    assert_ne!(next, session);
+    cashier.sandbox().complete_session(&next, GOOD_CARD, true).expect("the payer pays");
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv"), 1);
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_debit_through_a_link_is_processing_until_the_bank_answers() {
+    for (iban, outcome) in [(GOOD_IBAN, PaymentState::Succeeded), (BAD_IBAN, PaymentState::Failed)] {
+        let (mut cashier, failed) = declined("debit").await;
+        let (session, _) = cashier.link("link", &failed).await.expect("a link");
+        cashier.sandbox().complete_session(&session, iban, true).expect("the payer gives an IBAN");
+        let moving = cashier.payment_in("inv", PaymentState::Processing).await;
+        let refused = cashier.retry("retry", &moving, true).await.expect_err("the link still holds the slot");
+        assert_eq!(reason(&refused), "PAYMENT_NOT_RETRYABLE");
+        cashier.advance(Duration::days(6));
+        cashier.payment_in("inv", outcome).await;
+        at_rest(&cashier).await;
+        let failures = if outcome == PaymentState::Failed { 2 } else { 1 };
+        assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), failures, "{outcome:?}");
+        assert_eq!(cashier.live_charges("inv"), usize::from(outcome == PaymentState::Succeeded));
+        cashier.end().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_another_amount_ends_the_link_and_closes_the_intent_first() {
+    let (mut cashier, failed) = declined("amount").await;
+    let changing = cashier.change_amount(&failed, 3000).await.expect("it is taken on");
+    assert_eq!(changing.amount.as_ref().map(|it| it.minor_units), Some(4900), "not before Stripe's answer");
+    assert_eq!(changing.requested_amount.as_ref().map(|it| it.minor_units), Some(3000));
+    let smaller = cashier
+        .payment_when("inv", "has the new amount", |it| it.amount.as_ref().is_some_and(|it| it.minor_units == 3000))
+        .await;
+    assert_eq!(smaller.state(), PaymentState::Failed, "a decline is not tried again by itself");
+    assert_eq!(status_of(&cashier, &failed.provider_payment_intent_id), "canceled");
+
+    let (session, open) = cashier.link("link", &smaller).await.expect("a link");
+    assert_eq!(cashier.sandbox().object(&session).expect("a session")["amount_total"], 3000);
+    cashier.change_amount(&open, 2000).await.expect("also with an open link");
+    let changed = cashier
+        .payment_when("inv", "has the next amount", |it| it.amount.as_ref().is_some_and(|it| it.minor_units == 2000))
+        .await;
+    assert_eq!(changed.failure.as_ref().map(|it| it.code.as_str()), Some("payment_url_closed"));
+    assert_eq!(status_of(&cashier, &session), "expired", "nobody can pay the old amount");
+    let (session, _) = cashier.link("link-2", &changed).await.expect("a link");
+    cashier.sandbox().complete_session(&session, GOOD_CARD, true).expect("the payer pays");
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    at_rest(&cashier).await;
+    let charges = cashier.charges("inv");
+    let taken: Vec<_> = charges.iter().filter(|it| it.status == "succeeded").map(|it| it.amount).collect();
+    assert_eq!(taken, [2000]);
+    let late = cashier.payment("inv").await;
+    assert_eq!(reason(&cashier.change_amount(&late, 1000).await.expect_err("final")), "PAYMENT_NOT_UPDATABLE");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_that_waits_for_a_larger_amount_is_collected_once_it_has_it() {
+    let mut cashier = Cashier::new("small", Options::default()).await;
+    cashier.customer("hooli", "pm_card_visa").await;
+    cashier.pay_as("small", "hooli", "inv", 10).await.expect("the payment is taken");
+    let small = cashier.payment_when("inv", "waits", |it| it.pending_reason != 0).await;
+    cashier.change_amount(&small, 4900).await.expect("it is taken on");
+    let paid = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(paid.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_a_retry_or_a_cancel_ends_an_open_link_first() {
+    let (mut cashier, failed) = declined("instead").await;
+    let (session, _) = cashier.link("link", &failed).await.expect("a link");
+    let provider_id = cashier.player.customer("hooli").await.expect("a customer").provider_customer_id;
+    cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
+    let open = cashier.payment("inv").await;
+    assert_eq!(open.state(), PaymentState::RequiresAction, "a method that arrives does not charge beside a link");
+    cashier.retry("retry", &open, false).await.expect("it is taken on");
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(status_of(&cashier, &session), "expired", "nobody can pay twice");
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv"), 1);
+
+    cashier.sandbox().add_fault(Fault::once(
+        "POST",
+        "/v1/payment_intents",
+        Action::Delay { milliseconds: 5_000, after_work: false },
+    ));
+    let pending = cashier.pay("hooli", "inv-2").await;
+    let (session, open) = cashier.link("link-2", &pending).await.expect("a link takes the place of the charge");
+    cashier.cancel(&open).await.expect("it is taken on");
+    cashier.payment_in("inv-2", PaymentState::Canceled).await;
+    assert_eq!(status_of(&cashier, &session), "expired");
+    cashier.advance(Duration::seconds(10));
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv-2"), 0);
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_a_payment_made_elsewhere_counts_once_stripe_can_take_nothing_more() {
+    let (mut cashier, failed) = declined("elsewhere").await;
+    cashier.sandbox().add_fault(Fault::once("POST", "/v1/payment_intents/*/cancel", Action::Unavailable));
+    cashier.record_manual("manual", &failed).await.expect("it is taken on");
+    let settled = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(status_of(&cashier, &failed.provider_payment_intent_id), "canceled");
+    assert_eq!(settled.manual_payment.as_ref().map(|it| it.reference.as_str()), Some("bank transfer 4711"));
+    assert_eq!(settled.amount_received.as_ref().map(|it| it.minor_units), Some(0), "Stripe has received nothing");
+    let told = cashier.player.told("payment.succeeded", "inv").await.expect("it is told");
+    assert!(format!("{told:?}").contains("manual"), "as a manual payment");
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv"), 0);
+    cashier.record_manual("manual", &failed).await.expect("a repeated request is answered");
+    let late = cashier.record_manual("late", &failed).await.expect_err("it is settled");
+    assert_eq!(reason(&late), "PAYMENT_SETTLED");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
+    let mut cashier = Cashier::new("both", Options::default()).await;
+    cashier.customer("hooli", GOOD_IBAN).await;
+    cashier.pay("hooli", "inv").await;
+    let moving = cashier.payment_in("inv", PaymentState::Processing).await;
+    cashier.record_manual("manual", &moving).await.expect("it is taken on");
+    until("Stripe has refused to cancel", || async {
+        cashier.posts("/cancel").iter().any(|post| post.status == Some(400)).then_some(())
+    })
+    .await;
+    assert_eq!(cashier.payment("inv").await.state(), PaymentState::Processing, "the bank will say");
+    cashier.advance(Duration::days(6));
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    cashier.player.told("payment.overpaid", "inv").await.expect("that it was paid twice is told");
+    at_rest(&cashier).await;
+    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 1);
+    cashier.end().await;
+}
+
+async fn supports_3ds(cashier: &mut Cashier) {
+    let integration = Integration { id: cashier.integration.id.clone(), supports_3ds: true, ..Integration::default() };
+    let request = UpdateIntegrationRequest { integration: Some(integration), update_mask: None };
+    cashier.player.api.integrations.update_integration(request).await.expect("3-D Secure is supported");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bank_that_wants_to_see_the_customer_is_asked_again_on_session_on_the_same_intent() {
+    let mut cashier = Cashier::new("3ds", Options::default()).await;
+    supports_3ds(&mut cashier).await;
+    cashier.customer("hooli", WANTS_HOLDER).await;
+    cashier.pay("hooli", "inv").await;
+    let asked = cashier.payment_in("inv", PaymentState::RequiresAction).await;
+    assert!(asked.next_action_url.contains("/3ds/"), "{asked:?}");
+    let told = cashier.player.told("payment.requires_action", "inv").await.expect("it is told");
+    assert!(format!("{told:?}").contains(&asked.next_action_url), "with the link");
+    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 0, "nothing has failed");
+    assert_eq!(cashier.intents("inv").len(), 1, "the same intent");
+    cashier.sandbox().authenticate(&asked.provider_payment_intent_id, true).expect("the customer proves who they are");
+    let paid = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    at_rest(&cashier).await;
+    assert_eq!(paid.attempts.len(), 2);
+    assert_eq!(cashier.live_charges("inv"), 1);
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_action_that_nobody_finishes_is_taken_back_after_a_day_and_the_invoice_free_again() {
+    let mut cashier = Cashier::new("3ds late", Options::default()).await;
+    supports_3ds(&mut cashier).await;
+    cashier.customer("hooli", WANTS_HOLDER).await;
+    cashier.pay("hooli", "inv").await;
+    let asked = cashier.payment_in("inv", PaymentState::RequiresAction).await;
+    cashier.advance(Duration::hours(25));
+    let ended = cashier.payment_in("inv", PaymentState::Failed).await;
+    assert_eq!(ended.failure.as_ref().map(|it| it.code.as_str()), Some("action_expired"));
+    assert_eq!(status_of(&cashier, &asked.provider_payment_intent_id), "canceled", "Stripe has closed it first");
+    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 1);
+    let (session, _) = cashier.link("link", &ended).await.expect("it can be paid another way");
+    cashier.sandbox().complete_session(&session, GOOD_CARD, true).expect("the payer pays");
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    at_rest(&cashier).await;
+    assert_eq!(cashier.live_charges("inv"), 1);
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_support_a_bank_that_wants_to_see_the_customer_is_a_refusal_that_is_told() {
+    let mut cashier = Cashier::new("no 3ds", Options::default()).await;
+    cashier.customer("hooli", WANTS_HOLDER).await;
+    cashier.pay("hooli", "inv").await;
+    let failed = cashier.payment_in("inv", PaymentState::Failed).await;
+    let failure = failed.failure.expect("a failure");
+    assert!(failure.code == "authentication_required" || failure.decline_code == "authentication_required");
+    cashier.player.told("invoice.payment_failure", "inv").await.expect("it is told");
+    cashier.end().await;
+}
+
+/// What somebody may do about a payment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Move {
+    CreateAgain,
+    Retry,
+    Link,
+    PayLink,
+    ChangeAmount,
+    Cancel,
+    RecordManual,
+    PayByHand,
+}
+
+const MOVES: [Move; 8] = [
+    Move::CreateAgain,
+    Move::Retry,
+    Move::Link,
+    Move::PayLink,
+    Move::ChangeAmount,
+    Move::Cancel,
+    Move::RecordManual,
+    Move::PayByHand,
+];
+
+/// Makes a move; that it is refused or unavailable is an answer like any other.
+async fn make(cashier: &Cashier, payment: &Payment, step: Move, name: &str) {
+    let answer = match step {
+        Move::CreateAgain => cashier.pay_as(name, "hooli", &payment.invoice_id, 4900).await.map(|_| ()),
+        Move::Retry => cashier.retry(name, payment, true).await.map(|_| ()),
+        Move::Link => cashier.link(name, payment).await.map(|_| ()),
+        Move::PayLink => match cashier.link(name, payment).await {
+            Ok((session, _)) => {
+                let _ = cashier.sandbox().complete_session(&session, GOOD_CARD, true);
+                Ok(())
+            }
+            Err(status) => Err(status),
+        },
+        Move::ChangeAmount => cashier.change_amount(payment, 3000).await.map(|_| ()),
+        Move::Cancel => cashier.cancel(payment).await.map(|_| ()),
+        Move::RecordManual => cashier.record_manual(name, payment).await.map(|_| ()),
+        Move::PayByHand => {
+            for intent in cashier.intents(&payment.invoice_id) {
+                let intent = intent["id"].as_str().expect("an id").to_owned();
+                let _ = cashier.sandbox().pay_intent_by_hand(&intent, "pm_card_visa");
+            }
+            Ok(())
+        }
+    };
+    if let Err(status) = answer {
+        let known = [Code::FailedPrecondition, Code::Unavailable, Code::AlreadyExists];
+        assert!(known.contains(&status.code()), "{step:?}: {status}");
+    }
+}
+
+/// Every two moves at once, in both orders, from a payment that was declined and from one that is just being sent, while
+/// answers get lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_any_two_ways_at_once_take_money_once() {
+    let mut cashier = Cashier::new("pairs", Options { servers: 2, ..Options::default() }).await;
+    let provider_id = cashier.customer("hooli", DECLINING).await;
+    for (path, percent) in [(CONFIRM, 25), ("/v1/payment_intents/*/cancel", 15), ("/v1/checkout/sessions*", 15)] {
+        let action = Action::Cut { work: Effect::Done };
+        cashier.sandbox().add_fault(Fault { times: None, percent, ..Fault::once("POST", path, action) });
+    }
+    let mut invoices = Vec::new();
+    for (round, first) in MOVES.iter().enumerate() {
+        for (turn, second) in MOVES.iter().enumerate() {
+            let invoice = format!("inv-{round}-{turn}");
+            let payment = cashier.pay("hooli", &invoice).await;
+            invoices.push((invoice, *first, *second, payment));
+        }
+    }
+    for (invoice, ..) in &invoices {
+        cashier.payment_in(invoice, PaymentState::Failed).await;
+    }
+    cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
+    let till = &cashier;
+    let pairs = invoices.iter().map(|(invoice, first, second, payment)| async move {
+        let (one, two) = (format!("{invoice}-a"), format!("{invoice}-b"));
+        tokio::join!(make(till, payment, *first, &one), make(till, payment, *second, &two));
+    });
+    futures_join(pairs.collect()).await;
+    cashier.sandbox().clear_faults();
+    at_rest(&cashier).await;
+    // What still moves is a link that nobody uses: it ends in a day.
+    cashier.advance(Duration::hours(25));
+    for (invoice, first, second, _) in &invoices {
+        let payment = cashier
+            .payment_when(invoice, "rests", |it| {
+                matches!(it.state(), PaymentState::Succeeded | PaymentState::Failed | PaymentState::Canceled)
+            })
+            .await;
+        let told = format!("{first:?} beside {second:?}: {payment:#?}");
+        let taken: i64 =
+            cashier.charges(invoice).iter().filter(|it| it.status == "succeeded").map(|it| it.amount).sum();
+        assert!(cashier.live_charges(invoice) <= 1, "{told}");
+        let received = payment.amount_received.as_ref().map_or(0, |it| it.minor_units);
+        assert_eq!(received, taken, "{told}");
+        assert!(taken == 0 || payment.state() == PaymentState::Succeeded, "{told}");
+        let is_paid = taken > 0 || payment.manual_payment.is_some();
+        assert!(payment.state() != PaymentState::Succeeded || is_paid, "{told}");
+    }
+    cashier.end().await;
+}
