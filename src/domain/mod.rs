@@ -14,6 +14,8 @@ pub mod money;
 pub mod payment_methods;
 pub mod payments;
 pub mod signals;
+#[cfg(test)]
+mod twin;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{

@@ -1,5 +1,6 @@
 //! A payment with everything that decides about it, read under the payment's lock.
 
+use super::refresh::RECONCILE_PERIOD;
 use crate::app::tell::{self, About};
 use crate::app::work::Work;
 use crate::domain::customers::Customer;
@@ -65,6 +66,11 @@ impl Scene {
         work.tell_all(tell::payment_changed(&self.about(), change));
         if self.payment.needs_work(&before.0, change) {
             work.ask(JobKind::SubmitPayment, self.payment.id.0);
+        }
+        if change.from != change.to && self.payment.is_moving() {
+            // Should nobody tell what becomes of it.
+            let at = work.now + RECONCILE_PERIOD;
+            work.ask_at(JobKind::ReconcilePayment, self.payment.id.0, at);
         }
         if change.from != change.to {
             tracing::info!(

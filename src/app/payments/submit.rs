@@ -6,7 +6,6 @@
 use time::OffsetDateTime;
 
 use super::Scene;
-use super::refresh::RECONCILE_PERIOD;
 use crate::app::App;
 use crate::app::work::Hand;
 use crate::domain::integrations::IntegrationState;
@@ -53,7 +52,7 @@ impl App {
                 Step::CloseIntent => {
                     work.abandon().await?;
                     if self.close_intent(Hand::Job(lease), scene).await?.is_break() {
-                        return self.rest(lease, id).await.map(|_| ());
+                        return self.rest(lease).await.map(|_| ());
                     }
                 }
                 Step::MakeLink => {
@@ -162,10 +161,10 @@ impl App {
         let is_first_send = lease.failures == 0 && scene.payment.unknown_since.is_none();
         let Some(attempt) = scene.attempt.clone().filter(|attempt| attempt.state == AttemptState::Open) else {
             self.refresh_payment(Hand::Job(lease), scene.payment.id).await?;
-            return self.rest(lease, scene.payment.id).await;
+            return self.rest(lease).await;
         };
         if scene.integration.state == IntegrationState::Paused {
-            return self.rest(lease, scene.payment.id).await;
+            return self.rest(lease).await;
         }
         let now = self.clock().now();
         let mut intent = None;
@@ -174,7 +173,7 @@ impl App {
         }
         match resume(&attempt, intent.as_ref(), is_first_send, now) {
             Resume::Send => self.confirm(lease, &scene, &attempt).await,
-            Resume::Read | Resume::Told => self.rest(lease, scene.payment.id).await,
+            Resume::Read | Resume::Told => self.rest(lease).await,
             Resume::Wait(until) => {
                 self.begin_leased(lease).await?.end(Outcome::Again(until)).await?;
                 Ok(Flow::Break(()))
@@ -202,7 +201,7 @@ impl App {
                     work.abandon().await?;
                     self.refresh_payment(Hand::Job(lease), id).await?;
                 }
-                return self.rest(lease, id).await;
+                return self.rest(lease).await;
             }
             Err(error) => error,
         };
@@ -211,7 +210,7 @@ impl App {
             && (!intent.waits() || attempt.has_moved(&intent))
         {
             // The intent has moved on without us: what it says counts, not what the refusal says.
-            return self.rest(lease, id).await;
+            return self.rest(lease).await;
         }
         if error.is_key_trouble() {
             self.pause_integration(&access, "payment_intent.confirm", &error).await?;
@@ -222,7 +221,7 @@ impl App {
                 return Ok(Flow::Break(()));
             }
             work.abandon().await?;
-            return self.rest(lease, id).await;
+            return self.rest(lease).await;
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
@@ -282,15 +281,9 @@ impl App {
         Ok(Flow::Continue(()))
     }
 
-    /// Ends the job; a payment that still moves is asked about later, should nobody tell.
-    async fn rest(&self, lease: &Lease, id: PaymentId) -> Result<Flow> {
-        let mut work = self.begin_leased(lease).await?;
-        let scene = Scene::load(&mut work, id).await?;
-        if scene.payment.is_moving() {
-            let at = work.now + RECONCILE_PERIOD;
-            work.ask_at(JobKind::ReconcilePayment, id.0, at);
-        }
-        work.end(Outcome::Done).await?;
+    /// Ends the job.
+    async fn rest(&self, lease: &Lease) -> Result<Flow> {
+        self.begin_leased(lease).await?.end(Outcome::Done).await?;
         Ok(Flow::Break(()))
     }
 }

@@ -113,7 +113,11 @@ impl Payment {
             News::CannotClose => goes_on = self.give_errand_up(),
             News::LinkMade(session) => self.link_made(attempt.as_deref_mut(), session),
             News::LinkRefused(failure) => {
-                if let Some(attempt) = attempt.as_deref_mut().filter(|attempt| attempt.open_link().is_some()) {
+                // One that was made meanwhile has left us, whatever a slower try was told.
+                let is_out = |link: &Link| link.provider_session_id.is_some();
+                if let Some(attempt) =
+                    attempt.as_deref_mut().filter(|attempt| attempt.open_link().is_some_and(|link| !is_out(link)))
+                {
                     attempt.settle(AttemptState::Failed(failure), None, here.now);
                 }
             }
@@ -202,15 +206,11 @@ impl Payment {
                 }
             }
             IntentStatus::Processing | IntentStatus::RequiresCapture => {
-                if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
-                    attempt.note_charge(charge);
-                }
+                goes_on(attempt, intent, here);
                 self.enter(PaymentState::Processing);
             }
             IntentStatus::RequiresAction => {
-                if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
-                    attempt.note_charge(charge);
-                }
+                goes_on(attempt, intent, here);
                 let since = self.action_time.filter(|_| self.state == PaymentState::RequiresAction);
                 self.enter(PaymentState::RequiresAction);
                 self.action_time = since.or(Some(here.now));
@@ -222,13 +222,19 @@ impl Payment {
         }
     }
 
-    /// The intent waits for a method. That is a refusal only if the open attempt left its trace on it (P2).
+    /// The intent waits for a method. That is a refusal only if the open attempt left its trace on it (P2); or, where no
+    /// attempt of ours is open, the end of a try that a person has made at Stripe.
     fn apply_refusal(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, here: Circumstances) {
-        let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) else { return };
-        if !self.is_moving() || attempt.state != AttemptState::Open || !attempt.has_moved(intent) {
+        if !self.is_moving() {
             return;
         }
-        self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), here);
+        match attempt.filter(|attempt| attempt.confirms(&intent.id) && attempt.state == AttemptState::Open) {
+            Some(attempt) if attempt.has_moved(intent) => {
+                self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), here);
+            }
+            None if !self.on_session => self.fail(refusal_of(intent)),
+            Some(_) | None => {}
+        }
     }
 
     /// Stripe has refused the try. A bank that only wants to see the customer is asked again on session, where the
@@ -253,7 +259,9 @@ impl Payment {
     }
 
     fn link_made(&mut self, attempt: Option<&mut Attempt>, session: &SessionSnapshot) {
-        let Some(attempt) = attempt.filter(|attempt| attempt.open_link().is_some()) else { return };
+        let is_new =
+            |attempt: &&mut Attempt| attempt.open_link().is_some_and(|link| link.provider_session_id.is_none());
+        let Some(attempt) = attempt.filter(is_new) else { return };
         attempt.way = Way::Link(Link {
             provider_session_id: Some(session.id.clone()),
             url: session.url.clone(),
@@ -325,6 +333,16 @@ impl Payment {
         self.action_time = None;
         self.unknown_since = None;
         self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
+    }
+}
+
+/// The intent is on its way. A link that waited for it to be closed can't open.
+fn goes_on(attempt: Option<&mut Attempt>, intent: &IntentSnapshot, here: Circumstances) {
+    let Some(attempt) = attempt else { return };
+    if attempt.confirms(&intent.id) {
+        attempt.note_charge(intent.latest_charge.clone());
+    } else {
+        attempt.settle(AttemptState::Canceled, None, here.now);
     }
 }
 

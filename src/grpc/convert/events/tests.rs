@@ -242,7 +242,7 @@ fn samples() -> Vec<Value> {
             "lago_id": id, "lago_customer_id": id, "external_customer_id": "hooli_1234", "invoice_ids": ["inv_1"],
             "invoice_numbers": ["HOO-1"], "lago_payable_id": "inv_1", "payable_type": "Invoice",
             "amount_cents": 4900, "amount_currency": "EUR", "status": "requires_action", "payment_status": "pending",
-            "type": "provider", "payment_provider_code": "stripe-eu",
+            "type": "provider", "reference": "bank 4711", "payment_provider_code": "stripe-eu",
             "payment_provider_type": "PaymentProviders::StripeProvider", "external_payment_id": "pi_1",
             "provider_payment_id": "pi_1", "provider_customer_id": "cus_1", "created_at": "2026-01-02T03:04:05Z",
             "next_action": { "type": "redirect_to_url", "redirect_to_url": { "url": "https://hooks.stripe.com/3" } },
