@@ -195,10 +195,7 @@ impl Schedule {
         let at = world.random.below(waiting);
         let told: Told = world.stripe.webhooks.swap_remove(at);
         if !is_sure && world.random.percent(15) {
-            // One about what moves is found by reading the object; the others by reading the list.
-            if !world.payment.is_moving() {
-                world.stripe.listed.push(told);
-            }
+            world.stripe.listed.push(told);
             return true;
         }
         if !is_sure && world.random.percent(15) {
@@ -238,13 +235,16 @@ impl Schedule {
         for intent in 0..world.stripe.intents.len() {
             world.stripe.settle(intent, false);
         }
-        let listed = std::mem::take(&mut world.stripe.listed);
-        world.stripe.webhooks.extend(listed);
         if !world.stripe.webhooks.is_empty() {
             return true;
         }
         let next = world.jobs.iter().map(|job| job.leased_until.unwrap_or(job.run_at).max(job.run_at)).min();
-        let Some(next) = next else { return false };
+        let Some(next) = next else {
+            // What moved was found by reading the objects; whatever else was never sent is found by reading the list.
+            let listed = std::mem::take(&mut world.stripe.listed);
+            world.stripe.webhooks.extend(listed);
+            return !world.stripe.webhooks.is_empty();
+        };
         let period = (next - world.now).max(Duration::SECOND);
         self.let_pass(&mut world, period);
         true
