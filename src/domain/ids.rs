@@ -48,6 +48,8 @@ id! {
     CheckoutSessionId;
     /// The collection of one invoice.
     PaymentId;
+    /// Money that goes back.
+    RefundId;
     /// Durable work.
     JobId;
 }

@@ -13,11 +13,12 @@ pub mod jobs;
 pub mod money;
 pub mod payment_methods;
 pub mod payments;
+pub mod refunds;
 pub mod signals;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{
-    CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, TokenId,
+    CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, RefundId, TokenId,
 };
 pub use money::{Currency, Money};
 

@@ -69,7 +69,7 @@ mod tests {
                 calls += 1;
             }
         }
-        assert_eq!(calls, 23);
+        assert_eq!(calls, 26);
     }
 
     #[test]

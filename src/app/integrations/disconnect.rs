@@ -113,8 +113,7 @@ impl App {
             }
         }
         let mut tx = self.read(org).await?;
-        Ok(store::payments::unsettled(&mut tx, org, id).await?.len()
-            + store::settlements::moving_refunds(&mut tx, org, id).await?)
+        Ok(store::payments::unsettled(&mut tx, org, id).await?.len() + store::refunds::moving(&mut tx, org, id).await?)
     }
 
     /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is

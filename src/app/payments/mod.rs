@@ -1,12 +1,16 @@
 //! Payments: what callers can ask for. Nothing here calls Stripe: a payment is accepted, and a job sends it (`submit`),
-//! cancels it (`cancel`) or asks Stripe about it (`refresh`). All of them change a payment through [`Scene::news`].
+//! cancels it (`cancel`) or asks Stripe about it (`refresh`). All of them change a payment through [`Scene::news`]. Money
+//! that goes back (`refunds`) and what else stands beside a payment's state (`settlements`) never does.
 
 mod cancel;
 mod refresh;
+mod refunds;
 mod scene;
+mod settlements;
 mod submit;
 
 pub(super) use self::scene::Scene;
+pub(super) use self::settlements::Fetch;
 
 use sha2::{Digest, Sha256};
 
@@ -115,6 +119,7 @@ async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
             id: known.id,
             intent_number: known.intent_number + 1,
             attempt_number: known.attempt_number,
+            amount_received: known.amount_received,
             amount_refunded: known.amount_refunded,
             version: known.version,
             create_time: known.create_time,

@@ -40,6 +40,7 @@ impl Scene {
     /// Takes in news: the payment and its newest attempt are saved, and what is to be told is told (P4).
     pub(in crate::app) async fn news(&mut self, work: &mut Work, news: News<'_>) -> Result<Change> {
         let before = (self.payment.clone(), self.attempt.clone());
+        let told_intent = if let News::Intent(intent) = &news { Some(*intent) } else { None };
         let change = self.payment.apply(self.attempt.as_mut(), news, work.now);
         if self.attempt != before.1
             && let Some(attempt) = &self.attempt
@@ -50,6 +51,9 @@ impl Scene {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
         work.tell_all(tell::payment_changed(&self.about(), change));
+        if let Some(intent) = told_intent.filter(|_| change.has_settled()) {
+            self.note_settlement(work, intent).await?;
+        }
         if change.from != change.to {
             tracing::info!(
                 payment.id = %self.payment.id, payment.state = change.to.as_str(),

@@ -18,7 +18,7 @@ use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
 
 /// When the intent is read after a stored 500, counted from the first replay of it.
-const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
+pub(super) const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
 
 /// An attempt that is older was perhaps sent before: the intent is read first.
 const FIRST_SEND_PERIOD: Duration = Duration::minutes(1);

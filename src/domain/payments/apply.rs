@@ -46,6 +46,11 @@ impl Change {
     pub fn is_news(self) -> bool {
         self.from != self.to || self.waits_anew
     }
+
+    /// Whether the payment was paid just now.
+    pub fn has_settled(self) -> bool {
+        self.from != self.to && self.to == PaymentState::Succeeded
+    }
 }
 
 impl Payment {
@@ -100,7 +105,8 @@ impl Payment {
         let charge = intent.latest_charge.clone();
         match intent.status {
             IntentStatus::Succeeded => {
-                self.amount_received = intent.amount_received;
+                // Beside what came in otherwise before (P12).
+                self.amount_received += intent.amount_received;
                 settle(attempt, AttemptState::Succeeded, charge, now);
                 self.enter(PaymentState::Succeeded);
             }
