@@ -2,6 +2,7 @@
 
 mod away;
 mod bad_input;
+mod bad_webhooks;
 mod cashier;
 mod deliveries;
 mod doors;
