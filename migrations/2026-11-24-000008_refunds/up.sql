@@ -64,4 +64,4 @@ CREATE POLICY charges_owner ON charges TO paybridge_owner USING (true);
 CREATE POLICY charges_system ON charges TO paybridge_system USING (true);
 CREATE POLICY charges_app ON charges TO paybridge_app
     USING (organization_id = NULLIF(current_setting('paybridge.organization_id', true), '')::uuid);
-GRANT SELECT, INSERT ON charges TO paybridge_app;
+GRANT SELECT, INSERT, UPDATE (settles) ON charges TO paybridge_app;

@@ -177,21 +177,25 @@ pub async fn total(
         .await?)
 }
 
-/// How many refunds through an integration are on their way, those that Stripe does not know yet included.
-pub async fn moving(conn: &mut AsyncPgConnection, org: OrganizationId, integration: IntegrationId) -> Result<usize> {
+/// The refunds through an integration that are on their way, those that Stripe does not know yet included.
+pub async fn moving(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Vec<RefundId>> {
     let through = dsl::integration_id
         .eq(integration.0)
         .or(dsl::integration_id.is_null().and(payments::integration_id.eq(integration.0)))
         .assume_not_null();
-    let count: i64 = dsl::refunds
+    let ids: Vec<Uuid> = dsl::refunds
         .inner_join(
             payments::payments
                 .on(payments::organization_id.eq(dsl::organization_id).and(payments::id.eq(dsl::payment_id))),
         )
         .filter(dsl::organization_id.eq(org.0).and(through))
         .filter(dsl::status.eq_any(["pending", "requires_action"]))
-        .count()
-        .get_result(conn)
+        .select(dsl::id)
+        .load(conn)
         .await?;
-    usize::try_from(count).map_err(Error::internal)
+    Ok(ids.into_iter().map(Into::into).collect())
 }

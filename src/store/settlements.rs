@@ -83,7 +83,18 @@ pub async fn insert_overpayment(
     Ok(inserted == 1)
 }
 
-/// Notes a charge that took money for a payment, once.
+/// How much an intent has overpaid, minor units; 0 if it has not.
+pub async fn overpaid_by(conn: &mut AsyncPgConnection, org: OrganizationId, intent_id: &str) -> Result<i64> {
+    let amount: Option<i64> = overpayments::overpayments
+        .find((org.0, intent_id))
+        .select(overpayments::amount_received)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(amount.unwrap_or_default())
+}
+
+/// Notes a charge that took money for a payment, once; one that was taken for an overpayment may turn out to settle it.
 pub async fn insert_charge(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -102,7 +113,9 @@ pub async fn insert_charge(
             charges::settles.eq(charge.settles),
             charges::create_time.eq(now),
         ))
-        .on_conflict_do_nothing()
+        .on_conflict((charges::organization_id, charges::provider_charge_id))
+        .do_update()
+        .set(charges::settles.eq(charges::settles.or(excluded(charges::settles))))
         .execute(conn)
         .await?;
     Ok(())

@@ -9,7 +9,6 @@ use super::form::Form;
 use super::metadata;
 use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
 use crate::domain::Currency;
-use crate::domain::payments::Payment;
 use crate::domain::refunds::Refund;
 use crate::domain::signals::RefundSnapshot;
 
@@ -48,11 +47,11 @@ impl From<WireRefund> for RefundSnapshot {
 }
 
 /// The body that makes a refund. The marks say whose it is: ours, the payment's, the invoice's and the organization's.
-pub fn create_body(refund: &Refund, payment: &Payment) -> String {
+pub fn create_body(refund: &Refund, invoice_id: &str) -> String {
     let marks = [
         (metadata::REFUND_ID, refund.id.to_string()),
         (metadata::PAYMENT_ID, refund.payment_id.to_string()),
-        (metadata::INVOICE_ID, payment.invoice_id.clone()),
+        (metadata::INVOICE_ID, invoice_id.to_owned()),
         (metadata::ORGANIZATION_ID, refund.organization_id.to_string()),
     ];
     Form::new()
@@ -99,5 +98,64 @@ impl Client {
             }
         }
         Err(Error::unknown(Doubt::TooLong, "the charge has more refunds than can be looked through"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::OffsetDateTime;
+    use uuid::Uuid;
+
+    use super::super::scripted::{Script, answer};
+    use super::*;
+
+    fn asked(amount: Option<i64>) -> Refund {
+        Refund {
+            id: Uuid::from_u128(7).into(),
+            organization_id: Uuid::from_u128(2).into(),
+            integration_id: Uuid::from_u128(4).into(),
+            payment_id: Uuid::from_u128(5).into(),
+            provider_refund_id: None,
+            provider_charge_id: Some("ch_1".to_owned()),
+            amount,
+            currency: Currency::EUR,
+            status: "pending".to_owned(),
+            failure_reason: None,
+            unknown_since: None,
+            dead_key_time: None,
+            create_time: OffsetDateTime::UNIX_EPOCH,
+            update_time: OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn p2_the_body_names_the_charge_and_bears_our_marks_and_no_amount_means_all_that_is_left() {
+        let marks = "metadata[refund_id]=00000000-0000-0000-0000-000000000007\
+            &metadata[payment_id]=00000000-0000-0000-0000-000000000005&metadata[invoice_id]=inv%2F1\
+            &metadata[organization_id]=00000000-0000-0000-0000-000000000002";
+        assert_eq!(create_body(&asked(Some(1000)), "inv/1"), format!("charge=ch_1&amount=1000&{marks}"));
+        assert_eq!(create_body(&asked(None), "inv/1"), format!("charge=ch_1&{marks}"));
+    }
+
+    #[tokio::test]
+    async fn p2_the_list_is_read_to_its_end_and_ours_are_known_by_their_mark() {
+        let page = |id: &str, mark: &str, has_more: bool| {
+            let refund = format!(
+                r#"{{"id":"{id}","amount":100,"currency":"eur","status":"succeeded","failure_reason":null,
+                "charge":"ch_1","payment_intent":"pi_1","metadata":{mark}}}"#
+            );
+            answer(200, &format!(r#"{{"object":"list","has_more":{has_more},"data":[{refund}]}}"#))
+        };
+        let script = Script::new(move |request| {
+            if request.target.contains("starting_after=re_2") {
+                page("re_1", r#"{"refund_id":"00000000-0000-0000-0000-000000000007"}"#, false)
+            } else {
+                page("re_2", "{}", true)
+            }
+        })
+        .await;
+        let found = script.client().refunds_of(&SecretString::from("sk_test_sandbox"), "ch_1").await.unwrap();
+        let marks: Vec<_> = found.iter().map(|refund| (refund.id.as_str(), refund.refund_id)).collect();
+        assert_eq!(marks, [("re_2", None), ("re_1", Some(Uuid::from_u128(7)))]);
     }
 }

@@ -1,16 +1,16 @@
 //! Webhooks that say what they should not: each kind has an outcome that an operator finds, none stands in the way of the
 //! next one, and none loses money (P6, P12).
 
-use paybridge::dev::sandbox::HandPayment;
+use paybridge::dev::sandbox::{Effect, HandPayment};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{EventPayment, PaymentState};
+use paybridge::grpc::proto::{EventPayment, PaymentState, RefundPaymentRequest};
 use paybridge::stripe::signature;
 use secrecy::SecretString;
 use serde_json::{Value, json};
 use time::Duration;
 
-use crate::cashier::{Cashier, at_stripe, until};
+use crate::cashier::{CREATE, Cashier, at_stripe, until};
 
 /// A card that can be stored, and declines every charge.
 const DECLINING: &str = "4000000000000341";
@@ -253,6 +253,39 @@ async fn p12_an_intent_of_others_that_names_an_invoice_of_ours_is_an_overpayment
         assert_eq!(received(&after) - received(&before), 1400, "recorded once each");
         assert_eq!(cashier.player.count("payment.overpaid", invoice), 2, "told once each");
     }
+    cashier.end().await;
+}
+
+/// Its creation's answer stays lost for so long that its money counts as an overpayment; then it turns out to be its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p12_an_own_intent_that_is_paid_before_it_is_known_is_counted_once() {
+    let mut cashier = Cashier::new("early money", Options::default()).await;
+    cashier.customer("hooli", "pm_card_visa").await;
+    let method = cashier.methods("hooli").await[0].provider_payment_method_id.clone();
+    cashier.cut(CREATE, 1_000, Effect::Done);
+    cashier.pay("hooli", "inv").await;
+    until("the intent is made", || async { (!cashier.intents("inv").is_empty()).then_some(()) }).await;
+    let intent = cashier.intents("inv")[0]["id"].as_str().expect("an id").to_owned();
+    let paid = cashier.sandbox().pay_intent_by_hand(&intent, &method).expect("it is paid");
+    until("its news wait, then count as an overpayment", || async {
+        cashier.advance(Duration::seconds(30));
+        (cashier.player.count("payment.overpaid", "inv") == 1).then_some(())
+    })
+    .await;
+    assert_eq!(cashier.payment("inv").await.state(), PaymentState::Pending);
+    cashier.sandbox().clear_faults();
+    cashier.advance(Duration::minutes(30));
+    let payment = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(payment.amount_received.expect("an amount").minor_units, 4900, "counted once");
+    assert_eq!(cashier.live_charges("inv"), 1);
+    let request = RefundPaymentRequest {
+        payment_id: payment.id,
+        request_id: "back".to_owned(),
+        ..RefundPaymentRequest::default()
+    };
+    let back = cashier.player.api.payments.refund_payment(request).await.expect("it is accepted").into_inner();
+    let charge = back.refund.expect("a refund").provider_charge_id;
+    assert_eq!(paid["latest_charge"], charge.as_str(), "of the charge that settled it");
     cashier.end().await;
 }
 

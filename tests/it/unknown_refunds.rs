@@ -12,6 +12,7 @@ use crate::refunds::{
     REFUNDS, ask, at_stripe_of, end, made_once, paid_till, read, refund, refund_in, silence, states_told,
     taken_and_back,
 };
+use crate::support::program;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p2_a_storm_of_the_same_request_on_two_servers_makes_one_refund() {
@@ -222,4 +223,37 @@ async fn p2_a_revoked_key_pauses_a_refund_and_a_new_one_resumes_it() {
     cashier.player.api.integrations.rotate_integration_key(rotate).await.expect("the new key is taken");
     made_once(&cashier, &asked).await;
     end(cashier).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_process_killed_while_a_refund_is_sent_makes_one_refund() {
+    let options = Options { program: Some(program()), ..Options::default() };
+    let (mut cashier, payment) = paid_till("refund killed", "pm_card_visa", options).await;
+    cashier.sandbox().forget_requests();
+    // The work is done, and whoever asked for it does not live to hear of it.
+    cashier.fault(REFUNDS, 1, Action::Delay { milliseconds: 60_000, after_work: true });
+    refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
+    until("the call is in flight", || async {
+        cashier.posts(REFUNDS).iter().any(|post| post.status.is_none()).then_some(())
+    })
+    .await;
+    cashier.scenery.stage.end_newest_server().await;
+    let database = cashier.database().await;
+    let state = async || {
+        let row = database.query_one("SELECT status, provider_refund_id FROM refunds", &[]).await.expect("the refund");
+        (row.get::<_, String>(0), row.get::<_, Option<String>>(1))
+    };
+    assert_eq!(state().await, ("pending".to_owned(), None), "nobody has heard of it");
+    cashier.scenery.stage.add_server().await.expect("another process");
+    // The lease runs out, and the same key goes again.
+    let made = until("it is known", || async { state().await.1 }).await;
+    assert_eq!(state().await.0, "succeeded");
+    cashier.at_rest(&["refund_payment"]).await;
+    let back: Vec<_> = cashier.sandbox().ledger().iter().map(|entry| entry.amount_refunded).collect();
+    assert_eq!(back, [1000], "one refund");
+    frozen_bodies(&cashier, 1);
+    let told = "SELECT FROM events WHERE webhook_type = 'payment.refund_updated' \
+        AND payload->'refund'->>'provider_refund_id' = $1";
+    assert_eq!(database.query(told, &[&made]).await.expect("the log").len(), 1, "told once");
+    cashier.end().await;
 }

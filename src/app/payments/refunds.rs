@@ -105,7 +105,7 @@ impl App {
             // Frozen only now, so that the key's age counts from its first send; from here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            freeze(&mut work, id, 1, stripe::refunds::create_body(&refund, &payment)).await?
+            freeze(&mut work, id, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
         };
         let now = work.now;
         work.commit().await?;

@@ -185,7 +185,13 @@ impl Scene {
 
     /// The payment's own intent has taken money: its charge is noted, so that it can be refunded, and an amount or a
     /// currency that was not asked for is told (P12).
-    pub(super) async fn note_settlement(&self, work: &mut Work, intent: &IntentSnapshot) -> Result<()> {
+    pub(super) async fn note_settlement(&mut self, work: &mut Work, intent: &IntentSnapshot) -> Result<()> {
+        // Its news may have come before it was known to be the payment's own, and have counted as an overpayment.
+        let counted = store::settlements::overpaid_by(&mut work.tx, work.org, &intent.id).await?;
+        if counted != 0 {
+            self.payment.amount_received -= counted;
+            store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
+        }
         note_charge(work, self.payment.id, self.payment.integration_id, intent, true).await?;
         if let Some(told) = tell::settled_otherwise(&self.about(), intent) {
             tracing::error!(
