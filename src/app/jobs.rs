@@ -83,6 +83,7 @@ impl App {
         match lease.kind {
             JobKind::SubmitPayment => self.submit_payment(lease).await,
             JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
+            JobKind::RefundPayment => self.finish_refund(lease).await,
             JobKind::ApplyDelivery => self.apply_delivery(lease).await,
             JobKind::SyncCustomer => self.sync_customer(lease).await,
             JobKind::ImportPaymentMethods => self.import_payment_methods(lease).await,

@@ -3,6 +3,7 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+use crate::domain::Money;
 use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::customers::Customer;
 use crate::domain::deliveries::Delivery;
@@ -15,7 +16,8 @@ use crate::domain::events::{
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::payments::{Change, Failure, Payment, PaymentState};
-use crate::domain::signals::{DisputeSnapshot, RefundSnapshot};
+use crate::domain::refunds::Refund;
+use crate::domain::signals::{DisputeSnapshot, IntentSnapshot};
 
 /// The provider's name in Lago's payloads.
 const STRIPE: &str = "stripe";
@@ -78,29 +80,55 @@ fn state_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
     told
 }
 
-/// More money has come in for an invoice than it asked for (P12).
-pub(super) fn overpaid(about: &About<'_>, provider_payment_intent_id: &str, amount_received: i64) -> NewEvent {
-    let mut object = payment_object(about);
-    object.provider_payment_id = Some(provider_payment_intent_id.to_owned());
-    object.external_payment_id = object.provider_payment_id.clone();
-    object.amount_cents = amount_received;
-    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(object) }
+/// More money has come in for an invoice than it asked for (P12): this much of it, by this intent and charge.
+pub(super) fn overpaid(about: &About<'_>, intent: &IntentSnapshot, surplus: Money) -> NewEvent {
+    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(received(about, intent, surplus)) }
 }
 
-/// A refund was made, or has changed.
-pub(super) fn refund_updated(about: &About<'_>, refund: &RefundSnapshot) -> NewEvent {
+/// The payment's own intent took another amount than was asked for, or another currency: more is an overpayment, all else
+/// is told with what came in.
+pub(super) fn settled_otherwise(about: &About<'_>, intent: &IntentSnapshot) -> Option<NewEvent> {
+    let asked = about.payment.amount;
+    let came = Money { minor_units: intent.amount_received, currency: intent.amount.currency };
+    if came == asked {
+        return None;
+    }
+    if came.currency == asked.currency && came.minor_units > asked.minor_units {
+        let surplus = Money { minor_units: came.minor_units - asked.minor_units, currency: asked.currency };
+        return Some(overpaid(about, intent, surplus));
+    }
+    let payload = Payload::Payment(received(about, intent, came));
+    Some(NewEvent { webhook_type: "payment.amount_mismatch", payload })
+}
+
+/// The payment, with the money that one intent brought in.
+fn received(about: &About<'_>, intent: &IntentSnapshot, amount: Money) -> PaymentObject {
+    PaymentObject {
+        provider_payment_id: Some(intent.id.clone()),
+        external_payment_id: Some(intent.id.clone()),
+        provider_charge_id: intent.latest_charge.clone(),
+        amount_cents: amount.minor_units,
+        amount_currency: amount.currency.to_string(),
+        ..payment_object(about)
+    }
+}
+
+/// A refund was made, was refused, or has changed.
+pub(super) fn refund_updated(about: &About<'_>, refund: &Refund) -> NewEvent {
     let object = RefundObject {
         lago_payment_id: about.payment.id.0,
         lago_invoice_id: about.payment.invoice_id.clone(),
         lago_customer_id: about.customer.id.0,
         external_customer_id: about.customer.external_id.clone(),
         payment_provider_code: about.integration.code.clone(),
-        provider_refund_id: refund.id.clone(),
+        lago_refund_id: Some(refund.id.0),
+        provider_refund_id: refund.provider_refund_id.clone(),
         provider_charge_id: refund.provider_charge_id.clone(),
-        amount_cents: refund.amount.minor_units,
-        amount_currency: refund.amount.currency.to_string(),
+        amount_cents: refund.amount,
+        amount_currency: refund.currency.to_string(),
         status: refund.status.clone(),
         failure_reason: refund.failure_reason.clone(),
+        outcome_unknown_at: refund.unknown_since.map(at),
         amount_refunded_cents: about.payment.amount_refunded,
     };
     NewEvent { webhook_type: "payment.refund_updated", payload: Payload::Refund(object) }
@@ -314,6 +342,7 @@ pub(super) fn payment_object(about: &About<'_>) -> PaymentObject {
         created_at: at(payment.create_time),
         payment_method: about.method.map(|method| method_object(method, about.customer, about.integration)),
         pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
+        provider_charge_id: None,
     }
 }
 

@@ -202,7 +202,7 @@ pub struct PaymentDisputeLostObject {
 }
 
 /// `payment.succeeded`, `payment.processing`, `payment.requires_action`, `payment.pending`, `payment.canceled`,
-/// `payment.overpaid`.
+/// `payment.overpaid`, `payment.amount_mismatch`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct PaymentObject {
@@ -230,6 +230,8 @@ pub struct PaymentObject {
     pub payment_method: Option<PaymentMethodObject>,
     /// Ours: why it waits, while `status` is `pending`.
     pub pending_reason: Option<String>,
+    /// Ours: the charge that the event is about, where money came in that was not asked for.
+    pub provider_charge_id: Option<String>,
 }
 
 /// Stripe's next action.
@@ -273,12 +275,18 @@ pub struct RefundObject {
     pub lago_customer_id: Uuid,
     pub external_customer_id: String,
     pub payment_provider_code: String,
-    pub provider_refund_id: String,
+    /// Absent in events of releases that did not know it.
+    pub lago_refund_id: Option<Uuid>,
+    /// Absent until Stripe has made it.
+    pub provider_refund_id: Option<String>,
     pub provider_charge_id: Option<String>,
-    pub amount_cents: i64,
+    /// Absent while all that is left is to go back, and Stripe has not said how much that is.
+    pub amount_cents: Option<i64>,
     pub amount_currency: String,
     pub status: String,
     pub failure_reason: Option<String>,
+    /// RFC 3339.
+    pub outcome_unknown_at: Option<String>,
     pub amount_refunded_cents: i64,
 }
 

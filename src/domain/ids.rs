@@ -49,6 +49,8 @@ id! {
     CheckoutSessionId;
     /// The collection of one invoice.
     PaymentId;
+    /// Money that goes back.
+    RefundId;
     /// Durable work.
     JobId;
 }

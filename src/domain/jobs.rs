@@ -13,6 +13,8 @@ pub enum JobKind {
     SubmitPayment,
     /// A payment that has been moving for long.
     ReconcilePayment,
+    /// A refund to be made at Stripe, or one that has been moving for long.
+    RefundPayment,
     /// A stored webhook.
     ApplyDelivery,
     /// A customer to be created, linked or pushed.
@@ -35,9 +37,10 @@ pub enum JobKind {
 
 impl JobKind {
     /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 11] = [
+    pub const ALL: [(Self, &'static str); 12] = [
         (Self::SubmitPayment, "submit_payment"),
         (Self::ReconcilePayment, "reconcile_payment"),
+        (Self::RefundPayment, "refund_payment"),
         (Self::ApplyDelivery, "apply_delivery"),
         (Self::SyncCustomer, "sync_customer"),
         (Self::ImportPaymentMethods, "import_payment_methods"),

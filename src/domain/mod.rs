@@ -13,13 +13,14 @@ pub mod jobs;
 pub mod money;
 pub mod payment_methods;
 pub mod payments;
+pub mod refunds;
 pub mod signals;
 #[cfg(test)]
 mod twin;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{
-    CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, TokenId,
+    CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, RefundId, TokenId,
 };
 pub use money::{Currency, Money};
 

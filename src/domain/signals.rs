@@ -13,6 +13,10 @@ use super::payments::Failure;
 pub struct Observation {
     /// Stripe's `created`; whole seconds.
     pub event_time: OffsetDateTime,
+    /// The account that it claims to be of, where it names one.
+    pub account: Option<String>,
+    /// Whether it is about real money.
+    pub livemode: bool,
     /// `request.idempotency_key`: which call caused it; `None` where Stripe or a person in the dashboard did.
     pub request_key: Option<String>,
     /// What it says.
@@ -24,7 +28,7 @@ pub struct Observation {
 pub enum Signal {
     /// `payment_intent.*`.
     Intent(IntentSnapshot),
-    /// `charge.refunded`: how much of a charge went back so far.
+    /// `charge.refunded`: a refund of this charge was made.
     ChargeRefunded(ChargeSnapshot),
     /// `refund.*`.
     Refund(RefundSnapshot),
@@ -141,8 +145,6 @@ pub struct ChargeSnapshot {
     pub id: String,
     /// Stripe's `pi_…`.
     pub provider_payment_intent_id: Option<String>,
-    /// Minor units that went back so far.
-    pub amount_refunded: i64,
 }
 
 /// A refund at one moment.
@@ -160,6 +162,8 @@ pub struct RefundSnapshot {
     pub status: String,
     /// Stripe's reason of a failure.
     pub failure_reason: Option<String>,
+    /// Our refund, from the metadata that we set.
+    pub refund_id: Option<Uuid>,
 }
 
 /// A dispute at one moment.

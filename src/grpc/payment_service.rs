@@ -4,14 +4,15 @@ use tonic::{Request, Response, Status};
 
 use super::Door;
 use super::convert::customers::TEXT_LENGTH_MAX;
-use super::convert::{Fields, payments as convert, timestamp};
+use super::convert::{Fields, payments as convert, refunds, timestamp};
 use super::page_token::List;
 use super::proto::payment_service_server::PaymentService;
 use super::proto::{
     CancelPaymentRequest, CancelPaymentResponse, CreatePaymentRequest, CreatePaymentResponse, CreatePaymentUrlRequest,
-    CreatePaymentUrlResponse, GetPaymentRequest, GetPaymentResponse, ListPaymentsRequest, ListPaymentsResponse,
-    RecordManualPaymentRequest, RecordManualPaymentResponse, RetryPaymentRequest, RetryPaymentResponse,
-    UpdatePaymentRequest, UpdatePaymentResponse,
+    CreatePaymentUrlResponse, GetPaymentRequest, GetPaymentResponse, GetRefundRequest, GetRefundResponse,
+    ListPaymentsRequest, ListPaymentsResponse, ListRefundsRequest, ListRefundsResponse, RecordManualPaymentRequest,
+    RecordManualPaymentResponse, RefundPaymentRequest, RefundPaymentResponse, RetryPaymentRequest,
+    RetryPaymentResponse, UpdatePaymentRequest, UpdatePaymentResponse,
 };
 use crate::app::App;
 
@@ -111,5 +112,35 @@ impl PaymentService for Door {
         };
         let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
         Ok(Response::new(RecordManualPaymentResponse { payment }))
+    }
+
+    async fn refund_payment(&self, request: Request<RefundPaymentRequest>) -> Answer<RefundPaymentResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let (request_id, new) = refunds::new_refund(request)?;
+        let work = |app: App| async move { app.refund_payment(organization, request_id, new).await };
+        let refund = Some(refunds::refund(self.finish(work).await?));
+        Ok(Response::new(RefundPaymentResponse { refund }))
+    }
+
+    async fn get_refund(&self, request: Request<GetRefundRequest>) -> Answer<GetRefundResponse> {
+        let (organization, request) = self.admit(request).await?;
+        let id = Fields::only(|fields| fields.id("id", &request.id))?;
+        let refund = Some(refunds::refund(self.app.get_refund(organization, id).await?));
+        Ok(Response::new(GetRefundResponse { refund }))
+    }
+
+    async fn list_refunds(&self, request: Request<ListRefundsRequest>) -> Answer<ListRefundsResponse> {
+        let (organization, mut request) = self.admit(request).await?;
+        let page_token = std::mem::take(&mut request.page_token);
+        let page_size = std::mem::take(&mut request.page_size);
+        let list = List::new(&self.options.page_token_key, "refunds", organization, &request);
+        let mut fields = Fields::default();
+        let size = fields.page_size(page_size);
+        let payment = fields.id("payment_id", &request.payment_id);
+        fields.check()?;
+        let found = self.app.list_refunds(organization, payment, list.page(size, &page_token)?).await?;
+        let found = found.into_iter().map(|it| (it.id.0, refunds::refund(it))).collect();
+        let (refunds, next_page_token) = list.cut(size, found);
+        Ok(Response::new(ListRefundsResponse { refunds, next_page_token }))
     }
 }

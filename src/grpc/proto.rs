@@ -69,7 +69,7 @@ mod tests {
                 calls += 1;
             }
         }
-        assert_eq!(calls, 26);
+        assert_eq!(calls, 29);
     }
 
     #[test]

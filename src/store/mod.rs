@@ -17,6 +17,7 @@ pub mod organizations;
 pub mod payment_methods;
 pub mod payments;
 mod pool;
+pub mod refunds;
 pub mod requests;
 mod rows;
 mod schema;

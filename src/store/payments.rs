@@ -1,6 +1,7 @@
 //! Rows of payments.
 
 use diesel::prelude::*;
+use diesel::sql_types::{Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -166,21 +167,36 @@ pub async fn get_by_invoice(
     row.map(Row::parse).transpose()
 }
 
-/// The id of the payment that an intent belongs to.
+/// The id of the payment that an intent belongs to: as the one that collects it, as an earlier one that was tried, or as
+/// one that has overpaid it.
 pub async fn id_by_intent(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
     intent_id: &str,
 ) -> Result<Option<PaymentId>> {
-    let id: Option<Uuid> = dsl::payments
-        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        .filter(dsl::provider_payment_intent_id.eq(intent_id))
-        .select(dsl::id)
-        .first(conn)
-        .await
-        .optional()?;
-    Ok(id.map(Into::into))
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let found: Option<Found> = diesel::sql_query(
+        "SELECT id FROM payments \
+             WHERE organization_id = $1 AND integration_id = $2 AND provider_payment_intent_id = $3 \
+         UNION ALL SELECT p.id FROM payment_attempts AS a \
+             JOIN payments AS p ON p.organization_id = a.organization_id AND p.id = a.payment_id \
+             WHERE a.organization_id = $1 AND p.integration_id = $2 AND a.provider_payment_intent_id = $3 \
+         UNION ALL SELECT payment_id FROM overpayments \
+             WHERE organization_id = $1 AND provider_payment_intent_id = $3 \
+         LIMIT 1",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<SqlUuid, _>(integration.0)
+    .bind::<Text, _>(intent_id)
+    .get_result(conn)
+    .await
+    .optional()?;
+    Ok(found.map(|found| found.id.into()))
 }
 
 /// Writes a locked payment back, and raises its version.
@@ -235,7 +251,7 @@ pub async fn ids_waiting_for(
         .and(dsl::pending_reason.eq(PendingReason::WaitingForCustomer.as_str()));
     let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(
         diesel::dsl::sql::<diesel::sql_types::Nullable<diesel::sql_types::Bool>>("(failure->>'code') = ")
-            .bind::<diesel::sql_types::Text, _>(Failure::NO_PAYMENT_METHOD),
+            .bind::<Text, _>(Failure::NO_PAYMENT_METHOD),
     );
     Ok(dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))

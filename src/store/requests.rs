@@ -88,6 +88,7 @@ pub enum Purpose {
     WebhookEndpoint,
     CheckoutSession,
     PaymentIntent,
+    Refund,
 }
 
 impl Purpose {
@@ -98,6 +99,7 @@ impl Purpose {
             Self::WebhookEndpoint => "webhook_endpoint",
             Self::CheckoutSession => "checkout_session",
             Self::PaymentIntent => "payment_intent",
+            Self::Refund => "refund",
         }
     }
 }

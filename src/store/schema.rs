@@ -188,16 +188,34 @@ table! {
 }
 
 table! {
-    refunds (organization_id, provider_refund_id) {
+    refunds (organization_id, id) {
         organization_id -> Uuid,
-        provider_refund_id -> Text,
+        provider_refund_id -> Nullable<Text>,
         payment_id -> Uuid,
         provider_charge_id -> Nullable<Text>,
-        amount -> BigInt,
+        amount -> Nullable<BigInt>,
         currency -> Bpchar,
         status -> Text,
         failure_reason -> Nullable<Text>,
         update_time -> Timestamptz,
+        id -> Uuid,
+        integration_id -> Nullable<Uuid>,
+        unknown_since -> Nullable<Timestamptz>,
+        dead_key_time -> Nullable<Timestamptz>,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
+    charges (organization_id, provider_charge_id) {
+        organization_id -> Uuid,
+        provider_charge_id -> Text,
+        payment_id -> Uuid,
+        integration_id -> Uuid,
+        amount -> BigInt,
+        currency -> Bpchar,
+        settles -> Bool,
+        create_time -> Timestamptz,
     }
 }
 

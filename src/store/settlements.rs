@@ -1,75 +1,18 @@
-//! Rows of refunds and disputes: facts beside a payment's state (P7), upserted by Stripe's id, so that their order does
-//! not matter to which of them exist.
+//! Rows of charges, overpayments and disputes: facts beside a payment's state (P7, P12), written by Stripe's id, so that
+//! their order does not matter to which of them exist. Refunds have their own file.
 
 use diesel::prelude::*;
 use diesel::upsert::excluded;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
-use super::schema::{
-    disputes::dsl as disputes, overpayments::dsl as overpayments, payments::dsl as payments, refunds::dsl as refunds,
-};
-use crate::domain::signals::{DisputeSnapshot, RefundSnapshot};
-use crate::domain::{Error, IntegrationId, OrganizationId, PaymentId, Result};
-
-/// Writes a refund; `false` if nothing about it is new.
-pub async fn upsert_refund(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    payment: PaymentId,
-    refund: &RefundSnapshot,
-    now: OffsetDateTime,
-) -> Result<bool> {
-    let known: Option<(String, Option<String>)> = refunds::refunds
-        .find((org.0, &refund.id))
-        .select((refunds::status, refunds::failure_reason))
-        .first(conn)
-        .await
-        .optional()?;
-    if known.is_some_and(|(status, reason)| status == refund.status && reason == refund.failure_reason) {
-        return Ok(false);
-    }
-    diesel::insert_into(refunds::refunds)
-        .values((
-            refunds::organization_id.eq(org.0),
-            refunds::provider_refund_id.eq(&refund.id),
-            refunds::payment_id.eq(payment.0),
-            refunds::provider_charge_id.eq(&refund.provider_charge_id),
-            refunds::amount.eq(refund.amount.minor_units),
-            refunds::currency.eq(refund.amount.currency.to_string()),
-            refunds::status.eq(&refund.status),
-            refunds::failure_reason.eq(&refund.failure_reason),
-            refunds::update_time.eq(now),
-        ))
-        .on_conflict((refunds::organization_id, refunds::provider_refund_id))
-        .do_update()
-        .set((
-            refunds::status.eq(excluded(refunds::status)),
-            refunds::failure_reason.eq(excluded(refunds::failure_reason)),
-            refunds::update_time.eq(excluded(refunds::update_time)),
-        ))
-        .execute(conn)
-        .await?;
-    Ok(true)
-}
-
-/// How many refunds of an integration's payments are on their way.
-pub async fn moving_refunds(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    integration: IntegrationId,
-) -> Result<usize> {
-    let own = payments::payments
-        .filter(payments::organization_id.eq(org.0).and(payments::integration_id.eq(integration.0)))
-        .select(payments::id);
-    let count: i64 = refunds::refunds
-        .filter(refunds::organization_id.eq(org.0).and(refunds::payment_id.eq_any(own)))
-        .filter(refunds::status.eq_any(["pending", "requires_action"]))
-        .count()
-        .get_result(conn)
-        .await?;
-    usize::try_from(count).map_err(Error::internal)
-}
+use super::rows::currency;
+use super::schema::{charges::dsl as charges, disputes::dsl as disputes, overpayments::dsl as overpayments};
+use crate::domain::payments::Payment;
+use crate::domain::refunds::Charge;
+use crate::domain::signals::DisputeSnapshot;
+use crate::domain::{Money, OrganizationId, PaymentId, Result};
 
 /// Writes a dispute; `None` if nothing about it is new, else the status before (empty if it is a new one).
 pub async fn upsert_dispute(
@@ -135,4 +78,72 @@ pub async fn insert_overpayment(
         .execute(conn)
         .await?;
     Ok(inserted == 1)
+}
+
+/// How much an intent has overpaid, minor units; 0 if it has not.
+pub async fn overpaid_by(conn: &mut AsyncPgConnection, org: OrganizationId, intent_id: &str) -> Result<i64> {
+    let amount: Option<i64> = overpayments::overpayments
+        .find((org.0, intent_id))
+        .select(overpayments::amount_received)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(amount.unwrap_or_default())
+}
+
+/// Notes a charge that took money for a payment, once; one that was taken for an overpayment may turn out to settle it.
+pub async fn insert_charge(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    charge: &Charge,
+    now: OffsetDateTime,
+) -> Result<()> {
+    diesel::insert_into(charges::charges)
+        .values((
+            charges::organization_id.eq(org.0),
+            charges::provider_charge_id.eq(&charge.provider_charge_id),
+            charges::payment_id.eq(payment.0),
+            charges::integration_id.eq(charge.integration_id.0),
+            charges::amount.eq(charge.amount.minor_units),
+            charges::currency.eq(charge.amount.currency.to_string()),
+            charges::settles.eq(charge.settles),
+            charges::create_time.eq(now),
+        ))
+        .on_conflict((charges::organization_id, charges::provider_charge_id))
+        .do_update()
+        .set(charges::settles.eq(charges::settles.or(excluded(charges::settles))))
+        .execute(conn)
+        .await?;
+    Ok(())
+}
+
+/// The charges that took money for a payment. One that settled it before charges were noted is its attempt's.
+pub async fn charges(conn: &mut AsyncPgConnection, payment: &Payment) -> Result<Vec<Charge>> {
+    let (org, id) = (payment.organization_id.0, payment.id.0);
+    let noted: Vec<(String, Uuid, i64, String, bool)> = charges::charges
+        .filter(charges::organization_id.eq(org).and(charges::payment_id.eq(id)))
+        .order(charges::create_time)
+        .select((
+            charges::provider_charge_id,
+            charges::integration_id,
+            charges::amount,
+            charges::currency,
+            charges::settles,
+        ))
+        .load(conn)
+        .await?;
+    let mut found = Vec::with_capacity(noted.len());
+    for (provider_charge_id, integration, minor_units, code, settles) in noted {
+        let amount = Money { minor_units, currency: currency("charges", &code)? };
+        found.push(Charge { provider_charge_id, integration_id: integration.into(), amount, settles });
+    }
+    if !found.iter().any(|charge| charge.settles)
+        && let Some(provider_charge_id) = payment.provider_charge_id.clone()
+    {
+        // Paid under an earlier release, which noted no charges.
+        let amount = Money { minor_units: payment.amount_received, currency: payment.amount.currency };
+        found.push(Charge { provider_charge_id, integration_id: payment.integration_id, amount, settles: true });
+    }
+    Ok(found)
 }

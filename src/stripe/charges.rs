@@ -1,11 +1,8 @@
-//! Charges: what a try came to, and how much of it went back.
+//! Charges: what a try came to. They are never read: what went back of one is the sum of its refunds.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
-use super::client::{Call, Client};
-use super::error::Error;
-use super::object::{or_default, reference};
+use super::object::reference;
 use crate::domain::signals::ChargeSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -13,20 +10,10 @@ pub(super) struct WireCharge {
     id: String,
     #[serde(default, deserialize_with = "reference")]
     payment_intent: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
-    amount_refunded: i64,
 }
 
 impl From<WireCharge> for ChargeSnapshot {
     fn from(wire: WireCharge) -> Self {
-        Self { id: wire.id, provider_payment_intent_id: wire.payment_intent, amount_refunded: wire.amount_refunded }
-    }
-}
-
-impl Client {
-    /// Reads a charge.
-    pub async fn charge(&self, key: &SecretString, id: &str) -> Result<ChargeSnapshot, Error> {
-        let call = Call::get("/v1/charges/{id}", Some(id), "");
-        Ok(self.send::<WireCharge>(key, call).await?.into())
+        Self { id: wire.id, provider_payment_intent_id: wire.payment_intent }
     }
 }

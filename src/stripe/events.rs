@@ -30,7 +30,7 @@ pub struct EventEnvelope {
     /// Whether it is about real money.
     #[serde(default, deserialize_with = "or_default")]
     pub livemode: bool,
-    /// The connected account; never set on what concerns us.
+    /// The account that it is of, where it names one: a connected account's events do.
     pub account: Option<String>,
     /// The call that caused it.
     #[serde(default, deserialize_with = "request")]

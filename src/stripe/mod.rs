@@ -47,6 +47,8 @@ pub mod metadata {
     pub const ORGANIZATION_ID: &str = "organization_id";
     /// Our payment.
     pub const PAYMENT_ID: &str = "payment_id";
+    /// Our refund.
+    pub const REFUND_ID: &str = "refund_id";
     /// The payment's attempt that an object was made for: payment id and number.
     pub const ATTEMPT_ID: &str = "attempt_id";
     /// Our customer.

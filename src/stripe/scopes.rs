@@ -56,7 +56,7 @@ const fn write(permission: &'static str, needed_to: &'static str, route: &'stati
 }
 
 /// Everything that we need. A permission to write includes the one to read.
-pub static SCOPES: [Scope; 11] = [
+pub static SCOPES: [Scope; 10] = [
     read("rak_account_read", "check the key", "/v1/account"),
     write("rak_customer_write", "create, link and change customers", "/v1/customers/{id}", "cus_paybridgeprobe"),
     write(
@@ -73,8 +73,7 @@ pub static SCOPES: [Scope; 11] = [
     ),
     read("rak_setup_intent_read", "see which payment method a link has stored", "/v1/setup_intents"),
     write("rak_payment_intent_write", "charge invoices", "/v1/payment_intents/{id}/cancel", "pi_paybridgeprobe"),
-    read("rak_charge_read", "follow charges", "/v1/charges"),
-    read("rak_refund_read", "follow refunds", "/v1/refunds"),
+    write("rak_refund_write", "make and follow refunds", "/v1/refunds/{id}", "re_paybridgeprobe"),
     read("rak_dispute_read", "follow disputes", "/v1/disputes"),
     read("rak_event_read", "find what webhooks missed", "/v1/events"),
     write("rak_webhook_write", "register the webhook endpoint", "/v1/webhook_endpoints/{id}", "we_paybridgeprobe"),
@@ -168,7 +167,7 @@ mod tests {
         let posts = keys.len();
         keys.sort_unstable();
         keys.dedup();
-        assert_eq!((keys.len(), posts), (10, 10));
+        assert_eq!((keys.len(), posts), (12, 12));
     }
 
     #[tokio::test]

@@ -85,13 +85,16 @@ pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
         // The parser's words may quote a value, and values of Stripe's may be secrets (P9).
         UnreadableEvent(scrub(&format!("{}: {error}", envelope.event_type)))
     })?;
-    Ok(Observation { event_time: envelope.created, request_key: envelope.request.idempotency_key, signal })
+    Ok(Observation {
+        event_time: envelope.created,
+        account: envelope.account,
+        livemode: envelope.livemode,
+        request_key: envelope.request.idempotency_key,
+        signal,
+    })
 }
 
 fn read(envelope: &EventEnvelope, body: &[u8]) -> Result<Signal, serde_json::Error> {
-    if envelope.account.is_some() {
-        return Ok(ignored("it belongs to a connected account"));
-    }
     match HANDLED.iter().find(|(name, _)| *name == envelope.event_type) {
         Some((_, read)) => read(serde_json::from_slice::<Event>(body)?.data),
         None => Ok(ignored(&format!("events of type {} are not handled", scrub(&envelope.event_type)))),

@@ -93,8 +93,11 @@ enum Answer {
     Stored,
     /// No such integration, or not in this organization.
     Unknown,
-    /// Not from Stripe, or not an event.
+    /// Not from Stripe.
     Refused(&'static str),
+    /// Signed by Stripe's secret, and not an event: without an id it can't be stored once. It stays at Stripe, which shows
+    /// it as failed; the metric and the log say so here.
+    NotAnEvent,
     /// Larger than we read.
     TooLarge,
     /// Headers larger than we look at.
@@ -139,7 +142,7 @@ impl Door {
             }
             Err(Rejection::NotAnEvent(reason)) => {
                 tracing::warn!(%organization, %integration, reason, "a signed webhook was refused: it is no event");
-                Answer::Refused("the body is not a Stripe event")
+                Answer::NotAnEvent
             }
             Err(Rejection::Unavailable) => Answer::Unavailable,
         }
@@ -167,6 +170,7 @@ impl Answer {
             Self::Stored => "stored",
             Self::Unknown => "unknown",
             Self::Refused(_) => "refused",
+            Self::NotAnEvent => "not_an_event",
             Self::TooLarge | Self::HeadersTooLarge => "too_large",
             Self::TooSlow => "too_slow",
             Self::Full => "full",
@@ -182,6 +186,7 @@ impl IntoResponse for Answer {
             Self::Stored => (StatusCode::OK, "stored\n").into_response(),
             Self::Unknown => (StatusCode::NOT_FOUND, "no such integration\n").into_response(),
             Self::Refused(reason) => (StatusCode::BAD_REQUEST, format!("{reason}\n")).into_response(),
+            Self::NotAnEvent => (StatusCode::BAD_REQUEST, "the body is not a Stripe event\n").into_response(),
             Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "the body is longer than 1 MiB\n").into_response(),
             Self::HeadersTooLarge => {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "the headers are longer than 16 KiB\n").into_response()

@@ -2,6 +2,7 @@
 
 mod away;
 mod bad_input;
+mod bad_webhooks;
 mod cashier;
 mod deliveries;
 mod doors;
@@ -12,9 +13,11 @@ mod log;
 mod payload;
 mod payments;
 mod readme;
+mod refunds;
 mod secrets;
 mod story;
 mod strangers;
 mod support;
 mod tenants;
 mod unknown;
+mod unknown_refunds;

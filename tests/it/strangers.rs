@@ -11,10 +11,10 @@ use paybridge::grpc::proto::create_payment_request::Customer as Payer;
 use paybridge::grpc::proto::{
     CancelPaymentRequest, CheckIntegrationRequest, CreateCheckoutUrlRequest, CreateCustomerRequest,
     CreatePaymentRequest, Customer, DeleteCustomerRequest, DeleteIntegrationRequest, DeletePaymentMethodRequest,
-    GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, Integration, ListCustomersRequest,
-    ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest, RetryPaymentRequest,
-    RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
-    get_customer_request, get_payment_request,
+    GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, GetRefundRequest, Integration, ListCustomersRequest,
+    ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest, ListRefundsRequest, RefundPaymentRequest,
+    RetryPaymentRequest, RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest,
+    UpdateIntegrationRequest, get_customer_request, get_payment_request,
 };
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
@@ -50,6 +50,7 @@ struct Named {
     method: String,
     payment: String,
     invoice: String,
+    refund: String,
 }
 
 impl Named {
@@ -63,6 +64,7 @@ impl Named {
             method: id(),
             payment: id(),
             invoice: "unknown-invoice".to_owned(),
+            refund: id(),
         }
     }
 }
@@ -127,6 +129,11 @@ async fn about_payments(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         payment_method_id: method,
         force: false,
     };
+    let refund = |payment_id: String| RefundPaymentRequest {
+        payment_id,
+        request_id: "a-refund".to_owned(),
+        ..RefundPaymentRequest::default()
+    };
     let of = |customer| CreatePaymentRequest { customer: Some(customer), ..invoice("", "mine", 4900, "EUR") };
     let payments = &mut api.payments;
     vec![
@@ -137,6 +144,12 @@ async fn about_payments(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         ),
         told(payments.cancel_payment(CancelPaymentRequest { id: id() }).await, &id()),
         told(payments.retry_payment(retry(id(), String::new())).await, &id()),
+        told(payments.refund_payment(refund(id())).await, &id()),
+        told(payments.get_refund(GetRefundRequest { id: named.refund.clone() }).await, &named.refund),
+        told(
+            payments.list_refunds(ListRefundsRequest { payment_id: id(), ..ListRefundsRequest::default() }).await,
+            &id(),
+        ),
         told(payments.retry_payment(retry(own.payment.clone(), named.method.clone())).await, &named.method),
         told(payments.create_payment(of(Payer::CustomerId(named.customer.clone()))).await, &named.customer),
         told(
@@ -176,6 +189,13 @@ async fn p10_what_is_anothers_is_answered_as_what_does_not_exist() {
     let customer = ready_customer(&scenery, &mut theirs, "their-customer", "4242424242424242").await;
     let payment = pay(&mut theirs, invoice("their-customer", "their-invoice", 4900, "EUR")).await.unwrap();
     theirs.told("payment.succeeded", "their-invoice").await.unwrap();
+    let back = RefundPaymentRequest {
+        payment_id: payment.id.clone(),
+        request_id: "back".to_owned(),
+        ..RefundPaymentRequest::default()
+    };
+    let refund = theirs.api.payments.refund_payment(back).await.unwrap().into_inner().refund.unwrap();
+    theirs.told("payment.refund_updated", "their-invoice").await.unwrap();
     let named = Named {
         integration: their_integration.id.clone(),
         code: their_integration.code.clone(),
@@ -184,6 +204,7 @@ async fn p10_what_is_anothers_is_answered_as_what_does_not_exist() {
         method: customer.default_payment_method_id.clone(),
         payment: payment.id,
         invoice: payment.invoice_id,
+        refund: refund.id,
     };
     // Both connected under the same code: theirs is asked for under one of its own.
     let renamed = Named { code: "unknown-code".to_owned(), ..named };

@@ -36,7 +36,7 @@ async fn p10_every_table_of_a_tenant_forces_row_level_security() {
     let client = superuser(&database().await).await;
     client.execute("SELECT ensure_delivery_partitions('2026-01-01', '2026-01-02')", &[]).await.unwrap();
     let tables = tables(&client).await;
-    assert!(tables.len() >= 17 + 3, "{tables:?}");
+    assert!(tables.len() >= 18 + 3, "{tables:?}");
     assert!(tables.iter().any(|(name, is_partition)| name == "deliveries_20260101" && *is_partition));
     let others = client
         .query(
@@ -239,7 +239,7 @@ fn diesel_type(udt_name: &str, is_nullable: bool) -> String {
 async fn the_tables_that_diesel_sees_are_those_of_the_database() {
     let client = superuser(&database().await).await;
     let seen = diesel_tables();
-    assert_eq!(seen.len(), 16, "{:?}", seen.keys());
+    assert_eq!(seen.len(), 17, "{:?}", seen.keys());
     for (table, columns) in seen {
         let there = client
             .query(

@@ -2,6 +2,8 @@
 //! repeats of the same deliveries ends in the same state (P6): final facts are taken as they are told, and where order
 //! matters the object is fetched from Stripe instead.
 
+use std::borrow::Cow;
+
 use time::Duration;
 
 use super::facts::About;
@@ -10,10 +12,11 @@ use crate::app::payments::Scene;
 use crate::app::tell;
 use crate::app::work::Hand;
 use crate::domain::deliveries::{Delivery, DeliveryState};
+use crate::domain::integrations::Integration;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payments::{Attempt, AttemptState, News, Payment, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
-use crate::domain::{Error, PaymentId, Result};
+use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::{store, stripe};
 
 /// For how long a delivery about something not yet known is looked at again, before it counts as not ours.
@@ -34,19 +37,23 @@ impl App {
     pub(in crate::app) async fn apply_delivery(&self, lease: &Lease) -> Result<()> {
         let (org, integration) = (lease.organization_id, lease.object_id.into());
         let created = lease.object_time.unwrap_or(time::OffsetDateTime::UNIX_EPOCH);
-        let found = {
-            let mut tx = self.read(org).await?;
-            store::deliveries::get(&mut tx, org, integration, &lease.object_key, created).await?
-        };
+        let mut tx = self.read(org).await?;
+        let found = store::deliveries::get(&mut tx, org, integration, &lease.object_key, created).await?;
         let Some(delivery) = found.filter(|delivery| delivery.state == DeliveryState::Received) else {
+            tx.close().await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
+        let integration = store::integrations::get(&mut tx, org, integration).await?;
+        tx.close().await?;
         let is_young = self.is_young(&delivery);
         let state = match stripe::signals::observe(delivery.body.as_bytes()) {
             Err(error) => {
                 // It may be about money: an operator has to look at it.
                 tracing::error!(event.id = %delivery.provider_event_id, %error, "a delivery can't be understood");
                 DeliveryState::Parked(error.to_string())
+            }
+            Ok(observation) if let Some(reason) = strangeness(&observation, &integration) => {
+                DeliveryState::Ignored(reason)
             }
             Ok(observation) => match self.take_signal(lease, &delivery, observation).await {
                 Ok(Verdict::Applied) => DeliveryState::Applied,
@@ -71,6 +78,12 @@ impl App {
 
     /// Notes what has become of the delivery; with it, Stripe's own event is relayed where the integration asks for it.
     async fn conclude(&self, lease: &Lease, mut delivery: Delivery, state: DeliveryState) -> Result<()> {
+        let name = match &state {
+            DeliveryState::Received => "received",
+            DeliveryState::Applied => "applied",
+            DeliveryState::Ignored(_) => "ignored",
+            DeliveryState::Parked(_) => "parked",
+        };
         delivery.state = state;
         let mut work = self.begin_leased(lease).await?;
         store::deliveries::save_state(&mut work.tx, &delivery).await?;
@@ -78,7 +91,9 @@ impl App {
         if integration.relay_provider_events {
             work.tell(tell::relayed(&delivery, &integration));
         }
-        work.end(Outcome::Done).await
+        work.end(Outcome::Done).await?;
+        metrics::counter!("paybridge_deliveries_total", "state" => name).increment(1);
+        Ok(())
     }
 
     async fn take_signal(&self, lease: &Lease, delivery: &Delivery, observed: Observation) -> Result<Verdict> {
@@ -130,14 +145,11 @@ impl App {
     ) -> Result<Verdict> {
         let org = lease.organization_id;
         let mut tx = self.read(org).await?;
-        let by_intent = store::payments::id_by_intent(&mut tx, org, delivery.integration_id, &intent.id).await?;
-        let by_mark = intent.payment_id.filter(|_| intent.organization_id == Some(org.0)).map(PaymentId::from);
-        let Some(id) = by_intent.or(by_mark) else {
-            return Ok(Verdict::Ignored("the PaymentIntent was not made by us".to_owned()));
+        let (payment, is_ours) = match payment_of(&mut tx, org, delivery, &intent).await? {
+            Ok(found) => found,
+            Err(verdict) => return Ok(verdict),
         };
-        let Some(payment) = store::payments::get(&mut tx, org, id).await? else {
-            return Ok(Verdict::Unknown("the PaymentIntent names a payment that is not known".to_owned()));
-        };
+        let id = payment.id;
         let attempts = store::attempts::list(&mut tx, org, id).await?;
         tx.close().await?;
         let is_link = |attempt: &Attempt| {
@@ -160,15 +172,14 @@ impl App {
         let told_before = request_key.is_some_and(|key| {
             attempts.iter().any(|attempt| attempt.idempotency_key == key && attempt.state != AttemptState::Open)
         });
+        let is_paid = intent.status == IntentStatus::Succeeded;
         match &payment.provider_payment_intent_id {
             // The creation of its intent may not be committed yet; but one that was paid is money, whatever waits (P12).
-            None if payment.state == PaymentState::Pending
-                && (intent.status != IntentStatus::Succeeded || self.is_young(delivery)) =>
-            {
+            None if is_ours && payment.state == PaymentState::Pending && (!is_paid || self.is_young(delivery)) => {
                 Ok(Verdict::Unknown("the PaymentIntent is not the payment's, or not yet".to_owned()))
             }
-            None => self.other_intent(lease, id, &intent).await,
-            Some(own) if *own != intent.id => self.other_intent(lease, id, &intent).await,
+            None => self.other_intent(lease, delivery, id, &intent).await,
+            Some(own) if *own != intent.id => self.other_intent(lease, delivery, id, &intent).await,
             Some(_) => {
                 if !(told_before && intent.status == IntentStatus::RequiresPaymentMethod) {
                     self.own_intent(lease, delivery, &payment, &intent).await?;
@@ -202,21 +213,79 @@ impl App {
         self.refresh_payment(Hand::Job(lease), payment.id).await.map(|_| ())
     }
 
-    /// An intent that bears a payment's mark and is not the payment's: of an earlier round, or made by hand. If it has
-    /// taken money for an invoice, that is never silent (P12).
-    async fn other_intent(&self, lease: &Lease, id: PaymentId, intent: &IntentSnapshot) -> Result<Verdict> {
+    /// An intent that names a payment and is not the payment's: of an earlier round, or made by hand. If it has taken money
+    /// for an invoice, that is never silent (P12).
+    async fn other_intent(
+        &self,
+        lease: &Lease,
+        delivery: &Delivery,
+        id: PaymentId,
+        intent: &IntentSnapshot,
+    ) -> Result<Verdict> {
         if intent.status != IntentStatus::Succeeded {
             return Ok(Verdict::Ignored("another PaymentIntent of the payment than the one that collects".to_owned()));
         }
+        let mut intent = Cow::Borrowed(intent);
+        if delivery.polled {
+            // In the account's own version it may lack its charge.
+            let access = self.access(lease.organization_id, delivery.integration_id).await?;
+            intent = match self.0.stripe.payment_intent(&access.key, &intent.id).await {
+                Ok(read) => Cow::Owned(read),
+                Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.read", &error).await),
+            };
+        }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
-        let (org, now, amount) = (work.org, work.now, intent.amount_received);
-        if store::settlements::insert_overpayment(&mut work.tx, org, id, &intent.id, amount, now).await? {
-            scene.payment.amount_received += amount;
-            store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
-            work.tell(tell::overpaid(&scene.about(), &intent.id, amount));
-        }
+        scene.overpaid(&mut work, delivery.integration_id, &intent).await?;
         work.commit().await?;
         Ok(Verdict::Applied)
     }
+}
+
+/// Why an event is not its integration's, though it came to its door: an organization's accounts, and their two modes,
+/// are kept apart.
+fn strangeness(observed: &Observation, integration: &Integration) -> Option<String> {
+    if let Some(claimed) = &observed.account
+        && integration.provider_account_id.as_ref() != Some(claimed)
+    {
+        let own = integration.provider_account_id.as_deref().unwrap_or("not known");
+        return Some(format!("the event claims the account {claimed}, and the integration's is {own}"));
+    }
+    let mode = |livemode| if livemode { "live" } else { "test" };
+    (observed.livemode != integration.livemode).then(|| {
+        let (theirs, ours) = (mode(observed.livemode), mode(integration.livemode));
+        format!("the event is of {theirs} mode, and the integration of {ours} mode")
+    })
+}
+
+/// The payment that an intent collects for, or names, and whether we made the intent. One that somebody else made counts
+/// if it names an invoice or a payment that the same integration collects.
+async fn payment_of(
+    tx: &mut store::Transaction,
+    org: OrganizationId,
+    delivery: &Delivery,
+    intent: &IntentSnapshot,
+) -> Result<Result<(Payment, bool), Verdict>> {
+    let by_intent = store::payments::id_by_intent(tx, org, delivery.integration_id, &intent.id).await?;
+    let marked = intent.payment_id.map(PaymentId::from);
+    let (payment, is_ours) = match (by_intent, intent.organization_id) {
+        (Some(id), _) => (store::payments::get(tx, org, id).await?, true),
+        (None, Some(owner)) if owner != org.0 => {
+            return Ok(Err(Verdict::Ignored("the PaymentIntent is another organization's".to_owned())));
+        }
+        (None, owner) => {
+            let found = match (marked, &intent.invoice_id) {
+                (Some(id), _) => store::payments::get(tx, org, id).await?,
+                (None, Some(invoice)) => store::payments::get_by_invoice(tx, org, invoice).await?,
+                (None, None) => {
+                    return Ok(Err(Verdict::Ignored("the PaymentIntent was not made by us".to_owned())));
+                }
+            };
+            let is_ours = owner.is_some();
+            (found.filter(|payment| is_ours || payment.integration_id == delivery.integration_id), is_ours)
+        }
+    };
+    Ok(payment.map(|payment| (payment, is_ours)).ok_or_else(|| {
+        Verdict::Unknown("the PaymentIntent names a payment or an invoice that is not known".to_owned())
+    }))
 }

@@ -1,12 +1,11 @@
 //! What Stripe tells about everything but PaymentIntents: methods, customers, sessions, refunds, disputes. Most of it is
 //! fetched rather than believed, so that an old snapshot never overwrites a newer one (P6).
 
-use secrecy::SecretString;
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
 use crate::app::customers::Learnt;
-use crate::app::payments::Scene;
+use crate::app::payments::Fetch;
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -18,10 +17,10 @@ use crate::domain::payment_methods::MethodKind;
 use crate::domain::signals::{
     ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
-use crate::domain::{Error, PaymentId, Result};
-use crate::{store, stripe};
+use crate::domain::{Error, Result};
+use crate::store;
 
-/// How often a read is repeated because the payment changed under it.
+/// How often a read is repeated because the customer changed under it.
 const READS_MAX: usize = 5;
 
 /// The delivery that tells something.
@@ -258,108 +257,34 @@ impl App {
     }
 
     pub(super) async fn charge_refunded(&self, about: &About<'_>, charge: &ChargeSnapshot) -> Result<Verdict> {
-        let fetch = Fetch::Charge { id: &charge.id };
-        self.settlement_told(about, charge.provider_payment_intent_id.as_deref(), fetch).await
+        let intent = charge.provider_payment_intent_id.as_deref();
+        self.settlement_told(about, intent, Fetch::RefundsOf(&charge.id)).await
     }
 
     pub(super) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
-        let fetch = Fetch::Refund { id: &refund.id, charge: refund.provider_charge_id.as_deref() };
-        self.settlement_told(about, refund.provider_payment_intent_id.as_deref(), fetch).await
+        let intent = refund.provider_payment_intent_id.as_deref();
+        self.settlement_told(about, intent, Fetch::Refund(&refund.id)).await
     }
 
     pub(super) async fn dispute_told(&self, about: &About<'_>, dispute: &DisputeSnapshot) -> Result<Verdict> {
-        let fetch = Fetch::Dispute { id: &dispute.id };
-        self.settlement_told(about, dispute.provider_payment_intent_id.as_deref(), fetch).await
+        let intent = dispute.provider_payment_intent_id.as_deref();
+        self.settlement_told(about, intent, Fetch::Dispute(&dispute.id)).await
     }
 
-    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts, unless the payment has
-    /// changed while it was read: then it is read again.
+    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts.
     async fn settlement_told(&self, about: &About<'_>, intent: Option<&str>, fetch: Fetch<'_>) -> Result<Verdict> {
-        let org = about.lease.organization_id;
+        let (org, integration) = (about.lease.organization_id, about.delivery.integration_id);
         let Some(intent) = intent else {
             return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
         };
+        let mut tx = self.read(org).await?;
+        let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
+        tx.close().await?;
+        let Some(id) = id else {
+            return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
+        };
         let access = self.delivery_access(about).await?;
-        for _ in 0..READS_MAX {
-            let mut tx = self.read(org).await?;
-            let id = store::payments::id_by_intent(&mut tx, org, about.delivery.integration_id, intent).await?;
-            let Some(id) = id else {
-                return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
-            };
-            let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
-            tx.close().await?;
-            let found = match fetch.read(&self.0.stripe, &access.key).await {
-                Ok(found) => found,
-                Err(error) => return Err(self.stripe_trouble(&access, "refund.read", &error).await),
-            };
-            let mut work = self.begin_leased(about.lease).await?;
-            let scene = Scene::load(&mut work, id).await?;
-            if Some(scene.payment.version) == version {
-                write_settlement(&mut work, scene, id, found).await?;
-                work.commit().await?;
-                return Ok(Verdict::Applied);
-            }
-        }
-        Err(Error::internal(anyhow::anyhow!("a payment keeps changing while its refunds are read")))
+        self.read_settlement(about.lease, id, &access, &fetch).await?;
+        Ok(Verdict::Applied)
     }
-}
-
-/// What is to be read about a refund or a dispute.
-enum Fetch<'a> {
-    Charge { id: &'a str },
-    Refund { id: &'a str, charge: Option<&'a str> },
-    Dispute { id: &'a str },
-}
-
-/// What was read.
-struct Found {
-    charge: Option<ChargeSnapshot>,
-    refund: Option<RefundSnapshot>,
-    dispute: Option<DisputeSnapshot>,
-}
-
-impl Fetch<'_> {
-    async fn read(&self, stripe: &stripe::Client, key: &SecretString) -> Result<Found, stripe::Error> {
-        let mut found = Found { charge: None, refund: None, dispute: None };
-        match self {
-            Self::Charge { id } => found.charge = Some(stripe.charge(key, id).await?),
-            Self::Refund { id, charge } => {
-                found.refund = Some(stripe.refund(key, id).await?);
-                if let Some(charge) = charge {
-                    found.charge = Some(stripe.charge(key, charge).await?);
-                }
-            }
-            Self::Dispute { id } => found.dispute = Some(stripe.dispute(key, id).await?),
-        }
-        Ok(found)
-    }
-}
-
-/// Refunds and disputes stand beside the payment's state and never change it (P7).
-async fn write_settlement(work: &mut Work, mut scene: Scene, id: PaymentId, found: Found) -> Result<()> {
-    let (org, now) = (work.org, work.now);
-    let mut told = Vec::new();
-    let mut has_news = false;
-    if let Some(charge) = found.charge {
-        has_news = scene.payment.amount_refunded != charge.amount_refunded;
-        scene.payment.amount_refunded = charge.amount_refunded;
-    }
-    if let Some(refund) = found.refund
-        && store::settlements::upsert_refund(&mut work.tx, org, id, &refund, now).await?
-    {
-        has_news = true;
-        told.push(tell::refund_updated(&scene.about(), &refund));
-    }
-    if let Some(dispute) = found.dispute
-        && let Some(before) = store::settlements::upsert_dispute(&mut work.tx, org, id, &dispute, now).await?
-    {
-        has_news = true;
-        told.extend(tell::dispute_updated(&scene.about(), &dispute, &before));
-    }
-    if has_news {
-        // The version rises with every one of these facts, so that whoever has read an older one reads again.
-        store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
-    }
-    work.tell_all(told);
-    Ok(())
 }

@@ -115,7 +115,7 @@ impl App {
         }
         let mut tx = self.read(org).await?;
         Ok(store::payments::unsettled(&mut tx, org, id).await?.len()
-            + store::settlements::moving_refunds(&mut tx, org, id).await?)
+            + store::refunds::moving(&mut tx, org, id).await?.len())
     }
 
     /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is
@@ -140,6 +140,10 @@ impl App {
                 webhook_type: "payment.outcome_unknown",
                 payload: Payload::Payment(tell::payment_object(&scene.about())),
             });
+        }
+        // The same holds for refunds: each one's job says so.
+        for refund in store::refunds::moving(&mut work.tx, org, integration.id).await? {
+            work.ask(JobKind::RefundPayment, refund.0);
         }
         let mut integration = store::integrations::lock(&mut work.tx, org, integration.id).await?;
         if is_gone {

@@ -1,15 +1,19 @@
 //! Payments: what callers can ask for. A payment is accepted, and a job sends it (`submit`, `intents`), closes what is open
 //! before another way to pay is opened (`close`), or asks Stripe about it (`refresh`); only a link is made within its call
-//! (`links`). All of them change a payment through [`Scene::news`].
+//! (`links`). All of them change a payment through [`Scene::news`]. Money that goes back (`refunds`) and what else stands
+//! beside a payment's state (`settlements`) never does.
 
 mod close;
 mod intents;
 mod links;
 mod refresh;
+mod refunds;
 mod scene;
+mod settlements;
 mod submit;
 
 pub(super) use self::scene::Scene;
+pub(super) use self::settlements::Fetch;
 
 use sha2::{Digest, Sha256};
 
@@ -124,6 +128,7 @@ async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
             id: known.id,
             intent_number: known.intent_number + 1,
             attempt_number: known.attempt_number,
+            amount_received: known.amount_received,
             amount_refunded: known.amount_refunded,
             version: known.version,
             create_time: known.create_time,

@@ -16,7 +16,7 @@ use crate::store;
 pub(super) const RECONCILE_PERIOD: Duration = Duration::hours(1);
 
 /// How often a read is repeated because the payment changed under it.
-const READS_MAX: usize = 5;
+pub(super) const READS_MAX: usize = 5;
 
 impl App {
     /// Reads the payment's intent and takes in what it says. The read counts only if the payment did not change while it

@@ -54,6 +54,10 @@ impl Scene {
     pub(in crate::app) async fn news(&mut self, work: &mut Work, news: News<'_>) -> Result<Change> {
         let before = (self.payment.clone(), self.attempt.clone());
         let here = Circumstances { now: work.now, supports_3ds: self.integration.supports_3ds };
+        let told_intent = match &news {
+            News::Intent(intent) | News::Link(_, Some(intent)) => Some(*intent),
+            _ => None,
+        };
         let change = self.payment.apply(self.attempt.as_mut(), news, here);
         if self.attempt != before.1
             && let Some(attempt) = &self.attempt
@@ -64,6 +68,9 @@ impl Scene {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
         work.tell_all(tell::payment_changed(&self.about(), change));
+        if let Some(intent) = told_intent.filter(|_| change.has_settled()) {
+            self.note_settlement(work, intent).await?;
+        }
         if self.payment.needs_work(&before.0, change) {
             work.ask(JobKind::SubmitPayment, self.payment.id.0);
         }

@@ -9,7 +9,7 @@ use super::Scene;
 use crate::app::App;
 use crate::app::work::Hand;
 use crate::domain::integrations::IntegrationState;
-use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Attempt, AttemptState, Failure, News, PaymentState, Resume, Step, Way, resume};
 use crate::domain::signals::IntentSnapshot;

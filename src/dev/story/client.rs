@@ -75,6 +75,10 @@ fn gist(event: &Event) -> String {
         Some(Object::PaymentMethod(method)) => {
             format!("{} {}", method.external_customer_id, method.provider_method_id)
         }
+        Some(Object::Refund(refund)) => {
+            let amount = refund.amount_cents.unwrap_or_default();
+            format!("{} {amount} {} ({})", refund.lago_invoice_id, refund.amount_currency, refund.status)
+        }
         Some(Object::PaymentProvider(provider)) => provider.payment_provider_code.clone(),
         Some(Object::ProviderEvent(event)) => event.event_type.clone(),
         _ => String::new(),
@@ -273,6 +277,8 @@ fn is_about(event: &Event, invoice: &str) -> bool {
         Some(Object::Payment(payment)) => payment.lago_payable_id == invoice,
         Some(Object::Invoice(object)) => object.lago_id == invoice,
         Some(Object::PaymentProviderInvoicePaymentError(failure)) => failure.lago_invoice_id == invoice,
+        Some(Object::Refund(refund)) => refund.lago_invoice_id == invoice,
+        Some(Object::Dispute(dispute)) => dispute.lago_invoice_id == invoice,
         _ => false,
     }
 }

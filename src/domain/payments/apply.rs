@@ -69,6 +69,11 @@ impl Change {
     pub fn is_news(self) -> bool {
         self.from != self.to || self.waits_anew
     }
+
+    /// Whether the payment was paid just now.
+    pub fn has_settled(self) -> bool {
+        self.from != self.to && self.to == PaymentState::Succeeded
+    }
 }
 
 impl Payment {
@@ -232,7 +237,7 @@ impl Payment {
             Some(attempt) if attempt.has_moved(intent) => {
                 self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), here);
             }
-            None if !self.on_session => self.fail(refusal_of(intent)),
+            None if !self.on_session && intent.last_payment_error.is_some() => self.fail(refusal_of(intent)),
             Some(_) | None => {}
         }
     }
@@ -314,7 +319,8 @@ impl Payment {
     }
 
     fn paid(&mut self, intent: &IntentSnapshot) {
-        self.amount_received = intent.amount_received;
+        // Beside what came in otherwise before (P12).
+        self.amount_received += intent.amount_received;
         self.provider_charge_id.clone_from(&intent.latest_charge);
         self.enter(PaymentState::Succeeded);
     }

@@ -18,7 +18,7 @@ use time::OffsetDateTime;
 pub use self::apply::{Change, Circumstances, News};
 pub use self::attempts::{Attempt, AttemptState, Link, Way};
 pub use self::errands::{Errand, Manual, Objection};
-pub use self::plan::{KEY_AGE_MAX, Resume, Step, link_objection, plan, resume};
+pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_objection, plan, resume};
 use super::customers::CustomerRef;
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 

@@ -12,9 +12,9 @@ use crate::domain::signals::IntentSnapshot;
 /// An idempotency key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
 pub const KEY_AGE_MAX: Duration = Duration::hours(20);
 
-/// When the intent is read after a stored 500, counted from the first replay of it: Stripe may still roll the work
-/// forward.
-const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
+/// When what a key was to do is looked for after a stored 500, counted from the first replay of it: Stripe may still roll
+/// the work forward.
+pub const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
 
 /// An attempt that is older was perhaps sent before: the intent is read first.
 const FIRST_SEND_PERIOD: Duration = Duration::minutes(1);

@@ -184,6 +184,7 @@ impl From<PaymentObject> for proto::EventPayment {
             created_at: it.created_at,
             payment_method: it.payment_method.map(Into::into),
             pending_reason: it.pending_reason,
+            provider_charge_id: it.provider_charge_id,
         }
     }
 }
@@ -228,13 +229,15 @@ impl From<RefundObject> for proto::EventRefund {
             lago_customer_id: it.lago_customer_id.to_string(),
             external_customer_id: it.external_customer_id,
             payment_provider_code: it.payment_provider_code,
-            provider_refund_id: it.provider_refund_id,
+            provider_refund_id: it.provider_refund_id.unwrap_or_default(),
             provider_charge_id: it.provider_charge_id,
-            amount_cents: Some(it.amount_cents),
+            amount_cents: it.amount_cents,
             amount_currency: it.amount_currency,
             status: it.status,
             failure_reason: it.failure_reason,
             amount_refunded_cents: Some(it.amount_refunded_cents),
+            lago_refund_id: it.lago_refund_id.map(|id| id.to_string()),
+            outcome_unknown_at: it.outcome_unknown_at,
         }
     }
 }

@@ -15,6 +15,7 @@ pub(super) mod events;
 pub(super) mod integrations;
 pub(super) mod payment_methods;
 pub(super) mod payments;
+pub(super) mod refunds;
 
 /// What a page holds where the caller does not say.
 const PAGE_SIZE_DEFAULT: i32 = 50;

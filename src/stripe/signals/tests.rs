@@ -82,11 +82,16 @@ fn what_is_not_ours_is_ignored_with_the_reason() {
     }
     let failed = signal("setup_intent.setup_failed", &json!({"id": "seti_1", "status": "requires_payment_method"}));
     assert!(matches!(failed, Signal::Ignored { .. }));
+}
+
+#[test]
+fn whose_an_event_claims_to_be_is_told() {
     let mut connected: Value =
         serde_json::from_slice(&event("payment_intent.succeeded", &intent_json(), &Value::Null)).unwrap();
     connected["account"] = json!("acct_2");
+    connected["livemode"] = json!(true);
     let observation = observe(connected.to_string().as_bytes()).unwrap();
-    assert!(matches!(observation.signal, Signal::Ignored { .. }));
+    assert_eq!((observation.account.as_deref(), observation.livemode), (Some("acct_2"), true));
 }
 
 #[test]

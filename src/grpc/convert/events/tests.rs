@@ -246,10 +246,11 @@ fn samples() -> Vec<Value> {
             "payment_provider_type": "PaymentProviders::StripeProvider", "external_payment_id": "pi_1",
             "provider_payment_id": "pi_1", "provider_customer_id": "cus_1", "created_at": "2026-01-02T03:04:05Z",
             "next_action": { "type": "redirect_to_url", "redirect_to_url": { "url": "https://hooks.stripe.com/3" } },
-            "payment_method": method, "pending_reason": "amount_too_small" } }),
+            "payment_method": method, "pending_reason": "amount_too_small",
+            "provider_charge_id": "ch_1" } }),
         json!({ "payment_method": method }),
         json!({ "refund": with(json!({ "provider_refund_id": "re_1", "failure_reason": "lost_or_stolen_card",
-            "amount_refunded_cents": 100 })) }),
+            "amount_refunded_cents": 100, "lago_refund_id": id, "outcome_unknown_at": "2026-01-02T03:04:05Z" })) }),
         json!({ "dispute": with(json!({ "provider_dispute_id": "du_1", "reason": "fraudulent" })) }),
         json!({ "payment_provider": {
             "lago_payment_provider_id": id, "payment_provider": "stripe", "payment_provider_code": "stripe-eu",

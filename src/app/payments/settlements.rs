@@ -1,0 +1,244 @@
+//! What stands beside a payment's state and never changes it (P7): charges that took money, refunds, disputes. Refunds
+//! and disputes are read from Stripe rather than believed, so that an old snapshot never overwrites a newer one (P6).
+
+use secrecy::SecretString;
+
+use super::Scene;
+use super::refresh::{READS_MAX, RECONCILE_PERIOD};
+use crate::app::work::Work;
+use crate::app::{Access, App, tell};
+use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::refunds::{Charge, Refund};
+use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
+use crate::domain::{Error, IntegrationId, Money, PaymentId, RefundId, Result};
+use crate::{store, stripe};
+
+/// What is to be read about a payment's money.
+pub(in crate::app) enum Fetch<'a> {
+    /// All refunds of a charge, by Stripe's `ch_…`.
+    RefundsOf(&'a str),
+    /// A refund, by Stripe's `re_…`.
+    Refund(&'a str),
+    /// A dispute, by Stripe's id.
+    Dispute(&'a str),
+}
+
+/// What was read.
+#[derive(Default)]
+struct Found {
+    refunds: Vec<RefundSnapshot>,
+    dispute: Option<DisputeSnapshot>,
+}
+
+impl Fetch<'_> {
+    async fn read(&self, stripe: &stripe::Client, key: &SecretString) -> Result<Found, stripe::Error> {
+        Ok(match self {
+            Self::RefundsOf(charge) => Found { refunds: stripe.refunds_of(key, charge).await?, ..Found::default() },
+            Self::Refund(id) => Found { refunds: vec![stripe.refund(key, id).await?], ..Found::default() },
+            Self::Dispute(id) => Found { dispute: Some(stripe.dispute(key, id).await?), ..Found::default() },
+        })
+    }
+}
+
+impl App {
+    /// Reads refunds or a dispute of a payment, and takes in what is new. What was read counts only if the payment did not
+    /// change meanwhile, for every one of these facts raises its version: else it is read again (P6).
+    pub(in crate::app) async fn read_settlement(
+        &self,
+        lease: &Lease,
+        id: PaymentId,
+        access: &Access,
+        fetch: &Fetch<'_>,
+    ) -> Result<()> {
+        let org = lease.organization_id;
+        for _ in 0..READS_MAX {
+            let mut tx = self.read(org).await?;
+            let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
+            tx.close().await?;
+            let found = match fetch.read(&self.0.stripe, &access.key).await {
+                Ok(found) => found,
+                Err(error) => return Err(self.stripe_trouble(access, "refund.read", &error).await),
+            };
+            let mut work = self.begin_leased(lease).await?;
+            let scene = Scene::load(&mut work, id).await?;
+            if Some(scene.payment.version) != version {
+                work.abandon().await?;
+                continue;
+            }
+            self.write_settlement(&mut work, scene, access.integration, found).await?;
+            return work.commit().await;
+        }
+        Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while its refunds are read")))
+    }
+
+    async fn write_settlement(
+        &self,
+        work: &mut Work,
+        mut scene: Scene,
+        integration: IntegrationId,
+        found: Found,
+    ) -> Result<()> {
+        let (org, now, id) = (work.org, work.now, scene.payment.id);
+        let mut changed = Vec::new();
+        for told in &found.refunds {
+            changed.extend(self.write_refund(work, id, integration, told).await?);
+        }
+        if !changed.is_empty() {
+            scene.update_refunded(work).await?;
+        }
+        for refund in changed {
+            if refund.is_moving() {
+                // Should nobody tell how it ends, it is asked about.
+                work.ask_at(JobKind::RefundPayment, refund.id.0, now + RECONCILE_PERIOD);
+            }
+            work.tell(tell::refund_updated(&scene.about(), &refund));
+        }
+        if let Some(dispute) = found.dispute
+            && let Some(before) = store::settlements::upsert_dispute(&mut work.tx, org, id, &dispute, now).await?
+        {
+            store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
+            work.tell_all(tell::dispute_updated(&scene.about(), &dispute, &before));
+        }
+        Ok(())
+    }
+
+    /// Writes what Stripe tells of a refund: into the row of the request that it answers, or into one of its own. `None`
+    /// if nothing about it is new.
+    async fn write_refund(
+        &self,
+        work: &mut Work,
+        payment: PaymentId,
+        integration: IntegrationId,
+        told: &RefundSnapshot,
+    ) -> Result<Option<Refund>> {
+        let (org, now) = (work.org, work.now);
+        if let Some(mut refund) = store::refunds::find_told(&mut work.tx, org, payment, told).await? {
+            let before = refund.clone();
+            tell_of(&mut refund, told);
+            if refund == before {
+                return Ok(None);
+            }
+            store::refunds::save(&mut work.tx, &mut refund, now).await?;
+            return Ok(Some(refund));
+        }
+        let request = told.refund_id.map(RefundId::from);
+        if let Some(request) = request
+            && store::refunds::get(&mut work.tx, org, request).await.is_ok()
+        {
+            // Its request has another refund already: Stripe did the work of a key that was given up for dead, after all.
+            tracing::error!(refund.id = %told.id, payment.id = %payment, "Stripe made a second refund for one request");
+        }
+        let refund = new_refund(work, self.clock().new_id().into(), payment, integration, told);
+        store::refunds::insert(&mut work.tx, &refund).await?;
+        Ok(Some(refund))
+    }
+}
+
+/// A refund made at Stripe by somebody else.
+fn new_refund(
+    work: &Work,
+    id: RefundId,
+    payment: PaymentId,
+    integration: IntegrationId,
+    told: &RefundSnapshot,
+) -> Refund {
+    let mut refund = Refund {
+        id,
+        organization_id: work.org,
+        integration_id: integration,
+        payment_id: payment,
+        provider_refund_id: None,
+        provider_charge_id: None,
+        amount: None,
+        currency: told.amount.currency,
+        status: String::new(),
+        failure_reason: None,
+        unknown_since: None,
+        dead_key_time: None,
+        create_time: work.now,
+        update_time: work.now,
+    };
+    tell_of(&mut refund, told);
+    refund
+}
+
+/// Takes over what Stripe tells.
+fn tell_of(refund: &mut Refund, told: &RefundSnapshot) {
+    refund.provider_refund_id = Some(told.id.clone());
+    refund.provider_charge_id = told.provider_charge_id.clone().or_else(|| refund.provider_charge_id.take());
+    refund.amount = Some(told.amount.minor_units);
+    refund.currency = told.amount.currency;
+    refund.status.clone_from(&told.status);
+    refund.failure_reason.clone_from(&told.failure_reason);
+    refund.unknown_since = None;
+    refund.dead_key_time = None;
+}
+
+impl Scene {
+    /// Counts anew what went back of the payment's money.
+    async fn update_refunded(&mut self, work: &mut Work) -> Result<()> {
+        let payment = &mut self.payment;
+        let total = store::refunds::total(&mut work.tx, work.org, payment.id, payment.amount.currency).await?;
+        payment.amount_refunded = total;
+        store::payments::save(&mut work.tx, payment, work.now).await
+    }
+
+    /// The payment's own intent has taken money: its charge is noted, so that it can be refunded, and an amount or a
+    /// currency that was not asked for is told (P12).
+    pub(super) async fn note_settlement(&mut self, work: &mut Work, intent: &IntentSnapshot) -> Result<()> {
+        // Its news may have come before it was known to be the payment's own, and have counted as an overpayment.
+        let counted = store::settlements::overpaid_by(&mut work.tx, work.org, &intent.id).await?;
+        if counted != 0 {
+            self.payment.amount_received -= counted;
+            store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
+        }
+        note_charge(work, self.payment.id, self.payment.integration_id, intent, true).await?;
+        if let Some(told) = tell::settled_otherwise(&self.about(), intent) {
+            tracing::error!(
+                payment.id = %self.payment.id, intent.id = %intent.id, asked = %self.payment.amount,
+                received = intent.amount_received, currency = %intent.amount.currency,
+                "a payment was settled with another amount or currency than was asked for"
+            );
+            work.tell(told);
+        }
+        Ok(())
+    }
+
+    /// Another intent than the payment's own has taken money for its invoice: noted once, and told (P12). The payment's
+    /// state is not its business (P7).
+    pub(in crate::app) async fn overpaid(
+        &mut self,
+        work: &mut Work,
+        integration: IntegrationId,
+        intent: &IntentSnapshot,
+    ) -> Result<()> {
+        let (org, now, amount, id) = (work.org, work.now, intent.amount_received, self.payment.id);
+        if !store::settlements::insert_overpayment(&mut work.tx, org, id, &intent.id, amount, now).await? {
+            return Ok(());
+        }
+        note_charge(work, id, integration, intent, false).await?;
+        if intent.amount.currency == self.payment.amount.currency {
+            self.payment.amount_received += amount;
+        }
+        store::payments::save(&mut work.tx, &mut self.payment, now).await?;
+        work.tell(tell::overpaid(&self.about(), intent, received_by(intent)));
+        Ok(())
+    }
+}
+
+fn received_by(intent: &IntentSnapshot) -> Money {
+    Money { minor_units: intent.amount_received, currency: intent.amount.currency }
+}
+
+async fn note_charge(
+    work: &mut Work,
+    payment: PaymentId,
+    integration_id: IntegrationId,
+    intent: &IntentSnapshot,
+    settles: bool,
+) -> Result<()> {
+    let Some(provider_charge_id) = intent.latest_charge.clone() else { return Ok(()) };
+    let charge = Charge { provider_charge_id, integration_id, amount: received_by(intent), settles };
+    let (org, now) = (work.org, work.now);
+    store::settlements::insert_charge(&mut work.tx, org, payment, &charge, now).await
+}

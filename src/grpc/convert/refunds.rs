@@ -1,0 +1,91 @@
+//! Refunds: proto to domain and back.
+
+use super::customers::TEXT_LENGTH_MAX;
+use super::{Fields, money, timestamp};
+use crate::domain::refunds::{NewRefund, Refund};
+use crate::domain::{Money, Result};
+use crate::grpc::proto::{self, RefundState};
+
+/// What RefundPayment asks for, and its `request_id`.
+pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Result<(String, NewRefund)> {
+    let mut fields = Fields::default();
+    let payment_id = fields.id("payment_id", &request.payment_id);
+    let request_id = fields.request_id(request.request_id);
+    let charge = fields.text("provider_charge_id", request.provider_charge_id, TEXT_LENGTH_MAX);
+    let amount = request.amount.map(|amount| {
+        if amount.minor_units == 0 {
+            fields.object("amount.minor_units", "must be at least 1; leave the amount out for all that is left");
+        }
+        fields.money("amount", Some(&amount))
+    });
+    fields.check()?;
+    Ok((request_id, NewRefund { payment_id, provider_charge_id: Some(charge).filter(|id| !id.is_empty()), amount }))
+}
+
+/// A refund.
+pub(in crate::grpc) fn refund(refund: Refund) -> proto::Refund {
+    let currency = refund.currency;
+    proto::Refund {
+        id: refund.id.to_string(),
+        payment_id: refund.payment_id.to_string(),
+        integration_id: refund.integration_id.to_string(),
+        provider_refund_id: refund.provider_refund_id.unwrap_or_default(),
+        provider_charge_id: refund.provider_charge_id.unwrap_or_default(),
+        amount: refund.amount.map(|minor_units| money(Money { minor_units, currency })),
+        state: state(&refund.status).into(),
+        failure_reason: refund.failure_reason.unwrap_or_default(),
+        outcome_unknown_time: refund.unknown_since.map(timestamp),
+        create_time: Some(timestamp(refund.create_time)),
+        update_time: Some(timestamp(refund.update_time)),
+    }
+}
+
+fn state(word: &str) -> RefundState {
+    match word {
+        "pending" => RefundState::Pending,
+        "requires_action" => RefundState::RequiresAction,
+        "succeeded" => RefundState::Succeeded,
+        "failed" => RefundState::Failed,
+        "canceled" => RefundState::Canceled,
+        _ => RefundState::Unspecified,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Error;
+
+    fn request(minor_units: i64, currency_code: &str) -> proto::RefundPaymentRequest {
+        proto::RefundPaymentRequest {
+            payment_id: "01890a5d-ac96-774b-bcce-b302099a8057".into(),
+            request_id: "r1".into(),
+            amount: Some(proto::Money { minor_units, currency_code: currency_code.into() }),
+            ..Default::default()
+        }
+    }
+
+    fn objections(request: proto::RefundPaymentRequest) -> Vec<String> {
+        match new_refund(request) {
+            Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_is_left_out_means_all_that_is_left_of_the_charge_that_settled_it() {
+        let whole = proto::RefundPaymentRequest { amount: None, ..request(0, "") };
+        let (request_id, new) = new_refund(whole).unwrap();
+        assert_eq!((request_id.as_str(), new.provider_charge_id, new.amount), ("r1", None, None));
+        let (_, part) = new_refund(request(1, "EUR")).unwrap();
+        assert_eq!(part.amount.unwrap().minor_units, 1);
+    }
+
+    #[test]
+    fn everything_wrong_with_a_refund_is_told_at_once() {
+        assert_eq!(objections(proto::RefundPaymentRequest::default()), ["payment_id", "request_id"]);
+        assert_eq!(objections(request(0, "EUR")), ["amount.minor_units"]);
+        assert_eq!(objections(request(-1, "EUR")), ["amount.minor_units"]);
+        assert_eq!(objections(request(0, "eur")), ["amount.minor_units", "amount.currency_code"]);
+    }
+}
