@@ -95,7 +95,7 @@ impl Work {
                 Some(Outcome::Done) => store::jobs::finish(&mut tx, lease, now).await?,
                 Some(Outcome::Again(run_at)) => store::jobs::release(&mut tx, lease, *run_at, None).await?,
                 Some(Outcome::Retry(error)) => {
-                    let run_at = now + super::jobs::backoff(lease.failures);
+                    let run_at = now + super::jobs::backoff_away(lease.failures);
                     store::jobs::release(&mut tx, lease, run_at, Some(error)).await?;
                 }
             }

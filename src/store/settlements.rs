@@ -53,6 +53,16 @@ pub async fn upsert_refund(
     Ok(true)
 }
 
+/// A refund's status, if it is known.
+pub async fn refund_status(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    provider_refund_id: &str,
+) -> Result<Option<String>> {
+    let refund = refunds::refunds.find((org.0, provider_refund_id)).select(refunds::status);
+    Ok(refund.first(conn).await.optional()?)
+}
+
 /// How many refunds of an integration's payments are on their way.
 pub async fn moving_refunds(
     conn: &mut AsyncPgConnection,

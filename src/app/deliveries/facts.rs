@@ -11,23 +11,25 @@ use crate::app::work::Work;
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
-use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::signals::{
     ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
-use crate::domain::{Error, PaymentId, Result};
+use crate::domain::{Error, IntegrationId, PaymentId, Result};
 use crate::{store, stripe};
 
 /// How often a read is repeated because the payment changed under it.
 const READS_MAX: usize = 5;
 
-/// The delivery that tells something.
-pub(super) struct About<'a> {
+/// Where something that is told comes from: a delivery, or a read.
+pub(in crate::app) struct About<'a> {
+    /// The job that works on it.
     pub lease: &'a Lease,
-    pub delivery: &'a Delivery,
+    /// On whose account it happened.
+    pub integration_id: IntegrationId,
+    /// When it happened.
     pub event_time: OffsetDateTime,
 }
 
@@ -45,13 +47,13 @@ fn unknown_customer() -> Verdict {
 
 impl App {
     async fn delivery_access(&self, about: &About<'_>) -> Result<Access> {
-        self.access(about.lease.organization_id, about.delivery.integration_id).await
+        self.access(about.lease.organization_id, about.integration_id).await
     }
 
     /// Locks the customer with this Stripe id, within a new change.
     async fn customer_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<(Work, Customer, Integration)>> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let id = store::customers::id_by_provider_id(&mut work.tx, org, integration, provider_id).await?;
         let Some(id) = id else { return Ok(None) };
         let customer = store::customers::lock(&mut work.tx, org, id).await?;
@@ -64,7 +66,7 @@ impl App {
 
     /// The version of the customer with this Stripe id, if it is ours; read before anything is fetched for it.
     async fn version_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<i64>> {
-        let (org, integration) = (about.lease.organization_id, about.delivery.integration_id);
+        let (org, integration) = (about.lease.organization_id, about.integration_id);
         let mut tx = self.read(org).await?;
         let id = store::customers::id_by_provider_id(&mut tx, org, integration, provider_id).await?;
         let version = match id {
@@ -154,7 +156,7 @@ impl App {
 
     pub(super) async fn method_detached(&self, about: &About<'_>, method: &str) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
             // Somebody may be reading it just now, still attached; afterwards it is known.
             return Ok(Verdict::Unknown("the payment method is not known".to_owned()));
@@ -202,7 +204,7 @@ impl App {
         is_active: bool,
     ) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
             return Ok(Verdict::Unknown("the mandate's payment method is not known".to_owned()));
         };
@@ -221,9 +223,9 @@ impl App {
     }
 
     /// A Checkout session was used, or ended unused. Both are final, so the order does not matter.
-    pub(super) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
+    pub(in crate::app) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
         let Some(mut known) = known else {
             return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
@@ -256,7 +258,7 @@ impl App {
         self.settlement_told(about, charge.provider_payment_intent_id.as_deref(), fetch).await
     }
 
-    pub(super) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
+    pub(in crate::app) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
         let fetch = Fetch::Refund { id: &refund.id, charge: refund.provider_charge_id.as_deref() };
         self.settlement_told(about, refund.provider_payment_intent_id.as_deref(), fetch).await
     }
@@ -276,7 +278,7 @@ impl App {
         let access = self.delivery_access(about).await?;
         for _ in 0..READS_MAX {
             let mut tx = self.read(org).await?;
-            let id = store::payments::id_by_intent(&mut tx, org, about.delivery.integration_id, intent).await?;
+            let id = store::payments::id_by_intent(&mut tx, org, about.integration_id, intent).await?;
             let Some(id) = id else {
                 return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
             };

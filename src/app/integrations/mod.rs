@@ -1,9 +1,11 @@
 //! Integrations: connecting, reading, changing. Connecting and rotating check the key with Stripe within the call
-//! (`connect`); winding down is a job (`disconnect`); `check` looks and changes nothing.
+//! (`connect`); winding down is a job (`disconnect`), and so is looking after the webhook endpoint (`endpoint`); `check`
+//! looks and changes nothing.
 
 mod check;
 mod connect;
 mod disconnect;
+mod endpoint;
 
 use std::time::Duration;
 
@@ -67,13 +69,16 @@ impl App {
         Ok(integration)
     }
 
-    /// What a failed call means for a job: a key that must be mended pauses the integration; in any case the job is
-    /// tried again later, since unknown is not failed (P2).
+    /// What a failed call means for a job: a key that must be mended pauses the integration. In any case the job is tried
+    /// again later, since unknown is not failed (P2); only a refusal, which the job did not expect, is the job's own.
     pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
         if error.is_key_trouble()
             && let Err(error) = self.pause_integration(access, action, error).await
         {
             return error;
+        }
+        if error.verdict() == stripe::Verdict::Refused {
+            return Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}"));
         }
         stripe_unavailable(error)
     }

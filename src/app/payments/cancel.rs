@@ -76,7 +76,9 @@ impl App {
             };
             work.tell(told);
         } else if !scene.payment.state.is_final() {
-            return work.end(Outcome::Retry("the intent is not canceled yet".to_owned())).await;
+            work.abandon().await?;
+            let message = "Stripe has not canceled the intent, and does not say why";
+            return Err(Error::precondition("INTENT_NOT_CANCELED", format!("payment/{id}"), message));
         }
         work.end(Outcome::Done).await
     }

@@ -1,18 +1,14 @@
 //! Asking Stripe about a payment. The intent is the judge in every doubt: whatever it shows goes through the same
 //! `apply` as everything else.
 
-use time::Duration;
-
 use super::Scene;
+use crate::app::reconcile::mended;
 use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::{AttemptState, News};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
-
-/// After how long a payment that still moves is asked about, when nobody has told anything.
-pub(super) const RECONCILE_PERIOD: Duration = Duration::hours(1);
 
 /// How often a read is repeated because the payment changed under it.
 const READS_MAX: usize = 5;
@@ -52,19 +48,23 @@ impl App {
     /// The job of a payment that has been moving for long.
     pub(in crate::app) async fn reconcile_payment(&self, lease: &Lease) -> Result<()> {
         let id: PaymentId = lease.object_id.into();
+        let mut tx = self.read(lease.organization_id).await?;
+        let before = store::payments::get(&mut tx, lease.organization_id, id).await?.map(|payment| payment.state);
+        tx.close().await?;
         let intent = self.refresh_payment(lease, id).await?;
         let mut work = self.begin_leased(lease).await?;
         let scene = Scene::load(&mut work, id).await?;
-        if !scene.payment.is_moving() {
-            return work.end(Outcome::Done).await;
-        }
         // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
         // that sends.
+        let is_moving = scene.payment.is_moving();
         let is_open = scene.attempt.as_ref().is_some_and(|attempt| attempt.state == AttemptState::Open);
-        if is_open && intent.is_none_or(|intent| intent.waits()) {
+        if is_moving && is_open && intent.is_none_or(|intent| intent.waits()) {
             work.ask(JobKind::SubmitPayment, id.0);
         }
-        let next = work.now + RECONCILE_PERIOD;
-        work.end(Outcome::Again(next)).await
+        work.end(Outcome::Done).await?;
+        if before != Some(scene.payment.state) {
+            mended("payment", 1);
+        }
+        Ok(())
     }
 }

@@ -5,11 +5,10 @@
 use time::{Duration, OffsetDateTime};
 
 use super::Scene;
-use super::refresh::RECONCILE_PERIOD;
 use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX};
 use crate::domain::integrations::IntegrationState;
-use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Attempt, AttemptState, Failure, News, PaymentState, PendingReason, Step, plan};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
@@ -287,19 +286,19 @@ impl App {
         let is_first_send = lease.failures == 0 && scene.payment.unknown_since.is_none();
         let Some(attempt) = scene.attempt.clone().filter(|attempt| attempt.state == AttemptState::Open) else {
             self.refresh_payment(lease, scene.payment.id).await?;
-            return self.rest(lease, scene.payment.id).await;
+            return self.rest(lease).await;
         };
         if scene.integration.state == IntegrationState::Paused {
-            return self.rest(lease, scene.payment.id).await;
+            return self.rest(lease).await;
         }
         let now = self.clock().now();
         let is_old = now - attempt.create_time > KEY_AGE_MAX || attempt.dead_key_time.is_some();
         if !is_first_send || is_old || now - attempt.create_time > FIRST_SEND_PERIOD {
             let Some(intent) = self.refresh_payment(lease, scene.payment.id).await? else {
-                return self.rest(lease, scene.payment.id).await;
+                return self.rest(lease).await;
             };
             if !waits_untouched(&intent, &attempt) {
-                return self.rest(lease, scene.payment.id).await;
+                return self.rest(lease).await;
             }
             if is_old {
                 return self.give_key_up(lease, &attempt, &intent, now).await;
@@ -327,7 +326,7 @@ impl App {
                     work.abandon().await?;
                     self.refresh_payment(lease, id).await?;
                 }
-                return self.rest(lease, id).await;
+                return self.rest(lease).await;
             }
             Err(error) => error,
         };
@@ -336,7 +335,7 @@ impl App {
             && !waits_untouched(&intent, attempt)
         {
             // The intent has moved on without us: what it says counts, not what the refusal says.
-            return self.rest(lease, id).await;
+            return self.rest(lease).await;
         }
         if error.is_key_trouble() {
             self.pause_integration(&access, "payment_intent.confirm", &error).await?;
@@ -347,7 +346,7 @@ impl App {
                 return Ok(Flow::Break(()));
             }
             work.abandon().await?;
-            return self.rest(lease, id).await;
+            return self.rest(lease).await;
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
@@ -415,15 +414,9 @@ impl App {
         Ok(Flow::Continue(()))
     }
 
-    /// Ends the job; a payment that still moves is asked about later, should nobody tell.
-    async fn rest(&self, lease: &Lease, id: PaymentId) -> Result<Flow> {
-        let mut work = self.begin_leased(lease).await?;
-        let scene = Scene::load(&mut work, id).await?;
-        if scene.payment.is_moving() {
-            let at = work.now + RECONCILE_PERIOD;
-            work.ask_at(JobKind::ReconcilePayment, id.0, at);
-        }
-        work.end(Outcome::Done).await?;
+    /// Ends the job; a payment that still moves is asked about by the sweep, should nobody tell.
+    async fn rest(&self, lease: &Lease) -> Result<Flow> {
+        self.begin_leased(lease).await?.end(Outcome::Done).await?;
         Ok(Flow::Break(()))
     }
 }
