@@ -5,6 +5,7 @@ mod bad_input;
 mod cashier;
 mod deliveries;
 mod doors;
+mod endpoints;
 mod hands;
 mod limits;
 mod log;

@@ -1,21 +1,18 @@
-//! What nobody told: webhooks are lost, endpoints are disabled, deleted or changed at Stripe, and all of it is found by
-//! itself, through the same way as a webhook (P6), so that a repeat changes nothing.
+//! What nobody told: webhooks are lost, and all that they would have told is found, through the same way as a webhook (P6),
+//! so that a repeat changes nothing.
 
 use paybridge::app::Periods;
-use paybridge::dev::sandbox::{Action, Effect, Fault, WebhookFault};
+use paybridge::dev::sandbox::{Action, WebhookFault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{
-    CreateCheckoutUrlRequest, GetIntegrationRequest, Integration, IntegrationState, PaymentState,
-};
-use serde_json::Value;
+use paybridge::grpc::proto::{CreateCheckoutUrlRequest, PaymentState};
 use time::Duration;
 
 use crate::cashier::{Cashier, at_stripe, until};
 
 const GOOD_IBAN: &str = "DE89370400440532013000";
 /// Longer than any test looks.
-const NEVER: Duration = Duration::days(365);
+pub const NEVER: Duration = Duration::days(365);
 
 /// Only the events list is read.
 fn list_alone() -> Periods {
@@ -27,12 +24,7 @@ fn sweep_alone() -> Periods {
     Periods { list_test: NEVER, endpoint: NEVER, ..Periods::default() }
 }
 
-/// Only endpoints are looked at.
-fn endpoints_alone() -> Periods {
-    Periods { list_test: NEVER, sweep: NEVER, ..Periods::default() }
-}
-
-async fn till(name: &str, periods: Periods) -> Cashier {
+pub async fn till(name: &str, periods: Periods) -> Cashier {
     Cashier::new(name, Options { periods, ..Options::default() }).await
 }
 
@@ -41,7 +33,7 @@ fn lose(cashier: &Cashier, event: &str) {
 }
 
 /// What the server's metrics say that was mended of a kind. Other tests of this process mend, too: it only rises.
-async fn mended(cashier: &Cashier, kind: &str) -> u64 {
+pub async fn mended(cashier: &Cashier, kind: &str) -> u64 {
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let url = format!("{}/metrics", cashier.scenery.stage.servers[0].http);
     let text = client.get(url).send().await.expect("metrics").text().await.expect("text");
@@ -61,7 +53,7 @@ async fn all_told(cashier: &Cashier) -> usize {
 }
 
 /// Asks again and again, and lets time pass by `step` between.
-async fn passing<T>(
+pub async fn passing<T>(
     cashier: &mut Cashier,
     step: Duration,
     what: &str,
@@ -232,6 +224,29 @@ async fn p6_a_debit_a_page_and_a_refund_of_which_nothing_is_heard_are_asked_abou
     cashier.end().await;
 }
 
+/// A page's method that is found late is no newer than it is: one that was stored since stays the default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_method_that_is_found_late_does_not_take_the_place_of_a_newer_one() {
+    let mut cashier = till("late", sweep_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let page = session(&mut cashier).await;
+    lose(&cashier, "*");
+    cashier.sandbox().complete_session(&page, GOOD_IBAN, true).expect("the page is completed");
+    cashier.sandbox().clear_faults();
+    cashier.advance(Duration::hours(1));
+    let newer = cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::hours(24));
+    passing(&mut cashier, Duration::minutes(1), "the page's method is found", async |cashier| {
+        (cashier.methods("hooli").await.len() == 2).then_some(())
+    })
+    .await;
+    let default = cashier.methods("hooli").await.into_iter().find(|method| method.is_default).expect("a default");
+    assert_eq!(default.provider_payment_method_id, newer);
+    cashier.end().await;
+}
+
 /// A page that was never made, because nobody asked for it again, is given up with its key.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_page_whose_making_was_given_up_does_not_stay_in_the_making() {
@@ -250,192 +265,6 @@ async fn a_page_whose_making_was_given_up_does_not_stay_in_the_making() {
     .await;
     let made = cashier.posts("/v1/checkout/sessions").len();
     assert_eq!(made, 4, "the link of the customer's creation and three tries of the other: a key too old is not sent");
-    cashier.end().await;
-}
-
-/// The endpoint that the integration knows of, as it is at Stripe.
-async fn endpoint(cashier: &mut Cashier) -> (String, Option<Value>) {
-    let id = integration(cashier).await.provider_webhook_endpoint_id;
-    let there = cashier.sandbox().object(&id);
-    (id, there)
-}
-
-async fn integration(cashier: &mut Cashier) -> Integration {
-    let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
-    let answer = cashier.player.api.integrations.get_integration(get).await.expect("an answer").into_inner();
-    answer.integration.expect("an integration")
-}
-
-/// All endpoints at Stripe of the player's account.
-async fn endpoints(cashier: &Cashier) -> Vec<Value> {
-    let answer = call(cashier, reqwest::Method::GET, "/v1/webhook_endpoints?limit=100").await;
-    answer["data"].as_array().expect("a list").clone()
-}
-
-/// A call to Stripe of a person with the account's key.
-async fn call(cashier: &Cashier, method: reqwest::Method, path: &str) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let request = client.request(method, format!("{}{path}", cashier.sandbox().url())).bearer_auth(&cashier.player.key);
-    let answer = request.send().await.expect("the sandbox answers");
-    assert!(answer.status().is_success(), "{path}: {}", answer.status());
-    serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
-}
-
-/// A method that is attached at Stripe now is told by webhook.
-async fn webhooks_flow(cashier: &mut Cashier, provider_id: &str) {
-    let before = cashier.methods("hooli").await.len();
-    cashier.sandbox().attach_by_hand(provider_id, "pm_card_visa").expect("the method is attached");
-    let began = std::time::Instant::now();
-    while cashier.methods("hooli").await.len() == before {
-        assert!(began.elapsed() < std::time::Duration::from_secs(30), "webhooks don't flow");
-        let _ = tokio::time::timeout(std::time::Duration::from_millis(25), std::future::pending::<()>()).await;
-    }
-    cashier.all_delivered().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_that_was_changed_at_stripe_is_put_right_and_what_it_missed_is_read() {
-    let mut cashier = till("changed", endpoints_alone()).await;
-    let provider_id = cashier.bare_customer("hooli").await;
-    cashier.all_delivered().await;
-    let (id, there) = endpoint(&mut cashier).await;
-    let whole = there.expect("an endpoint");
-    let before = mended(&cashier, "endpoint").await;
-    let path = format!("/v1/webhook_endpoints/{id}");
-    for change in ["disabled=true", "enabled_events[]=charge.failed", "url=http://127.0.0.1:1/elsewhere"] {
-        at_stripe(&cashier, &path, change).await;
-        let count = cashier.methods("hooli").await.len();
-        cashier.sandbox().attach_by_hand(&provider_id, "pm_card_mastercard").expect("a method that no webhook tells");
-        passing(&mut cashier, Duration::minutes(61), &format!("{change} is mended"), async |cashier| {
-            (endpoint(cashier).await.1.as_ref() == Some(&whole)).then_some(())
-        })
-        .await;
-        passing(&mut cashier, Duration::seconds(20), "what was missed is read", async |cashier| {
-            (cashier.methods("hooli").await.len() == count + 1).then_some(())
-        })
-        .await;
-        webhooks_flow(&mut cashier, &provider_id).await;
-    }
-    assert!(mended(&cashier, "endpoint").await >= before + 3, "what was mended is counted");
-    assert_eq!(endpoints(&cashier).await.len(), 1, "it is the same one");
-    let told = cashier.player.events().iter().any(|event| event.webhook_type == "payment_provider.error");
-    assert!(!told, "what could be mended is not told");
-    cashier.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p8_an_endpoint_that_was_deleted_is_made_anew_from_one_frozen_request() {
-    let mut cashier = till("deleted", endpoints_alone()).await;
-    let provider_id = cashier.bare_customer("hooli").await;
-    cashier.all_delivered().await;
-    let (old, _) = endpoint(&mut cashier).await;
-    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
-    // The answer with the secret gets lost, as often as one call tries: the same key brings it again.
-    cashier.cut("/v1/webhook_endpoints", 3, Effect::Done);
-    cashier.sandbox().forget_requests();
-    let new = passing(&mut cashier, Duration::minutes(61), "there is another endpoint", async |cashier| {
-        let (id, there) = endpoint(cashier).await;
-        there.filter(|_| id != old).map(|_| id)
-    })
-    .await;
-    let made = endpoints(&cashier).await;
-    assert_eq!(
-        made.iter().map(|endpoint| &endpoint["id"]).collect::<Vec<_>>(),
-        [&new],
-        "one, however often it was asked"
-    );
-    let keys: std::collections::BTreeSet<_> =
-        cashier.posts("/v1/webhook_endpoints").into_iter().map(|request| request.idempotency_key).collect();
-    assert_eq!(keys.len(), 1, "one frozen request");
-    webhooks_flow(&mut cashier, &provider_id).await;
-    cashier.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_of_another_version_is_replaced_and_both_secrets_count_until_it_is_gone() {
-    let mut cashier = till("version", endpoints_alone()).await;
-    let provider_id = cashier.bare_customer("hooli").await;
-    cashier.all_delivered().await;
-    // As if Stripe had kept the endpoint in the account's own version: it is another one in truth, with another secret.
-    let (first, there) = endpoint(&mut cashier).await;
-    let url = there.expect("an endpoint")["url"].as_str().expect("a URL").to_owned();
-    let old = at_stripe(&cashier, "/v1/webhook_endpoints", &format!("url={url}&enabled_events[]=*")).await;
-    let old = old["id"].as_str().expect("an id").to_owned();
-    let database = cashier.database().await;
-    let change = "UPDATE integrations SET provider_endpoint_id = $1";
-    database.execute(change, &[&old]).await.expect("the integration is changed");
-    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{first}")).await;
-    // It can't be deleted for now.
-    cashier
-        .sandbox()
-        .add_fault(Fault { times: None, ..Fault::once("DELETE", "/v1/webhook_endpoints/*", Action::Unavailable) });
-    let new = passing(&mut cashier, Duration::minutes(61), "there is another endpoint", async |cashier| {
-        let (id, _) = endpoint(cashier).await;
-        (id != old).then_some(id)
-    })
-    .await;
-    let secrets = "SELECT sealed_webhook_secret IS NOT NULL, sealed_old_webhook_secret IS NOT NULL, \
-        provider_old_endpoint_id FROM integrations";
-    let row = database.query_one(secrets, &[]).await.expect("a look");
-    assert_eq!((row.get(0), row.get(1), row.get(2)), (true, true, Some(old.clone())), "both count");
-    webhooks_flow_from(&mut cashier, &provider_id, &new).await;
-    cashier.sandbox().clear_faults();
-    passing(&mut cashier, Duration::minutes(5), "the old one is gone", async |cashier| {
-        cashier.sandbox().object(&old).is_none().then_some(())
-    })
-    .await;
-    let row = until("its secret is forgotten", || async {
-        let row = database.query_one(secrets, &[]).await.expect("a look");
-        (!row.get::<_, bool>(1)).then_some(row)
-    })
-    .await;
-    assert_eq!((row.get(0), row.get::<_, Option<String>>(2)), (true, None));
-    let left = endpoints(&cashier).await;
-    assert_eq!(left.iter().map(|endpoint| &endpoint["id"]).collect::<Vec<_>>(), [&new]);
-    webhooks_flow(&mut cashier, &provider_id).await;
-    cashier.end().await;
-}
-
-/// A method that is attached at Stripe now is told by this endpoint, whatever another one's webhooks come to.
-async fn webhooks_flow_from(cashier: &mut Cashier, provider_id: &str, endpoint: &str) {
-    cashier.sandbox().attach_by_hand(provider_id, "pm_card_visa").expect("the method is attached");
-    until("its webhooks are taken", || async {
-        let waiting = cashier.sandbox().deliveries();
-        waiting.iter().all(|webhook| webhook.endpoint != endpoint).then_some(())
-    })
-    .await;
-    until("the method is known", || async {
-        let database = cashier.database().await;
-        let found = database.query("SELECT FROM payment_methods", &[]).await.expect("a look");
-        (!found.is_empty()).then_some(())
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
-    let mut cashier = till("not mended", endpoints_alone()).await;
-    let (id, _) = endpoint(&mut cashier).await;
-    at_stripe(&cashier, &format!("/v1/webhook_endpoints/{id}"), "disabled=true").await;
-    cashier
-        .sandbox()
-        .add_fault(Fault { times: None, ..Fault::once("POST", "/v1/webhook_endpoints/*", Action::Forbidden) });
-    let refused = |cashier: &Cashier| cashier.posts(&id).iter().filter(|request| request.status == Some(403)).count();
-    passing(&mut cashier, Duration::minutes(61), "it was tried again and again", async |cashier| {
-        (refused(cashier) >= 3).then_some(())
-    })
-    .await;
-    let told = |cashier: &Cashier| {
-        cashier.player.events().iter().filter(|event| event.webhook_type == "payment_provider.error").count()
-    };
-    until("it is told", || async { (told(&cashier) > 0).then_some(()) }).await;
-    assert_eq!(told(&cashier), 1, "once");
-    assert_eq!(integration(&mut cashier).await.state(), IntegrationState::Active, "payments go on");
-    cashier.sandbox().clear_faults();
-    passing(&mut cashier, Duration::minutes(61), "it is mended", async |cashier| {
-        endpoint(cashier).await.1.filter(|endpoint| endpoint["status"] == "enabled")
-    })
-    .await;
     cashier.end().await;
 }
 

@@ -81,7 +81,8 @@ async fn p8_a_worker_that_is_killed_is_replaced_within_fifteen_seconds() {
     assert_eq!(epoch(&database).await, 1, "the first worker holds the job, and renews its lease");
     send(first.process, Signal::KILL);
     let killed = Instant::now();
-    until("the other worker has the job", || async { (epoch(&database).await == 2).then_some(()) }).await;
+    // Perhaps it has done it already: then the job is gone.
+    until("the other worker has the job", || async { (epoch(&database).await != 1).then_some(()) }).await;
     let took = killed.elapsed();
     println!("the work of a killed worker was taken up after {took:?}");
     assert!(took < RealDuration::from_secs(15), "{took:?}");
@@ -151,7 +152,9 @@ async fn witness(cashier: &Cashier, notes: Arc<Mutex<Vec<String>>>) -> tokio::ta
         let note = |text: String| notes.lock().expect("no holder panics").push(text);
         let mut is_serving = true;
         loop {
+            // What has come at the same time came in this order.
             tokio::select! {
+                biased;
                 told = health.message(), if is_serving => {
                     let status = told.ok().flatten().map(|told| told.status());
                     if status != Some(ServingStatus::Serving) {

@@ -82,9 +82,9 @@ impl App {
                 Ok(_) => {}
                 Err(stripe::Error::Invalid(_)) => {
                     let read = self.0.stripe.checkout_session(key, provider_id).await;
-                    status = read.map_err(|error| super::stripe_unavailable(&error))?.status;
+                    status = read.map_err(|error| super::job_trouble("checkout_session.read", &error))?.status;
                 }
-                Err(error) => return Err(super::stripe_unavailable(&error)),
+                Err(error) => return Err(super::job_trouble("checkout_session.expire", &error)),
             }
         }
         let mut work = self.begin_leased(lease).await?;
@@ -125,7 +125,7 @@ impl App {
             match self.0.stripe.delete_webhook_endpoint(&access.key, &endpoint).await {
                 Ok(()) => {}
                 Err(error) if error.is_key_trouble() => is_gone = false,
-                Err(error) => return Err(super::stripe_unavailable(&error)),
+                Err(error) => return Err(super::job_trouble("webhook_endpoint.delete", &error)),
             }
         }
         let org = lease.organization_id;

@@ -3,7 +3,7 @@
 //! a frozen request, so that after a crash the same key brings the same endpoint with its secret; while the old one is
 //! still to be deleted, both secrets count. What can't be mended is told, once.
 
-use super::stripe_unavailable;
+use super::job_trouble;
 use crate::app::reconcile::mended;
 use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
@@ -108,10 +108,11 @@ impl App {
             None => 1,
         };
         let kept = self.known_endpoints(org, id).await?;
-        for stray in self.endpoints_at_stripe(access).await? {
+        let present = self.endpoints_at_stripe(access).await;
+        for stray in present.map_err(|error| job_trouble("webhook_endpoint.list", &error))? {
             if !kept.contains(&stray) {
                 let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &stray).await;
-                deleted.map_err(|error| stripe_unavailable(&error))?;
+                deleted.map_err(|error| job_trouble("webhook_endpoint.delete", &error))?;
             }
         }
         let mut work = self.begin_leased(lease).await?;
@@ -227,8 +228,8 @@ impl App {
     }
 
     /// The endpoints that bear the integration's mark, whether we know of them or not.
-    async fn endpoints_at_stripe(&self, access: &Access) -> Result<Vec<String>> {
-        let all = self.0.stripe.webhook_endpoints(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
+    async fn endpoints_at_stripe(&self, access: &Access) -> Result<Vec<String>, stripe::Error> {
+        let all = self.0.stripe.webhook_endpoints(&access.key).await?;
         let ours = all.into_iter().filter(|endpoint| endpoint.integration_id() == Some(access.integration));
         Ok(ours.map(|endpoint| endpoint.id).collect())
     }
@@ -243,8 +244,16 @@ impl App {
             store::requests::newest_frozen(&mut tx, org, Purpose::ReplacementEndpoint, id.0).await?
         };
         if newest.is_some_and(|frozen| !frozen.is_finished) {
-            let strays = self.endpoints_at_stripe(access).await?;
-            endpoints.extend(strays.into_iter().filter(|stray| !endpoints.contains(stray)).collect::<Vec<_>>());
+            match self.endpoints_at_stripe(access).await {
+                Ok(all) => all.into_iter().for_each(|endpoint| {
+                    if !endpoints.contains(&endpoint) {
+                        endpoints.push(endpoint);
+                    }
+                }),
+                // With a dead key they are left behind.
+                Err(error) if error.is_key_trouble() => {}
+                Err(error) => return Err(job_trouble("webhook_endpoint.list", &error)),
+            }
         }
         Ok(endpoints)
     }

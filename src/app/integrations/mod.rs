@@ -24,6 +24,15 @@ pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
     Error::Unavailable { reason: "STRIPE_UNAVAILABLE", message: error.to_string(), retry_after: Duration::from_secs(5) }
 }
 
+/// What a failed call means for a job. It is tried again later in any case, since unknown is not failed (P2); but a
+/// refusal that the job did not expect is a failure of its own.
+fn job_trouble(action: &str, error: &stripe::Error) -> Error {
+    match error.verdict() {
+        stripe::Verdict::Refused => Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}")),
+        stripe::Verdict::NotDone | stripe::Verdict::Unknown => stripe_unavailable(error),
+    }
+}
+
 impl App {
     /// An integration.
     pub async fn get_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
@@ -69,18 +78,14 @@ impl App {
         Ok(integration)
     }
 
-    /// What a failed call means for a job: a key that must be mended pauses the integration. In any case the job is tried
-    /// again later, since unknown is not failed (P2); only a refusal, which the job did not expect, is the job's own.
+    /// What a failed call means for a job; besides, a key that must be mended pauses the integration.
     pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
         if error.is_key_trouble()
             && let Err(error) = self.pause_integration(access, action, error).await
         {
             return error;
         }
-        if error.verdict() == stripe::Verdict::Refused {
-            return Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}"));
-        }
-        stripe_unavailable(error)
+        job_trouble(action, error)
     }
 
     /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once,
