@@ -11,7 +11,7 @@ use std::ffi::OsString;
 use clap::{CommandFactory, FromArgMatches};
 
 pub use self::settings::{
-    BaseUrl, Connection, EncryptionKey, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
+    BaseUrl, Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
 };
 #[cfg(feature = "dev")]
 pub use self::settings::{Demo, Dev, Sandbox};

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use paybridge::app::App;
 use paybridge::config::{self, Serve, Task};
-use paybridge::domain::{Error, OrganizationId, TokenId};
+use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
 use paybridge::server::{self, Parts};
 use paybridge::{store, telemetry};
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Serve(settings) => return serve(*settings).await,
+        Task::Serve(settings) | Task::Work(settings) => return serve(*settings).await,
         Task::PrintRoles => print!("{}", store::migrate::ROLES_SQL),
         Task::Migrate { database } => migrate(&database).await?,
         Task::CreateOrganization { database, name } => create_organization(&database, &name).await?,
@@ -68,6 +68,10 @@ async fn run(task: Task) -> Result<ExitCode> {
         Task::RevokeToken { database, organization, token } => {
             revoke_token(&database, organization.into(), token.into()).await?;
         }
+        Task::ListJobs { database, organization, only_parked } => {
+            list_jobs(&database, organization.map(Into::into), only_parked).await?;
+        }
+        Task::RetryJobs { database, job } => retry_jobs(&database, job.map(Into::into)).await?,
         #[cfg(feature = "dev")]
         Task::Dev(settings) => return paybridge::dev::run_dev(settings).await,
         #[cfg(feature = "dev")]
@@ -87,7 +91,10 @@ async fn serve(settings: Serve) -> Result<ExitCode> {
         let listener = TcpListener::bind(address).await;
         listener.with_context(|| format!("can't listen on {address} (--{flag})"))
     };
-    let grpc = listen(settings.grpc_listen, "grpc-listen").await?;
+    let grpc = match &settings.grpc {
+        Some(grpc) => Some(listen(grpc.listen, "grpc-listen").await?),
+        None => None,
+    };
     let http = listen(settings.http_listen, "http-listen").await?;
     let lifecycle = Lifecycle::new(settings.shutdown_grace);
     server::start(&settings, Parts::new(grpc, http), &lifecycle).await?;
@@ -174,6 +181,40 @@ async fn revoke_token(database: &SecretString, organization: OrganizationId, tok
     let app = administration(database).await?;
     app.revoke_token(organization, token).await.map_err(explained)?;
     println!("Revoked token {token}; replicas that used it just now notice within 10 s.");
+    Ok(())
+}
+
+async fn list_jobs(database: &SecretString, organization: Option<OrganizationId>, only_parked: bool) -> Result<()> {
+    let app = administration(database).await?;
+    let jobs = app.list_jobs(organization, only_parked).await.map_err(explained)?;
+    println!(
+        "{:36}  {:36}  {:23}  {:36}  {:>8}  {:20}  {:20}  REASON",
+        "ID", "ORGANIZATION", "KIND", "OBJECT", "FAILURES", "CREATED", "PARKED"
+    );
+    for job in jobs {
+        let (id, organization, object) = (job.id.to_string(), job.organization_id.to_string(), job.object_id);
+        let created = job.create_time().map(shown).unwrap_or_default();
+        let parked = job.park_time.map(shown).unwrap_or_default();
+        // A job a line: a reason may hold a line break of the database's.
+        let reason = job.reason.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
+        let object = format!("{object} {}", job.object_key);
+        println!(
+            "{id:36}  {organization:36}  {:23}  {:36}  {:>8}  {created:20}  {parked:20}  {reason}",
+            job.kind,
+            object.trim_end(),
+            job.failures
+        );
+    }
+    Ok(())
+}
+
+async fn retry_jobs(database: &SecretString, job: Option<JobId>) -> Result<()> {
+    let app = administration(database).await?;
+    let retried = app.retry_jobs(job).await.map_err(explained)?;
+    println!(
+        "{retried} {} due now; a worker takes what is due within a second.",
+        if retried == 1 { "job is" } else { "jobs are" }
+    );
     Ok(())
 }
 

@@ -1,7 +1,8 @@
 //! The composition root: settings, listeners and a clock in, a running service out.
 //!
-//! Everybody who runs Paybridge comes through [`start`]: `paybridge serve`, `dev`, `demo`, and tests, several times in
-//! one process if they like. The parts (two doors, the worker, readiness, and small helpers) run under a [`Lifecycle`].
+//! Everybody who runs Paybridge comes through [`start`]: `paybridge serve`, `worker`, `dev`, `demo`, and tests, several
+//! times in one process if they like. The parts (two doors, the worker, readiness, and small helpers) run under a
+//! [`Lifecycle`]. A worker process has no gRPC door, and of the HTTP door only what the platform asks for.
 //! The flow of a stop: readiness turns NOT_SERVING first; then event streams end with UNAVAILABLE, the doors take
 //! nothing new and the worker leases nothing new; what is in hand is finished; last the helpers end, which until then
 //! tell other replicas of what is committed.
@@ -24,16 +25,18 @@ use secrecy::ExposeSecret;
 use sha2::Sha256;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
+use tracing::field;
 
 use self::doors::Closing;
 use self::readiness::Readiness;
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{EncryptionKey, Serve};
+use crate::domain::jobs::JobKind;
 use crate::lifecycle::Lifecycle;
 use crate::store::{self, Hint, Pool, SealKey, Sealer};
 use crate::{grpc, stripe, telemetry, webhook, worker};
@@ -42,21 +45,18 @@ use crate::{grpc, stripe, telemetry, webhook, worker};
 const HINTS_MAX: usize = 1024;
 /// The net under lost hints, real time: no subscriber waits longer than this for what is committed.
 const NOTICE_EVERY: Duration = Duration::from_millis(200);
-/// How far apart old rows are retired, in the clock's time; and at least, in real time, however fast the clock runs.
-const RETIRE_EVERY: time::Duration = time::Duration::HOUR;
-const RETIRE_AFTER: Duration = Duration::from_millis(200);
+/// How often parked jobs are counted, real time.
+const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// The most that opening a connection to Stripe may take, real time.
 const STRIPE_CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// How soon that is tried again where it failed, real time.
-const RETIRE_AGAIN: Duration = Duration::from_secs(5);
 /// What the key of page tokens is derived under, so that it serves for nothing else.
 const PAGE_TOKEN_LABEL: &[u8] = b"paybridge page tokens v1";
 
 /// What a server is given besides its settings.
 #[derive(Debug)]
 pub struct Parts {
-    /// Where the gRPC API is served.
-    pub grpc: TcpListener,
+    /// Where the gRPC API is served; absent in a worker.
+    pub grpc: Option<TcpListener>,
     /// Where the HTTP door is served.
     pub http: TcpListener,
     /// The time that all of it goes by.
@@ -65,23 +65,20 @@ pub struct Parts {
     pub relay_provider_events: bool,
     /// How long an event stream may be silent, real time.
     pub heartbeat: Duration,
-    /// How far apart the reads of Stripe's events list are with a test key, in the clock's time.
-    pub poll_period_test: time::Duration,
-    /// The same with a live key.
-    pub poll_period_live: time::Duration,
+    /// How far apart reconcilers look, in the clock's time.
+    pub periods: app::Periods,
 }
 
 impl Parts {
-    /// What `paybridge serve` runs with.
-    pub fn new(grpc: TcpListener, http: TcpListener) -> Self {
+    /// What `paybridge serve` runs with, or, without a gRPC door, `paybridge worker`.
+    pub fn new(grpc: Option<TcpListener>, http: TcpListener) -> Self {
         Self {
             grpc,
             http,
             clock: Clock::system(),
             relay_provider_events: false,
             heartbeat: Duration::from_secs(15),
-            poll_period_test: time::Duration::seconds(5),
-            poll_period_live: time::Duration::minutes(5),
+            periods: app::Periods::default(),
         }
     }
 }
@@ -91,8 +88,8 @@ impl Parts {
 pub struct Running {
     /// Its use cases.
     pub app: App,
-    /// Where the gRPC API really listens.
-    pub grpc: SocketAddr,
+    /// Where the gRPC API really listens; absent in a worker.
+    pub grpc: Option<SocketAddr>,
     /// Where the HTTP door really listens.
     pub http: SocketAddr,
     /// Whether it can do its work; `false` at first, and while the database is away or the server stops.
@@ -103,8 +100,8 @@ pub struct Running {
 /// start. An error means that something given can't be used; then nothing runs.
 pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Result<Running> {
     let metrics = telemetry::metrics();
-    let addresses = (parts.grpc.local_addr()?, parts.http.local_addr()?);
-    let door = doors::grpc(settings.grpc_tls.as_ref())?;
+    let grpc_address = parts.grpc.as_ref().map(TcpListener::local_addr).transpose()?;
+    let http_address = parts.http.local_addr()?;
     let (hints, outgoing) = mpsc::channel(HINTS_MAX);
     let app = use_cases(settings, &parts, hints)?;
 
@@ -112,34 +109,45 @@ pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Res
     let (closing, quiet) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::new().await;
     let ready = readiness.ready.subscribe();
-    let options = grpc::Options {
-        page_token_key: page_token_key(&settings.encryption_keys)?,
-        heartbeat: parts.heartbeat,
-        streams_per_organization_max: settings.max_streams_per_organization,
+    let has_grpc = settings.grpc.is_some() && parts.grpc.is_some();
+    let http = if has_grpc {
+        webhook::routes(app.clone(), metrics.clone(), ready.clone())
+    } else {
+        webhook::platform_routes(metrics.clone(), ready.clone())
     };
-    let health = HealthServer::new(HealthService::from_health_reporter(readiness.health.clone()));
-    let grpc = grpc::routes(app.clone(), options, closing.clone(), health).context("cannot serve reflection")?;
-    let http = webhook::routes(app.clone(), metrics.clone(), ready.clone());
 
     let through = Arc::new(quiet.clone().drop_guard());
     // A tenth of the grace is left for what comes after the doors.
     let close = Closing { soon: closing.clone(), within: lifecycle.grace() / 10 * 9 };
+    if let (Some(grpc), Some(listener)) = (&settings.grpc, parts.grpc) {
+        let door = doors::grpc(grpc.tls.as_ref())?;
+        let options = grpc::Options {
+            page_token_key: page_token_key(&settings.encryption_keys)?,
+            heartbeat: parts.heartbeat,
+            streams_per_organization_max: grpc.max_streams_per_organization,
+        };
+        let health = HealthServer::new(HealthService::from_health_reporter(readiness.health.clone()));
+        let routes = grpc::routes(app.clone(), options, closing.clone(), health).context("cannot serve reflection")?;
+        lifecycle.spawn("grpc", before(&through, doors::serve_grpc(door, routes, listener, close.clone())));
+    }
     lifecycle.spawn("readiness", readiness.follow(app.clone(), lifecycle.soft().clone(), closing.drop_guard()));
-    lifecycle.spawn("grpc", before(&through, doors::serve_grpc(door, grpc, parts.grpc, close.clone())));
-    lifecycle.spawn("http", before(&through, doors::serve_http(http, parts.http, close)));
-    let work = worker::run(app.clone(), settings.worker_concurrency, lifecycle.soft().clone());
-    lifecycle.spawn(
-        "worker",
-        before(&through, async move {
-            work.await;
-            Ok(())
-        }),
-    );
+    lifecycle.spawn("http", before(&through, doors::serve_http(http, parts.http, close.clone())));
+    if settings.worker_concurrency > 0 {
+        let soft = lifecycle.soft().clone();
+        let work = worker::run(app.clone(), settings.worker_concurrency, soft, close.within);
+        lifecycle.spawn(
+            "worker",
+            before(&through, async move {
+                work.await;
+                Ok(())
+            }),
+        );
+    }
     let direct_url = settings.database.direct_url.expose_secret().to_owned();
     lifecycle.spawn("helpers", helpers(app.clone(), metrics, direct_url, outgoing, quiet));
 
-    let (grpc, http) = addresses;
-    tracing::info!(%grpc, %http, "serving");
+    let (grpc, http) = (grpc_address, http_address);
+    tracing::info!(grpc = grpc.map(field::display), %http, "serving");
     Ok(Running { app, grpc, http, ready })
 }
 
@@ -158,8 +166,7 @@ pub fn administration(database_url: &str) -> Result<App> {
         event_retention: time::Duration::MAX,
         delivery_retention: time::Duration::MAX,
         action_period: time::Duration::MAX,
-        poll_period_test: time::Duration::MAX,
-        poll_period_live: time::Duration::MAX,
+        periods: app::Periods::default(),
     };
     // Nobody waits for hints of a process that changes no log.
     let (hints, _) = mpsc::channel(1);
@@ -181,8 +188,7 @@ fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Resu
         event_retention: settings.retention.events,
         delivery_retention: settings.retention.deliveries,
         action_period: settings.action_expiry,
-        poll_period_test: parts.poll_period_test,
-        poll_period_live: parts.poll_period_live,
+        periods: parts.periods,
     };
     Ok(App::new(pool, sealer, stripe, parts.clock.clone(), settings, hints))
 }
@@ -207,7 +213,7 @@ where
     }
 }
 
-/// What works beside the doors and the worker: hints between replicas, the net under them, retention, and metrics that
+/// What works beside the doors and the worker: hints between replicas, the net under them, and metrics that are true and
 /// stay small. All for ever, until `quiet` is cancelled.
 async fn helpers(
     app: App,
@@ -221,7 +227,7 @@ async fn helpers(
         () = quiet.cancelled() => {}
         () = store::relay(direct_url, outgoing, move |hint| listener.hear(hint)) => {}
         () = notice(&app) => {}
-        () = retire(&app) => {}
+        () = count_parked(&app) => {}
         () = metrics.fold() => {}
     }
     Ok(())
@@ -241,23 +247,20 @@ async fn notice(app: &App) {
     }
 }
 
-/// Retires old rows, and makes room for new ones.
-async fn retire(app: &App) {
+/// Shows how many jobs are parked: every process shows the same, of the whole database.
+async fn count_parked(app: &App) {
+    let mut ticks = interval(COUNT_EVERY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut kinds: HashMap<String, i32> = JobKind::ALL.iter().map(|(_, name)| ((*name).to_owned(), 0)).collect();
     loop {
-        match app.retire_old().await {
-            Ok(()) => {
-                tokio::join!(app.clock().sleep(RETIRE_EVERY), pause(RETIRE_AFTER));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "old rows could not be retired; trying again");
-                pause(RETIRE_AGAIN).await;
-            }
+        ticks.tick().await;
+        let Ok(parked) = app.parked_jobs().await else { continue };
+        for count in kinds.values_mut() {
+            *count = 0;
+        }
+        kinds.extend(parked);
+        for (kind, count) in &kinds {
+            metrics::gauge!("paybridge_jobs_parked", "kind" => kind.clone()).set(f64::from(*count));
         }
     }
-}
-
-/// Waits in real time, unlike the clock's.
-async fn pause(period: Duration) {
-    // A future that never ends, under a timeout, which therefore always strikes.
-    let _ = timeout(period, std::future::pending::<()>()).await;
 }

@@ -7,9 +7,9 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
-use crate::domain::jobs::{JobKind, Lease};
-use crate::domain::{Error, Result};
-use crate::store::{self, Scope};
+use crate::domain::jobs::{JobKind, JobReport, Lease, Outcome};
+use crate::domain::{Error, JobId, OrganizationId, Result};
+use crate::store::{self, Hint, Scope};
 
 /// How long a lease lasts unless it is renewed, in the clock's time.
 pub const LEASE_PERIOD: Duration = Duration::seconds(10);
@@ -17,15 +17,26 @@ pub const LEASE_PERIOD: Duration = Duration::seconds(10);
 /// The least that a lease lasts, real time, however fast the clock runs.
 const LEASE_REAL_MIN: RealDuration = RealDuration::from_secs(2);
 
-/// Failed tries after which a job is an error for an operator to look at: with the backoff below, some hours of them. It
-/// goes on being tried, because nothing that was accepted may be lost (P8).
-const FAILURES_ALARMING: i32 = 20;
+/// Failed tries for a reason of its own after which a job is parked: with the backoff below, some hours of them. Nothing
+/// that was accepted is lost by it (P8): it waits for an operator, with its reason, and takes nobody's place meanwhile.
+const OWN_FAILURES_MAX: i32 = 20;
+
+/// How far apart the tries are at most while the reason is that Stripe or the database is away.
+const AWAY_PAUSE_MAX: Duration = Duration::minutes(5);
+
+/// How many jobs are listed at most (P11).
+const LISTED_MAX: i64 = 1_000;
 
 /// The pause before the next try: 1 s, 2 s, 5 s, 15 s, 30 s, 1 min, 2 min, 5 min, then every 30 min.
 pub(super) fn backoff(failures: i32) -> Duration {
     const SECONDS: [i64; 9] = [1, 2, 5, 15, 30, 60, 120, 300, 1800];
     let step = usize::try_from(failures).unwrap_or_default().min(SECONDS.len() - 1);
     Duration::seconds(SECONDS[step])
+}
+
+/// The pause where the job itself is not to blame: whatever was away is looked for again before long.
+pub(super) fn backoff_away(failures: i32) -> Duration {
+    backoff(failures).min(AWAY_PAUSE_MAX)
 }
 
 impl App {
@@ -43,6 +54,15 @@ impl App {
         let renewed = store::jobs::renew(&mut tx, held, self.lease_period()).await?;
         tx.commit().await?;
         Ok(renewed)
+    }
+
+    /// Gives leases back, by job and epoch, so that other workers need not wait until they run out.
+    pub async fn give_up_leases(&self, held: &[(Uuid, i64)]) -> Result<()> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::jobs::give_up(&mut tx, held).await?;
+        tx.commit().await?;
+        self.0.wake.tell(Hint::Jobs);
+        Ok(())
     }
 
     /// A lease lasts as long on a fast clock as a round trip to the database may take.
@@ -74,9 +94,18 @@ impl App {
             tracing::info!(job.id = %lease.id, job.kind = lease.kind.as_str(), "another worker has taken the job over");
             return;
         }
-        if let Err(error) = self.give_back(lease, &error).await {
+        let given_back = match &error {
+            // Whatever the job was about went with the integration: nothing is left to ask Stripe for.
+            Error::FailedPrecondition { reason: "INTEGRATION_DISCONNECTED", .. } => self.drop_job(lease).await,
+            _ => self.give_back(lease, &error).await,
+        };
+        if let Err(error) = given_back {
             tracing::warn!(job.id = %lease.id, %error, "the job could not be given back; its lease will run out");
         }
+    }
+
+    async fn drop_job(&self, lease: &Lease) -> Result<()> {
+        self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
     async fn dispatch(&self, lease: &Lease) -> Result<()> {
@@ -93,6 +122,9 @@ impl App {
             JobKind::ConnectIntegration => self.finish_connecting(lease).await,
             JobKind::DisconnectIntegration => self.finish_disconnecting(lease).await,
             JobKind::PollEvents => self.poll_events(lease).await,
+            JobKind::SweepIntegration => self.sweep_integration(lease).await,
+            JobKind::CheckEndpoint => self.look_after_endpoint(lease).await,
+            JobKind::ReconcileSession => self.reconcile_session(lease).await,
         }
     }
 
@@ -103,14 +135,47 @@ impl App {
         };
         let now = self.clock().now();
         let (kind, failures) = (lease.kind.as_str(), lease.failures + 1);
-        if failures >= FAILURES_ALARMING {
-            tracing::error!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job fails");
+        let mut tx = self.read(lease.organization_id).await?;
+        let is_parked = if matches!(error, Error::Unavailable { .. }) {
+            store::jobs::release(&mut tx, lease, now + backoff_away(lease.failures), Some(&text)).await?;
+            false
+        } else {
+            store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, OWN_FAILURES_MAX, now).await?
+        };
+        tx.commit().await?;
+        if is_parked {
+            tracing::error!(
+                job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
+                error = %text, "a job is parked: mend what it fails for, then `paybridge jobs retry` it"
+            );
         } else {
             tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job failed");
         }
-        let mut tx = self.read(lease.organization_id).await?;
-        store::jobs::release(&mut tx, lease, now + backoff(lease.failures), Some(&text)).await?;
-        tx.commit().await
+        Ok(())
+    }
+
+    /// Jobs for an operator to look at, oldest first, at most 1,000: of all organizations or of one, all or only the
+    /// parked ones.
+    pub async fn list_jobs(&self, org: Option<OrganizationId>, only_parked: bool) -> Result<Vec<JobReport>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::parked_jobs::list(&mut tx, org, only_parked, LISTED_MAX).await
+    }
+
+    /// Makes a job due now, parked or not; without an id all that are parked. Returns how many that were.
+    pub async fn retry_jobs(&self, id: Option<JobId>) -> Result<usize> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        let retried = store::parked_jobs::retry(&mut tx, id, self.clock().now()).await?;
+        tx.commit().await?;
+        match id {
+            Some(id) if retried == 0 => Err(Error::not_found("job", id)),
+            _ => Ok(retried),
+        }
+    }
+
+    /// How many jobs are parked, by kind.
+    pub async fn parked_jobs(&self) -> Result<Vec<(String, i32)>> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        store::parked_jobs::count(&mut tx).await
     }
 }
 
@@ -124,5 +189,6 @@ mod tests {
         assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
         assert_eq!(pauses[0], Duration::SECOND);
         assert_eq!(backoff(i32::MAX), Duration::minutes(30));
+        assert_eq!(backoff_away(i32::MAX), Duration::minutes(5));
     }
 }

@@ -12,8 +12,10 @@ mod integrations;
 mod jobs;
 mod organizations;
 mod payments;
+mod reconcile;
 mod retention;
 mod tell;
+mod timers;
 mod wake;
 mod work;
 
@@ -27,6 +29,8 @@ pub use self::events::EventLog;
 use self::integrations::stripe_unavailable;
 pub use self::jobs::LEASE_PERIOD;
 use self::organizations::TokenCache;
+pub use self::reconcile::Periods;
+pub use self::timers::Timer;
 use self::wake::Wake;
 use crate::clock::Clock;
 use crate::domain::payments::KEY_AGE_MAX;
@@ -49,10 +53,8 @@ pub struct Settings {
     pub delivery_retention: time::Duration,
     /// How long a customer has to prove who they are (3-D Secure), before the payment is taken back.
     pub action_period: time::Duration,
-    /// How far apart the reads of Stripe's events list are, with a test key.
-    pub poll_period_test: time::Duration,
-    /// The same with a live key: Stripe rations reads.
-    pub poll_period_live: time::Duration,
+    /// How far apart reconcilers look.
+    pub periods: Periods,
 }
 
 /// The use cases; clones share everything.

@@ -18,9 +18,9 @@ const BATCH: i64 = 1_000;
 const DAYS_AHEAD: i64 = 3;
 
 impl App {
-    /// Removes what is past its retention, and makes the partitions of the coming days. For an hourly timer; two
-    /// replicas doing it at once do no harm.
-    pub async fn retire_old(&self) -> Result<()> {
+    /// Removes what is past its retention, and makes the partitions of the coming days. For a timer; two processes doing it
+    /// at once would do no harm.
+    pub(super) async fn retire_old(&self) -> Result<()> {
         let now = self.clock().now();
         let pool = &self.0.pool;
         let mut tx = pool.begin(Scope::System).await?;

@@ -96,6 +96,11 @@ impl Work {
         self.jobs.push(job);
     }
 
+    /// How long a customer has to prove who they are.
+    pub(super) fn action_period(&self) -> time::Duration {
+        self.app.0.settings.action_period
+    }
+
     /// Ends without a change, and waits for it: no transaction is open when Stripe is called next (P3).
     pub(super) async fn abandon(self) -> Result<()> {
         self.tx.close().await
@@ -122,7 +127,7 @@ impl Work {
                 Some(Outcome::Done) => store::jobs::finish(&mut tx, lease, now).await?,
                 Some(Outcome::Again(run_at)) => store::jobs::release(&mut tx, lease, *run_at, None).await?,
                 Some(Outcome::Retry(error)) => {
-                    let run_at = now + super::jobs::backoff(lease.failures);
+                    let run_at = now + super::jobs::backoff_away(lease.failures);
                     store::jobs::release(&mut tx, lease, run_at, Some(error)).await?;
                 }
             }

@@ -25,6 +25,11 @@ pub(super) enum Command {
     /// Any number of these may run side by side on one database. Ends in order on SIGTERM or SIGINT: new work is refused
     /// at once, work in hand is finished or given back; a second signal ends it immediately.
     Serve(Box<ServeArgs>),
+    /// Run a worker: what `serve` does, without the gRPC API and without the webhook door.
+    ///
+    /// Any number of these may run beside `serve` on one database, with the same settings. The HTTP door answers
+    /// `/healthz`, `/readyz` and `/metrics` alone. Ends in the same order as `serve`.
+    Worker(Box<WorkArgs>),
     /// Bring the database's schema up to date, then exit.
     ///
     /// Safe to run while the previous release serves, and safe to repeat. The user in the database URL needs the right
@@ -36,6 +41,9 @@ pub(super) enum Command {
     /// Create, list and revoke the bearer tokens by which callers of the API prove their organization.
     #[command(subcommand)]
     Token(TokenCommand),
+    /// List the work that is under way, and try again what was parked.
+    #[command(subcommand)]
+    Jobs(JobsCommand),
     /// Run everything on this machine: an embedded Postgres, a Stripe sandbox and the service.
     ///
     /// Needs nothing but Postgres' programs (`apt-get install postgresql`). Prints the addresses, a token and commands
@@ -100,6 +108,32 @@ pub(super) enum TokenCommand {
     },
 }
 
+#[derive(Subcommand)]
+pub(super) enum JobsCommand {
+    /// List jobs, oldest first, at most 1,000: what they are about, how often they failed, and why.
+    List {
+        /// Only those that are parked: they have failed 20 times for a reason of their own, and wait for `jobs retry`.
+        #[arg(long)]
+        parked: bool,
+        /// Only those of this organization.
+        #[arg(long, value_name = "ID")]
+        organization: Option<String>,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+    /// Try a job again now, parked or not.
+    Retry {
+        /// The id of the job, as `jobs list` shows it.
+        #[arg(required_unless_present = "all_parked", conflicts_with = "all_parked")]
+        job: Option<String>,
+        /// All jobs that are parked.
+        #[arg(long)]
+        all_parked: bool,
+        #[command(flatten)]
+        database: DatabaseArgs,
+    },
+}
+
 #[derive(Args)]
 pub(super) struct DatabaseArgs {
     /// Where Postgres (15 or newer) is: `postgresql://user:password@host:port/database`, or `key=value` pairs.
@@ -124,6 +158,24 @@ pub(super) struct MigrateArgs {
 #[derive(Args)]
 pub(super) struct ServeArgs {
     #[command(flatten)]
+    pub(super) work: WorkArgs,
+    /// Where the gRPC API listens.
+    #[arg(long, env = "PAYBRIDGE_GRPC_LISTEN", default_value = "0.0.0.0:50051", value_name = "ADDRESS:PORT")]
+    pub(super) grpc_listen: String,
+    /// The gRPC API's certificate chain, a PEM file. With it and the key file the API speaks TLS; without, plain text.
+    #[arg(long, env = "PAYBRIDGE_GRPC_TLS_CERT_FILE", value_name = "FILE")]
+    pub(super) grpc_tls_cert_file: Option<String>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, env = "PAYBRIDGE_GRPC_TLS_KEY_FILE", value_name = "FILE")]
+    pub(super) grpc_tls_key_file: Option<String>,
+    /// How many event streams one organization may have open on this process, 1 to 100000.
+    #[arg(long, env = "PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", default_value = "1000", value_name = "STREAMS")]
+    pub(super) max_streams_per_organization: String,
+}
+
+#[derive(Args)]
+pub(super) struct WorkArgs {
+    #[command(flatten)]
     pub(super) database: DatabaseArgs,
     /// An address of the same database that goes past any connection pooler. Used for LISTEN alone, one connection.
     ///
@@ -134,18 +186,9 @@ pub(super) struct ServeArgs {
     /// The most connections this process opens to Postgres, 2 to 500 (one more is used for LISTEN).
     #[arg(long, env = "PAYBRIDGE_DATABASE_POOL_SIZE", default_value = "16", value_name = "CONNECTIONS")]
     pub(super) database_pool_size: String,
-    /// Where the gRPC API listens.
-    #[arg(long, env = "PAYBRIDGE_GRPC_LISTEN", default_value = "0.0.0.0:50051", value_name = "ADDRESS:PORT")]
-    pub(super) grpc_listen: String,
     /// Where the HTTP door listens: Stripe's webhooks, `/healthz`, `/readyz` and `/metrics`.
     #[arg(long, env = "PAYBRIDGE_HTTP_LISTEN", default_value = "0.0.0.0:8080", value_name = "ADDRESS:PORT")]
     pub(super) http_listen: String,
-    /// The gRPC API's certificate chain, a PEM file. With it and the key file the API speaks TLS; without, plain text.
-    #[arg(long, env = "PAYBRIDGE_GRPC_TLS_CERT_FILE", value_name = "FILE")]
-    pub(super) grpc_tls_cert_file: Option<String>,
-    /// The private key of that certificate, a PEM file.
-    #[arg(long, env = "PAYBRIDGE_GRPC_TLS_KEY_FILE", value_name = "FILE")]
-    pub(super) grpc_tls_key_file: Option<String>,
     /// The address under which Stripe reaches the HTTP door from the internet, such as `https://pay.example.com`.
     ///
     /// Integrations register their webhook endpoint below it. Without it there is nothing that Stripe could post to,
@@ -180,9 +223,6 @@ pub(super) struct ServeArgs {
     /// `{CHECKOUT_SESSION_ID}`, which Stripe fills in.
     #[arg(long, env = "PAYBRIDGE_DEFAULT_SUCCESS_URL", value_name = "URL")]
     pub(super) default_success_url: Option<String>,
-    /// How many event streams one organization may have open on this process, 1 to 100000.
-    #[arg(long, env = "PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", default_value = "1000", value_name = "STREAMS")]
-    pub(super) max_streams_per_organization: String,
     /// How long events can be read again, in days, 1 to 3650.
     #[arg(long, env = "PAYBRIDGE_EVENT_RETENTION_DAYS", default_value = "90", value_name = "DAYS")]
     pub(super) event_retention_days: String,
@@ -194,7 +234,8 @@ pub(super) struct ServeArgs {
     /// back at Stripe and FAILED, free to be paid another way.
     #[arg(long, env = "PAYBRIDGE_ACTION_EXPIRY_HOURS", default_value = "24", value_name = "HOURS")]
     pub(super) action_expiry_hours: String,
-    /// How many jobs this process works on at the same time, 1 to 1000.
+    /// How many jobs this process works on at the same time, 1 to 1000; for `serve` also 0: then it only has doors, and
+    /// needs a `worker` beside it.
     #[arg(long, env = "PAYBRIDGE_WORKER_CONCURRENCY", default_value = "16", value_name = "JOBS")]
     pub(super) worker_concurrency: String,
     /// How long a shutdown waits for work in hand, in seconds, 1 to 600. Keep it below what your platform waits before

@@ -6,9 +6,13 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
-use super::arguments::{Cli, Command, DatabaseArgs, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand};
+use super::arguments::{
+    Cli, Command, DatabaseArgs, JobsCommand, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand, WorkArgs,
+};
 use super::check::{self, Mistakes, given};
-use super::settings::{Connection, EncryptionKey, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls};
+use super::settings::{
+    Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
+};
 #[cfg(feature = "dev")]
 use super::settings::{Demo, Dev, Sandbox};
 
@@ -40,6 +44,7 @@ fn telemetry(mistakes: &mut Mistakes, args: TelemetryArgs) -> Option<Telemetry> 
 fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
     match command {
         Command::Serve(args) => serve(mistakes, *args).map(|serve| Task::Serve(Box::new(serve))),
+        Command::Worker(args) => work(mistakes, *args, 1).map(|work| Task::Work(Box::new(work))),
         Command::Migrate(args) if args.print_roles => Some(Task::PrintRoles),
         Command::Migrate(args) => Some(Task::Migrate { database: database(mistakes, args.database)? }),
         Command::Organization(OrganizationCommand::Create { name, database: args }) => {
@@ -50,6 +55,7 @@ fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
             Some(Task::ListOrganizations { database: database(mistakes, args)? })
         }
         Command::Token(command) => token_task(mistakes, command),
+        Command::Jobs(command) => jobs_task(mistakes, command),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev(mistakes, args).map(Task::Dev),
         #[cfg(feature = "dev")]
@@ -86,38 +92,59 @@ fn token_task(mistakes: &mut Mistakes, command: TokenCommand) -> Option<Task> {
     }
 }
 
+fn jobs_task(mistakes: &mut Mistakes, command: JobsCommand) -> Option<Task> {
+    match command {
+        JobsCommand::List { parked, organization, database: args } => {
+            let organization = given(organization).map(|text| check::id(&text)).transpose();
+            let organization = mistakes.note_argument("--organization", organization);
+            let database = database(mistakes, args);
+            Some(Task::ListJobs { database: database?, organization: organization?, only_parked: parked })
+        }
+        JobsCommand::Retry { job, all_parked: _, database: args } => {
+            let job = mistakes.note_argument("the job's id", job.map(|text| check::id(&text)).transpose());
+            let database = database(mistakes, args);
+            Some(Task::RetryJobs { database: database?, job: job? })
+        }
+    }
+}
+
 fn database(mistakes: &mut Mistakes, args: DatabaseArgs) -> Option<SecretString> {
     mistakes.note("database-url", check::database(args.database_url))
 }
 
 fn serve(mistakes: &mut Mistakes, args: ServeArgs) -> Option<Serve> {
+    let listen = mistakes.note("grpc-listen", check::address(&args.grpc_listen));
+    let tls = tls(mistakes, given(args.grpc_tls_cert_file), given(args.grpc_tls_key_file));
+    let streams = check::number(&args.max_streams_per_organization, 1..=100_000);
+    let streams = mistakes.note("max-streams-per-organization", streams);
+    let work = work(mistakes, args.work, 0);
+    Some(Serve { grpc: Some(Grpc { listen: listen?, tls: tls?, max_streams_per_organization: streams? }), ..work? })
+}
+
+/// What a worker has, and `serve` too.
+fn work(mistakes: &mut Mistakes, args: WorkArgs, least_concurrency: usize) -> Option<Serve> {
     let database = connection(mistakes, args.database, args.direct_database_url, &args.database_pool_size);
-    let grpc_listen = mistakes.note("grpc-listen", check::address(&args.grpc_listen));
     let http_listen = mistakes.note("http-listen", check::address(&args.http_listen));
-    let grpc_tls = tls(mistakes, given(args.grpc_tls_cert_file), given(args.grpc_tls_key_file));
     let public_webhook_url = given(args.public_webhook_url).map(|text| check::safe_base_url(&text)).transpose();
     let public_webhook_url = mistakes.note("public-webhook-url", public_webhook_url);
     let base_url = mistakes.note("stripe-base-url", check::safe_base_url(&args.stripe_base_url));
     let timeout = mistakes.note("stripe-timeout-seconds", check::number(&args.stripe_timeout_seconds, 1..=120));
     let encryption_keys = keys(mistakes, args.encryption_keys, given(args.encryption_keys_file));
     let success_url = mistakes.note("default-success-url", check::page_url(args.default_success_url));
-    let streams = check::number(&args.max_streams_per_organization, 1..=100_000);
-    let streams = mistakes.note("max-streams-per-organization", streams);
     let events = mistakes.note("event-retention-days", check::number(&args.event_retention_days, 1..=3650));
     let deliveries = mistakes.note("delivery-retention-days", check::number(&args.delivery_retention_days, 35..=3650));
     let action_expiry = mistakes.note("action-expiry-hours", check::number(&args.action_expiry_hours, 1..=720));
-    let worker_concurrency = mistakes.note("worker-concurrency", check::number(&args.worker_concurrency, 1..=1000));
+    let concurrency = check::number(&args.worker_concurrency, least_concurrency..=1000);
+    let worker_concurrency = mistakes.note("worker-concurrency", concurrency);
     let grace = mistakes.note("shutdown-grace-seconds", check::number(&args.shutdown_grace_seconds, 1..=600));
     Some(Serve {
         database: database?,
-        grpc_listen: grpc_listen?,
-        grpc_tls: grpc_tls?,
+        grpc: None,
         http_listen: http_listen?,
         public_webhook_url: public_webhook_url?,
         stripe: Stripe { base_url: base_url?, timeout: Duration::from_secs(timeout?) },
         encryption_keys: encryption_keys?,
         default_success_url: success_url?,
-        max_streams_per_organization: streams?,
         retention: Retention { events: time::Duration::days(events?), deliveries: time::Duration::days(deliveries?) },
         action_expiry: time::Duration::hours(action_expiry?),
         worker_concurrency: worker_concurrency?,

@@ -8,8 +8,8 @@ const README: &str = include_str!("../../README.md");
 
 /// The commands whose settings the README lists, each under a title; the empty one stands for what all of them take.
 const COMMANDS: [(&str, &str); 6] = [
-    ("serve", "`paybridge serve`"),
-    ("migrate", "`paybridge migrate` (`organization` and `token` take `--database-url`, too)"),
+    ("serve", "`paybridge serve` (`worker` takes all but `--grpc-…` and `--max-streams-per-organization`)"),
+    ("migrate", "`paybridge migrate` (`organization`, `token` and `jobs` take `--database-url`, too)"),
     ("dev", "`paybridge dev`"),
     ("demo", "`paybridge demo`"),
     ("sandbox", "`paybridge sandbox`"),
@@ -35,8 +35,17 @@ fn the_readme_lists_every_setting_as_the_command_line_has_it() {
     let command = arguments::Cli::command();
     for subcommand in command.get_subcommands().map(clap::Command::get_name) {
         let listed = COMMANDS.iter().any(|(name, _)| *name == subcommand);
-        assert!(listed || matches!(subcommand, "organization" | "token"), "the README leaves out {subcommand}");
+        assert!(
+            listed || matches!(subcommand, "worker" | "organization" | "token" | "jobs"),
+            "the README leaves out {subcommand}"
+        );
     }
+    let flags = |name: &str| -> Vec<String> {
+        let command = command.find_subcommand(name).unwrap_or_else(|| panic!("there is a command {name}"));
+        command.get_arguments().filter_map(clap::Arg::get_long).map(str::to_owned).collect()
+    };
+    let is_of_both = |flag: &String| !flag.starts_with("grpc-") && flag != "max-streams-per-organization";
+    assert_eq!(flags("worker"), flags("serve").into_iter().filter(is_of_both).collect::<Vec<_>>());
     let mut wanted = String::new();
     for (name, title) in COMMANDS {
         let command = if name.is_empty() { Some(&command) } else { command.find_subcommand(name) };

@@ -21,6 +21,7 @@ pub struct Settings {
 #[expect(missing_docs, reason = "each command and its fields are described in `arguments`, where --help reads them")]
 pub enum Task {
     Serve(Box<Serve>),
+    Work(Box<Serve>),
     PrintRoles,
     Migrate {
         database: SecretString,
@@ -46,6 +47,16 @@ pub enum Task {
         organization: Uuid,
         token: Uuid,
     },
+    ListJobs {
+        database: SecretString,
+        organization: Option<Uuid>,
+        only_parked: bool,
+    },
+    /// Without an id all that are parked.
+    RetryJobs {
+        database: SecretString,
+        job: Option<Uuid>,
+    },
     #[cfg(feature = "dev")]
     Dev(Dev),
     #[cfg(feature = "dev")]
@@ -54,15 +65,13 @@ pub enum Task {
     Sandbox(Sandbox),
 }
 
-/// Settings of `paybridge serve`.
+/// Settings of `paybridge serve`, and of `paybridge worker`, which has no gRPC API.
 #[derive(Debug)]
 pub struct Serve {
     /// Postgres.
     pub database: Connection,
-    /// Where the gRPC API listens.
-    pub grpc_listen: SocketAddr,
-    /// With it the gRPC API speaks TLS.
-    pub grpc_tls: Option<Tls>,
+    /// The gRPC API; absent in a worker.
+    pub grpc: Option<Grpc>,
     /// Where the HTTP door listens.
     pub http_listen: SocketAddr,
     /// Under which address Stripe reaches the HTTP door; absent: integrations poll.
@@ -73,16 +82,25 @@ pub struct Serve {
     pub encryption_keys: Vec<EncryptionKey>,
     /// Where Checkout sends a customer if nothing else says so.
     pub default_success_url: String,
-    /// The most event streams of one organization on this process.
-    pub max_streams_per_organization: usize,
     /// What is kept for how long.
     pub retention: Retention,
     /// How long a customer has to prove who they are, in the clock's time.
     pub action_expiry: time::Duration,
-    /// The most jobs at the same time.
+    /// The most jobs at the same time; 0: this process only has doors.
     pub worker_concurrency: usize,
     /// How long a shutdown waits for work in hand.
     pub shutdown_grace: Duration,
+}
+
+/// How the gRPC API is served.
+#[derive(Debug)]
+pub struct Grpc {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// With it the API speaks TLS.
+    pub tls: Option<Tls>,
+    /// The most event streams of one organization on this process.
+    pub max_streams_per_organization: usize,
 }
 
 /// How Postgres is reached.
@@ -226,7 +244,7 @@ impl Serve {
             }
         };
         warn(
-            self.grpc_tls.is_none() && !self.grpc_listen.ip().is_loopback(),
+            self.grpc.as_ref().is_some_and(|grpc| grpc.tls.is_none() && !grpc.listen.ip().is_loopback()),
             "the gRPC API listens without TLS: bearer tokens cross the network in plain text unless a mesh or proxy \
              encrypts them",
         );

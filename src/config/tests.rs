@@ -30,12 +30,13 @@ fn serve(more: &[&str]) -> Result<Serve, String> {
 #[test]
 fn three_settings_are_enough_to_serve() {
     let serve = serve(&[]).unwrap();
-    assert_eq!(serve.grpc_listen.to_string(), "0.0.0.0:50051");
+    let grpc = serve.grpc.unwrap();
+    assert_eq!(grpc.listen.to_string(), "0.0.0.0:50051");
     assert_eq!(serve.http_listen.to_string(), "0.0.0.0:8080");
     assert_eq!(serve.stripe.base_url.as_str(), "https://api.stripe.com");
     assert_eq!(serve.retention.deliveries, time::Duration::days(35));
     assert_eq!(serve.database.direct_url.expose_secret(), serve.database.url.expose_secret());
-    assert!(serve.grpc_tls.is_none() && serve.public_webhook_url.is_none());
+    assert!(grpc.tls.is_none() && serve.public_webhook_url.is_none());
 }
 
 #[test]
@@ -109,7 +110,7 @@ fn keys_and_certificates_come_from_files_too() {
     let files = ["--encryption-keys-file", &keys, "--grpc-tls-cert-file", &cert, "--grpc-tls-key-file", &key];
     let Task::Serve(read_from_files) = read(&[&line[..], &files[..]].concat()).unwrap().task else { panic!() };
     assert_eq!(read_from_files.encryption_keys.len(), 2);
-    assert!(read_from_files.grpc_tls.unwrap().certificate.contains("CERTIFICATE"));
+    assert!(read_from_files.grpc.unwrap().tls.unwrap().certificate.contains("CERTIFICATE"));
     let swapped = serve(&["--grpc-tls-cert-file", &key, "--grpc-tls-key-file", &cert]).unwrap_err();
     assert!(swapped.contains("2 settings are wrong") && swapped.contains("no PEM block"), "{swapped}");
     let both = serve(&["--encryption-keys-file", &keys]).unwrap_err();
@@ -174,6 +175,36 @@ fn organizations_and_tokens_are_managed_by_id() {
 }
 
 #[test]
+fn a_worker_has_no_grpc_door_and_works() {
+    let line = ["worker", "--database-url=host=/run/pg", "--default-success-url=https://shop.example/done"];
+    let keys = ["--encryption-keys", KEY];
+    let Task::Work(work) = read(&[&line[..], &keys[..]].concat()).unwrap().task else { panic!() };
+    assert!(work.grpc.is_none() && work.worker_concurrency == 16);
+    let idle = read(&[&line[..], &keys[..], &["--worker-concurrency=0"]].concat()).unwrap_err();
+    assert!(idle.text.contains("`0` is not a whole number from 1 to 1000"), "{}", idle.text);
+    assert_eq!(serve(&["--worker-concurrency=0"]).unwrap().worker_concurrency, 0, "doors only");
+}
+
+#[test]
+fn a_job_is_retried_by_id_or_all_that_are_parked() {
+    let (database, job) = ("--database-url=host=/run/pg", "0190163d-8694-739b-aea5-966c26f8ad91");
+    let retried = |line: &[&str]| match read(&[&["jobs", "retry", database], line].concat()).map(|read| read.task) {
+        Ok(Task::RetryJobs { job, .. }) => Ok(job),
+        Ok(other) => panic!("{other:?}"),
+        Err(refusal) => Err(refusal.text),
+    };
+    assert_eq!(retried(&[job]).unwrap(), job.parse().ok());
+    assert_eq!(retried(&["--all-parked"]).unwrap(), None);
+    for wrong in [&[][..], &[job, "--all-parked"], &["7"]] {
+        retried(wrong).unwrap_err();
+    }
+    assert!(matches!(
+        read(&["jobs", "list", "--parked", database]).unwrap().task,
+        Task::ListJobs { organization: None, only_parked: true, .. }
+    ));
+}
+
+#[test]
 fn printing_the_roles_needs_no_database() {
     assert!(matches!(read(&["migrate", "--print-roles"]).unwrap().task, Task::PrintRoles));
     assert!(matches!(read(&["migrate", "--database-url=host=x"]).unwrap().task, Task::Migrate { .. }));
@@ -193,7 +224,7 @@ fn help_is_no_mistake_and_an_unknown_flag_is() {
 #[test]
 fn every_setting_is_a_flag_and_a_variable_of_the_same_name() {
     fn look(command: &clap::Command, seen: &mut usize) {
-        let of_one_act = ["migrate", "organization", "create", "list", "revoke"].contains(&command.get_name());
+        let of_one_act = ["migrate", "organization", "create", "list", "revoke", "retry"].contains(&command.get_name());
         for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
             if let Some(variable) = arg.get_env() {
                 assert_eq!(variable.to_str().unwrap(), check::variable(arg.get_long().unwrap()));

@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use super::postgres::{self, Postgres};
 use super::sandbox::{self, Sandbox};
 use super::stage::{self, Stage, prepare_database};
+use crate::app::Periods;
 use crate::clock::Clock;
 use crate::config;
 use crate::lifecycle::Lifecycle;
@@ -45,6 +46,7 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
             grpc_listen: settings.grpc_listen,
             http_listen: settings.http_listen,
             relay_provider_events: true,
+            periods: Periods::default(),
             ..stage::Options::default()
         },
     )

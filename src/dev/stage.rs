@@ -2,11 +2,11 @@
 //! story on one, the tests play on many, `paybridge dev` leaves one standing.
 //!
 //! Servers run in this process, on the stage's clock, or, where processes are asked for, as real `paybridge serve`
-//! processes on the machine's clock.
+//! processes on the machine's clock; so do workers.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration as RealDuration, Instant};
 
@@ -19,9 +19,9 @@ use tokio_postgres::NoTls;
 
 use super::postgres::Postgres;
 use super::sandbox::{Options as SandboxOptions, Sandbox};
-use crate::app::App;
+use crate::app::{App, Periods};
 use crate::clock::Clock;
-use crate::config::{BaseUrl, Connection, EncryptionKey, Retention, Serve, Stripe};
+use crate::config::{BaseUrl, Connection, EncryptionKey, Grpc, Retention, Serve, Stripe};
 use crate::domain::OrganizationId;
 use crate::lifecycle::Lifecycle;
 use crate::server::{self, Parts};
@@ -80,6 +80,12 @@ pub struct Options {
     pub max_streams_per_organization: usize,
     /// How long servers in this process wait for an answer of Stripe's, real time.
     pub stripe_timeout: RealDuration,
+    /// How many jobs a server works on at once; 0 leaves the work to others.
+    pub worker_concurrency: usize,
+    /// How far apart the reconcilers of servers in this process look.
+    pub periods: Periods,
+    /// How long a server that stops waits for work in hand, real time; whole seconds.
+    pub shutdown_grace: RealDuration,
 }
 
 impl Default for Options {
@@ -97,8 +103,19 @@ impl Default for Options {
             relay_provider_events: false,
             max_streams_per_organization: 1_000,
             stripe_timeout: RealDuration::from_secs(20),
+            worker_concurrency: 8,
+            periods: seldom(),
+            shutdown_grace: RealDuration::from_secs(5),
         }
     }
+}
+
+/// Reconcilers that leave the stage to the webhooks: only what has been moving for long is asked about. Where the events
+/// list stands in for webhooks it is read without pause.
+fn seldom() -> Periods {
+    let year = time::Duration::days(365);
+    let poll_test = time::Duration::milliseconds(300);
+    Periods { poll_test, list_test: year, list_live: year, endpoint: year, ..Periods::default() }
 }
 
 /// Where a server listens.
@@ -170,6 +187,27 @@ impl Stage {
         added
     }
 
+    /// Starts a worker, as a process of `program`, and waits until it is ready. Returns where its HTTP door is.
+    pub async fn add_worker(&self, program: &Path) -> Result<String> {
+        let http = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+        let address = format!("http://{}", http.local_addr()?);
+        self.spawn(program, "worker", None, http)?;
+        self.wait_until_ready(&address).await?;
+        Ok(address)
+    }
+
+    /// The newest process.
+    pub fn newest_process(&self) -> Option<u32> {
+        self.processes.lock().expect("no holder panics").last().map(|process| process.0.id())
+    }
+
+    /// How a process has ended, if it has.
+    pub fn ended(&self, process: u32) -> Option<ExitStatus> {
+        let mut processes = self.processes.lock().expect("no holder panics");
+        let found = processes.iter_mut().find(|known| known.0.id() == process)?;
+        found.0.try_wait().ok().flatten()
+    }
+
     /// Starts one more server, and waits until it is ready.
     pub async fn add_server(&mut self) -> Result<Address> {
         let is_first = self.servers.is_empty();
@@ -183,23 +221,23 @@ impl Stage {
             self.webhook_url = Some(address.http.clone());
         }
         match self.options.program.clone() {
-            Some(program) => self.spawn(program, grpc, http)?,
+            Some(program) => self.spawn(&program, "serve", Some(grpc), http)?,
             None => self.start_here(grpc, http).await?,
         }
-        self.wait_until_ready(&address).await?;
+        self.wait_until_ready(&address.http).await?;
         self.servers.push(address.clone());
         Ok(address)
     }
 
     async fn start_here(&self, grpc: TcpListener, http: TcpListener) -> Result<()> {
         let settings = self.settings(grpc.local_addr()?, http.local_addr()?)?;
-        let lifecycle = Lifecycle::new(RealDuration::from_secs(5));
+        let lifecycle = Lifecycle::new(self.options.shutdown_grace);
         let parts = Parts {
             clock: self.clock.clone(),
             relay_provider_events: self.options.relay_provider_events,
             heartbeat: RealDuration::from_secs(1),
-            poll_period_test: time::Duration::milliseconds(300),
-            ..Parts::new(grpc, http)
+            periods: self.options.periods,
+            ..Parts::new(Some(grpc), http)
         };
         server::start(&settings, parts, &lifecycle).await?;
         self.lives.lock().expect("no holder panics").push(lifecycle);
@@ -212,36 +250,43 @@ impl Stage {
         let public_webhook_url = self.webhook_url.as_deref().map(base_url).transpose()?;
         Ok(Serve {
             database: Connection { url: url.clone(), direct_url: url, pool_size: 8 },
-            grpc_listen,
-            grpc_tls: None,
+            grpc: Some(Grpc {
+                listen: grpc_listen,
+                tls: None,
+                max_streams_per_organization: self.options.max_streams_per_organization,
+            }),
             http_listen,
             public_webhook_url,
             stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: self.options.stripe_timeout },
             encryption_keys: vec![EncryptionKey { id: "stage".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
             default_success_url: format!("{}/thanks", self.sandbox.url()),
-            max_streams_per_organization: self.options.max_streams_per_organization,
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
             action_expiry: time::Duration::DAY,
-            worker_concurrency: 8,
-            shutdown_grace: RealDuration::from_secs(5),
+            worker_concurrency: self.options.worker_concurrency,
+            shutdown_grace: self.options.shutdown_grace,
         })
     }
 
     /// Starts a process. The listeners only found free ports: it binds them itself.
-    fn spawn(&self, program: PathBuf, grpc: TcpListener, http: TcpListener) -> Result<()> {
-        let (grpc_listen, http_listen) = (grpc.local_addr()?, http.local_addr()?);
-        drop((grpc, http));
+    fn spawn(&self, program: &Path, task: &str, grpc: Option<TcpListener>, http: TcpListener) -> Result<()> {
         let mut command = Command::new(program);
+        if let Some(grpc) = grpc {
+            command
+                .env("PAYBRIDGE_GRPC_LISTEN", grpc.local_addr()?.to_string())
+                .env("PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", self.options.max_streams_per_organization.to_string())
+                .env("PAYBRIDGE_WORKER_CONCURRENCY", self.options.worker_concurrency.to_string());
+        }
+        let http_listen = http.local_addr()?;
+        drop(http);
         command
-            .arg("serve")
+            .arg(task)
             .env("DATABASE_URL", &self.database_url)
-            .env("PAYBRIDGE_GRPC_LISTEN", grpc_listen.to_string())
             .env("PAYBRIDGE_HTTP_LISTEN", http_listen.to_string())
             .env("PAYBRIDGE_STRIPE_BASE_URL", self.sandbox.url())
             .env("PAYBRIDGE_ENCRYPTION_KEYS", format!("stage:{}", STANDARD.encode(SEAL_KEY)))
             .env("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", self.sandbox.url()))
             .env("PAYBRIDGE_DATABASE_POOL_SIZE", "8")
-            .env("PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", self.options.max_streams_per_organization.to_string())
+            .env("PAYBRIDGE_SHUTDOWN_GRACE_SECONDS", self.options.shutdown_grace.as_secs().to_string())
             .env("PAYBRIDGE_LOG_FILTER", "warn")
             .stdin(Stdio::null());
         if let Some(url) = &self.webhook_url {
@@ -252,17 +297,17 @@ impl Stage {
         Ok(())
     }
 
-    async fn wait_until_ready(&self, address: &Address) -> Result<()> {
+    async fn wait_until_ready(&self, http: &str) -> Result<()> {
         let client = reqwest::Client::builder().no_proxy().build()?;
         let began = Instant::now();
         while began.elapsed() < START_TIMEOUT {
-            let answer = client.get(format!("{}/readyz", address.http)).send().await;
+            let answer = client.get(format!("{http}/readyz")).send().await;
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return Ok(());
             }
             let _ = tokio::time::timeout(RealDuration::from_millis(20), std::future::pending::<()>()).await;
         }
-        bail!("the server at {} was not ready within {START_TIMEOUT:?}", address.http)
+        bail!("the server at {http} was not ready within {START_TIMEOUT:?}")
     }
 
     /// A new organization and a token of it.

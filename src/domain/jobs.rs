@@ -15,6 +15,8 @@ pub enum JobKind {
     ReconcilePayment,
     /// A refund to be made at Stripe, or one that has been moving for long.
     RefundPayment,
+    /// A Checkout session that is past its end, and of which nothing was heard.
+    ReconcileSession,
     /// A stored webhook.
     ApplyDelivery,
     /// A customer to be created, linked or pushed.
@@ -33,14 +35,19 @@ pub enum JobKind {
     DisconnectIntegration,
     /// An integration whose events list is to be read.
     PollEvents,
+    /// An integration whose stale objects are to be asked about.
+    SweepIntegration,
+    /// An integration whose webhook endpoint is to be looked at, and mended.
+    CheckEndpoint,
 }
 
 impl JobKind {
     /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 12] = [
+    pub const ALL: [(Self, &'static str); 15] = [
         (Self::SubmitPayment, "submit_payment"),
         (Self::ReconcilePayment, "reconcile_payment"),
         (Self::RefundPayment, "refund_payment"),
+        (Self::ReconcileSession, "reconcile_session"),
         (Self::ApplyDelivery, "apply_delivery"),
         (Self::SyncCustomer, "sync_customer"),
         (Self::ImportPaymentMethods, "import_payment_methods"),
@@ -50,7 +57,12 @@ impl JobKind {
         (Self::ConnectIntegration, "connect_integration"),
         (Self::DisconnectIntegration, "disconnect_integration"),
         (Self::PollEvents, "poll_events"),
+        (Self::SweepIntegration, "sweep_integration"),
+        (Self::CheckEndpoint, "check_endpoint"),
     ];
+
+    /// The kinds that every live integration has a job of, for as long as it lives: its reconcilers.
+    pub const RECONCILERS: [Self; 3] = [Self::PollEvents, Self::SweepIntegration, Self::CheckEndpoint];
 
     /// The name in the database and in logs.
     pub fn as_str(self) -> &'static str {
@@ -93,6 +105,39 @@ pub enum Outcome {
     Done,
     /// Look again at this time; nothing is wrong.
     Again(OffsetDateTime),
-    /// It can't be done now; back off. With the reason, for people.
+    /// It can't be done now, for no reason of its own: Stripe is away, or what it is about is not known yet. Back off,
+    /// with the reason for people.
     Retry(String),
+}
+
+/// A job as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JobReport {
+    /// The job.
+    pub id: JobId,
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// The name of its kind; perhaps one that only another release knows.
+    pub kind: String,
+    /// The object, as in [`Lease`].
+    pub object_id: Uuid,
+    /// As in [`Lease`].
+    pub object_key: String,
+    /// Failed tries since it last went well.
+    pub failures: i32,
+    /// Why the last try failed.
+    pub reason: Option<String>,
+    /// When it is next looked at, unless it is parked.
+    pub run_at: OffsetDateTime,
+    /// Since when it is parked, if it is.
+    pub park_time: Option<OffsetDateTime>,
+}
+
+impl JobReport {
+    /// When it was first asked for; its id carries the time.
+    pub fn create_time(&self) -> Option<OffsetDateTime> {
+        let (seconds, nanoseconds) = self.id.0.get_timestamp()?.to_unix();
+        let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
+    }
 }

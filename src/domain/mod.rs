@@ -13,6 +13,7 @@ pub mod jobs;
 pub mod money;
 pub mod payment_methods;
 pub mod payments;
+pub mod reconcile;
 pub mod refunds;
 pub mod signals;
 #[cfg(test)]

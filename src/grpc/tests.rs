@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 use super::proto::payment_service_client::PaymentServiceClient;
 use super::proto::{CreatePaymentRequest, GetPaymentRequest};
 use super::*;
-use crate::app::Settings;
+use crate::app::{Periods, Settings};
 use crate::clock::Clock;
 use crate::store::{Pool, SealKey, Sealer};
 use crate::stripe;
@@ -35,8 +35,7 @@ pub(super) fn app_without_database() -> App {
         event_retention: Duration::days(90),
         delivery_retention: Duration::days(35),
         action_period: Duration::DAY,
-        poll_period_test: Duration::seconds(5),
-        poll_period_live: Duration::minutes(5),
+        periods: Periods::default(),
     };
     App::new(
         Pool::new(&format!("postgres://{nowhere}/paybridge"), 1).unwrap(),

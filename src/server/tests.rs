@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use secrecy::{SecretBox, SecretString};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_postgres::NoTls;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::HealthCheckRequest;
@@ -13,7 +14,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::config::{BaseUrl, Connection, Retention, Stripe};
+use crate::config::{BaseUrl, Connection, Grpc, Retention, Stripe};
 use crate::dev::postgres::{Options, Postgres};
 use crate::lifecycle::End;
 
@@ -79,15 +80,13 @@ fn settings(url: &str) -> Serve {
     let url = SecretString::from(url);
     Serve {
         database: Connection { direct_url: url.clone(), url, pool_size: 4 },
-        grpc_listen: "127.0.0.1:0".parse().unwrap(),
-        grpc_tls: None,
+        grpc: Some(Grpc { listen: "127.0.0.1:0".parse().unwrap(), tls: None, max_streams_per_organization: 10 }),
         http_listen: "127.0.0.1:0".parse().unwrap(),
         public_webhook_url: None,
         // Nothing listens there, and nothing here calls it.
         stripe: Stripe { base_url: BaseUrl::parse("http://127.0.0.1:1").unwrap(), timeout: Duration::from_secs(5) },
         encryption_keys: vec![key(7)],
         default_success_url: "https://shop.example/done".to_owned(),
-        max_streams_per_organization: 10,
         retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
         action_expiry: time::Duration::DAY,
         worker_concurrency: 4,
@@ -101,9 +100,9 @@ fn key(byte: u8) -> EncryptionKey {
 
 async fn serve(url: &str, lifecycle: &Lifecycle) -> Running {
     let settings = settings(url);
-    let grpc = TcpListener::bind(settings.grpc_listen).await.unwrap();
+    let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind(settings.http_listen).await.unwrap();
-    start(&settings, Parts::new(grpc, http), lifecycle).await.unwrap()
+    start(&settings, Parts::new(Some(grpc), http), lifecycle).await.unwrap()
 }
 
 /// Waits until readiness is as expected.
@@ -132,7 +131,7 @@ async fn http(running: &Running, request: &str, body: &[u8]) -> (u16, String) {
 }
 
 async fn channel(running: &Running) -> Channel {
-    Endpoint::from_shared(format!("http://{}", running.grpc)).unwrap().connect().await.unwrap()
+    Endpoint::from_shared(format!("http://{}", running.grpc.unwrap())).unwrap().connect().await.unwrap()
 }
 
 async fn health(running: &Running) -> HealthClient<Channel> {
@@ -178,7 +177,9 @@ async fn a_server_becomes_ready_answers_and_stops_in_order() {
     assert_eq!(lifecycle.stop().await, End::Orderly);
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(watched.message().await.is_ok_and(|end| end.is_none()));
-    assert!(TcpStream::connect(running.grpc).await.is_err() && TcpStream::connect(running.http).await.is_err());
+    assert!(
+        TcpStream::connect(running.grpc.unwrap()).await.is_err() && TcpStream::connect(running.http).await.is_err()
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

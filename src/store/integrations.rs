@@ -106,12 +106,15 @@ pub enum Secret {
     Key,
     /// The secret that webhooks are signed with.
     Webhook,
+    /// The secret of the endpoint that is being replaced: what it has posted may still be on its way.
+    OldWebhook,
 }
 
 fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place {
     let column = match secret {
         Secret::Key => "integrations.sealed_secret_key",
         Secret::Webhook => "integrations.sealed_webhook_secret",
+        Secret::OldWebhook => "integrations.sealed_old_webhook_secret",
     };
     Place { organization_id: org, integration_id: id, column }
 }
@@ -211,6 +214,7 @@ pub async fn set_secret(
     match which {
         Secret::Key => target.set(dsl::sealed_secret_key.eq(sealed)).execute(conn).await?,
         Secret::Webhook => target.set(dsl::sealed_webhook_secret.eq(sealed)).execute(conn).await?,
+        Secret::OldWebhook => target.set(dsl::sealed_old_webhook_secret.eq(sealed)).execute(conn).await?,
     };
     Ok(())
 }
@@ -227,28 +231,9 @@ pub async fn secret(
     let sealed: Option<Option<Vec<u8>>> = match which {
         Secret::Key => row.select(dsl::sealed_secret_key).first(conn).await.optional()?,
         Secret::Webhook => row.select(dsl::sealed_webhook_secret).first(conn).await.optional()?,
+        Secret::OldWebhook => row.select(dsl::sealed_old_webhook_secret).first(conn).await.optional()?,
     };
     sealed.flatten().map(|sealed| sealer.open(&sealed, place(org, id, which))).transpose()
-}
-
-/// How far the events list has been read.
-pub async fn poll_time(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    id: IntegrationId,
-) -> Result<Option<OffsetDateTime>> {
-    Ok(dsl::integrations.find((org.0, id.0)).select(dsl::poll_time).first(conn).await.optional()?.flatten())
-}
-
-/// Notes how far the events list has been read.
-pub async fn set_poll_time(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    id: IntegrationId,
-    time: OffsetDateTime,
-) -> Result<()> {
-    diesel::update(dsl::integrations.find((org.0, id.0))).set(dsl::poll_time.eq(time)).execute(conn).await?;
-    Ok(())
 }
 
 /// Whether it is to be disconnected without waiting for what moves.

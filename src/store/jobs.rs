@@ -2,7 +2,7 @@
 //! clock; every write that a job leads to shows the lease's epoch (P8).
 
 use diesel::prelude::*;
-use diesel::sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, BigInt, Bool, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::time::Duration as RealDuration;
 use time::OffsetDateTime;
@@ -21,7 +21,7 @@ pub struct NewJob {
     pub kind: JobKind,
     /// The object.
     pub object_id: Uuid,
-    /// For a delivery Stripe's event id; else empty.
+    /// For a delivery Stripe's event id, for a refund Stripe's id of it; else empty.
     pub object_key: String,
     /// For a delivery Stripe's `created`.
     pub object_time: Option<OffsetDateTime>,
@@ -80,7 +80,8 @@ struct Leased {
     failures: i32,
 }
 
-/// Leases at most `limit` jobs that are due at `now` and held by nobody, for `period` of real time. For the system role.
+/// Leases at most `limit` jobs that are due at `now`, not parked and held by nobody, for `period` of real time. For the
+/// system role.
 pub async fn lease(
     conn: &mut AsyncPgConnection,
     now: OffsetDateTime,
@@ -91,7 +92,8 @@ pub async fn lease(
         "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $3) \
          WHERE id IN ( \
              SELECT id FROM jobs \
-             WHERE run_at <= $1 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
+             WHERE run_at <= $1 AND park_time IS NULL \
+                 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
              ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED \
          ) RETURNING id, organization_id, kind, object_id, object_key, object_time, lease_epoch, asked, failures",
     )
@@ -160,7 +162,7 @@ pub async fn finish(conn: &mut AsyncPgConnection, lease: &Lease, now: OffsetDate
 }
 
 /// Gives a job back, to be looked at again at `run_at`, or at once if it was asked for meanwhile. With `error` it counts
-/// as a failed try.
+/// as a failed try, for no reason of the job's own.
 pub async fn release(
     conn: &mut AsyncPgConnection,
     lease: &Lease,
@@ -169,7 +171,8 @@ pub async fn release(
 ) -> Result<()> {
     let released = diesel::sql_query(
         "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, lease_until = NULL, \
-             failures = CASE WHEN $5 IS NULL THEN 0 ELSE failures + 1 END, last_error = $5 \
+             failures = CASE WHEN $5 IS NULL THEN 0 ELSE failures + 1 END, last_error = $5, \
+             own_failures = CASE WHEN $5 IS NULL THEN 0 ELSE own_failures END \
          WHERE id = $1 AND lease_epoch = $2",
     )
     .bind::<SqlUuid, _>(lease.id.0)
@@ -180,6 +183,53 @@ pub async fn release(
     .execute(conn)
     .await?;
     if released == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
+/// Gives a job back that has failed for a reason of its own, to be tried again at `run_at`; at the last of `most` such
+/// failures it is parked at `now` instead. Returns whether it was.
+pub async fn fail(
+    conn: &mut AsyncPgConnection,
+    lease: &Lease,
+    run_at: OffsetDateTime,
+    error: &str,
+    most: i32,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let row: Option<Parked> = diesel::sql_query(
+        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, lease_until = NULL, \
+             failures = failures + 1, own_failures = own_failures + 1, last_error = $5, \
+             park_time = CASE WHEN own_failures + 1 >= $6 THEN $7 END \
+         WHERE id = $1 AND lease_epoch = $2 RETURNING park_time IS NOT NULL AS is_parked",
+    )
+    .bind::<SqlUuid, _>(lease.id.0)
+    .bind::<BigInt, _>(lease.epoch)
+    .bind::<BigInt, _>(lease.asked)
+    .bind::<Timestamptz, _>(run_at)
+    .bind::<Text, _>(error)
+    .bind::<Integer, _>(most)
+    .bind::<Timestamptz, _>(now)
+    .get_result(conn)
+    .await
+    .optional()?;
+    row.map(|row| row.is_parked).ok_or(Error::LeaseLost)
+}
+
+#[derive(QueryableByName)]
+struct Parked {
+    #[diesel(sql_type = Bool)]
+    is_parked: bool,
+}
+
+/// Gives leases back at once, so that others can take the jobs. They stay ours until somebody does. For the system role.
+pub async fn give_up(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)]) -> Result<usize> {
+    Ok(diesel::sql_query(
+        "UPDATE jobs SET lease_until = NULL FROM unnest($1, $2) AS held (id, epoch) \
+         WHERE jobs.id = held.id AND jobs.lease_epoch = held.epoch",
+    )
+    .bind::<Array<SqlUuid>, _>(held.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind::<Array<BigInt>, _>(held.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
+    .execute(conn)
+    .await?)
 }
 
 /// Brings an organization's jobs that have failed before forward: what stood in their way is mended.
@@ -204,7 +254,7 @@ pub async fn next_due(conn: &mut AsyncPgConnection) -> Result<Option<OffsetDateT
     }
     let row: Due = diesel::sql_query(
         "SELECT min(run_at) AS due FROM jobs \
-         WHERE (lease_until IS NULL OR lease_until < clock_timestamp())",
+         WHERE park_time IS NULL AND (lease_until IS NULL OR lease_until < clock_timestamp())",
     )
     .get_result(conn)
     .await?;

@@ -14,6 +14,7 @@ pub mod integrations;
 pub mod jobs;
 pub mod migrate;
 pub mod organizations;
+pub mod parked_jobs;
 pub mod payment_methods;
 pub mod payments;
 mod pool;
@@ -23,6 +24,9 @@ mod rows;
 mod schema;
 mod seal;
 pub mod settlements;
+pub mod stale;
+pub mod timers;
+pub mod upkeep;
 mod wake;
 
 pub use pool::{Pool, Scope, Transaction};

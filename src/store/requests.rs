@@ -86,6 +86,7 @@ pub async fn forget(conn: &mut AsyncPgConnection, before: OffsetDateTime, limit:
 pub enum Purpose {
     Customer,
     WebhookEndpoint,
+    ReplacementEndpoint,
     CheckoutSession,
     PaymentIntent,
     Refund,
@@ -97,6 +98,7 @@ impl Purpose {
         match self {
             Self::Customer => "customer",
             Self::WebhookEndpoint => "webhook_endpoint",
+            Self::ReplacementEndpoint => "replacement_endpoint",
             Self::CheckoutSession => "checkout_session",
             Self::PaymentIntent => "payment_intent",
             Self::Refund => "refund",

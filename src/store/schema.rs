@@ -44,6 +44,12 @@ table! {
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
+        list_read_time -> Nullable<Timestamptz>,
+        list_fast_until -> Nullable<Timestamptz>,
+        sweep_time -> Nullable<Timestamptz>,
+        provider_old_endpoint_id -> Nullable<Text>,
+        sealed_old_webhook_secret -> Nullable<Bytea>,
+        endpoint_fault -> Nullable<Text>,
     }
 }
 

@@ -138,12 +138,18 @@ pub async fn charges(conn: &mut AsyncPgConnection, payment: &Payment) -> Result<
         let amount = Money { minor_units, currency: currency("charges", &code)? };
         found.push(Charge { provider_charge_id, integration_id: integration.into(), amount, settles });
     }
-    if !found.iter().any(|charge| charge.settles)
-        && let Some(provider_charge_id) = payment.provider_charge_id.clone()
-    {
-        // Paid under an earlier release, which noted no charges.
-        let amount = Money { minor_units: payment.amount_received, currency: payment.amount.currency };
-        found.push(Charge { provider_charge_id, integration_id: payment.integration_id, amount, settles: true });
+    if !found.iter().any(|charge| charge.settles) {
+        let settled: Option<(Option<String>, i64)> = attempts::payment_attempts
+            .filter(attempts::organization_id.eq(org).and(attempts::payment_id.eq(id)))
+            .filter(attempts::state.eq("succeeded"))
+            .select((attempts::provider_charge_id, attempts::amount))
+            .first(conn)
+            .await
+            .optional()?;
+        if let Some((Some(provider_charge_id), minor_units)) = settled {
+            let amount = Money { minor_units, currency: payment.amount.currency };
+            found.push(Charge { provider_charge_id, integration_id: payment.integration_id, amount, settles: true });
+        }
     }
     Ok(found)
 }

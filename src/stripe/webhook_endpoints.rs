@@ -51,6 +51,11 @@ impl WebhookEndpoint {
         mark(&self.metadata, metadata::INTEGRATION_ID).map(IntegrationId)
     }
 
+    /// Whether it renders events in our version. That can't be changed: another one means another endpoint.
+    pub fn has_our_version(&self) -> bool {
+        self.api_version.as_deref() == Some(API_VERSION)
+    }
+
     /// What is wrong with it, for people; empty if it posts to `url` what we handle, in our version.
     pub fn faults(&self, url: &str) -> Vec<String> {
         let mut faults = Vec::new();
@@ -60,7 +65,7 @@ impl WebhookEndpoint {
         if self.url != url {
             faults.push("the endpoint posts to another URL".to_owned());
         }
-        if self.api_version.as_deref() != Some(API_VERSION) {
+        if !self.has_our_version() {
             let version = self.api_version.as_deref().unwrap_or("the account's own");
             faults.push(format!("the endpoint's API version is {version}, not {API_VERSION}"));
         }

@@ -45,36 +45,40 @@ const RETRY_AFTER_SECONDS: &str = "2";
 #[derive(Clone)]
 struct Door {
     app: App,
-    metrics: Metrics,
-    ready: watch::Receiver<bool>,
     room: Arc<Semaphore>,
 }
 
 /// All paths of this door. `ready` says whether this process can do its work: what `/readyz` answers.
 pub fn routes(app: App, metrics: Metrics, ready: watch::Receiver<bool>) -> Router {
-    routes_of(Door { app, metrics, ready, room: Arc::new(Semaphore::new(UNITS_MAX)) })
+    let door = Door { app, room: Arc::new(Semaphore::new(UNITS_MAX)) };
+    webhook_routes(door).merge(platform_routes(metrics, ready))
 }
 
-fn routes_of(door: Door) -> Router {
+fn webhook_routes(door: Door) -> Router {
     Router::new()
         .route("/webhooks/stripe/{organization_id}/{integration_id}", post(webhook))
-        .route("/healthz", get(|| async { "alive\n" }))
-        .route("/readyz", get(readiness))
-        .route("/metrics", get(metrics_text))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(door)
 }
 
-async fn readiness(State(door): State<Door>) -> (StatusCode, &'static str) {
-    if *door.ready.borrow() {
+/// The paths that the platform asks at: all that a worker has.
+pub fn platform_routes(metrics: Metrics, ready: watch::Receiver<bool>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "alive\n" }))
+        .route("/readyz", get(move || std::future::ready(readiness(*ready.borrow()))))
+        .route("/metrics", get(move || std::future::ready(metrics_text(&metrics))))
+}
+
+fn readiness(is_ready: bool) -> (StatusCode, &'static str) {
+    if is_ready {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready: the database does not answer, or this process is stopping\n")
     }
 }
 
-async fn metrics_text(State(door): State<Door>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], door.metrics.render())
+fn metrics_text(metrics: &Metrics) -> impl IntoResponse + use<> {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
 }
 
 /// One webhook, measured.

@@ -22,13 +22,11 @@ fn door() -> Door {
         event_retention: time::Duration::DAY,
         delivery_retention: time::Duration::DAY,
         action_period: time::Duration::DAY,
-        poll_period_test: time::Duration::HOUR,
-        poll_period_live: time::Duration::HOUR,
+        periods: app::Periods::default(),
     };
     let pool = Pool::new("host=/nonexistent user=nobody", 1).unwrap();
     let app = App::new(pool, sealer, stripe, clock, settings, mpsc::channel(1).0);
-    let ready = watch::Sender::new(false).subscribe();
-    Door { app, metrics: telemetry::metrics(), ready, room: Arc::new(Semaphore::new(UNITS_MAX)) }
+    Door { app, room: Arc::new(Semaphore::new(UNITS_MAX)) }
 }
 
 fn request(path: &str, body: impl Into<Body>) -> Request {
@@ -40,7 +38,7 @@ fn request(path: &str, body: impl Into<Body>) -> Request {
 }
 
 async fn answer(door: Door, request: Request) -> Response {
-    routes_of(door).call(request).await.unwrap()
+    webhook_routes(door).call(request).await.unwrap()
 }
 
 #[tokio::test]
@@ -100,13 +98,14 @@ fn a_request_counts_for_its_length_and_for_the_longest_if_it_does_not_say() {
 
 #[tokio::test]
 async fn ready_and_alive_are_two_things() {
-    let get = |path: &str| {
+    let get = async |is_ready: bool, path: &str| {
         let mut request = request(path, Body::empty());
         *request.method_mut() = Method::GET;
-        request
+        let ready = watch::Sender::new(is_ready).subscribe();
+        platform_routes(telemetry::metrics(), ready).call(request).await.unwrap().status()
     };
-    assert_eq!(answer(door(), get("/healthz")).await.status(), StatusCode::OK);
-    assert_eq!(answer(door(), get("/readyz")).await.status(), StatusCode::SERVICE_UNAVAILABLE);
-    let ready = Door { ready: watch::Sender::new(true).subscribe(), ..door() };
-    assert_eq!(answer(ready, get("/readyz")).await.status(), StatusCode::OK);
+    assert_eq!(get(false, "/healthz").await, StatusCode::OK);
+    assert_eq!(get(false, "/readyz").await, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(get(true, "/readyz").await, StatusCode::OK);
+    assert_eq!(get(true, PATH).await, StatusCode::NOT_FOUND, "a worker has no webhook door");
 }

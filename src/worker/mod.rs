@@ -5,7 +5,7 @@
 //! task of its own; it looks again when a job has ended, when jobs were asked for, when the next one is due, and at the
 //! latest after a second. The *renewer* prolongs all leases that are held, in one call, three times in the length of a
 //! lease, however long a call to Stripe takes. A lease that was lost all the same harms nobody: the job may go on, but
-//! whatever it writes shows the lease's epoch and is refused (P8).
+//! whatever it writes shows the lease's epoch and is refused (P8). Beside them run the *timers*.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -25,6 +25,7 @@ use crate::domain::jobs::Lease;
 #[cfg(test)]
 #[cfg(feature = "dev")]
 mod tests;
+mod timers;
 
 /// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
@@ -35,14 +36,33 @@ const LOOK_AFTER: Duration = Duration::from_millis(10);
 /// The least pause between renewals, real time, however fast the clock runs.
 const RENEW_AFTER: Duration = Duration::from_millis(10);
 
-/// Leases jobs and runs them, at most `concurrency` at once, until `stopping` is cancelled; then takes no more and waits
-/// for those in hand. Dropping it drops them: their leases run out, and they are begun again elsewhere.
-pub async fn run(app: App, concurrency: usize, stopping: CancellationToken) {
+/// Runs the timers, and leases jobs and runs them, 1 to `concurrency` at once, until `stopping` is cancelled. Then takes
+/// no more, waits for those in hand, in real time at most `within`, and gives back what is left. Dropping it drops all:
+/// the leases run out, and the jobs are begun again elsewhere.
+pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, within: Duration) {
     let held = Held::default();
     let taker = Taker { app: app.clone(), concurrency, held: held.clone(), running: JoinSet::new() };
+    let timers = async {
+        tokio::select! {
+            () = stopping.cancelled() => {}
+            () = timers::run(&app) => {}
+        }
+        pending::<()>().await;
+    };
+    let overdue = async {
+        stopping.cancelled().await;
+        pause(within).await;
+    };
     tokio::select! {
-        () = taker.run(&stopping) => {}
+        () = taker.run(&stopping) => return,
         () = renew(&app, &held) => {}
+        () = timers => {}
+        () = overdue => {}
+    }
+    let left = held.all();
+    tracing::warn!(jobs = left.len(), "jobs were not finished in time: giving them back");
+    if let Err(error) = app.give_up_leases(&left).await {
+        tracing::warn!(%error, "jobs could not be given back; their leases will run out");
     }
 }
 

@@ -281,14 +281,15 @@ async fn p2_a_debit_at_the_bank_stays_processing_until_stripe_speaks() {
     cashier.payment_in("inv", PaymentState::Processing).await;
     until("it is at the bank", || async { (cashier.live_charges("inv") == 1).then_some(()) }).await;
     cashier.at_rest(&["submit_payment"]).await;
-    // Reads fail for two days, and the key of the attempt grows too old: no reason to call it failed.
+    // Reads fail for four days, and the key of the attempt grows too old: no reason to call it failed.
     cashier.sandbox().add_fault(paybridge::dev::sandbox::Fault {
         times: None,
         ..paybridge::dev::sandbox::Fault::once("GET", "/v1/payment_intents/*", Action::Unavailable)
     });
     for _ in 0..4 {
         let before = cashier.sandbox().requests().len();
-        cashier.advance(Duration::hours(12));
+        // What is at the bank is read daily.
+        cashier.advance(Duration::hours(24) + Duration::minutes(2));
         until("it is asked about", || async { (cashier.sandbox().requests().len() > before).then_some(()) }).await;
         assert_eq!(cashier.payment("inv").await.state(), PaymentState::Processing);
     }

@@ -23,7 +23,7 @@ use crate::{store, stripe};
 const UNKNOWN_PERIOD: Duration = Duration::minutes(2);
 
 /// What has become of a delivery for now.
-pub(super) enum Verdict {
+pub(in crate::app) enum Verdict {
     /// Applied, or it changed nothing.
     Applied,
     /// Kept, but of no concern to us.
@@ -97,7 +97,7 @@ impl App {
     }
 
     async fn take_signal(&self, lease: &Lease, delivery: &Delivery, observed: Observation) -> Result<Verdict> {
-        let about = About { lease, delivery, event_time: observed.event_time };
+        let about = About { lease, integration_id: delivery.integration_id, event_time: observed.event_time };
         let request_key = observed.request_key;
         match observed.signal {
             Signal::Ignored { reason } => Ok(Verdict::Ignored(reason)),

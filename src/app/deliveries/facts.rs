@@ -10,23 +10,25 @@ use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
-use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::signals::{
     ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
-use crate::domain::{Error, Result};
+use crate::domain::{Error, IntegrationId, Result};
 use crate::store;
 
 /// How often a read is repeated because the customer changed under it.
 const READS_MAX: usize = 5;
 
-/// The delivery that tells something.
-pub(super) struct About<'a> {
+/// Where something that is told comes from: a delivery, or a read.
+pub(in crate::app) struct About<'a> {
+    /// The job that works on it.
     pub lease: &'a Lease,
-    pub delivery: &'a Delivery,
+    /// On whose account it happened.
+    pub integration_id: IntegrationId,
+    /// When it happened.
     pub event_time: OffsetDateTime,
 }
 
@@ -44,13 +46,13 @@ fn unknown_customer() -> Verdict {
 
 impl App {
     async fn delivery_access(&self, about: &About<'_>) -> Result<Access> {
-        self.access(about.lease.organization_id, about.delivery.integration_id).await
+        self.access(about.lease.organization_id, about.integration_id).await
     }
 
     /// Locks the customer with this Stripe id, within a new change.
     async fn customer_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<(Work, Customer, Integration)>> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let id = store::customers::id_by_provider_id(&mut work.tx, org, integration, provider_id).await?;
         let Some(id) = id else { return Ok(None) };
         let customer = store::customers::lock(&mut work.tx, org, id).await?;
@@ -63,7 +65,7 @@ impl App {
 
     /// The version of the customer with this Stripe id, if it is ours; read before anything is fetched for it.
     async fn version_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<i64>> {
-        let (org, integration) = (about.lease.organization_id, about.delivery.integration_id);
+        let (org, integration) = (about.lease.organization_id, about.integration_id);
         let mut tx = self.read(org).await?;
         let id = store::customers::id_by_provider_id(&mut tx, org, integration, provider_id).await?;
         let version = match id {
@@ -153,7 +155,7 @@ impl App {
 
     pub(super) async fn method_detached(&self, about: &About<'_>, method: &str) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
             // Somebody may be reading it just now, still attached; afterwards it is known.
             return Ok(Verdict::Unknown("the payment method is not known".to_owned()));
@@ -201,7 +203,7 @@ impl App {
         is_active: bool,
     ) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
             return Ok(Verdict::Unknown("the mandate's payment method is not known".to_owned()));
         };
@@ -220,9 +222,9 @@ impl App {
     }
 
     /// A Checkout session was used, or ended unused. Both are final, so the order does not matter.
-    pub(super) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
+    pub(in crate::app) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
-        let (org, integration) = (work.org, about.delivery.integration_id);
+        let (org, integration) = (work.org, about.integration_id);
         let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
         let Some(mut known) = known else {
             let payment = store::attempts::payment_of_session(&mut work.tx, org, &session.id).await?;
@@ -273,7 +275,7 @@ impl App {
 
     /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts.
     async fn settlement_told(&self, about: &About<'_>, intent: Option<&str>, fetch: Fetch<'_>) -> Result<Verdict> {
-        let (org, integration) = (about.lease.organization_id, about.delivery.integration_id);
+        let (org, integration) = (about.lease.organization_id, about.integration_id);
         let Some(intent) = intent else {
             return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
         };

@@ -1,5 +1,5 @@
 //! Deliveries: Stripe's webhooks, taken in (`inbox`), understood and applied (`apply`, `facts`), or read from the events
-//! list where Stripe has no address to post to (`poll`).
+//! list: where Stripe has no address to post to, and for what webhooks missed (`poll`).
 
 mod apply;
 mod facts;
@@ -12,6 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
+pub(super) use self::facts::About;
 pub(super) use self::inbox::Inbox;
 use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
@@ -47,23 +48,34 @@ pub enum Rejection {
     Unavailable,
 }
 
+/// How old a secret in memory is at least when a signature that it did not make leads to another look.
+const SECRET_AGE_MIN: Duration = Duration::SECOND;
+
+/// An integration's webhook secrets, opened: two while its endpoint is being replaced.
+#[derive(Clone)]
+struct Secrets {
+    org: OrganizationId,
+    open: Vec<SecretString>,
+    read_time: OffsetDateTime,
+}
+
 /// Webhook secrets opened a moment ago.
 #[derive(Default)]
-pub(super) struct SecretCache(Mutex<HashMap<IntegrationId, (OrganizationId, SecretString, OffsetDateTime)>>);
+pub(super) struct SecretCache(Mutex<HashMap<IntegrationId, Secrets>>);
 
 impl SecretCache {
-    fn get(&self, org: OrganizationId, id: IntegrationId, now: OffsetDateTime) -> Option<SecretString> {
+    /// Secrets that are at most so old.
+    fn get(&self, org: OrganizationId, id: IntegrationId, now: OffsetDateTime, age: Duration) -> Option<Secrets> {
         let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (owner, secret, until) = cache.get(&id)?;
-        (*owner == org && now < *until).then(|| secret.clone())
+        cache.get(&id).filter(|secrets| secrets.org == org && now < secrets.read_time + age).cloned()
     }
 
-    fn put(&self, org: OrganizationId, id: IntegrationId, secret: SecretString, now: OffsetDateTime) {
+    fn put(&self, id: IntegrationId, secrets: Secrets) {
         let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if cache.len() >= SECRETS_MAX {
             cache.clear();
         }
-        cache.insert(id, (org, secret, now + SECRET_PERIOD));
+        cache.insert(id, secrets);
     }
 }
 
@@ -77,40 +89,52 @@ impl App {
         body: Vec<u8>,
     ) -> Result<Taken, Rejection> {
         let now = self.clock().now();
-        let secret = match self.webhook_secret(org, integration, now).await {
-            Ok(Some(secret)) => secret,
-            Ok(None) => return Err(Rejection::UnknownIntegration),
-            Err(error) => {
-                tracing::warn!(%error, "a webhook could not be checked");
-                return Err(Rejection::Unavailable);
+        let mut verified = Err("no secret was looked at".to_owned());
+        // A signature that no secret in memory has made may be that of an endpoint which was made since.
+        for age in [SECRET_PERIOD, SECRET_AGE_MIN] {
+            let secrets = match self.webhook_secrets(org, integration, now, age).await {
+                Ok(secrets) if secrets.is_empty() => return Err(Rejection::UnknownIntegration),
+                Ok(secrets) => secrets,
+                Err(error) => {
+                    tracing::warn!(%error, "a webhook could not be checked");
+                    return Err(Rejection::Unavailable);
+                }
+            };
+            verified = stripe::signature::verify(&body, signature, &secrets, now).map_err(|error| error.to_string());
+            if verified.is_ok() {
+                break;
             }
-        };
-        stripe::signature::verify(&body, signature, &[secret], now)
-            .map_err(|error| Rejection::BadSignature(error.to_string()))?;
+        }
+        verified.map_err(Rejection::BadSignature)?;
         let envelope = EventEnvelope::parse(&body).map_err(|error| Rejection::NotAnEvent(error.to_owned()))?;
         let body = String::from_utf8(body).map_err(|_| Rejection::NotAnEvent("the body is not UTF-8".to_owned()))?;
         let delivery = new_delivery(org, integration, envelope, body, false, now);
         self.0.inbox.put(delivery).await.map_err(|_| Rejection::Unavailable)
     }
 
-    async fn webhook_secret(
+    /// The secrets that an integration's webhooks may be signed with, none of them read longer than `age` ago.
+    async fn webhook_secrets(
         &self,
         org: OrganizationId,
         id: IntegrationId,
         now: OffsetDateTime,
-    ) -> Result<Option<SecretString>> {
-        if let Some(secret) = self.0.secrets.get(org, id, now) {
-            return Ok(Some(secret));
+        age: Duration,
+    ) -> Result<Vec<SecretString>> {
+        if let Some(secrets) = self.0.secrets.get(org, id, now, age) {
+            return Ok(secrets.open);
         }
+        let mut open = Vec::new();
         let mut tx = self.read(org).await?;
-        let secret = match store::integrations::secret(&mut tx, &self.0.sealer, org, id, Secret::Webhook).await {
-            Err(Error::NotFound { .. }) => None,
-            other => other?,
-        };
-        if let Some(secret) = &secret {
-            self.0.secrets.put(org, id, secret.clone(), now);
+        for which in [Secret::Webhook, Secret::OldWebhook] {
+            match store::integrations::secret(&mut tx, &self.0.sealer, org, id, which).await {
+                Err(Error::NotFound { .. }) => {}
+                other => open.extend(other?),
+            }
         }
-        Ok(secret)
+        if !open.is_empty() {
+            self.0.secrets.put(id, Secrets { org, open: open.clone(), read_time: now });
+        }
+        Ok(open)
     }
 }
 

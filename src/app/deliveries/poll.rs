@@ -1,47 +1,76 @@
-//! Reading of Stripe's events list, where Stripe has no address to post to. What is read takes the same way as a
-//! webhook; repeats are known by their event id, so that the reads may overlap.
+//! Reading of Stripe's events list: instead of webhooks where Stripe has no address to post to, and beside them for what
+//! they have missed. What is read takes the same way as a webhook; repeats are known by their event id, so that the reads
+//! may overlap.
 
 use time::{Duration, OffsetDateTime};
 
 use super::inbox::job_for;
 use super::new_delivery;
 use crate::app::App;
+use crate::app::reconcile::mended;
 use crate::domain::Result;
 use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{Lease, Outcome};
-use crate::store;
-use crate::stripe::events::EventQuery;
+use crate::store::upkeep::ListProgress;
+use crate::stripe::events::{EventQuery, ListedEvent};
+use crate::{store, stripe};
 
 /// How far a read goes back behind the newest event seen: events may be listed late.
 const OVERLAP: Duration = Duration::minutes(2);
+
+/// How long a webhook may be on its way before its event is taken from the list.
+const LATE_PERIOD: Duration = Duration::MINUTE;
+
+/// How far the first read goes back at most: for so long Stripe itself repeats a webhook.
+const FIRST_READ_PERIOD: Duration = Duration::days(3);
+
+/// After how long without a read, beyond the usual, something was down; and how fast and how long the list is read then.
+const GAP_PERIOD: Duration = Duration::minutes(10);
+const FAST_READS: Duration = Duration::seconds(15);
+const FAST_PERIOD: Duration = Duration::minutes(5);
 
 impl App {
     /// The job of an integration whose events list is to be read.
     pub(in crate::app) async fn poll_events(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, lease.object_id.into());
         let integration = self.get_integration(org, id).await?;
-        if !integration.polls_events || integration.state == IntegrationState::Disconnected {
-            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        let now = self.clock().now();
+        match integration.state {
+            IntegrationState::Disconnected => return self.begin_leased(lease).await?.end(Outcome::Done).await,
+            IntegrationState::Connecting | IntegrationState::Paused => {
+                return self.begin_leased(lease).await?.end(Outcome::Again(now + Duration::MINUTE)).await;
+            }
+            IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
-        let period =
-            if integration.livemode { self.0.settings.poll_period_live } else { self.0.settings.poll_period_test };
-        if integration.state == IntegrationState::Paused {
-            let work = self.begin_leased(lease).await?;
-            let next = work.now + Duration::MINUTE;
-            return work.end(Outcome::Again(next)).await;
-        }
-        let since = {
+        let before = {
             let mut tx = self.read(org).await?;
-            store::integrations::poll_time(&mut tx, org, id).await?.unwrap_or(integration.create_time)
+            store::upkeep::list_progress(&mut tx, org, id).await?
         };
-        let newest = self.read_events(lease, &integration, since - OVERLAP).await?;
+        let since = before.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD));
+        let newest = self.read_events(lease, &integration, since - OVERLAP, now).await?;
+        let usual = self.list_period(&integration);
+        let progress = ListProgress {
+            poll_time: newest.max(before.poll_time),
+            list_read_time: Some(now),
+            list_fast_until: fast_until(&before, integration.create_time, usual, now),
+        };
         let mut work = self.begin_leased(lease).await?;
-        if let Some(newest) = newest.filter(|newest| *newest > since) {
-            store::integrations::set_poll_time(&mut work.tx, org, id, newest).await?;
-        }
-        let next = work.now + period;
+        store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
+        let is_fast = progress.list_fast_until.is_some_and(|until| now < until);
+        let next = work.now + if is_fast { usual.min(FAST_READS) } else { usual };
         work.end(Outcome::Again(next)).await
+    }
+
+    /// How far apart the reads are, in the clock's time.
+    pub(in crate::app) fn list_period(&self, integration: &Integration) -> Duration {
+        let periods = &self.0.settings.periods;
+        match (integration.polls_events, integration.livemode) {
+            (true, false) => periods.poll_test,
+            (true, true) => periods.poll_live,
+            (false, false) => periods.list_test,
+            (false, true) => periods.list_live,
+        }
     }
 
     /// Stores the events created at `since` or later, a page a transaction, and returns the newest time among them. The
@@ -51,6 +80,7 @@ impl App {
         lease: &Lease,
         integration: &Integration,
         since: OffsetDateTime,
+        now: OffsetDateTime,
     ) -> Result<Option<OffsetDateTime>> {
         let (org, id) = (integration.organization_id, integration.id);
         let access = self.access(org, id).await?;
@@ -65,13 +95,14 @@ impl App {
             };
             after = page.events.last().map(|event| event.envelope.id.clone());
             let has_more = page.has_more && after.is_some();
-            newest = newest.max(page.events.iter().map(|event| event.envelope.created).max());
+            let is_wanted = |event: &ListedEvent| integration.polls_events || is_missed(event, now);
+            let listed: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_wanted).collect();
+            newest = newest.max(listed.iter().map(|event| event.envelope.created).max());
 
             let mut work = self.begin_leased(lease).await?;
             let now = work.now;
-            let listed = page.events.into_iter().rev();
             let found: Vec<Delivery> =
-                listed.map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
+                listed.into_iter().map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
             let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
             for delivery in &found {
                 if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
@@ -79,9 +110,55 @@ impl App {
                 }
             }
             work.commit().await?;
+            if !integration.polls_events && !new.is_empty() {
+                tracing::info!(integration.id = %id, events = new.len(), "the events list has what no webhook brought");
+                mended("event", new.len());
+            }
             if !has_more {
                 return Ok(newest);
             }
         }
+    }
+}
+
+/// Whether an event should have come by webhook by now.
+fn is_missed(event: &ListedEvent, now: OffsetDateTime) -> bool {
+    event.envelope.created <= now - LATE_PERIOD
+        && stripe::signals::handled_types().any(|name| name == event.envelope.event_type)
+}
+
+/// Until when the list is read fast. Where it was not read for long, we or Stripe were down, and so perhaps were
+/// webhooks.
+fn fast_until(
+    before: &ListProgress,
+    connected: OffsetDateTime,
+    usual: Duration,
+    now: OffsetDateTime,
+) -> Option<OffsetDateTime> {
+    let gap = now - before.list_read_time.unwrap_or(connected);
+    if gap > usual + GAP_PERIOD { Some(now + FAST_PERIOD) } else { before.list_fast_until.filter(|until| now < *until) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_downtime_the_list_is_read_fast_for_a_while() {
+        let connected = OffsetDateTime::UNIX_EPOCH + Duration::days(20_000);
+        let at = |minutes| connected + Duration::minutes(minutes);
+        let read = |minutes, fast| ListProgress {
+            list_read_time: Some(at(minutes)),
+            list_fast_until: fast,
+            ..ListProgress::default()
+        };
+        let usual = Duration::minutes(10);
+        assert_eq!(fast_until(&ListProgress::default(), connected, usual, at(1)), None, "just connected");
+        assert_eq!(fast_until(&ListProgress::default(), connected, usual, at(90)), Some(at(95)), "never read");
+        assert_eq!(fast_until(&read(60, None), connected, usual, at(70)), None, "as usual");
+        assert_eq!(fast_until(&read(60, None), connected, usual, at(79)), None, "a little late");
+        assert_eq!(fast_until(&read(60, None), connected, usual, at(81)), Some(at(86)), "it was down");
+        assert_eq!(fast_until(&read(84, Some(at(86))), connected, usual, at(85)), Some(at(86)), "still");
+        assert_eq!(fast_until(&read(85, Some(at(86))), connected, usual, at(86)), None, "no more");
     }
 }

@@ -57,7 +57,7 @@ impl App {
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, state, &faults.join("; ")))
             }
             Err(error) if error.is_missing() => {
-                let message = "Stripe does not know the endpoint any more; disconnect and connect anew";
+                let message = "Stripe does not know the endpoint any more; another one is made within the hour";
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, FindingState::Missing, message))
             }
             Err(error @ stripe::Error::Forbidden { .. }) => {

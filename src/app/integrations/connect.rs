@@ -14,6 +14,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
 use crate::store::requests::{FrozenRequest, Purpose};
+use crate::store::upkeep::ListProgress;
 use crate::stripe::accounts::{Account, KeyClass};
 use crate::{store, stripe};
 
@@ -96,8 +97,9 @@ impl App {
         if polls_events {
             // Reading begins a little before now: what happened while we connected is not lost.
             let from = work.now - Duration::minutes(5);
-            store::integrations::set_poll_time(&mut work.tx, work.org, id, from).await?;
-            work.ask(JobKind::PollEvents, id.0);
+            let progress = ListProgress { poll_time: Some(from), ..ListProgress::default() };
+            store::upkeep::set_list_progress(&mut work.tx, work.org, id, progress).await?;
+            self.start_reconcilers(work, &integration);
             work.tell(tell::provider("payment_provider.connected", &integration));
         } else {
             self.freeze_endpoint(work, id, 1).await?;
@@ -177,6 +179,7 @@ impl App {
         match integration.state {
             IntegrationState::Connecting => {
                 integration.state = IntegrationState::Active;
+                self.start_reconcilers(&mut work, &integration);
                 work.tell(tell::provider("payment_provider.connected", &integration));
             }
             // It is to go again already: the disconnect removes the endpoint, if it knows of it.

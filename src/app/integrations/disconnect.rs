@@ -4,9 +4,9 @@
 use secrecy::SecretString;
 use time::Duration;
 
-use crate::app::App;
 use crate::app::payments::Scene;
 use crate::app::tell;
+use crate::app::{Access, App};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::events::{NewEvent, Payload};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -64,7 +64,7 @@ impl App {
             let next = work.now + DRAIN_PERIOD;
             return work.end(Outcome::Again(next)).await;
         }
-        self.remove_endpoint(lease, integration, &access.key).await
+        self.remove_endpoint(lease, integration, &access).await
     }
 
     /// Expires an open session at Stripe. With a dead key it is only given up here; it ends by itself within a day.
@@ -82,9 +82,9 @@ impl App {
                 Ok(_) => {}
                 Err(stripe::Error::Invalid(_)) => {
                     let read = self.0.stripe.checkout_session(key, provider_id).await;
-                    status = read.map_err(|error| super::stripe_unavailable(&error))?.status;
+                    status = read.map_err(|error| super::job_trouble("checkout_session.read", &error))?.status;
                 }
-                Err(error) => return Err(super::stripe_unavailable(&error)),
+                Err(error) => return Err(super::job_trouble("checkout_session.expire", &error)),
             }
         }
         let mut work = self.begin_leased(lease).await?;
@@ -120,13 +120,13 @@ impl App {
 
     /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is
     /// left behind, and named.
-    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, key: &SecretString) -> Result<()> {
+    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, access: &Access) -> Result<()> {
         let mut is_gone = true;
-        if let Some(endpoint) = &integration.provider_endpoint_id {
-            match self.0.stripe.delete_webhook_endpoint(key, endpoint).await {
+        for endpoint in self.endpoints_to_remove(access).await? {
+            match self.0.stripe.delete_webhook_endpoint(&access.key, &endpoint).await {
                 Ok(()) => {}
                 Err(error) if error.is_key_trouble() => is_gone = false,
-                Err(error) => return Err(super::stripe_unavailable(&error)),
+                Err(error) => return Err(super::job_trouble("webhook_endpoint.delete", &error)),
             }
         }
         let org = lease.organization_id;
@@ -151,7 +151,8 @@ impl App {
         }
         integration.state = IntegrationState::Disconnected;
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
-        for secret in [Secret::Key, Secret::Webhook] {
+        store::upkeep::set_old_endpoint(&mut work.tx, org, integration.id, None).await?;
+        for secret in [Secret::Key, Secret::Webhook, Secret::OldWebhook] {
             store::integrations::set_secret(&mut work.tx, &self.0.sealer, &integration, secret, None).await?;
         }
         work.tell(tell::provider("payment_provider.disconnected", &integration));

@@ -1,9 +1,11 @@
 //! Integrations: connecting, reading, changing. Connecting and rotating check the key with Stripe within the call
-//! (`connect`); winding down is a job (`disconnect`); `check` looks and changes nothing.
+//! (`connect`); winding down is a job (`disconnect`), and so is looking after the webhook endpoint (`endpoint`); `check`
+//! looks and changes nothing.
 
 mod check;
 mod connect;
 mod disconnect;
+mod endpoint;
 
 use std::time::Duration;
 
@@ -20,6 +22,15 @@ use crate::{store, stripe};
 /// What a caller is told when a call to Stripe did not bring a definite answer.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
     Error::Unavailable { reason: "STRIPE_UNAVAILABLE", message: error.to_string(), retry_after: Duration::from_secs(5) }
+}
+
+/// What a failed call means for a job. It is tried again later in any case, since unknown is not failed (P2); but a
+/// refusal that the job did not expect is a failure of its own.
+fn job_trouble(action: &str, error: &stripe::Error) -> Error {
+    match error.verdict() {
+        stripe::Verdict::Refused => Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}")),
+        stripe::Verdict::NotDone | stripe::Verdict::Unknown => stripe_unavailable(error),
+    }
 }
 
 impl App {
@@ -67,15 +78,14 @@ impl App {
         Ok(integration)
     }
 
-    /// What a failed call means for a job: a key that must be mended pauses the integration; in any case the job is
-    /// tried again later, since unknown is not failed (P2).
+    /// What a failed call means for a job; besides, a key that must be mended pauses the integration.
     pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
         if error.is_key_trouble()
             && let Err(error) = self.pause_integration(access, action, error).await
         {
             return error;
         }
-        stripe_unavailable(error)
+        job_trouble(action, error)
     }
 
     /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once,

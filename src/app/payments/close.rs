@@ -97,16 +97,16 @@ impl App {
         // Every cancel has a key of its own, so that none is answered with an earlier refusal or a stored 500 for a day; to
         // cancel twice harms nobody.
         let idempotency_key = format!("paybridge-cancel-{}", self.clock().new_id());
-        match self.0.stripe.cancel_payment_intent(&access.key, intent_id, &idempotency_key).await {
-            Ok(_) => {}
-            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}
+        let refusal = match self.0.stripe.cancel_payment_intent(&access.key, intent_id, &idempotency_key).await {
+            Ok(_) => None,
+            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => Some(error),
             Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.cancel", &error).await),
-        }
+        };
         let Some(intent) = self.refresh_payment(hand, id).await? else { return Ok(Flow::Continue(())) };
         match intent.status {
             IntentStatus::Canceled | IntentStatus::Succeeded => Ok(Flow::Continue(())),
             IntentStatus::Processing => self.cannot_close(hand, id).await,
-            _ => Err(not_closed("the PaymentIntent is not canceled yet")),
+            _ => Err(not_closed(id, "the PaymentIntent is not canceled", refusal.as_ref())),
         }
     }
 
@@ -118,15 +118,16 @@ impl App {
         };
         let access = self.access(hand.org(), scene.payment.integration_id).await?;
         let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
-        match self.0.stripe.expire_checkout_session(&access.key, &session_id, &idempotency_key).await {
-            Ok(_) => {}
-            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => {}
+        let ended = self.0.stripe.expire_checkout_session(&access.key, &session_id, &idempotency_key).await;
+        let refusal = match ended {
+            Ok(_) => None,
+            Err(error) if matches!(error.verdict(), stripe::Verdict::Refused | stripe::Verdict::Unknown) => Some(error),
             Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.expire", &error).await),
-        }
+        };
         match self.refresh_link(hand, id).await?.map(|session| session.status) {
             None | Some(SessionStatus::Expired) => Ok(()),
             Some(SessionStatus::Complete) => self.cannot_close(hand, id).await.map(|_| ()),
-            Some(SessionStatus::Open) => Err(not_closed("the payment link is not ended yet")),
+            Some(SessionStatus::Open) => Err(not_closed(id, "the payment link is not ended", refusal.as_ref())),
         }
     }
 
@@ -178,10 +179,16 @@ pub(super) async fn retry_instead_of_link(
     ask(work, scene, Errand::Retry { method }, "PAYMENT_NOT_RETRYABLE").await
 }
 
-fn not_closed(message: &str) -> Error {
-    Error::Unavailable {
-        reason: "STRIPE_UNAVAILABLE",
-        message: message.to_owned(),
-        retry_after: Duration::from_secs(5),
+/// It is open still. A lost answer is tried again; a refusal that nobody expected is a failure of the job's own.
+fn not_closed(id: PaymentId, message: &str, refusal: Option<&stripe::Error>) -> Error {
+    match refusal.filter(|error| error.verdict() == stripe::Verdict::Refused) {
+        Some(error) => {
+            Error::precondition("PAYMENT_NOT_CLOSED", format!("payment/{id}"), format!("{message}: {error}"))
+        }
+        None => Error::Unavailable {
+            reason: "STRIPE_UNAVAILABLE",
+            message: format!("{message} yet"),
+            retry_after: Duration::from_secs(5),
+        },
     }
 }

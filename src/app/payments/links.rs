@@ -20,7 +20,7 @@ use crate::{store, stripe};
 const LINK_PERIOD: Duration = Duration::seconds(30);
 
 /// How long after its end a link is looked at, should nobody tell.
-const LINK_END_PERIOD: Duration = Duration::MINUTE;
+pub(super) const LINK_END_PERIOD: Duration = Duration::MINUTE;
 
 /// Steps of one call: the intent is closed, the link made.
 const STEPS_MAX: usize = 4;

@@ -4,6 +4,8 @@
 use time::Duration;
 
 use super::Scene;
+use super::links::LINK_END_PERIOD;
+use crate::app::reconcile::mended;
 use crate::app::work::Hand;
 use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
@@ -11,9 +13,6 @@ use crate::domain::payments::{Attempt, AttemptState, Errand, News};
 use crate::domain::signals::{IntentSnapshot, SessionSnapshot};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
-
-/// After how long a payment that still moves is asked about, when nobody has told anything.
-pub(super) const RECONCILE_PERIOD: Duration = Duration::hours(1);
 
 /// How often a read is repeated because the payment changed under it.
 pub(super) const READS_MAX: usize = 5;
@@ -91,25 +90,34 @@ impl App {
         Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while its link is read")))
     }
 
-    /// The job of a payment that has been moving for long.
+    /// The job of a payment that has been moving for long, or whose customer's time is over.
     pub(in crate::app) async fn reconcile_payment(&self, lease: &Lease) -> Result<()> {
         let (hand, id) = (Hand::Job(lease), PaymentId::from(lease.object_id));
+        let mut tx = self.read(hand.org()).await?;
+        let before = store::payments::get(&mut tx, hand.org(), id).await?.map(|payment| payment.state);
+        tx.close().await?;
         let mut intent = None;
         if self.refresh_link(hand, id).await?.is_none() {
             intent = self.refresh_payment(hand, id).await?;
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
+        if before != Some(scene.payment.state) {
+            mended("payment", 1);
+        }
         if !scene.payment.is_moving() {
             return work.end(Outcome::Done).await;
         }
-        let mut next = work.now + RECONCILE_PERIOD;
+        let soon = work.now + Duration::MINUTE;
+        // The sweep comes by in any case; these have a time of their own.
+        let mut next = scene.open_link().and_then(|link| link.expire_time).map(|end| (end + LINK_END_PERIOD).max(soon));
         if let Some(asked) = scene.payment.action_time {
             let end = asked + self.0.settings.action_period;
-            if end <= work.now && scene.payment.objection(scene.attempt.as_ref(), &Errand::EndAction).is_none() {
+            let objection = scene.payment.objection(scene.attempt.as_ref(), &Errand::EndAction);
+            if end <= work.now && objection.is_none() {
                 scene.news(&mut work, News::Asked(Errand::EndAction)).await?;
             } else {
-                next = next.min(end.max(work.now + Duration::MINUTE));
+                next = Some(end.max(soon));
             }
         }
         // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
@@ -121,6 +129,6 @@ impl App {
         if scene.payment.errand.is_some() || (is_open && intent.is_none_or(|intent| intent.waits())) {
             work.ask(JobKind::SubmitPayment, id.0);
         }
-        work.end(Outcome::Again(next)).await
+        work.end(next.map_or(Outcome::Done, Outcome::Again)).await
     }
 }

@@ -5,8 +5,8 @@
 //! when it was first sent. A key that says nothing any more (a stored 500, or older than 20 h) is settled by the list of
 //! the charge's refunds, where ours bears its mark; if it is not there after the reads that P2 names, another key follows.
 
-use super::refresh::RECONCILE_PERIOD;
 use super::{Fetch, Scene, hash_request};
+use crate::app::reconcile::mended;
 use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
 use crate::domain::integrations::IntegrationState;
@@ -149,8 +149,11 @@ impl App {
         self.read_settlement(lease, refund.payment_id, access, &Fetch::Refund(provider_id)).await?;
         let mut work = self.begin_leased(lease).await?;
         let now_refund = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
-        let next = work.now + RECONCILE_PERIOD;
-        work.end(if now_refund.is_moving() { Outcome::Again(next) } else { Outcome::Done }).await
+        if refund.provider_refund_id.is_some() && now_refund.status != refund.status {
+            mended("refund", 1);
+        }
+        // One that still moves is asked about by the sweep, should nobody tell.
+        work.end(Outcome::Done).await
     }
 
     /// Looks through the charge's refunds for the one with our mark; its Stripe id.

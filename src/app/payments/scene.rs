@@ -1,6 +1,5 @@
 //! A payment with everything that decides about it, read under the payment's lock.
 
-use super::refresh::RECONCILE_PERIOD;
 use crate::app::tell::{self, About};
 use crate::app::work::Work;
 use crate::domain::customers::Customer;
@@ -74,10 +73,10 @@ impl Scene {
         if self.payment.needs_work(&before.0, change) {
             work.ask(JobKind::SubmitPayment, self.payment.id.0);
         }
-        if change.from != change.to && self.payment.is_moving() {
-            // Should nobody tell what becomes of it.
-            let at = work.now + RECONCILE_PERIOD;
-            work.ask_at(JobKind::ReconcilePayment, self.payment.id.0, at);
+        if let Some(asked) = self.payment.action_time.filter(|_| before.0.action_time.is_none()) {
+            // The customer's time is limited. Whatever else moves is found by the sweep, should nobody tell.
+            let end = asked + work.action_period();
+            work.ask_at(JobKind::ReconcilePayment, self.payment.id.0, end);
         }
         if change.from != change.to {
             tracing::info!(

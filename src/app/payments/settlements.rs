@@ -4,10 +4,10 @@
 use secrecy::SecretString;
 
 use super::Scene;
-use super::refresh::{READS_MAX, RECONCILE_PERIOD};
+use super::refresh::READS_MAX;
 use crate::app::work::Work;
 use crate::app::{Access, App, tell};
-use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::jobs::Lease;
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, Money, PaymentId, RefundId, Result};
@@ -87,10 +87,6 @@ impl App {
             scene.update_refunded(work).await?;
         }
         for refund in changed {
-            if refund.is_moving() {
-                // Should nobody tell how it ends, it is asked about.
-                work.ask_at(JobKind::RefundPayment, refund.id.0, now + RECONCILE_PERIOD);
-            }
             work.tell(tell::refund_updated(&scene.about(), &refund));
         }
         if let Some(dispute) = found.dispute

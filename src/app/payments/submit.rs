@@ -281,7 +281,7 @@ impl App {
         Ok(Flow::Continue(()))
     }
 
-    /// Ends the job.
+    /// Ends the job; a payment that still moves is asked about by the sweep, should nobody tell.
     async fn rest(&self, lease: &Lease) -> Result<Flow> {
         self.begin_leased(lease).await?.end(Outcome::Done).await?;
         Ok(Flow::Break(()))

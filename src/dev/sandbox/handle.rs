@@ -277,6 +277,17 @@ impl Sandbox {
         })
     }
 
+    /// Makes an endpoint one of another API version (`None`: the account's own), as if it had been registered so: no call
+    /// can change that.
+    pub fn set_endpoint_version(&self, endpoint: &str, version: Option<&str>) -> anyhow::Result<Value> {
+        self.by_hand(endpoint, |act| {
+            let mut found = act.find("webhook_endpoint", endpoint)?;
+            found["api_version"] = json!(version);
+            act.put(&found);
+            Ok(found)
+        })
+    }
+
     /// Sends an event again to every endpoint that wants it, as the dashboard's button does.
     ///
     /// # Errors

@@ -1,0 +1,94 @@
+//! Jobs as an operator sees them: which fail, which are parked, and how one is asked for again. For the system role, across
+//! organizations.
+
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use crate::domain::jobs::JobReport;
+use crate::domain::{JobId, OrganizationId, Result};
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = SqlUuid)]
+    id: Uuid,
+    #[diesel(sql_type = SqlUuid)]
+    organization_id: Uuid,
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = SqlUuid)]
+    object_id: Uuid,
+    #[diesel(sql_type = Text)]
+    object_key: String,
+    #[diesel(sql_type = Integer)]
+    failures: i32,
+    #[diesel(sql_type = Nullable<Text>)]
+    last_error: Option<String>,
+    #[diesel(sql_type = Timestamptz)]
+    run_at: OffsetDateTime,
+    #[diesel(sql_type = Nullable<Timestamptz>)]
+    park_time: Option<OffsetDateTime>,
+}
+
+/// At most `limit` jobs, oldest first: of all organizations or of one, all or only the parked ones.
+pub async fn list(
+    conn: &mut AsyncPgConnection,
+    org: Option<OrganizationId>,
+    only_parked: bool,
+    limit: i64,
+) -> Result<Vec<JobReport>> {
+    let rows: Vec<Row> = diesel::sql_query(
+        "SELECT id, organization_id, kind, object_id, object_key, failures, last_error, run_at, park_time FROM jobs \
+         WHERE ($1 IS NULL OR organization_id = $1) AND (NOT $2 OR park_time IS NOT NULL) ORDER BY id LIMIT $3",
+    )
+    .bind::<Nullable<SqlUuid>, _>(org.map(|org| org.0))
+    .bind::<Bool, _>(only_parked)
+    .bind::<BigInt, _>(limit)
+    .load(conn)
+    .await?;
+    let report = |row: Row| JobReport {
+        id: row.id.into(),
+        organization_id: row.organization_id.into(),
+        kind: row.kind,
+        object_id: row.object_id,
+        object_key: row.object_key,
+        failures: row.failures,
+        reason: row.last_error,
+        run_at: row.run_at,
+        park_time: row.park_time,
+    };
+    Ok(rows.into_iter().map(report).collect())
+}
+
+/// Makes a job due at `now`, parked or not, and forgives what it failed for; without an id all that are parked. Returns
+/// how many that were.
+pub async fn retry(conn: &mut AsyncPgConnection, id: Option<JobId>, now: OffsetDateTime) -> Result<usize> {
+    // `failures` goes on: keys that are made from it must not come again.
+    Ok(diesel::sql_query(
+        "UPDATE jobs SET park_time = NULL, own_failures = 0, run_at = LEAST(run_at, $2) WHERE id IN ( \
+             SELECT id FROM jobs WHERE CASE WHEN $1 IS NULL THEN park_time IS NOT NULL ELSE id = $1 END \
+             ORDER BY id FOR UPDATE)",
+    )
+    .bind::<Nullable<SqlUuid>, _>(id.map(|id| id.0))
+    .bind::<Timestamptz, _>(now)
+    .execute(conn)
+    .await?)
+}
+
+/// How many jobs are parked, by kind.
+pub async fn count(conn: &mut AsyncPgConnection) -> Result<Vec<(String, i32)>> {
+    #[derive(QueryableByName)]
+    struct Count {
+        #[diesel(sql_type = Text)]
+        kind: String,
+        #[diesel(sql_type = Integer)]
+        parked: i32,
+    }
+    let rows: Vec<Count> =
+        diesel::sql_query("SELECT kind, count(*)::int4 AS parked FROM jobs WHERE park_time IS NOT NULL GROUP BY kind")
+            .load(conn)
+            .await?;
+    Ok(rows.into_iter().map(|row| (row.kind, row.parked)).collect())
+}

@@ -1,0 +1,93 @@
+//! What has been moving for long, and is to be asked about: across tables, because one look finds all of it.
+
+use diesel::prelude::*;
+use diesel::sql_types::{Bool, Double, Text, Timestamptz, Uuid as SqlUuid};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::time::Duration as RealDuration;
+use time::OffsetDateTime;
+use uuid::Uuid;
+
+use super::error::unreadable;
+use crate::domain::jobs::JobKind;
+use crate::domain::reconcile::Pace;
+use crate::domain::{IntegrationId, OrganizationId, Result};
+
+/// Something of which nothing was heard for a while.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stale {
+    /// The job that asks about it.
+    pub kind: JobKind,
+    /// The job's object.
+    pub object_id: Uuid,
+    /// The job's object key.
+    pub object_key: String,
+    /// Since when nothing was heard.
+    pub changed: OffsetDateTime,
+    /// How long it may take.
+    pub pace: Pace,
+}
+
+#[derive(QueryableByName)]
+struct Row {
+    #[diesel(sql_type = Text)]
+    kind: String,
+    #[diesel(sql_type = SqlUuid)]
+    object_id: Uuid,
+    #[diesel(sql_type = Text)]
+    object_key: String,
+    #[diesel(sql_type = Timestamptz)]
+    changed: OffsetDateTime,
+    #[diesel(sql_type = Bool)]
+    is_slow: bool,
+}
+
+/// An integration's payments and refunds that have not changed after `before`, and its Checkout sessions that are past
+/// their end by then. A session that is still to be made ends with its idempotency key, `key_age_max` after it was asked
+/// for. A debit that the bank has is slow.
+pub async fn all(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    before: OffsetDateTime,
+    key_age_max: RealDuration,
+) -> Result<Vec<Stale>> {
+    let rows: Vec<Row> = diesel::sql_query(
+        "SELECT 'reconcile_payment' AS kind, p.id AS object_id, '' AS object_key, p.update_time AS changed, \
+             COALESCE(p.state = 'processing' AND p.unknown_since IS NULL AND a.provider_charge_id IS NOT NULL \
+                 AND m.kind = 'sepa_debit', false) AS is_slow \
+         FROM payments AS p \
+         LEFT JOIN payment_attempts AS a ON a.organization_id = p.organization_id AND a.payment_id = p.id \
+             AND a.number = p.attempt_number \
+         LEFT JOIN payment_methods AS m ON m.organization_id = p.organization_id AND m.id = a.payment_method_id \
+         WHERE p.organization_id = $1 AND p.integration_id = $2 AND p.state IN ('processing', 'requires_action') \
+             AND p.update_time <= $3 \
+         UNION ALL \
+         SELECT CASE state WHEN 'open' THEN 'reconcile_session' ELSE 'create_checkout_session' END, id, '', ended, false \
+         FROM (SELECT id, state, COALESCE(expire_time, create_time + make_interval(secs => $4)) AS ended \
+             FROM checkout_sessions \
+             WHERE organization_id = $1 AND integration_id = $2 AND state IN ('creating', 'open')) AS session \
+         WHERE ended <= $3 \
+         UNION ALL \
+         SELECT 'refund_payment', r.id, '', r.update_time, false \
+         FROM refunds AS r JOIN payments AS p ON p.organization_id = r.organization_id AND p.id = r.payment_id \
+         WHERE r.organization_id = $1 AND COALESCE(r.integration_id, p.integration_id) = $2 \
+             AND r.status IN ('pending', 'requires_action') AND r.update_time <= $3",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<SqlUuid, _>(integration.0)
+    .bind::<Timestamptz, _>(before)
+    .bind::<Double, _>(key_age_max.as_secs_f64())
+    .load(conn)
+    .await?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(Stale {
+                kind: JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?,
+                object_id: row.object_id,
+                object_key: row.object_key,
+                changed: row.changed,
+                pace: if row.is_slow { Pace::Slow } else { Pace::Usual },
+            })
+        })
+        .collect()
+}

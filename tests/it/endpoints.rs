@@ -1,0 +1,205 @@
+//! Webhook endpoints are disabled, changed or deleted at Stripe, and mended by themselves; what they missed is read from the
+//! events list.
+
+use std::collections::BTreeSet;
+use std::time::{Duration as RealDuration, Instant};
+
+use paybridge::app::Periods;
+use paybridge::dev::sandbox::{Action, Effect, Fault};
+use paybridge::grpc::proto::{DeleteIntegrationRequest, GetIntegrationRequest, Integration, IntegrationState};
+use serde_json::Value;
+use time::Duration;
+
+use crate::cashier::{Cashier, at_stripe, until};
+use crate::reconcile::{NEVER, mended, passing, till};
+
+/// Only endpoints are looked at.
+fn endpoints_alone() -> Periods {
+    Periods { list_test: NEVER, sweep: NEVER, ..Periods::default() }
+}
+
+/// The endpoint that the integration knows of, as it is at Stripe.
+async fn endpoint(cashier: &mut Cashier) -> (String, Option<Value>) {
+    let id = integration(cashier).await.provider_webhook_endpoint_id;
+    let there = cashier.sandbox().object(&id);
+    (id, there)
+}
+
+async fn integration(cashier: &mut Cashier) -> Integration {
+    let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
+    let answer = cashier.player.api.integrations.get_integration(get).await.expect("an answer").into_inner();
+    answer.integration.expect("an integration")
+}
+
+/// All endpoints at Stripe of the player's account.
+async fn endpoints(cashier: &Cashier) -> Vec<Value> {
+    let answer = call(cashier, reqwest::Method::GET, "/v1/webhook_endpoints?limit=100").await;
+    answer["data"].as_array().expect("a list").clone()
+}
+
+/// A call to Stripe of a person with the account's key.
+async fn call(cashier: &Cashier, method: reqwest::Method, path: &str) -> Value {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let request = client.request(method, format!("{}{path}", cashier.sandbox().url())).bearer_auth(&cashier.player.key);
+    let answer = request.send().await.expect("the sandbox answers");
+    assert!(answer.status().is_success(), "{path}: {}", answer.status());
+    serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
+}
+
+/// A method that is attached at Stripe now is told by webhook.
+async fn webhooks_flow(cashier: &mut Cashier, provider_id: &str) {
+    let before = cashier.methods("hooli").await.len();
+    cashier.sandbox().attach_by_hand(provider_id, "pm_card_visa").expect("the method is attached");
+    let began = Instant::now();
+    while cashier.methods("hooli").await.len() == before {
+        assert!(began.elapsed() < RealDuration::from_secs(30), "webhooks don't flow");
+        let _ = tokio::time::timeout(RealDuration::from_millis(25), std::future::pending::<()>()).await;
+    }
+    cashier.all_delivered().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_was_changed_at_stripe_is_put_right_and_what_it_missed_is_read() {
+    let mut cashier = till("changed", endpoints_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let (id, there) = endpoint(&mut cashier).await;
+    let whole = there.expect("an endpoint");
+    let before = mended(&cashier, "endpoint").await;
+    let path = format!("/v1/webhook_endpoints/{id}");
+    for change in ["disabled=true", "enabled_events[]=charge.failed", "url=http://127.0.0.1:1/elsewhere"] {
+        at_stripe(&cashier, &path, change).await;
+        let count = cashier.methods("hooli").await.len();
+        cashier.sandbox().attach_by_hand(&provider_id, "pm_card_mastercard").expect("a method that no webhook tells");
+        passing(&mut cashier, Duration::minutes(61), &format!("{change} is mended"), async |cashier| {
+            (endpoint(cashier).await.1.as_ref() == Some(&whole)).then_some(())
+        })
+        .await;
+        passing(&mut cashier, Duration::seconds(20), "what was missed is read", async |cashier| {
+            (cashier.methods("hooli").await.len() == count + 1).then_some(())
+        })
+        .await;
+        webhooks_flow(&mut cashier, &provider_id).await;
+    }
+    assert!(mended(&cashier, "endpoint").await >= before + 3, "what was mended is counted");
+    assert_eq!(endpoints(&cashier).await.len(), 1, "it is the same one");
+    let told = cashier.player.events().iter().any(|event| event.webhook_type == "payment_provider.error");
+    assert!(!told, "what could be mended is not told");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_an_endpoint_that_was_deleted_is_made_anew_from_one_frozen_request() {
+    let mut cashier = till("deleted", endpoints_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let (old, _) = endpoint(&mut cashier).await;
+    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
+    // The answer with the secret gets lost, as often as one call tries: the same key brings it again.
+    cashier.cut("/v1/webhook_endpoints", 3, Effect::Done);
+    cashier.sandbox().forget_requests();
+    let new = passing(&mut cashier, Duration::minutes(61), "there is another endpoint", async |cashier| {
+        let (id, there) = endpoint(cashier).await;
+        there.filter(|_| id != old).map(|_| id)
+    })
+    .await;
+    let made = endpoints(&cashier).await;
+    assert_eq!(
+        made.iter().map(|endpoint| &endpoint["id"]).collect::<Vec<_>>(),
+        [&new],
+        "one, however often it was asked"
+    );
+    let keys: BTreeSet<_> =
+        cashier.posts("/v1/webhook_endpoints").into_iter().map(|request| request.idempotency_key).collect();
+    assert_eq!(keys.len(), 1, "one frozen request");
+    webhooks_flow(&mut cashier, &provider_id).await;
+    cashier.end().await;
+}
+
+/// The integration's secrets and what is still to be deleted: the present one, the old one, and the old endpoint.
+async fn secrets(cashier: &Cashier) -> (bool, bool, Option<String>) {
+    let query = "SELECT sealed_webhook_secret IS NOT NULL, sealed_old_webhook_secret IS NOT NULL, \
+        provider_old_endpoint_id FROM integrations";
+    let row = cashier.database().await.query_one(query, &[]).await.expect("a look");
+    (row.get(0), row.get(1), row.get(2))
+}
+
+/// The endpoint is of another version, and has been replaced by now, but the old one can't be deleted. Returns the old
+/// one's id and the new one's.
+async fn replaced(cashier: &mut Cashier) -> (String, String) {
+    let (old, _) = endpoint(cashier).await;
+    cashier.sandbox().set_endpoint_version(&old, None).expect("it is of the account's version");
+    cashier
+        .sandbox()
+        .add_fault(Fault { times: None, ..Fault::once("DELETE", "/v1/webhook_endpoints/*", Action::Unavailable) });
+    let new = passing(cashier, Duration::minutes(61), "there is another endpoint", async |cashier| {
+        let (id, _) = endpoint(cashier).await;
+        (id != old).then_some(id)
+    })
+    .await;
+    (old, new)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_of_another_version_is_replaced_and_both_secrets_count_until_it_is_gone() {
+    let mut cashier = till("version", endpoints_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let (old, new) = replaced(&mut cashier).await;
+    assert_eq!(secrets(&cashier).await, (true, true, Some(old.clone())), "both count");
+    // Both post everything, and both are acknowledged.
+    webhooks_flow(&mut cashier, &provider_id).await;
+    cashier.sandbox().clear_faults();
+    passing(&mut cashier, Duration::minutes(5), "the old one is gone", async |cashier| {
+        cashier.sandbox().object(&old).is_none().then_some(())
+    })
+    .await;
+    until("its secret is forgotten", || async { (secrets(&cashier).await == (true, false, None)).then_some(()) }).await;
+    let left = endpoints(&cashier).await;
+    assert_eq!(left.iter().map(|endpoint| &endpoint["id"]).collect::<Vec<_>>(), [&new]);
+    webhooks_flow(&mut cashier, &provider_id).await;
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disconnect_removes_an_endpoint_that_was_being_replaced_too() {
+    let mut cashier = till("disconnected", endpoints_alone()).await;
+    replaced(&mut cashier).await;
+    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), ..Default::default() };
+    cashier.player.api.integrations.delete_integration(request).await.expect("it begins to go");
+    cashier.sandbox().clear_faults();
+    passing(&mut cashier, Duration::minutes(5), "it is disconnected", async |cashier| {
+        (integration(cashier).await.state() == IntegrationState::Disconnected).then_some(())
+    })
+    .await;
+    assert!(endpoints(&cashier).await.is_empty(), "nothing is left at Stripe");
+    assert_eq!(secrets(&cashier).await, (false, false, None), "nor here");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
+    let mut cashier = till("not mended", endpoints_alone()).await;
+    let (id, _) = endpoint(&mut cashier).await;
+    at_stripe(&cashier, &format!("/v1/webhook_endpoints/{id}"), "disabled=true").await;
+    cashier
+        .sandbox()
+        .add_fault(Fault { times: None, ..Fault::once("POST", "/v1/webhook_endpoints/*", Action::Forbidden) });
+    let refused = |cashier: &Cashier| cashier.posts(&id).iter().filter(|request| request.status == Some(403)).count();
+    passing(&mut cashier, Duration::minutes(61), "it was tried again and again", async |cashier| {
+        (refused(cashier) >= 3).then_some(())
+    })
+    .await;
+    let told = |cashier: &Cashier| {
+        cashier.player.events().iter().filter(|event| event.webhook_type == "payment_provider.error").count()
+    };
+    until("it is told", || async { (told(&cashier) > 0).then_some(()) }).await;
+    assert_eq!(told(&cashier), 1, "once");
+    assert_eq!(integration(&mut cashier).await.state(), IntegrationState::Active, "payments go on");
+    cashier.sandbox().clear_faults();
+    passing(&mut cashier, Duration::minutes(61), "it is mended", async |cashier| {
+        endpoint(cashier).await.1.filter(|endpoint| endpoint["status"] == "enabled")
+    })
+    .await;
+    cashier.end().await;
+}

@@ -1,0 +1,285 @@
+//! What nobody told: webhooks are lost, and all that they would have told is found, through the same way as a webhook (P6),
+//! so that a repeat changes nothing.
+
+use paybridge::app::Periods;
+use paybridge::dev::sandbox::{Action, WebhookFault};
+use paybridge::dev::stage::Options;
+use paybridge::grpc::proto::event::Object;
+use paybridge::grpc::proto::{CreateCheckoutUrlRequest, PaymentState};
+use time::Duration;
+
+use crate::cashier::{Cashier, at_stripe, until};
+
+const GOOD_IBAN: &str = "DE89370400440532013000";
+/// Longer than any test looks.
+pub const NEVER: Duration = Duration::days(365);
+
+/// Only the events list is read.
+fn list_alone() -> Periods {
+    Periods { sweep: NEVER, endpoint: NEVER, ..Periods::default() }
+}
+
+/// Only stale objects are asked about.
+fn sweep_alone() -> Periods {
+    Periods { list_test: NEVER, endpoint: NEVER, ..Periods::default() }
+}
+
+pub async fn till(name: &str, periods: Periods) -> Cashier {
+    Cashier::new(name, Options { periods, ..Options::default() }).await
+}
+
+fn lose(cashier: &Cashier, event: &str) {
+    cashier.sandbox().add_webhook_fault(WebhookFault { event: event.to_owned(), ..WebhookFault::default() });
+}
+
+/// What the server's metrics say that was mended of a kind. Other tests of this process mend, too: it only rises.
+pub async fn mended(cashier: &Cashier, kind: &str) -> u64 {
+    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+    let url = format!("{}/metrics", cashier.scenery.stage.servers[0].http);
+    let text = client.get(url).send().await.expect("metrics").text().await.expect("text");
+    let name = format!("paybridge_mended_total{{kind=\"{kind}\"}} ");
+    text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
+}
+
+/// How many events there are, once all of them were seen.
+async fn all_told(cashier: &Cashier) -> usize {
+    let database = cashier.database().await;
+    until("all events were seen", || async {
+        let head = database.query_one("SELECT last_position FROM event_heads", &[]).await.expect("a head");
+        let seen = cashier.player.events().len();
+        (i64::try_from(seen).ok() == Some(head.get(0))).then_some(seen)
+    })
+    .await
+}
+
+/// Asks again and again, and lets time pass by `step` between.
+pub async fn passing<T>(
+    cashier: &mut Cashier,
+    step: Duration,
+    what: &str,
+    mut ask: impl AsyncFnMut(&mut Cashier) -> Option<T>,
+) -> T {
+    let began = std::time::Instant::now();
+    while began.elapsed() < std::time::Duration::from_secs(45) {
+        if let Some(found) = ask(cashier).await {
+            return found;
+        }
+        cashier.advance(step);
+        let _ = tokio::time::timeout(std::time::Duration::from_millis(100), std::future::pending::<()>()).await;
+    }
+    panic!("waited in vain until {what}");
+}
+
+/// A link to store a method for `hooli`; its session's id.
+async fn session(cashier: &mut Cashier) -> String {
+    let customer_id = cashier.player.customer("hooli").await.expect("a customer").id;
+    let ask = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
+    let answer = cashier.player.api.customers.create_checkout_url(ask).await.expect("a link").into_inner();
+    answer.checkout_url.rsplit('/').next().expect("a session").to_owned()
+}
+
+async fn has_default(cashier: &mut Cashier) -> Option<()> {
+    let customer = cashier.player.customer("hooli").await.expect("a customer");
+    (!customer.default_payment_method_id.is_empty()).then_some(())
+}
+
+/// The statuses of the refunds that were told.
+fn refunds(cashier: &Cashier) -> Vec<String> {
+    let events = cashier.player.events();
+    let refund = |object: Option<Object>| match object {
+        Some(Object::Refund(refund)) => Some(refund.status),
+        _ => None,
+    };
+    events.into_iter().filter_map(|event| refund(event.object)).collect()
+}
+
+/// Every webhook is lost; a page is completed, an invoice collected, money sent back, a method detached.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_what_every_webhook_missed_is_found_in_the_events_list_and_a_repeat_changes_nothing() {
+    let mut cashier = till("all lost", list_alone()).await;
+    lose(&cashier, "*");
+    let before = mended(&cashier, "event").await;
+    cashier.bare_customer("hooli").await;
+    let page = session(&mut cashier).await;
+    cashier.sandbox().complete_session(&page, GOOD_IBAN, true).expect("the page is completed");
+    passing(&mut cashier, Duration::minutes(1), "the method is found", has_default).await;
+    cashier.pay("hooli", "inv").await;
+    cashier.payment_in("inv", PaymentState::Processing).await;
+    until("it is at the bank", || async { (cashier.live_charges("inv") == 1).then_some(()) }).await;
+    cashier.advance(Duration::days(6));
+    let paid = passing(&mut cashier, Duration::minutes(1), "the debit's end is found", async |cashier| {
+        let payment = cashier.payment("inv").await;
+        (payment.state() == PaymentState::Succeeded).then_some(payment)
+    })
+    .await;
+    let body = format!("payment_intent={}&amount=900", paid.provider_payment_intent_id);
+    at_stripe(&cashier, "/v1/refunds", &body).await;
+    passing(&mut cashier, Duration::minutes(1), "the refund is found", async |cashier| {
+        (refunds(cashier) == ["succeeded"]).then_some(())
+    })
+    .await;
+    let method = cashier.methods("hooli").await[0].provider_payment_method_id.clone();
+    cashier.sandbox().detach_by_hand(&method).expect("it is detached");
+    passing(&mut cashier, Duration::minutes(1), "the detached method is found", async |cashier| {
+        cashier.methods("hooli").await.is_empty().then_some(())
+    })
+    .await;
+    assert!(mended(&cashier, "event").await >= before + 4, "what only the list brought is counted");
+
+    // Now all of it comes by webhook after all.
+    cashier.at_rest(&["apply_delivery", "push_default_method"]).await;
+    cashier.sandbox().clear_faults();
+    let told = all_told(&cashier).await;
+    let events = cashier.sandbox().events(&cashier.player.account);
+    let taken = "SELECT count(*) FROM deliveries";
+    let database = cashier.database().await;
+    let stored: i64 = database.query_one(taken, &[]).await.expect("a count").get(0);
+    for event in &events {
+        cashier.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
+    }
+    cashier.all_delivered().await;
+    assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
+    assert_eq!(database.query_one(taken, &[]).await.expect("a count").get::<_, i64>(0), stored, "nothing was new");
+    let after = cashier.payment("inv").await;
+    assert_eq!(
+        (after.state(), after.amount_refunded.map(|money| money.minor_units)),
+        (PaymentState::Succeeded, Some(900))
+    );
+    cashier.end().await;
+}
+
+/// What webhooks brought costs nothing more: the list is read, and no object is read for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
+    let mut cashier = till("all told", list_alone()).await;
+    cashier.customer("hooli", "pm_card_visa").await;
+    cashier.pay("hooli", "inv").await;
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    cashier.all_delivered().await;
+    let told = all_told(&cashier).await;
+    cashier.sandbox().forget_requests();
+    cashier.advance(Duration::minutes(3));
+    until("the list is read", || async {
+        let is_read = |path: &str| path == "/v1/events";
+        cashier.sandbox().requests().iter().any(|request| is_read(&request.path)).then_some(())
+    })
+    .await;
+    cashier.at_rest(&["apply_delivery"]).await;
+    let others: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
+    assert!(others.iter().all(|path| path == "/v1/events"), "nothing else is read: {others:?}");
+    assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_debit_a_page_and_a_refund_of_which_nothing_is_heard_are_asked_about() {
+    let mut cashier = till("stale", sweep_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    // One page is completed, another one is not.
+    lose(&cashier, "*");
+    let used = session(&mut cashier).await;
+    let unused = session(&mut cashier).await;
+    let before = (mended(&cashier, "checkout_session").await, mended(&cashier, "payment").await);
+    cashier.sandbox().complete_session(&used, GOOD_IBAN, true).expect("the page is completed");
+    cashier.advance(Duration::hours(24) + Duration::minutes(3));
+    passing(&mut cashier, Duration::minutes(1), "the method is learnt", has_default).await;
+    let ended = format!("/{unused}");
+    cashier
+        .player
+        .event("the unused page's end", |event| match &event.object {
+            Some(Object::PaymentProviderCustomerCheckoutUrl(link)) if link.checkout_url.ends_with(&ended) => {
+                (event.webhook_type == "customer.checkout_url_expired").then_some(())
+            }
+            _ => None,
+        })
+        .await
+        .expect("it is told");
+    assert!(mended(&cashier, "checkout_session").await >= before.0 + 2);
+
+    cashier.pay("hooli", "inv").await;
+    cashier.payment_in("inv", PaymentState::Processing).await;
+    until("it is at the bank", || async { (cashier.live_charges("inv") == 1).then_some(()) }).await;
+    passing(&mut cashier, Duration::hours(24), "the debit's end is found", async |cashier| {
+        (cashier.payment("inv").await.state() == PaymentState::Succeeded).then_some(())
+    })
+    .await;
+    assert!(mended(&cashier, "payment").await > before.1);
+    assert_eq!(cashier.player.count("payment.succeeded", "inv"), 1, "told once");
+
+    // A refund is told while it is on its way, and then no more.
+    cashier.sandbox().clear_faults();
+    cashier.add_method("hooli", &provider_id, "pm_card_pendingRefund").await;
+    cashier.pay("hooli", "inv-2").await;
+    let paid = cashier.payment_in("inv-2", PaymentState::Succeeded).await;
+    let body = format!("payment_intent={}", paid.provider_payment_intent_id);
+    at_stripe(&cashier, "/v1/refunds", &body).await;
+    until("it is told", || async { (refunds(&cashier) == ["pending"]).then_some(()) }).await;
+    lose(&cashier, "*");
+    let before = mended(&cashier, "refund").await;
+    passing(&mut cashier, Duration::hours(6), "the refund's end is found", async |cashier| {
+        (refunds(cashier) == ["pending", "succeeded"]).then_some(())
+    })
+    .await;
+    until("it is counted", || async { (mended(&cashier, "refund").await > before).then_some(()) }).await;
+    cashier.end().await;
+}
+
+/// A page's method that is found late is no newer than it is: one that was stored since stays the default.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_method_that_is_found_late_does_not_take_the_place_of_a_newer_one() {
+    let mut cashier = till("late", sweep_alone()).await;
+    let provider_id = cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let page = session(&mut cashier).await;
+    lose(&cashier, "*");
+    cashier.sandbox().complete_session(&page, GOOD_IBAN, true).expect("the page is completed");
+    cashier.sandbox().clear_faults();
+    cashier.advance(Duration::hours(1));
+    let newer = cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::hours(24));
+    passing(&mut cashier, Duration::minutes(1), "the page's method is found", async |cashier| {
+        (cashier.methods("hooli").await.len() == 2).then_some(())
+    })
+    .await;
+    let default = cashier.methods("hooli").await.into_iter().find(|method| method.is_default).expect("a default");
+    assert_eq!(default.provider_payment_method_id, newer);
+    cashier.end().await;
+}
+
+/// A page that was never made, because nobody asked for it again, is given up with its key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_whose_making_was_given_up_does_not_stay_in_the_making() {
+    let mut cashier = till("never made", sweep_alone()).await;
+    cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    cashier.fault("/v1/checkout/sessions", 3, Action::Unavailable);
+    let customer_id = cashier.player.customer("hooli").await.expect("a customer").id;
+    let ask = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
+    cashier.player.api.customers.create_checkout_url(ask).await.expect_err("Stripe is away");
+    let database = cashier.database().await;
+    passing(&mut cashier, Duration::hours(7), "it is given up", async |_| {
+        let query = "SELECT FROM checkout_sessions WHERE state = 'creating'";
+        database.query(query, &[]).await.expect("a look").is_empty().then_some(())
+    })
+    .await;
+    let made = cashier.posts("/v1/checkout/sessions").len();
+    assert_eq!(made, 4, "the link of the customer's creation and three tries of the other: a key too old is not sent");
+    cashier.end().await;
+}
+
+/// Integrations that an earlier release has connected have no reconcilers: they are given some.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_live_integration_is_given_its_reconcilers() {
+    let mut cashier = till("earlier release", Periods::default()).await;
+    let database = cashier.database().await;
+    let kinds = "kind IN ('poll_events', 'sweep_integration', 'check_endpoint')";
+    let gone = database.execute(&format!("DELETE FROM jobs WHERE {kinds}"), &[]).await.expect("they are gone");
+    assert_eq!(gone, 3, "a new integration has them");
+    passing(&mut cashier, Duration::minutes(5), "they are there again", async |_| {
+        let query = format!("SELECT count(*) FROM jobs WHERE {kinds}");
+        (database.query_one(&query, &[]).await.expect("a count").get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+    cashier.end().await;
+}
