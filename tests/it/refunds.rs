@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use paybridge::dev::sandbox::{Action, Effect, HandPayment, WebhookAction, WebhookFault};
+use paybridge::dev::sandbox::{Action, Effect, Fault, HandPayment, WebhookAction, WebhookFault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
@@ -345,6 +345,30 @@ async fn p6_shuffled_and_doubled_webhooks_of_refunds_end_in_the_same_state() {
     let after = cashier.payment("inv").await;
     assert_eq!((after.state(), after.amount_refunded.expect("an amount").minor_units), (PaymentState::Succeeded, 0));
     assert_eq!(listed(&cashier, &payment).await.len(), 4, "four rows, whoever told of them");
+    end(cashier).await;
+}
+
+/// An answer that was under way for long tells what was; what is known since counts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_read_that_is_older_than_what_is_known_changes_nothing() {
+    let (cashier, payment) = paid_till("old read", "pm_card_refundFail", Options::default()).await;
+    let slow = Action::Delay { milliseconds: 10 * 24 * 60 * 60 * 1_000, after_work: true };
+    cashier.sandbox().add_fault(Fault::once("GET", "/v1/refunds/*", slow));
+    let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
+    let reads = || {
+        let requests = cashier.sandbox().requests();
+        requests.into_iter().filter(|it| it.method == "GET" && it.path.starts_with("/v1/refunds/")).collect::<Vec<_>>()
+    };
+    refund_in(&cashier, &asked.id, RefundState::Succeeded).await;
+    cashier.advance(Duration::days(2));
+    refund_in(&cashier, &asked.id, RefundState::Failed).await;
+    assert!(reads().iter().any(|read| read.status.is_none()), "one answer is still under way");
+    cashier.advance(Duration::days(10));
+    cashier.all_delivered().await;
+    cashier.at_rest(&["refund_payment"]).await;
+    assert!(reads().iter().all(|read| read.status.is_some()), "it has come");
+    assert_eq!(read(&cashier, &asked.id).await.state(), RefundState::Failed);
+    assert_eq!(states_told(&cashier, &asked), ["succeeded", "failed"]);
     end(cashier).await;
 }
 
