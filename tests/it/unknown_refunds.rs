@@ -42,7 +42,7 @@ async fn p2_a_storm_of_the_same_request_on_two_servers_makes_one_refund() {
     cashier.at_rest(&["refund_payment"]).await;
     assert_eq!(at_stripe_of(&cashier, &made).len(), 1, "one refund at Stripe");
     assert_eq!(taken_and_back(&cashier, &made.provider_charge_id), (4900, 1000));
-    assert_eq!(states_told(&cashier, &made), ["succeeded"], "told once");
+    assert_eq!(states_told(&cashier, &made).await, ["succeeded"], "told once");
     let after = cashier.payment("inv").await;
     assert_eq!(after.amount_refunded.expect("an amount").minor_units, 1000);
     end(cashier).await;
@@ -246,7 +246,7 @@ async fn p2_a_refusal_because_the_refund_is_made_already_is_no_failure() {
     refund_in(&cashier, &asked.id, RefundState::Succeeded).await;
     cashier.at_rest(&["refund_payment"]).await;
     assert_eq!(at_stripe_of(&cashier, &asked).len(), 1);
-    assert!(!states_told(&cashier, &asked).contains(&"failed".to_owned()), "it never failed");
+    assert!(!states_told(&cashier, &asked).await.contains(&"failed".to_owned()), "it never failed");
     end(cashier).await;
 }
 
@@ -254,6 +254,7 @@ async fn p2_a_refusal_because_the_refund_is_made_already_is_no_failure() {
 async fn p8_a_process_killed_while_a_refund_is_sent_makes_one_refund() {
     let options = Options { program: Some(program()), ..Options::default() };
     let (mut cashier, payment) = paid_till("refund killed", "pm_card_visa", options).await;
+    silence(&cashier);
     cashier.sandbox().forget_requests();
     // The work is done, and whoever asked for it does not live to hear of it.
     cashier.fault(REFUNDS, 1, Action::Delay { milliseconds: 60_000, after_work: true });
