@@ -486,6 +486,11 @@ async fn a_refund_written_by_the_release_before_is_a_refund_like_any_other() {
     assert_eq!((list.len(), ids), (2, BTreeSet::from(["re_1", "re_2"])), "each once");
     assert!(list.iter().all(|refund| refund.integration_id == cashier.integration.id), "{list:#?}");
     assert!(list[0].create_time.is_some() && read(&cashier, &list[0].id).await == list[0]);
+    // It noted no charges: the attempt that settled the payment knows its own.
+    database.execute("DELETE FROM charges", &[]).await.expect("they are gone");
+    let back = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
+    assert_eq!(back.provider_charge_id, payment.attempts[0].provider_charge_id);
+    refund_in(&cashier, &back.id, RefundState::Succeeded).await;
     end(cashier).await;
 }
 
