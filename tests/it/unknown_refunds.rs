@@ -42,7 +42,7 @@ async fn p2_a_storm_of_the_same_request_on_two_servers_makes_one_refund() {
     cashier.at_rest(&["refund_payment"]).await;
     assert_eq!(at_stripe_of(&cashier, &made).len(), 1, "one refund at Stripe");
     assert_eq!(taken_and_back(&cashier, &made.provider_charge_id), (4900, 1000));
-    assert_eq!(states_told(&cashier, &made), ["succeeded"], "told once");
+    assert_eq!(states_told(&cashier, &made).await, ["succeeded"], "told once");
     let after = cashier.payment("inv").await;
     assert_eq!(after.amount_refunded.expect("an amount").minor_units, 1000);
     end(cashier).await;
@@ -225,10 +225,36 @@ async fn p2_a_revoked_key_pauses_a_refund_and_a_new_one_resumes_it() {
     end(cashier).await;
 }
 
+/// The work of a key that was given up is done in the very moment in which the next one is sent: what stands in the way
+/// of that one is the refund itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_refusal_because_the_refund_is_made_already_is_no_failure() {
+    let (cashier, payment) = paid_till("refund in the way", "pm_card_visa", Options::default()).await;
+    let asked = refund(&cashier, ask("r1", &payment, None)).await.expect("it is accepted");
+    made_once(&cashier, &asked).await;
+    silence(&cashier);
+    let database = cashier.database().await;
+    let forget = "UPDATE refunds SET status = 'pending', provider_refund_id = NULL; \
+        UPDATE frozen_requests SET number = 2, idempotency_key = 'another' WHERE purpose = 'refund'; \
+        INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+            SELECT gen_random_uuid(), organization_id, 'refund_payment', id, '', create_time, 1, 0, 0 FROM refunds";
+    database.batch_execute(forget).await.expect("it is forgotten");
+    until("the other key was refused", || async {
+        cashier.posts(REFUNDS).iter().any(|post| post.status == Some(400)).then_some(())
+    })
+    .await;
+    refund_in(&cashier, &asked.id, RefundState::Succeeded).await;
+    cashier.at_rest(&["refund_payment"]).await;
+    assert_eq!(at_stripe_of(&cashier, &asked).len(), 1);
+    assert!(!states_told(&cashier, &asked).await.contains(&"failed".to_owned()), "it never failed");
+    end(cashier).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_a_process_killed_while_a_refund_is_sent_makes_one_refund() {
     let options = Options { program: Some(program()), ..Options::default() };
     let (mut cashier, payment) = paid_till("refund killed", "pm_card_visa", options).await;
+    silence(&cashier);
     cashier.sandbox().forget_requests();
     // The work is done, and whoever asked for it does not live to hear of it.
     cashier.fault(REFUNDS, 1, Action::Delay { milliseconds: 60_000, after_work: true });
