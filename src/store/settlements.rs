@@ -8,7 +8,10 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::rows::currency;
-use super::schema::{charges::dsl as charges, disputes::dsl as disputes, overpayments::dsl as overpayments};
+use super::schema::{
+    charges::dsl as charges, disputes::dsl as disputes, overpayments::dsl as overpayments,
+    payment_attempts::dsl as attempts,
+};
 use crate::domain::payments::Payment;
 use crate::domain::refunds::Charge;
 use crate::domain::signals::DisputeSnapshot;
