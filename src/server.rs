@@ -34,6 +34,7 @@ use self::readiness::Readiness;
 use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{EncryptionKey, Serve};
+use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
 use crate::store::{self, Hint, Pool, SealKey, Sealer};
 use crate::{grpc, stripe, telemetry, webhook, worker};
@@ -65,6 +66,8 @@ pub struct Parts {
     pub relay_provider_events: bool,
     /// How long an event stream may be silent, real time.
     pub heartbeat: Duration,
+    /// How many calls Stripe allows.
+    pub limits: Limits,
     /// How far apart the reads of Stripe's events list are with a test key, in the clock's time.
     pub poll_period_test: time::Duration,
     /// The same with a live key.
@@ -80,6 +83,7 @@ impl Parts {
             clock: Clock::system(),
             relay_provider_events: false,
             heartbeat: Duration::from_secs(15),
+            limits: Limits::default(),
             poll_period_test: time::Duration::seconds(5),
             poll_period_live: time::Duration::minutes(5),
         }
@@ -172,7 +176,8 @@ fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Resu
     let sealer = Sealer::new(&keys).context("there is no key to seal secrets with")?;
     let call = settings.stripe.timeout;
     let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_WITHIN), call };
-    let stripe = stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?;
+    let stripe =
+        stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?.within(parts.limits);
     let settings = app::Settings {
         default_success_url: settings.default_success_url.clone(),
         webhook_base_url: settings.public_webhook_url.as_ref().map(|url| url.as_str().to_owned()),
@@ -205,8 +210,8 @@ where
     }
 }
 
-/// What works beside the doors and the worker: hints between replicas, the net under them, retention, and metrics that
-/// stay small. All for ever, until `quiet` is cancelled.
+/// What works beside the doors and the worker: hints between replicas, the net under them, retention, slots for calls to
+/// Stripe, and metrics that stay small. All for ever, until `quiet` is cancelled.
 async fn helpers(
     app: App,
     metrics: telemetry::Metrics,
@@ -220,6 +225,7 @@ async fn helpers(
         () = store::relay(direct_url, outgoing, move |hint| listener.hear(hint)) => {}
         () = notice(&app) => {}
         () = retire(&app) => {}
+        () = pace(&app) => {}
         () = metrics.fold() => {}
     }
     Ok(())
@@ -236,6 +242,17 @@ async fn notice(app: &App) {
         if let Err(error) = app.notice_logs(&mut seen).await {
             tracing::debug!(%error, "the logs could not be looked at");
         }
+    }
+}
+
+/// Takes slots for calls to Stripe, whenever some wait for them.
+async fn pace(app: &App) {
+    loop {
+        app.slots_wanted().await;
+        if let Err(error) = app.take_slots().await {
+            tracing::warn!(%error, "no slots could be taken for calls to Stripe; they wait");
+        }
+        pause(app::SLOTS_EVERY).await;
     }
 }
 

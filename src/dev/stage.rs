@@ -18,11 +18,12 @@ use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
 
 use super::postgres::Postgres;
-use super::sandbox::{Options as SandboxOptions, Sandbox};
+use super::sandbox::{self, Options as SandboxOptions, Sandbox};
 use crate::app::App;
 use crate::clock::Clock;
 use crate::config::{BaseUrl, Connection, EncryptionKey, Retention, Serve, Stripe};
 use crate::domain::OrganizationId;
+use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
 use crate::server::{self, Parts};
 use crate::store;
@@ -55,6 +56,13 @@ pub async fn prepare_database(postgres: &Postgres, name: &str, template: Option<
         store::migrate::run(&url).await?;
     }
     Ok(url)
+}
+
+/// What servers in this process keep to: what the sandbox lets through.
+fn limits(sandbox: Option<sandbox::Limits>) -> Limits {
+    let boundless = sandbox::Limits { endpoint: 10_000, test: 10_000, live: 10_000 };
+    let sandbox::Limits { endpoint, test, live } = sandbox.unwrap_or(boundless);
+    Limits { endpoint: endpoint.into(), live: live.into(), test: test.into() }
 }
 
 /// How a stage is set up.
@@ -198,6 +206,7 @@ impl Stage {
             clock: self.clock.clone(),
             relay_provider_events: self.options.relay_provider_events,
             heartbeat: RealDuration::from_secs(1),
+            limits: limits(self.options.sandbox.limits),
             poll_period_test: time::Duration::milliseconds(300),
             ..Parts::new(grpc, http)
         };

@@ -1,11 +1,11 @@
 //! Charges: what a try came to, and how much of it went back.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::{or_default, reference};
+use super::pace::ApiKey;
 use crate::domain::signals::ChargeSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -25,7 +25,7 @@ impl From<WireCharge> for ChargeSnapshot {
 
 impl Client {
     /// Reads a charge.
-    pub async fn charge(&self, key: &SecretString, id: &str) -> Result<ChargeSnapshot, Error> {
+    pub async fn charge(&self, key: &ApiKey, id: &str) -> Result<ChargeSnapshot, Error> {
         let call = Call::get("/v1/charges/{id}", Some(id), "");
         Ok(self.send::<WireCharge>(key, call).await?.into())
     }

@@ -1,11 +1,11 @@
 //! Refunds: money that goes back, and sometimes comes back after all.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::{currency, money, reference};
+use super::pace::ApiKey;
 use crate::domain::Currency;
 use crate::domain::signals::RefundSnapshot;
 
@@ -39,7 +39,7 @@ impl From<WireRefund> for RefundSnapshot {
 
 impl Client {
     /// Reads a refund.
-    pub async fn refund(&self, key: &SecretString, id: &str) -> Result<RefundSnapshot, Error> {
+    pub async fn refund(&self, key: &ApiKey, id: &str) -> Result<RefundSnapshot, Error> {
         let call = Call::get("/v1/refunds/{id}", Some(id), "");
         Ok(self.send::<WireRefund>(key, call).await?.into())
     }

@@ -8,6 +8,7 @@ mod doors;
 mod hands;
 mod limits;
 mod log;
+mod pace;
 mod payload;
 mod payments;
 mod readme;

@@ -1,7 +1,6 @@
 //! What Stripe tells about everything but PaymentIntents: methods, customers, sessions, refunds, disputes. Most of it is
 //! fetched rather than believed, so that an old snapshot never overwrites a newer one (P6).
 
-use secrecy::SecretString;
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
@@ -313,7 +312,7 @@ struct Found {
 }
 
 impl Fetch<'_> {
-    async fn read(&self, stripe: &stripe::Client, key: &SecretString) -> Result<Found, stripe::Error> {
+    async fn read(&self, stripe: &stripe::Client, key: &stripe::ApiKey) -> Result<Found, stripe::Error> {
         let mut found = Found { charge: None, refund: None, dispute: None };
         match self {
             Self::Charge { id } => found.charge = Some(stripe.charge(key, id).await?),

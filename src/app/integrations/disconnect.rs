@@ -1,7 +1,6 @@
 //! Winding an integration down. New work is refused at once; what moves is brought to its end, with endpoint and key in
 //! place to hear of it; only then do endpoint and secrets go.
 
-use secrecy::SecretString;
 use time::Duration;
 
 use crate::app::App;
@@ -71,7 +70,7 @@ impl App {
     async fn close_session(
         &self,
         lease: &Lease,
-        key: &SecretString,
+        key: &stripe::ApiKey,
         session: CheckoutSession,
         is_key_dead: bool,
     ) -> Result<()> {
@@ -119,7 +118,7 @@ impl App {
 
     /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is
     /// left behind, and named.
-    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, key: &SecretString) -> Result<()> {
+    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, key: &stripe::ApiKey) -> Result<()> {
         let mut is_gone = true;
         if let Some(endpoint) = &integration.provider_endpoint_id {
             match self.0.stripe.delete_webhook_endpoint(key, endpoint).await {
