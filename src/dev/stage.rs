@@ -86,6 +86,8 @@ pub struct Options {
     pub relay_provider_events: bool,
     /// How many event streams an organization may have open on each server.
     pub max_streams_per_organization: usize,
+    /// How many jobs servers in this process work on at the same time, each with a connection to the database.
+    pub worker_concurrency: usize,
     /// How long servers in this process wait for an answer of Stripe's, real time.
     pub stripe_timeout: RealDuration,
 }
@@ -104,6 +106,7 @@ impl Default for Options {
             polls_events: false,
             relay_provider_events: false,
             max_streams_per_organization: 1_000,
+            worker_concurrency: 8,
             stripe_timeout: RealDuration::from_secs(20),
         }
     }
@@ -220,7 +223,7 @@ impl Stage {
         let base_url = |text: &str| BaseUrl::parse(text).map_err(|error| anyhow::anyhow!(error));
         let public_webhook_url = self.webhook_url.as_deref().map(base_url).transpose()?;
         Ok(Serve {
-            database: Connection { url: url.clone(), direct_url: url, pool_size: 8 },
+            database: Connection { url: url.clone(), direct_url: url, pool_size: self.options.worker_concurrency },
             grpc_listen,
             grpc_tls: None,
             http_listen,
@@ -230,7 +233,7 @@ impl Stage {
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             max_streams_per_organization: self.options.max_streams_per_organization,
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
-            worker_concurrency: 8,
+            worker_concurrency: self.options.worker_concurrency,
             shutdown_grace: RealDuration::from_secs(5),
         })
     }

@@ -95,7 +95,7 @@ const BACKLOG: i64 = 200;
 ///
 /// Organizations take turns, and so do an organization's kinds of jobs; what the worker holds already counts. Under a
 /// backlog the first jobs of each lane (an organization and a kind) are found by one probe of an index a lane, so that a
-/// lane costs the same however long it is.
+/// lane costs the same however long it is. (Rows are compared whole, so that no other index looks good to the planner.)
 pub async fn lease(
     conn: &mut AsyncPgConnection,
     now: OffsetDateTime,
@@ -123,8 +123,10 @@ pub async fn lease(
              UNION ALL \
              SELECT head.* FROM lane CROSS JOIN LATERAL ( \
                  SELECT id, organization_id, kind, run_at FROM jobs \
-                 WHERE organization_id = lane.organization_id AND kind = lane.kind AND kind = ANY ($4) \
-                     AND run_at <= $1 AND {FREE} ORDER BY run_at LIMIT LEAST($2, $5)) AS head \
+                 WHERE (organization_id, kind, run_at) > (lane.organization_id, lane.kind, '-infinity'::timestamptz) \
+                     AND (organization_id, kind, run_at) <= (lane.organization_id, lane.kind, $1) \
+                     AND kind = ANY ($4) AND {FREE} \
+                 ORDER BY organization_id, kind, run_at LIMIT LEAST($2, $5)) AS head \
          ), in_lane AS ( \
              SELECT id, organization_id, run_at, \
                  row_number() OVER (PARTITION BY organization_id, kind ORDER BY run_at) + COALESCE(places, 0) AS turn \

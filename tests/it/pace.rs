@@ -233,7 +233,8 @@ impl Queue {
         let sql = format!(
             "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
              SELECT gen_random_uuid(), '{organization}', '{kind}', gen_random_uuid(), '', \
-                 now() - make_interval(secs => {age}), 1, 0, 0 FROM generate_series(1, {count})"
+                 now() - make_interval(secs => {age}) + make_interval(secs => n / 1000000.0), 1, 0, 0 \
+                 FROM generate_series(1, {count}) AS n"
         );
         self.database.execute(&sql, &[]).await.expect("jobs");
     }

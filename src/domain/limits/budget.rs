@@ -32,7 +32,8 @@ pub struct Budget {
 pub struct Ask {
     /// Calls that wait.
     pub wanted: u32,
-    /// How long it will be until the replica asks again: where nobody else asks, it may as well take all slots until then.
+    /// How long it will be until the replica asks again: of a bucket that nobody uses it may as well take all slots until
+    /// then.
     pub spare: Duration,
     /// How far ahead slots are of any use: nobody waits longer.
     pub ahead: Duration,
@@ -77,7 +78,8 @@ impl Budget {
         let kept = if self.next_time > now + ask.ahead * 2 { now } else { self.next_time };
         let first = kept.max(now - LATE_MAX);
         let until = |end: OffsetDateTime| slots_within(end - first, interval);
-        let is_idle = first <= now;
+        // Slots have lapsed that nobody wanted; else others are about to want those that are left.
+        let is_idle = kept <= now - LATE_MAX;
         let wanted = if is_idle { ask.wanted.max(until(now + ask.spare)) } else { ask.wanted };
         let count = wanted.min(until(now + ask.ahead));
         self.next_time = first + interval.saturating_mul(i32::try_from(count).unwrap_or(i32::MAX));
