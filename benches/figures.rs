@@ -1,6 +1,10 @@
 //! First figures, each beside a baseline of the same minute: webhooks and CreatePayment a second against `pgbench` on the
 //! same server, the way of an event to a thousand subscribers, idle memory, start-up time. Run it on a quiet machine:
-//! `cargo bench --bench figures`. Disks and neighbours swing, so only the ratios of one run mean something.
+//! `cargo bench --bench figures`. The drain of a large backlog takes minutes and is asked for by name:
+//! `cargo bench --bench figures -- drain`, perhaps with another number of payments after it. Disks and neighbours swing, so only the ratios of one run mean something.
+
+#[path = "figures/drain.rs"]
+mod drain;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -39,6 +43,11 @@ async fn run() -> Result<()> {
     let postgres =
         tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &postgres::Options::default())).await??;
     let url = prepare_database(&postgres, "paybridge", None).await?;
+    let mut arguments = std::env::args().skip_while(|argument| argument != "drain").skip(1);
+    if std::env::args().any(|argument| argument == "drain") {
+        let payments = arguments.find_map(|argument| argument.parse().ok()).unwrap_or(drain::PAYMENTS);
+        return drain::run(&postgres, url, payments).await;
+    }
     let program = PathBuf::from(env!("CARGO_BIN_EXE_paybridge"));
     let began = Instant::now();
     // The story's own subscriber is one more than the thousand.

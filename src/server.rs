@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 use sha2::Sha256;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
@@ -37,6 +37,7 @@ use crate::app::{self, App};
 use crate::clock::Clock;
 use crate::config::{EncryptionKey, Serve};
 use crate::domain::jobs::JobKind;
+use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
 use crate::store::{self, Hint, Pool, SealKey, Sealer};
 use crate::{grpc, stripe, telemetry, webhook, worker};
@@ -65,6 +66,8 @@ pub struct Parts {
     pub relay_provider_events: bool,
     /// How long an event stream may be silent, real time.
     pub heartbeat: Duration,
+    /// How many calls Stripe allows.
+    pub limits: Limits,
     /// How far apart reconcilers look, in the clock's time.
     pub periods: app::Periods,
 }
@@ -78,6 +81,7 @@ impl Parts {
             clock: Clock::system(),
             relay_provider_events: false,
             heartbeat: Duration::from_secs(15),
+            limits: Limits::default(),
             periods: app::Periods::default(),
         }
     }
@@ -180,7 +184,8 @@ fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Resu
     let sealer = Sealer::new(&keys).context("there is no key to seal secrets with")?;
     let call = settings.stripe.timeout;
     let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_WITHIN), call };
-    let stripe = stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?;
+    let stripe =
+        stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?.within(parts.limits);
     let settings = app::Settings {
         default_success_url: settings.default_success_url.clone(),
         webhook_base_url: settings.public_webhook_url.as_ref().map(|url| url.as_str().to_owned()),
@@ -213,8 +218,8 @@ where
     }
 }
 
-/// What works beside the doors and the worker: hints between replicas, the net under them, and metrics that are true and
-/// stay small. All for ever, until `quiet` is cancelled.
+/// What works beside the doors and the worker: hints between replicas, the net under them, slots for calls to Stripe, and
+/// metrics that are true and stay small. All for ever, until `quiet` is cancelled.
 async fn helpers(
     app: App,
     metrics: telemetry::Metrics,
@@ -228,6 +233,7 @@ async fn helpers(
         () = store::relay(direct_url, outgoing, move |hint| listener.hear(hint)) => {}
         () = notice(&app) => {}
         () = count_parked(&app) => {}
+        () = pace(&app) => {}
         () = metrics.fold() => {}
     }
     Ok(())
@@ -247,6 +253,17 @@ async fn notice(app: &App) {
     }
 }
 
+/// Takes slots for calls to Stripe, whenever some wait for them.
+async fn pace(app: &App) {
+    loop {
+        app.slots_wanted().await;
+        if let Err(error) = app.take_slots().await {
+            tracing::warn!(%error, "no slots could be taken for calls to Stripe; they wait");
+        }
+        pause(app::SLOTS_EVERY).await;
+    }
+}
+
 /// Shows how many jobs are parked: every process shows the same, of the whole database.
 async fn count_parked(app: &App) {
     let mut ticks = interval(COUNT_EVERY);
@@ -263,4 +280,10 @@ async fn count_parked(app: &App) {
             metrics::gauge!("paybridge_jobs_parked", "kind" => kind.clone()).set(f64::from(*count));
         }
     }
+}
+
+/// Waits in real time, unlike the clock's.
+async fn pause(period: Duration) {
+    // A future that never ends, under a timeout, which therefore always strikes.
+    let _ = timeout(period, std::future::pending::<()>()).await;
 }

@@ -7,9 +7,10 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
-use crate::domain::jobs::{JobKind, JobReport, Lease, Outcome};
+use crate::domain::jobs::{JobKind, JobReport, Lease, Outcome, Room};
 use crate::domain::{Error, JobId, OrganizationId, Result};
 use crate::store::{self, Hint, Scope};
+use crate::stripe;
 
 /// How long a lease lasts unless it is renewed, in the clock's time.
 pub const LEASE_PERIOD: Duration = Duration::seconds(10);
@@ -40,10 +41,10 @@ pub(super) fn backoff_away(failures: i32) -> Duration {
 }
 
 impl App {
-    /// Leases at most `limit` jobs that are due.
-    pub async fn lease_jobs(&self, limit: i64) -> Result<Vec<Lease>> {
+    /// Leases as many jobs that are due as there is room for, organizations and kinds in turns.
+    pub async fn lease_jobs(&self, room: &Room) -> Result<Vec<Lease>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let leases = store::jobs::lease(&mut tx, self.clock().now(), limit, self.lease_period()).await?;
+        let leases = store::jobs::lease(&mut tx, self.clock().now(), room, self.lease_period()).await?;
         tx.commit().await?;
         Ok(leases)
     }
@@ -128,7 +129,21 @@ impl App {
         }
     }
 
+    /// How a job ends whose call to Stripe was not done, or perhaps not.
+    pub(super) fn outcome_of(&self, error: &stripe::Error) -> Outcome {
+        match error.held_back() {
+            Some(wait) => Outcome::Postponed(self.clock().now() + wait),
+            None => Outcome::Retry(error.to_string()),
+        }
+    }
+
     async fn give_back(&self, lease: &Lease, error: &Error) -> Result<()> {
+        if let Error::HeldBack { retry_after, .. } = error {
+            tracing::debug!(job.id = %lease.id, job.kind = lease.kind.as_str(), %error, "a job waits for Stripe");
+            let mut tx = self.read(lease.organization_id).await?;
+            store::jobs::postpone(&mut tx, lease, self.clock().now() + *retry_after).await?;
+            return tx.commit().await;
+        }
         let text = match error {
             Error::Internal(source) => format!("{source:#}"),
             other => other.to_string(),

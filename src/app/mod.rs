@@ -11,6 +11,7 @@ mod events;
 mod integrations;
 mod jobs;
 mod organizations;
+mod pace;
 mod payments;
 mod reconcile;
 mod retention;
@@ -21,7 +22,6 @@ mod work;
 
 use std::sync::Arc;
 
-use secrecy::SecretString;
 use tokio::sync::mpsc;
 
 pub use self::deliveries::{Rejection, Taken};
@@ -29,6 +29,7 @@ pub use self::events::EventLog;
 use self::integrations::stripe_unavailable;
 pub use self::jobs::LEASE_PERIOD;
 use self::organizations::TokenCache;
+pub use self::pace::SLOTS_EVERY;
 pub use self::reconcile::Periods;
 pub use self::timers::Timer;
 use self::wake::Wake;
@@ -77,7 +78,7 @@ struct Inner {
 struct Access {
     org: OrganizationId,
     integration: IntegrationId,
-    key: SecretString,
+    key: stripe::ApiKey,
 }
 
 impl App {
@@ -121,11 +122,12 @@ impl App {
         self.0.pool.begin(Scope::Tenant(org)).await
     }
 
-    /// An integration's API key, opened.
+    /// An integration's API key, opened. Calls with it keep within its account's limits.
     async fn access(&self, org: OrganizationId, integration: IntegrationId) -> Result<Access> {
         let mut tx = self.read(org).await?;
         let which = store::integrations::Secret::Key;
         let key = store::integrations::secret(&mut tx, &self.0.sealer, org, integration, which).await?;
+        let account = store::integrations::account(&mut tx, org, integration).await?;
         tx.close().await?;
         let key = key.ok_or_else(|| {
             Error::precondition(
@@ -134,6 +136,10 @@ impl App {
                 "the integration is disconnected; connect the Stripe account anew",
             )
         })?;
+        let key = match account {
+            Some((account, livemode)) => self.0.stripe.key(key, &account, livemode, org),
+            None => stripe::ApiKey::unpaced(key),
+        };
         Ok(Access { org, integration, key })
     }
 }

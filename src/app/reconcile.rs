@@ -3,7 +3,6 @@
 //! endpoint (`integrations/endpoint`). Whatever they find takes the same way as a webhook, so that a repeat of it changes
 //! nothing (P6); what they mend is counted.
 
-use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
 use super::deliveries::About;
@@ -162,7 +161,7 @@ impl App {
     /// newer than it is.
     async fn time_stored(
         &self,
-        key: &SecretString,
+        key: &stripe::ApiKey,
         session: &SessionSnapshot,
     ) -> Result<Option<OffsetDateTime>, stripe::Error> {
         let Some(setup) = &session.provider_setup_intent_id else { return Ok(None) };

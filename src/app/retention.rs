@@ -41,6 +41,7 @@ impl App {
                 break;
             }
         }
+        self.forget_budgets().await?;
         for organization in self.list_organizations().await? {
             loop {
                 let before = now - self.0.settings.event_retention;

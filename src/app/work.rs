@@ -126,6 +126,7 @@ impl Work {
                 None => store::jobs::hold(&mut tx, lease).await?,
                 Some(Outcome::Done) => store::jobs::finish(&mut tx, lease, now).await?,
                 Some(Outcome::Again(run_at)) => store::jobs::release(&mut tx, lease, *run_at, None).await?,
+                Some(Outcome::Postponed(run_at)) => store::jobs::postpone(&mut tx, lease, *run_at).await?,
                 Some(Outcome::Retry(error)) => {
                     let run_at = now + super::jobs::backoff_away(lease.failures);
                     store::jobs::release(&mut tx, lease, run_at, Some(error)).await?;

@@ -18,11 +18,12 @@ use tokio::net::TcpListener;
 use tokio_postgres::NoTls;
 
 use super::postgres::Postgres;
-use super::sandbox::{Options as SandboxOptions, Sandbox};
+use super::sandbox::{self, Options as SandboxOptions, Sandbox};
 use crate::app::{App, Periods};
 use crate::clock::Clock;
 use crate::config::{BaseUrl, Connection, EncryptionKey, Grpc, Retention, Serve, Stripe};
 use crate::domain::OrganizationId;
+use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
 use crate::server::{self, Parts};
 use crate::store;
@@ -57,6 +58,13 @@ pub async fn prepare_database(postgres: &Postgres, name: &str, template: Option<
     Ok(url)
 }
 
+/// What servers in this process keep to: what the sandbox lets through.
+fn limits(sandbox: Option<sandbox::Limits>) -> Limits {
+    let boundless = sandbox::Limits { endpoint: 10_000, test: 10_000, live: 10_000 };
+    let sandbox::Limits { endpoint, test, live } = sandbox.unwrap_or(boundless);
+    Limits { endpoint: endpoint.into(), live: live.into(), test: test.into() }
+}
+
 /// How a stage is set up.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -78,10 +86,10 @@ pub struct Options {
     pub relay_provider_events: bool,
     /// How many event streams an organization may have open on each server.
     pub max_streams_per_organization: usize,
-    /// How long servers in this process wait for an answer of Stripe's, real time.
-    pub stripe_timeout: RealDuration,
     /// How many jobs a server works on at once; 0 leaves the work to others.
     pub worker_concurrency: usize,
+    /// How long servers in this process wait for an answer of Stripe's, real time.
+    pub stripe_timeout: RealDuration,
     /// How far apart the reconcilers of servers in this process look.
     pub periods: Periods,
     /// How long a server that stops waits for work in hand, real time; whole seconds.
@@ -102,8 +110,8 @@ impl Default for Options {
             polls_events: false,
             relay_provider_events: false,
             max_streams_per_organization: 1_000,
-            stripe_timeout: RealDuration::from_secs(20),
             worker_concurrency: 8,
+            stripe_timeout: RealDuration::from_secs(20),
             periods: seldom(),
             shutdown_grace: RealDuration::from_secs(5),
         }
@@ -236,6 +244,7 @@ impl Stage {
             clock: self.clock.clone(),
             relay_provider_events: self.options.relay_provider_events,
             heartbeat: RealDuration::from_secs(1),
+            limits: limits(self.options.sandbox.limits),
             periods: self.options.periods,
             ..Parts::new(Some(grpc), http)
         };
@@ -249,7 +258,11 @@ impl Stage {
         let base_url = |text: &str| BaseUrl::parse(text).map_err(|error| anyhow::anyhow!(error));
         let public_webhook_url = self.webhook_url.as_deref().map(base_url).transpose()?;
         Ok(Serve {
-            database: Connection { url: url.clone(), direct_url: url, pool_size: 8 },
+            database: Connection {
+                url: url.clone(),
+                direct_url: url,
+                pool_size: self.options.worker_concurrency.max(8),
+            },
             grpc: Some(Grpc {
                 listen: grpc_listen,
                 tls: None,

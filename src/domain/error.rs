@@ -97,6 +97,15 @@ pub enum Error {
         /// When it makes sense to come back.
         retry_after: Duration,
     },
+    /// A call to Stripe was held back, by us or by Stripe's limiter. Nothing is wrong with what was to be done, so a job
+    /// that ends in this has not failed.
+    #[error("{message}")]
+    HeldBack {
+        /// What by.
+        message: String,
+        /// When to come again, in the clock's time.
+        retry_after: Duration,
+    },
     /// The lease on a job was lost to another worker: whatever was about to be written must not be (P8).
     #[error("the lease on the job was lost")]
     LeaseLost,

@@ -98,6 +98,17 @@ pub struct Lease {
     pub failures: i32,
 }
 
+/// What a worker has room for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Free places.
+    pub free: usize,
+    /// The most places that one organization's jobs may take: so that those whose calls are slow leave some to others.
+    pub organization_max: usize,
+    /// What the other places are taken by.
+    pub held: Vec<(OrganizationId, JobKind)>,
+}
+
 /// How a look at an object ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
@@ -105,6 +116,8 @@ pub enum Outcome {
     Done,
     /// Look again at this time; nothing is wrong.
     Again(OffsetDateTime),
+    /// Nothing was tried: look again at this time. What failed before still counts.
+    Postponed(OffsetDateTime),
     /// It can't be done now, for no reason of its own: Stripe is away, or what it is about is not known yet. Back off,
     /// with the reason for people.
     Retry(String),

@@ -10,6 +10,7 @@ pub mod events;
 pub mod ids;
 pub mod integrations;
 pub mod jobs;
+pub mod limits;
 pub mod money;
 pub mod payment_methods;
 pub mod payments;

@@ -71,7 +71,7 @@ fn code(error: &Error) -> Code {
         Error::PositionTrimmed { .. } => Code::OutOfRange,
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::Exhausted { .. } => Code::ResourceExhausted,
-        Error::Unavailable { .. } => Code::Unavailable,
+        Error::Unavailable { .. } | Error::HeldBack { .. } => Code::Unavailable,
         Error::LeaseLost | Error::Internal(_) => Code::Internal,
     }
 }
@@ -124,6 +124,9 @@ fn details(error: &Error) -> ErrorDetails {
         }
         Error::Unavailable { reason, retry_after, .. } => {
             inform(&mut details, *reason, []).set_retry_info(Some(*retry_after));
+        }
+        Error::HeldBack { retry_after, .. } => {
+            inform(&mut details, "STRIPE_UNAVAILABLE", []).set_retry_info(Some(*retry_after));
         }
         Error::LeaseLost | Error::Internal(_) => {
             inform(&mut details, "INTERNAL", []);
@@ -181,6 +184,11 @@ mod tests {
                     message: message(),
                     retry_after: Duration::from_secs(2),
                 },
+                Code::Unavailable,
+                "STRIPE_UNAVAILABLE",
+            ),
+            (
+                Error::HeldBack { message: message(), retry_after: Duration::from_secs(2) },
                 Code::Unavailable,
                 "STRIPE_UNAVAILABLE",
             ),

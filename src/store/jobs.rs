@@ -9,8 +9,15 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::unreadable;
-use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::jobs::{JobKind, Lease, Room};
 use crate::domain::{Error, OrganizationId, Result};
+
+/// Of a job that is not parked, and that nobody holds.
+const FREE: &str = "park_time IS NULL AND (lease_until IS NULL OR lease_until < clock_timestamp())";
+
+fn known_kinds() -> Vec<&'static str> {
+    JobKind::ALL.iter().map(|(_, name)| *name).collect()
+}
 
 /// A job to be asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,26 +87,69 @@ struct Leased {
     failures: i32,
 }
 
-/// Leases at most `limit` jobs that are due at `now`, not parked and held by nobody, for `period` of real time. For the
-/// system role.
+/// Up to so many due jobs are looked at as they come; more are a backlog, which is walked lane by lane.
+const BACKLOG: i64 = 200;
+
+/// Leases jobs that are due at `now`, not parked and held by nobody, as many as there is `room` for, for `period` of real time. Only
+/// kinds that this release knows: those of a newer one are left to it. For the system role.
+///
+/// Organizations take turns, and so do an organization's kinds of jobs; what the worker holds already counts. Under a
+/// backlog the first jobs of each lane (an organization and a kind) are found by one probe of an index a lane, so that a
+/// lane costs the same however long it is. (Rows are compared whole, so that no other index looks good to the planner.)
 pub async fn lease(
     conn: &mut AsyncPgConnection,
     now: OffsetDateTime,
-    limit: i64,
+    room: &Room,
     period: RealDuration,
 ) -> Result<Vec<Lease>> {
-    let rows: Vec<Leased> = diesel::sql_query(
-        "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $3) \
-         WHERE id IN ( \
-             SELECT id FROM jobs \
-             WHERE run_at <= $1 AND park_time IS NULL \
-                 AND (lease_until IS NULL OR lease_until < clock_timestamp()) \
-             ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED \
-         ) RETURNING id, organization_id, kind, object_id, object_key, object_time, lease_epoch, asked, failures",
-    )
+    let limit = i64::try_from(room.free).unwrap_or(i64::MAX);
+    let rows: Vec<Leased> = diesel::sql_query(format!(
+        "WITH RECURSIVE held AS ( \
+             SELECT organization_id, kind, count(*) AS places FROM unnest($6, $7) AS held (organization_id, kind) \
+             GROUP BY organization_id, kind \
+         ), early AS MATERIALIZED ( \
+             SELECT id, organization_id, kind, run_at FROM jobs \
+             WHERE run_at <= $1 AND kind = ANY ($4) AND {FREE} ORDER BY run_at LIMIT $8 \
+         ), lane AS ( \
+             (SELECT organization_id, kind FROM jobs WHERE (SELECT count(*) FROM early) >= $8 \
+              ORDER BY organization_id, kind LIMIT 1) \
+             UNION ALL \
+             SELECT next.organization_id, next.kind FROM lane CROSS JOIN LATERAL ( \
+                 SELECT organization_id, kind FROM jobs \
+                 WHERE (organization_id, kind) > (lane.organization_id, lane.kind) \
+                 ORDER BY organization_id, kind LIMIT 1) AS next \
+         ), candidate AS ( \
+             SELECT * FROM early WHERE (SELECT count(*) FROM early) < $8 \
+             UNION ALL \
+             SELECT head.* FROM lane CROSS JOIN LATERAL ( \
+                 SELECT id, organization_id, kind, run_at FROM jobs \
+                 WHERE (organization_id, kind, run_at) > (lane.organization_id, lane.kind, '-infinity'::timestamptz) \
+                     AND (organization_id, kind, run_at) <= (lane.organization_id, lane.kind, $1) \
+                     AND kind = ANY ($4) AND {FREE} \
+                 ORDER BY organization_id, kind, run_at LIMIT LEAST($2, $5)) AS head \
+         ), in_lane AS ( \
+             SELECT id, organization_id, run_at, \
+                 row_number() OVER (PARTITION BY organization_id, kind ORDER BY run_at) + COALESCE(places, 0) AS turn \
+             FROM candidate LEFT JOIN held USING (organization_id, kind) \
+         ), in_organization AS ( \
+             SELECT id, run_at, row_number() OVER (PARTITION BY organization_id ORDER BY turn, run_at) \
+                 + COALESCE((SELECT sum(places) FROM held WHERE held.organization_id = in_lane.organization_id), 0) AS turn \
+             FROM in_lane \
+         ), chosen AS ( \
+             SELECT id FROM in_organization WHERE turn <= $5 ORDER BY turn, run_at LIMIT $2 \
+         ) \
+         UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = clock_timestamp() + make_interval(secs => $3) \
+         WHERE id IN (SELECT id FROM jobs WHERE id IN (SELECT id FROM chosen) AND {FREE} FOR UPDATE SKIP LOCKED) \
+         RETURNING id, organization_id, kind, object_id, object_key, object_time, lease_epoch, asked, failures"
+    ))
     .bind::<Timestamptz, _>(now)
     .bind::<BigInt, _>(limit)
     .bind::<Double, _>(period.as_secs_f64())
+    .bind::<Array<Text>, _>(known_kinds())
+    .bind::<BigInt, _>(i64::try_from(room.organization_max).unwrap_or(i64::MAX))
+    .bind::<Array<SqlUuid>, _>(room.held.iter().map(|(org, _)| org.0).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(room.held.iter().map(|(_, kind)| kind.as_str()).collect::<Vec<_>>())
+    .bind::<BigInt, _>(BACKLOG.max(limit.saturating_add(1)))
     .load(conn)
     .await?;
     rows.into_iter()
@@ -185,6 +235,22 @@ pub async fn release(
     if released == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
+/// Gives a job back that nothing was tried for, to be looked at again at `run_at`, or at once if it was asked for
+/// meanwhile. What failed before still counts.
+pub async fn postpone(conn: &mut AsyncPgConnection, lease: &Lease, run_at: OffsetDateTime) -> Result<()> {
+    let postponed = diesel::sql_query(
+        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, lease_until = NULL \
+         WHERE id = $1 AND lease_epoch = $2",
+    )
+    .bind::<SqlUuid, _>(lease.id.0)
+    .bind::<BigInt, _>(lease.epoch)
+    .bind::<BigInt, _>(lease.asked)
+    .bind::<Timestamptz, _>(run_at)
+    .execute(conn)
+    .await?;
+    if postponed == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+}
+
 /// Gives a job back that has failed for a reason of its own, to be tried again at `run_at`; at the last of `most` such
 /// failures it is parked at `now` instead. Returns whether it was.
 pub async fn fail(
@@ -252,11 +318,9 @@ pub async fn next_due(conn: &mut AsyncPgConnection) -> Result<Option<OffsetDateT
         #[diesel(sql_type = Nullable<Timestamptz>)]
         due: Option<OffsetDateTime>,
     }
-    let row: Due = diesel::sql_query(
-        "SELECT min(run_at) AS due FROM jobs \
-         WHERE park_time IS NULL AND (lease_until IS NULL OR lease_until < clock_timestamp())",
-    )
-    .get_result(conn)
-    .await?;
+    let row: Due = diesel::sql_query(format!("SELECT min(run_at) AS due FROM jobs WHERE kind = ANY ($1) AND {FREE}"))
+        .bind::<Array<Text>, _>(known_kinds())
+        .get_result(conn)
+        .await?;
     Ok(row.due)
 }

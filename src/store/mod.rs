@@ -5,6 +5,7 @@
 //! integrations, jobs, and last of all the event log's counter (P5).
 
 pub mod attempts;
+pub mod budgets;
 pub mod checkout_sessions;
 pub mod customers;
 pub mod deliveries;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::or_default;
+use super::pace::ApiKey;
 
 /// What kind of key it is; told by its prefix, before Stripe is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub enum KeyRefusal {
 
 impl KeyClass {
     /// Tells a key's class. The key is expected without whitespace around it.
-    pub fn of(key: &SecretString) -> Result<Self, KeyRefusal> {
+    pub fn of(key: &impl ExposeSecret<str>) -> Result<Self, KeyRefusal> {
         let key = key.expose_secret();
         if key.starts_with("pk_") {
             return Err(KeyRefusal::Publishable);
@@ -70,13 +71,15 @@ pub struct Account {
 
 impl Client {
     /// The account that the key belongs to.
-    pub async fn account(&self, key: &SecretString) -> Result<Account, Error> {
+    pub async fn account(&self, key: &ApiKey) -> Result<Account, Error> {
         self.send(key, Call::get("/v1/account", None, "")).await
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use secrecy::SecretString;
+
     use super::*;
 
     #[test]

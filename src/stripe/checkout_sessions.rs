@@ -1,7 +1,6 @@
 //! Stripe-hosted pages. In setup mode a page stores a payment method and moves no money; in payment mode it pays one
 //! invoice.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
@@ -11,6 +10,7 @@ use super::error::Error;
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
 use super::object::{reference, seconds};
+use super::pace::ApiKey;
 use super::redact::HostedUrl;
 use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::payment_methods::MethodKind;
@@ -112,7 +112,7 @@ impl Client {
     /// Makes a page; `body` is a stored [`setup_body`] or [`payment_body`].
     pub async fn create_checkout_session(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         idempotency_key: &str,
         body: &str,
     ) -> Result<SessionSnapshot, Error> {
@@ -121,7 +121,7 @@ impl Client {
     }
 
     /// Reads a session.
-    pub async fn checkout_session(&self, key: &SecretString, id: &str) -> Result<SessionSnapshot, Error> {
+    pub async fn checkout_session(&self, key: &ApiKey, id: &str) -> Result<SessionSnapshot, Error> {
         let call = Call::get("/v1/checkout/sessions/{id}", Some(id), "");
         Ok(self.send::<WireSession>(key, call).await?.into())
     }
@@ -129,7 +129,7 @@ impl Client {
     /// Ends an open session. Stripe refuses one that is complete or expired: read it to know.
     pub async fn expire_checkout_session(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
     ) -> Result<SessionSnapshot, Error> {

@@ -1,23 +1,26 @@
 //! The one way out to Stripe.
 //!
-//! Every call of every resource goes through [`Client::send`]: bearer key, pinned version, idempotency key, time limit,
-//! at most two quick repetitions by Stripe's own rules, one line in the log. What still has no answer then goes back to
+//! Every call of every resource goes through [`Client::send`]: its turn by [`super::pace`], bearer key, pinned version,
+//! idempotency key, time limit, at most two quick repetitions by Stripe's own rules, one line in the log. What still has no answer then goes back to
 //! the caller, who keeps the frozen body and sends it again later under the same key (P2). No key, body or link is ever
 //! logged (P9).
 
+use std::sync::Arc;
 use std::time::{Duration as RealDuration, Instant};
 
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Url};
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::ExposeSecret as _;
 use serde::de::DeserializeOwned;
 use time::Duration;
 use tracing::{Instrument as _, Span, field};
 
 use super::answer::Answer;
 use super::error::{Detail, Doubt, Error, Verdict};
+use super::pace::{ApiKey, Heard, Paces, chance};
 use super::{API_VERSION, form};
 use crate::clock::Clock;
+use crate::domain::limits::Limits;
 
 /// Where Stripe lives.
 pub const STRIPE_URL: &str = "https://api.stripe.com";
@@ -33,7 +36,7 @@ const LONGEST_ANSWER: usize = 16 << 20;
 pub struct Timeouts {
     /// To open a connection.
     pub connect: RealDuration,
-    /// For the whole call, repetitions and the pauses between them included.
+    /// For the whole call, repetitions and the pauses between them included, but not the wait for its turn.
     pub call: RealDuration,
 }
 
@@ -63,6 +66,7 @@ pub struct Client {
     base_url: String,
     pub(super) clock: Clock,
     timeouts: Timeouts,
+    pub(super) paces: Arc<Paces>,
 }
 
 /// One call, as its resource describes it.
@@ -97,7 +101,8 @@ impl<'a> Call<'a> {
 }
 
 impl Client {
-    /// A client for Stripe at `base_url`: [`STRIPE_URL`], or a sandbox, which may speak plain http.
+    /// A client for Stripe at `base_url`: [`STRIPE_URL`], or a sandbox, which may speak plain http. It keeps within
+    /// Stripe's own limits, as long as somebody supplies it with slots.
     pub fn new(base_url: &str, clock: Clock, timeouts: Timeouts) -> Result<Self, BuildError> {
         let bad_url = |why: &str| BuildError::BaseUrl(why.to_owned());
         let url = Url::parse(base_url).map_err(|error| bad_url(&error.to_string()))?;
@@ -120,11 +125,18 @@ impl Client {
             http = http.no_proxy();
         }
         let base_url = url.as_str().trim_end_matches('/').to_owned();
-        Ok(Self { http: http.build()?, base_url, clock, timeouts })
+        let paces = Arc::new(Paces::new(clock.clone(), Limits::default()));
+        Ok(Self { http: http.build()?, base_url, clock, timeouts, paces })
+    }
+
+    /// The same client, which keeps within other limits.
+    #[must_use]
+    pub fn within(self, limits: Limits) -> Self {
+        Self { paces: Arc::new(Paces::new(self.clock.clone(), limits)), ..self }
     }
 
     /// The one send path.
-    pub(super) async fn send<T: DeserializeOwned>(&self, key: &SecretString, call: Call<'_>) -> Result<T, Error> {
+    pub(super) async fn send<T: DeserializeOwned>(&self, key: &ApiKey, call: Call<'_>) -> Result<T, Error> {
         let span = tracing::info_span!(
             "stripe call",
             method = %call.method,
@@ -136,18 +148,27 @@ impl Client {
         self.run(key, &call).instrument(span).await.and_then(|answer| answer.read())
     }
 
-    async fn run(&self, key: &SecretString, call: &Call<'_>) -> Result<Answer, Error> {
-        let started = Instant::now();
+    async fn run(&self, key: &ApiKey, call: &Call<'_>) -> Result<Answer, Error> {
+        let began = Instant::now();
         let url = self.url(call)?;
         let bearer = bearer(key)?;
         let mut in_doubt = false;
         let mut tries = 0;
+        // Without the wait for turns.
+        let mut spent = RealDuration::ZERO;
         let outcome = loop {
-            let left = self.timeouts.call.saturating_sub(started.elapsed());
-            let outcome = self.once(&url, &bearer, call, left).await;
+            let permit = match self.paces.turn(key, call).await {
+                Ok(permit) => permit,
+                // Not sent this time; but if it was before, that may have been done.
+                Err(error) => break Err(error),
+            };
+            let started = Instant::now();
+            let outcome = self.once(&url, &bearer, call, self.timeouts.call.saturating_sub(spent)).await;
+            permit.tell(heard(&outcome));
             tries += 1;
             let pause = backoff(tries);
-            let time_is_up = started.elapsed() + self.clock.real(pause) >= self.timeouts.call;
+            spent += started.elapsed() + self.clock.real(pause);
+            let time_is_up = spent >= self.timeouts.call;
             if tries == MOST_TRIES || time_is_up || !worth_repeating(&outcome) {
                 break outcome;
             }
@@ -155,7 +176,7 @@ impl Client {
             self.clock.sleep(pause).await;
         };
         let outcome = if in_doubt && call.method == Method::POST { keep_doubt(outcome) } else { outcome };
-        record(call, &outcome, tries, started.elapsed());
+        record(call, &outcome, tries, began.elapsed());
         outcome
     }
 
@@ -211,7 +232,7 @@ fn usable(id: &str) -> bool {
 }
 
 /// The key as a header that nobody prints and no HTTP/2 table remembers.
-fn bearer(key: &SecretString) -> Result<HeaderValue, Error> {
+fn bearer(key: &ApiKey) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).map_err(|_| {
         let message = Some("the key holds characters that no key of Stripe's has".to_owned());
         Error::Unauthorized(Box::new(Detail { message, ..Detail::default() }))
@@ -245,6 +266,21 @@ fn worth_repeating(outcome: &Result<Answer, Error>) -> bool {
     }
 }
 
+/// What an outcome says about Stripe, whatever it says about the call.
+fn heard(outcome: &Result<Answer, Error>) -> Heard {
+    match outcome {
+        Ok(answer) if answer.status.as_u16() == 429 => match answer.read::<serde::de::IgnoredAny>() {
+            Err(Error::RateLimited { reason, .. }) => Heard::Limit(reason),
+            // A lock is about one object.
+            _ => Heard::Answer,
+        },
+        // A stored error is replayed by a Stripe that is well.
+        Ok(answer) if answer.status.is_server_error() && !answer.replayed() => Heard::Failure,
+        Err(Error::Unknown { reason: Doubt::Timeout | Doubt::Connection, .. }) => Heard::Failure,
+        _ => Heard::Answer,
+    }
+}
+
 fn verdict(outcome: &Result<Answer, Error>) -> Option<Verdict> {
     match outcome {
         Ok(answer) => answer.read::<serde::de::IgnoredAny>().err().map(|error| error.verdict()),
@@ -269,8 +305,7 @@ fn keep_doubt(outcome: Result<Answer, Error>) -> Result<Answer, Error> {
 
 /// 0.5 s, then 1 s, each times a random factor between a half and one, so that many workers do not come back together.
 fn backoff(tries: u32) -> Duration {
-    let factor = getrandom::u32().map_or(1.0, |random| 0.5 + f64::from(random) / f64::from(u32::MAX) / 2.0);
-    Duration::milliseconds(500) * 2_i32.pow(tries.saturating_sub(1)) * factor
+    Duration::milliseconds(500) * 2_i32.pow(tries.saturating_sub(1)) * (0.5 + chance() / 2.0)
 }
 
 fn broken(error: &reqwest::Error) -> Error {
@@ -303,6 +338,7 @@ fn record(call: &Call<'_>, outcome: &Result<Answer, Error>, tries: u32, took: Re
         Ok(answer) if answer.status.is_success() => tracing::debug!(milliseconds, "Stripe answered"),
         Ok(answer) if answer.status.is_client_error() => tracing::info!(milliseconds, "Stripe refused"),
         Ok(_) => tracing::warn!(milliseconds, "Stripe failed"),
+        Err(error @ Error::NotNow { .. }) => tracing::debug!(milliseconds, %error, "Stripe was not called"),
         Err(error) => tracing::warn!(milliseconds, %error, "Stripe did not answer"),
     }
 }

@@ -1,6 +1,5 @@
 //! Stripe's customers: the provider side of ours.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
@@ -8,6 +7,7 @@ use super::error::Error;
 use super::form::Form;
 use super::metadata;
 use super::object::{Acknowledged, or_default, reference};
+use super::pace::ApiKey;
 use crate::domain::customers::{Address, Customer, CustomerUpdate};
 
 /// A customer at Stripe.
@@ -111,7 +111,7 @@ impl Client {
     /// Makes a customer; `body` is a stored [`create_body`].
     pub async fn create_customer(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         idempotency_key: &str,
         body: &str,
     ) -> Result<ProviderCustomer, Error> {
@@ -120,7 +120,7 @@ impl Client {
     }
 
     /// Reads a customer. A deleted one is an answer, not an error.
-    pub async fn customer(&self, key: &SecretString, id: &str) -> Result<ProviderCustomer, Error> {
+    pub async fn customer(&self, key: &ApiKey, id: &str) -> Result<ProviderCustomer, Error> {
         let call = Call::get("/v1/customers/{id}", Some(id), "");
         Ok(self.send::<WireCustomer>(key, call).await?.into())
     }
@@ -128,7 +128,7 @@ impl Client {
     /// Changes a customer; `body` is an [`update_body`] or a [`default_method_body`].
     pub async fn update_customer(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
         body: &str,
@@ -138,7 +138,7 @@ impl Client {
     }
 
     /// Deletes a customer and detaches its methods. One that is gone already counts as deleted.
-    pub async fn delete_customer(&self, key: &SecretString, id: &str) -> Result<(), Error> {
+    pub async fn delete_customer(&self, key: &ApiKey, id: &str) -> Result<(), Error> {
         match self.send::<Acknowledged>(key, Call::delete("/v1/customers/{id}", id)).await {
             Err(error) if !error.is_missing() => Err(error),
             _ => Ok(()),

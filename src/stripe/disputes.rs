@@ -1,11 +1,11 @@
 //! Disputes: a customer, or the customer's bank, wants the money back.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::{currency, money, reference};
+use super::pace::ApiKey;
 use crate::domain::Currency;
 use crate::domain::signals::DisputeSnapshot;
 
@@ -38,7 +38,7 @@ impl From<WireDispute> for DisputeSnapshot {
 
 impl Client {
     /// Reads a dispute.
-    pub async fn dispute(&self, key: &SecretString, id: &str) -> Result<DisputeSnapshot, Error> {
+    pub async fn dispute(&self, key: &ApiKey, id: &str) -> Result<DisputeSnapshot, Error> {
         let call = Call::get("/v1/disputes/{id}", Some(id), "");
         Ok(self.send::<WireDispute>(key, call).await?.into())
     }

@@ -7,8 +7,14 @@
 use std::fmt;
 use std::time::Duration;
 
+use super::pace::chance;
 use crate::domain::payments::Failure;
 use crate::domain::signals::IntentSnapshot;
+
+/// How soon to come again after Stripe's limiter has turned a call away, and how long Stripe may ask for, in the clock's
+/// time.
+const RATE_LIMITED_WAIT: Duration = Duration::from_secs(1);
+const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
 /// A call that did not bring what was asked for.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -44,6 +50,16 @@ pub enum Error {
         /// Stripe's answer.
         detail: Box<Detail>,
     },
+    /// It was not sent, and nothing was done: its turn did not come in time, or Stripe fails most calls just now.
+    #[error("{detail}")]
+    NotNow {
+        /// What it was held back by.
+        hold: Hold,
+        /// When to come again, in the clock's time.
+        wait: Duration,
+        /// What to tell people.
+        detail: Box<Detail>,
+    },
     /// 429 `lock_timeout`: somebody else is working on this object. Nothing was done.
     #[error("Stripe holds a lock on the object: {0}")]
     Locked(Box<Detail>),
@@ -72,6 +88,15 @@ pub enum Verdict {
     NotDone,
     /// Unknown is not failed (P2).
     Unknown,
+}
+
+/// What holds a call back before it is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// The account's limit is used up.
+    Limit,
+    /// Stripe, or this account at Stripe, fails most calls.
+    Outage,
 }
 
 /// Why an outcome is unknown.
@@ -141,9 +166,11 @@ impl Error {
     pub fn verdict(&self) -> Verdict {
         match self {
             Self::Declined(_) | Self::Invalid(_) => Verdict::Refused,
-            Self::Unauthorized(_) | Self::Forbidden { .. } | Self::RateLimited { .. } | Self::Locked(_) => {
-                Verdict::NotDone
-            }
+            Self::Unauthorized(_)
+            | Self::Forbidden { .. }
+            | Self::RateLimited { .. }
+            | Self::NotNow { .. }
+            | Self::Locked(_) => Verdict::NotDone,
             Self::InUse(_) | Self::Unknown { .. } | Self::IdempotencyMismatch(_) => Verdict::Unknown,
         }
     }
@@ -159,6 +186,7 @@ impl Error {
             | Self::InUse(detail)
             | Self::Forbidden { detail, .. }
             | Self::RateLimited { detail, .. }
+            | Self::NotNow { detail, .. }
             | Self::Unknown { detail, .. } => detail,
         }
     }
@@ -177,6 +205,31 @@ impl Error {
     /// Whether the key must be mended before anything goes on: it is no longer accepted, or lacks a permission.
     pub fn is_key_trouble(&self) -> bool {
         matches!(self, Self::Unauthorized(_) | Self::Forbidden { .. })
+    }
+
+    /// When to come again, in the clock's time, if the call was held back, by us or by Stripe's limiter. Nothing is wrong
+    /// with what was asked for.
+    pub fn held_back(&self) -> Option<Duration> {
+        match self {
+            Self::NotNow { wait, .. } => Some(*wait),
+            Self::RateLimited { retry_after, .. } => {
+                let wait = retry_after.map_or(RATE_LIMITED_WAIT, |wait| wait.clamp(RATE_LIMITED_WAIT, RETRY_AFTER_MAX));
+                Some(wait.mul_f64(1.0 + chance()))
+            }
+            _ => None,
+        }
+    }
+
+    /// A call that was not sent.
+    pub(super) fn not_now(hold: Hold, wait: time::Duration) -> Self {
+        let message = match hold {
+            Hold::Limit => {
+                "as many calls as Stripe allows for this account are under way or wait; this one was not sent"
+            }
+            Hold::Outage => "Stripe fails most calls just now; this one was not sent",
+        };
+        let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
+        Self::NotNow { hold, wait: wait.try_into().unwrap_or_default(), detail }
     }
 
     /// A refusal of our own, before anything was sent, in the words that Stripe would use.
@@ -235,6 +288,16 @@ impl fmt::Display for Detail {
             }
         }
         f.write_str(if separator == ", " { ")" } else { "" })
+    }
+}
+
+impl Hold {
+    /// For metrics.
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Limit => "limit",
+            Self::Outage => "outage",
+        }
     }
 }
 

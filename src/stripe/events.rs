@@ -1,6 +1,5 @@
 //! Stripe's events: the envelope that every delivery has, and the list of the last 30 days.
 
-use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use time::OffsetDateTime;
@@ -9,6 +8,7 @@ use super::client::{Call, Client};
 use super::error::{Doubt, Error};
 use super::form::Form;
 use super::object::{Page, or_default, seconds};
+use super::pace::ApiKey;
 
 /// The longest id or type, bytes: Stripe's ids have 255 at most.
 const NAME_LENGTH_MAX: usize = 255;
@@ -117,7 +117,7 @@ pub struct EventQuery<'a> {
 impl Client {
     /// One page of up to 100 events. Events here are in the account's own API version: take ids from them, and read the
     /// objects themselves.
-    pub async fn events(&self, key: &SecretString, query: &EventQuery<'_>) -> Result<EventPage, Error> {
+    pub async fn events(&self, key: &ApiKey, query: &EventQuery<'_>) -> Result<EventPage, Error> {
         let form = Form::new()
             .push("limit", 100)
             .push_list("types", query.types)
@@ -131,7 +131,7 @@ impl Client {
     }
 
     /// Reads one event, for up to 30 days.
-    pub async fn event(&self, key: &SecretString, id: &str) -> Result<ListedEvent, Error> {
+    pub async fn event(&self, key: &ApiKey, id: &str) -> Result<ListedEvent, Error> {
         let event: Value = self.send(key, Call::get("/v1/events/{id}", Some(id), "")).await?;
         listed(&event)
     }
@@ -145,7 +145,7 @@ fn listed(event: &Value) -> Result<ListedEvent, Error> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
             ending_before: Some("evt_0"),
             starting_after: None,
         };
-        let key = SecretString::from("sk_test_sandbox");
+        let key = key();
         let page = script.client().events(&key, &query).await.unwrap();
         assert_eq!((page.events.len(), page.has_more), (2, true));
         assert_eq!(page.events[0].envelope.request.id.as_deref(), Some("req_1"));

@@ -1,8 +1,8 @@
 //! Stripe's wire, and nothing else: parameters, headers, errors, signatures, objects and events.
 //!
 //! `app` builds a body with a resource's pure `…_body` function, commits it (P2), and hands it with a key to the
-//! resource's send function. Every call leaves through [`client`]'s one send path and comes back through [`error`]'s one
-//! table. Whatever Stripe says of an object, in an answer, a webhook or a list, becomes the same snapshot of
+//! resource's send function. Every call leaves through [`client`]'s one send path, when [`pace`] lets it go, and comes
+//! back through [`error`]'s one table. Whatever Stripe says of an object, in an answer, a webhook or a list, becomes the same snapshot of
 //! [`crate::domain::signals`], so that one set of rules takes it in. What arrives unasked is checked by [`signature`] and
 //! understood by [`signals`].
 
@@ -11,6 +11,7 @@ pub mod client;
 pub mod error;
 pub mod form;
 mod object;
+mod pace;
 pub mod redact;
 pub mod scopes;
 pub mod signals;
@@ -34,6 +35,7 @@ mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
 pub use error::{Detail, Error, Verdict};
+pub use pace::{ApiKey, TURN_WITHIN};
 
 /// The API version of every call, and of the webhook endpoints that we register: the last that takes
 /// [`form::PAYMENT_METHOD_TYPES`].

@@ -1,6 +1,5 @@
 //! PaymentIntents: made unconfirmed, so that no money can move, then confirmed, once for every attempt.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
@@ -10,6 +9,7 @@ use super::error::{Doubt, Error};
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
 use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
+use super::pace::ApiKey;
 use super::redact::{HostedUrl, scrubbed};
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Failure, Payment};
@@ -145,7 +145,7 @@ impl Client {
     /// Makes an intent; `body` is a stored [`create_body`].
     pub async fn create_payment_intent(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         idempotency_key: &str,
         body: &str,
     ) -> Result<IntentSnapshot, Error> {
@@ -154,7 +154,7 @@ impl Client {
     }
 
     /// Reads an intent: the judge in every doubt.
-    pub async fn payment_intent(&self, key: &SecretString, id: &str) -> Result<IntentSnapshot, Error> {
+    pub async fn payment_intent(&self, key: &ApiKey, id: &str) -> Result<IntentSnapshot, Error> {
         let call = Call::get("/v1/payment_intents/{id}", Some(id), "");
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
@@ -162,7 +162,7 @@ impl Client {
     /// Confirms an intent: money may move from here on. `body` is an attempt's stored body.
     pub async fn confirm_payment_intent(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
         body: &str,
@@ -174,7 +174,7 @@ impl Client {
     /// Cancels an intent. Only the answer `canceled` closes it; Stripe refuses where it has gone too far.
     pub async fn cancel_payment_intent(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
     ) -> Result<IntentSnapshot, Error> {
@@ -187,7 +187,7 @@ impl Client {
     /// read to its end: then nothing is proved.
     pub async fn find_payment_intents(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         provider_customer_id: &str,
         since: OffsetDateTime,
         payment_id: PaymentId,
@@ -217,7 +217,7 @@ impl Client {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
     use crate::domain::Money;
     use crate::domain::payments::PaymentState;
@@ -294,7 +294,7 @@ mod tests {
             answer(200, &format!(r#"{{"object":"list","data":[{data}],"has_more":{has_more}}}"#))
         })
         .await;
-        let key = SecretString::from("sk_test_sandbox");
+        let key = key();
         let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
         let found = script.client().find_payment_intents(&key, "cus_1", since, ours).await.unwrap();
         let ids: Vec<_> = found.iter().map(|intent| intent.id.as_str()).collect();
@@ -307,7 +307,7 @@ mod tests {
     async fn p11_p2_a_list_without_end_is_left_and_proves_nothing() {
         let page = format!(r#"{{"data":[{}],"has_more":true}}"#, intent("pi_9", Uuid::nil()));
         let script = Script::new(move |_| answer(200, &page)).await;
-        let key = SecretString::from("sk_test_sandbox");
+        let key = key();
         let since = OffsetDateTime::UNIX_EPOCH;
         let error = script.client().find_payment_intents(&key, "cus_1", since, payment().id).await.unwrap_err();
         assert!(matches!(error, Error::Unknown { reason: Doubt::TooLong, .. }), "{error:?}");

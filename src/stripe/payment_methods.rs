@@ -1,6 +1,5 @@
 //! Payment methods at Stripe.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 use time::OffsetDateTime;
 
@@ -8,6 +7,7 @@ use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
 use super::object::{Page, reference, seconds};
+use super::pace::ApiKey;
 use crate::domain::payment_methods::{MethodDetails, MethodKind};
 use crate::domain::signals::MethodSnapshot;
 
@@ -73,7 +73,7 @@ pub fn attach_body(provider_customer_id: &str) -> String {
 
 impl Client {
     /// Reads a method.
-    pub async fn payment_method(&self, key: &SecretString, id: &str) -> Result<MethodSnapshot, Error> {
+    pub async fn payment_method(&self, key: &ApiKey, id: &str) -> Result<MethodSnapshot, Error> {
         let call = Call::get("/v1/payment_methods/{id}", Some(id), "");
         Ok(self.send::<WireMethod>(key, call).await?.into())
     }
@@ -81,7 +81,7 @@ impl Client {
     /// All of a customer's methods of these kinds, newest first within a kind.
     pub async fn payment_methods_of(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         provider_customer_id: &str,
         kinds: &[MethodKind],
     ) -> Result<Vec<MethodSnapshot>, Error> {
@@ -107,7 +107,7 @@ impl Client {
     /// Attaches a method; `body` is an [`attach_body`].
     pub async fn attach_payment_method(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
         body: &str,
@@ -119,7 +119,7 @@ impl Client {
     /// Detaches a method, for ever. Stripe refuses one that is detached already, without a code: read it to know.
     pub async fn detach_payment_method(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
     ) -> Result<MethodSnapshot, Error> {
@@ -130,7 +130,7 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
             answer(200, &format!(r#"{{"data":[{method}],"has_more":{has_more}}}"#))
         })
         .await;
-        let key = SecretString::from("sk_test_sandbox");
+        let key = key();
         let kinds = [MethodKind::Card, MethodKind::SepaDebit];
         let methods = script.client().payment_methods_of(&key, "cus_1", &kinds).await.unwrap();
         let ids: Vec<_> = methods.iter().map(|method| method.id.as_str()).collect();

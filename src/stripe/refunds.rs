@@ -1,6 +1,5 @@
 //! Refunds: money that goes back, and sometimes comes back after all.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
@@ -8,6 +7,7 @@ use super::error::{Doubt, Error};
 use super::form::Form;
 use super::metadata;
 use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
+use super::pace::ApiKey;
 use crate::domain::Currency;
 use crate::domain::refunds::Refund;
 use crate::domain::signals::RefundSnapshot;
@@ -65,7 +65,7 @@ impl Client {
     /// Makes a refund; `body` is a stored [`create_body`].
     pub async fn create_refund(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         idempotency_key: &str,
         body: &str,
     ) -> Result<RefundSnapshot, Error> {
@@ -74,14 +74,14 @@ impl Client {
     }
 
     /// Reads a refund.
-    pub async fn refund(&self, key: &SecretString, id: &str) -> Result<RefundSnapshot, Error> {
+    pub async fn refund(&self, key: &ApiKey, id: &str) -> Result<RefundSnapshot, Error> {
         let call = Call::get("/v1/refunds/{id}", Some(id), "");
         Ok(self.send::<WireRefund>(key, call).await?.into())
     }
 
     /// All refunds of a charge, newest first, from the list, which is current. [`Error::Unknown`] if there are more than
     /// can be read: then nothing is proved.
-    pub async fn refunds_of(&self, key: &SecretString, charge: &str) -> Result<Vec<RefundSnapshot>, Error> {
+    pub async fn refunds_of(&self, key: &ApiKey, charge: &str) -> Result<Vec<RefundSnapshot>, Error> {
         let mut found = Vec::new();
         let mut after = None::<String>;
         for _ in 0..MOST_PAGES {
@@ -154,7 +154,7 @@ mod tests {
             }
         })
         .await;
-        let found = script.client().refunds_of(&SecretString::from("sk_test_sandbox"), "ch_1").await.unwrap();
+        let found = script.client().refunds_of(&ApiKey::unpaced("sk_test_sandbox".into()), "ch_1").await.unwrap();
         let marks: Vec<_> = found.iter().map(|refund| (refund.id.as_str(), refund.refund_id)).collect();
         assert_eq!(marks, [("re_2", None), ("re_1", Some(Uuid::from_u128(7)))]);
     }

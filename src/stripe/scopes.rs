@@ -4,12 +4,12 @@
 //!
 //! A secret key (`sk_…`) may do everything, and needs no probe beyond [`Client::account`].
 
-use secrecy::SecretString;
 use tokio::task::JoinSet;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::Acknowledged;
+use super::pace::ApiKey;
 
 /// One permission that we need.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub static SCOPES: [Scope; 10] = [
 impl Client {
     /// Finds out what the key may do, all probes side by side, in the order of [`SCOPES`]. Fails only if Stripe does not
     /// accept the key at all.
-    pub async fn probe_scopes(&self, key: &SecretString) -> Result<Vec<Finding>, Error> {
+    pub async fn probe_scopes(&self, key: &ApiKey) -> Result<Vec<Finding>, Error> {
         let mut probes = JoinSet::new();
         for (index, scope) in SCOPES.iter().enumerate() {
             let (client, key) = (self.clone(), key.clone());
@@ -100,7 +100,7 @@ impl Client {
         Ok(findings.into_iter().map(|(_, finding)| finding).collect())
     }
 
-    async fn probe(&self, key: &SecretString, probe: Probe) -> Result<(), Error> {
+    async fn probe(&self, key: &ApiKey, probe: Probe) -> Result<(), Error> {
         // A key of its own for every probe: a replayed answer would tell of permissions that were.
         let idempotency_key = self.clock.new_id().to_string();
         let call = match probe {
@@ -123,14 +123,14 @@ fn proof(probe: Probe, outcome: Result<(), Error>) -> Proof {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
 
     const MISSING: &str = r#"{"error":{"type":"invalid_request_error","code":"resource_missing","message":"No such"}}"#;
     const FORBIDDEN: &str = r#"{"error":{"type":"invalid_request_error","message":"Having the 'rak_x' permission"}}"#;
 
     async fn findings(script: &Script) -> Vec<Finding> {
-        script.client().probe_scopes(&SecretString::from("rk_test_sandbox")).await.unwrap()
+        script.client().probe_scopes(&key()).await.unwrap()
     }
 
     #[tokio::test]
@@ -173,7 +173,7 @@ mod tests {
     #[tokio::test]
     async fn a_key_that_is_not_accepted_is_not_a_list_of_missing_permissions() {
         let script = Script::new(|_| answer(401, FORBIDDEN)).await;
-        let outcome = script.client().probe_scopes(&SecretString::from("rk_test_sandbox")).await;
+        let outcome = script.client().probe_scopes(&key()).await;
         assert!(matches!(outcome, Err(Error::Unauthorized(_))));
     }
 }

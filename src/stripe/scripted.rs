@@ -9,7 +9,13 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::client::{Client, Timeouts};
+use super::pace::ApiKey;
 use crate::clock::Clock;
+
+/// A key that waits for nobody.
+pub fn key() -> ApiKey {
+    ApiKey::unpaced("sk_test_sandbox".into())
+}
 
 /// What was sent.
 #[derive(Clone, Debug)]
@@ -97,7 +103,11 @@ impl Script {
 
     /// The same with other limits.
     pub fn client_with(&self, timeouts: Timeouts) -> Client {
-        let clock = Clock::scaled(Clock::system().now(), 1_000);
+        self.client_on(Clock::scaled(Clock::system().now(), 1_000), timeouts)
+    }
+
+    /// The same on another clock.
+    pub fn client_on(&self, clock: Clock, timeouts: Timeouts) -> Client {
         Client::new(&self.address, clock, timeouts).unwrap()
     }
 

@@ -1,12 +1,12 @@
 //! SetupIntents: how a page's method came to be stored.
 
-use secrecy::SecretString;
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
 use super::object::{Page, reference};
+use super::pace::ApiKey;
 use crate::domain::signals::SetupSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -35,7 +35,7 @@ impl WireSetup {
 
 impl Client {
     /// Reads a SetupIntent; `None` while it has not succeeded.
-    pub async fn setup_intent(&self, key: &SecretString, id: &str) -> Result<Option<SetupSnapshot>, Error> {
+    pub async fn setup_intent(&self, key: &ApiKey, id: &str) -> Result<Option<SetupSnapshot>, Error> {
         let call = Call::get("/v1/setup_intents/{id}", Some(id), "");
         Ok(self.send::<WireSetup>(key, call).await?.success())
     }
@@ -43,7 +43,7 @@ impl Client {
     /// A customer's newest SetupIntents that succeeded, at most 100: they know the mandates of its SEPA methods.
     pub async fn setup_intents_of(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         provider_customer_id: &str,
     ) -> Result<Vec<SetupSnapshot>, Error> {
         let query = Form::new().push("customer", provider_customer_id).push("limit", 100).into_body();

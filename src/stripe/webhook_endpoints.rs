@@ -11,6 +11,7 @@ use super::client::{Call, Client};
 use super::error::{Doubt, Error};
 use super::form::Form;
 use super::object::{Acknowledged, Metadata, Page, mark, or_default, seconds};
+use super::pace::ApiKey;
 use super::{API_VERSION, metadata, signals};
 use crate::domain::{IntegrationId, OrganizationId};
 
@@ -108,7 +109,7 @@ impl Client {
     /// Registers an endpoint; `body` is a stored [`create_body`]. The answer, and every replay of it, has the secret.
     pub async fn create_webhook_endpoint(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         idempotency_key: &str,
         body: &str,
     ) -> Result<WebhookEndpoint, Error> {
@@ -116,12 +117,12 @@ impl Client {
     }
 
     /// Reads an endpoint; without its secret.
-    pub async fn webhook_endpoint(&self, key: &SecretString, id: &str) -> Result<WebhookEndpoint, Error> {
+    pub async fn webhook_endpoint(&self, key: &ApiKey, id: &str) -> Result<WebhookEndpoint, Error> {
         self.send(key, Call::get("/v1/webhook_endpoints/{id}", Some(id), "")).await
     }
 
     /// All endpoints of the account, in the key's mode.
-    pub async fn webhook_endpoints(&self, key: &SecretString) -> Result<Vec<WebhookEndpoint>, Error> {
+    pub async fn webhook_endpoints(&self, key: &ApiKey) -> Result<Vec<WebhookEndpoint>, Error> {
         let mut endpoints: Vec<WebhookEndpoint> = Vec::new();
         for _ in 0..MOST_PAGES {
             let after = endpoints.last().map(|endpoint| endpoint.id.as_str());
@@ -139,7 +140,7 @@ impl Client {
     /// Mends an endpoint; `body` is an [`update_body`].
     pub async fn update_webhook_endpoint(
         &self,
-        key: &SecretString,
+        key: &ApiKey,
         id: &str,
         idempotency_key: &str,
         body: &str,
@@ -148,7 +149,7 @@ impl Client {
     }
 
     /// Deletes an endpoint. One that is gone already counts as deleted.
-    pub async fn delete_webhook_endpoint(&self, key: &SecretString, id: &str) -> Result<(), Error> {
+    pub async fn delete_webhook_endpoint(&self, key: &ApiKey, id: &str) -> Result<(), Error> {
         match self.send::<Acknowledged>(key, Call::delete("/v1/webhook_endpoints/{id}", id)).await {
             Err(error) if !error.is_missing() => Err(error),
             _ => Ok(()),
@@ -161,7 +162,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
 
     const ENDPOINT: &str = r#"{"id":"we_1","object":"webhook_endpoint","url":"https://pay.test/hook","status":"enabled",
@@ -203,7 +204,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_gone_already_counts_as_deleted() {
         let missing = r#"{"error":{"type":"invalid_request_error","code":"resource_missing","message":"No such"}}"#;
-        let key = SecretString::from("sk_test_sandbox");
+        let key = key();
         let gone = Script::new(move |_| answer(404, missing)).await;
         gone.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
         gone.client().delete_customer(&key, "cus_1").await.unwrap();

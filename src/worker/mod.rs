@@ -20,7 +20,8 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::app::{App, LEASE_PERIOD};
-use crate::domain::jobs::Lease;
+use crate::domain::OrganizationId;
+use crate::domain::jobs::{JobKind, Lease, Room};
 
 #[cfg(test)]
 #[cfg(feature = "dev")]
@@ -29,6 +30,9 @@ mod timers;
 
 /// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
+
+/// The same while an organization has all the places it may have, real time.
+const LOOK_WITHIN_CAPPED: Duration = Duration::from_millis(100);
 
 /// How long no look is taken at least where a job is due that somebody else is just leasing, real time.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
@@ -66,17 +70,23 @@ pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, with
     }
 }
 
-/// The leases of this process, by the task that works on each: job and epoch.
+/// The leases of this process, by the task that works on each.
 #[derive(Clone, Default)]
-struct Held(Arc<Mutex<HashMap<Id, (Uuid, i64)>>>);
+struct Held(Arc<Mutex<HashMap<Id, Lease>>>);
 
 impl Held {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Id, (Uuid, i64)>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Id, Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Job and epoch of each.
     fn all(&self) -> Vec<(Uuid, i64)> {
-        self.lock().values().copied().collect()
+        self.lock().values().map(|lease| (lease.id.0, lease.epoch)).collect()
+    }
+
+    /// For whom and for what the places are taken.
+    fn lanes(&self) -> Vec<(OrganizationId, JobKind)> {
+        self.lock().values().map(|lease| (lease.organization_id, lease.kind)).collect()
     }
 
     /// Forgets what was lost among `asked`: all that is not in `ours`. Returns how many that were; those that ended
@@ -84,7 +94,7 @@ impl Held {
     fn keep(&self, asked: &[(Uuid, i64)], ours: &[Uuid]) -> usize {
         let mut held = self.lock();
         let before = held.len();
-        held.retain(|_, lease| !asked.contains(lease) || ours.contains(&lease.0));
+        held.retain(|_, lease| !asked.contains(&(lease.id.0, lease.epoch)) || ours.contains(&lease.id.0));
         before - held.len()
     }
 }
@@ -113,10 +123,18 @@ async fn renew(app: &App, held: &Held) {
     }
 }
 
+/// The most places of `concurrency` that one organization's jobs may take: a quarter is left to others, however slow
+/// Stripe is for that one.
+fn organization_max(concurrency: usize) -> usize {
+    (concurrency - concurrency / 4).max(1)
+}
+
 /// What the last look found.
 enum Look {
     /// As many as there were places: there may be more.
     Full,
+    /// All that were due but for those of an organization that has all the places it may have.
+    Capped,
     /// All that were due. When the next one is, if one waits.
     Drained(Option<OffsetDateTime>),
     /// The database did not answer.
@@ -156,7 +174,9 @@ impl Taker {
         if free == 0 {
             return Look::Full;
         }
-        let Ok(leases) = self.app.lease_jobs(i64::try_from(free).unwrap_or(i64::MAX)).await else {
+        let organization_max = organization_max(self.concurrency);
+        let room = Room { free, organization_max, held: self.held.lanes() };
+        let Ok(leases) = self.app.lease_jobs(&room).await else {
             return Look::Failed;
         };
         let is_full = leases.len() >= free;
@@ -166,15 +186,22 @@ impl Taker {
         if is_full {
             return Look::Full;
         }
+        let held = self.held.lanes();
+        let places = |org: OrganizationId| held.iter().filter(|(holder, _)| *holder == org).count();
+        if held.iter().any(|(org, _)| places(*org) >= organization_max) {
+            return Look::Capped;
+        }
         self.app.next_job_due().await.map_or(Look::Failed, Look::Drained)
     }
 
     /// Until the next look makes sense.
     async fn wait(&mut self, look: Look) {
         // When all places are taken, only the end of a job makes room.
-        let (listen, due) = match look {
-            Look::Full => (false, None),
-            Look::Drained(due) => (true, due),
+        let (listen, due, within) = match look {
+            Look::Full => (false, None, LOOK_WITHIN),
+            // When the next job of another organization is due is not known.
+            Look::Capped => (true, None, LOOK_WITHIN_CAPPED),
+            Look::Drained(due) => (true, due, LOOK_WITHIN),
             // Hints would only make us ask a database that is away more often.
             Look::Failed => return pause(LOOK_WITHIN).await,
         };
@@ -184,7 +211,7 @@ impl Taker {
             Some(ended) = self.running.join_next_with_id(), if is_busy => Some(ended),
             () = app.jobs_asked(), if listen => None,
             () = until(&app, due), if listen => None,
-            () = pause(LOOK_WITHIN), if listen => None,
+            () = pause(within), if listen => None,
         };
         if let Some(ended) = ended {
             self.end(ended);
@@ -192,7 +219,7 @@ impl Taker {
     }
 
     fn start(&mut self, lease: Lease) {
-        let key = (lease.id.0, lease.epoch);
+        let kept = lease.clone();
         let span = tracing::info_span!(
             "job", job.id = %lease.id, job.kind = lease.kind.as_str(), organization.id = %lease.organization_id
         );
@@ -205,7 +232,7 @@ impl Taker {
         // The lock is held over the spawn, so that a job can't end before it is known to be held.
         let mut held = self.held.lock();
         let task = self.running.spawn(work.instrument(span));
-        held.insert(task.id(), key);
+        held.insert(task.id(), kept);
         metrics::gauge!("paybridge_jobs_running").increment(1);
     }
 
@@ -214,7 +241,7 @@ impl Taker {
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
         let lease = self.held.lock().remove(&id);
         if let Err(error) = ended {
-            let job = lease.map(|(job, _)| job.to_string()).unwrap_or_default();
+            let job = lease.map(|lease| lease.id.to_string()).unwrap_or_default();
             tracing::error!(job.id = job, "a job panicked; its lease will run out, and it is begun again: {error}");
         }
     }

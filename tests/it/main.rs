@@ -11,6 +11,7 @@ mod hands;
 mod limits;
 mod links;
 mod log;
+mod pace;
 mod parking;
 mod payload;
 mod payments;

@@ -31,6 +31,18 @@ async fn tables(client: &Client) -> Vec<(String, bool)> {
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
+/// Holds nothing of a tenant's; organizations may share a Stripe account.
+const BUDGETS: &str = "stripe_budgets";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p10_what_belongs_to_no_tenant_is_out_of_every_tenants_reach() {
+    let client = superuser(&database().await).await;
+    for right in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
+        let row = client.query_one("SELECT has_table_privilege('paybridge_app', $1, $2)", &[&BUDGETS, &right]).await;
+        assert!(!row.unwrap().get::<_, bool>(0), "the app may {right} {BUDGETS}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p10_every_table_of_a_tenant_forces_row_level_security() {
     let client = superuser(&database().await).await;
@@ -47,7 +59,7 @@ async fn p10_every_table_of_a_tenant_forces_row_level_security() {
         .unwrap();
     for row in others {
         let name: String = row.get(0);
-        let of_nobody = ["__diesel_schema_migrations", "timers"];
+        let of_nobody = [BUDGETS, "__diesel_schema_migrations", "timers"];
         let is_known = tables.iter().any(|(table, _)| *table == name) || of_nobody.contains(&name.as_str());
         assert!(is_known, "{name} belongs to no tenant");
     }

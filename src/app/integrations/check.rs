@@ -46,7 +46,7 @@ impl App {
     async fn check_endpoint(
         &self,
         integration: &Integration,
-        key: &secrecy::SecretString,
+        key: &stripe::ApiKey,
         endpoint_id: &str,
     ) -> Result<Finding> {
         let url = self.endpoint_url(integration.organization_id, integration.id);

@@ -147,7 +147,7 @@ impl App {
         &self,
         org: OrganizationId,
         id: IntegrationId,
-        key: &SecretString,
+        key: &stripe::ApiKey,
     ) -> Result<FrozenRequest> {
         let newest = {
             let mut tx = self.read(org).await?;
@@ -260,7 +260,9 @@ impl App {
         let refused = |reason, message: String| Error::precondition(reason, "secret_key", message);
         let key = SecretString::from(key.expose_secret().trim());
         let class = KeyClass::of(&key).map_err(|refusal| refused("KEY_NOT_SECRET", refusal.to_string()))?;
-        let account = match self.0.stripe.account(&key).await {
+        // Whose limits it counts against is what is asked for here.
+        let unpaced = stripe::ApiKey::unpaced(key.clone());
+        let account = match self.0.stripe.account(&unpaced).await {
             Ok(account) => account,
             Err(error @ stripe::Error::Unauthorized(_)) => {
                 return Err(refused("KEY_REJECTED", format!("Stripe does not accept this key: {error}")));
@@ -271,7 +273,7 @@ impl App {
             Err(error) => return Err(stripe_unavailable(&error)),
         };
         if class.restricted {
-            let findings = self.0.stripe.probe_scopes(&key).await.map_err(|error| stripe_unavailable(&error))?;
+            let findings = self.0.stripe.probe_scopes(&unpaced).await.map_err(|error| stripe_unavailable(&error))?;
             let missing: Vec<_> = findings
                 .iter()
                 .filter(|finding| finding.proof == stripe::scopes::Proof::Missing)

@@ -1,7 +1,6 @@
 //! Winding an integration down. New work is refused at once; what moves is brought to its end, with endpoint and key in
 //! place to hear of it; only then do endpoint and secrets go.
 
-use secrecy::SecretString;
 use time::Duration;
 
 use crate::app::payments::Scene;
@@ -71,7 +70,7 @@ impl App {
     async fn close_session(
         &self,
         lease: &Lease,
-        key: &SecretString,
+        key: &stripe::ApiKey,
         session: CheckoutSession,
         is_key_dead: bool,
     ) -> Result<()> {

@@ -21,6 +21,9 @@ use crate::{store, stripe};
 
 /// What a caller is told when a call to Stripe did not bring a definite answer.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
+    if let Some(retry_after) = error.held_back() {
+        return Error::HeldBack { message: error.to_string(), retry_after };
+    }
     Error::Unavailable { reason: "STRIPE_UNAVAILABLE", message: error.to_string(), retry_after: Duration::from_secs(5) }
 }
 

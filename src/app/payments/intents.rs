@@ -167,7 +167,7 @@ impl App {
                 scene.news(&mut work, news).await?;
                 work.end(Outcome::Done).await?;
             }
-            stripe::Verdict::NotDone => work.end(Outcome::Retry(error.to_string())).await?,
+            stripe::Verdict::NotDone => work.end(self.outcome_of(error)).await?,
             stripe::Verdict::Unknown => {
                 scene.news(&mut work, News::Unknown).await?;
                 work.end(Outcome::Retry(error.to_string())).await?;

@@ -1,8 +1,6 @@
 //! What stands beside a payment's state and never changes it (P7): charges that took money, refunds, disputes. Refunds
 //! and disputes are read from Stripe rather than believed, so that an old snapshot never overwrites a newer one (P6).
 
-use secrecy::SecretString;
-
 use super::Scene;
 use super::refresh::READS_MAX;
 use crate::app::work::Work;
@@ -31,7 +29,7 @@ struct Found {
 }
 
 impl Fetch<'_> {
-    async fn read(&self, stripe: &stripe::Client, key: &SecretString) -> Result<Found, stripe::Error> {
+    async fn read(&self, stripe: &stripe::Client, key: &stripe::ApiKey) -> Result<Found, stripe::Error> {
         Ok(match self {
             Self::RefundsOf(charge) => Found { refunds: stripe.refunds_of(key, charge).await?, ..Found::default() },
             Self::Refund(id) => Found { refunds: vec![stripe.refund(key, id).await?], ..Found::default() },

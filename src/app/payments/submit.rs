@@ -232,7 +232,7 @@ impl App {
                 scene.news(&mut work, News::ConfirmRefused(Failure::from(error.detail()))).await?;
                 work.end(Outcome::Done).await?;
             }
-            stripe::Verdict::NotDone => work.end(Outcome::Retry(error.to_string())).await?,
+            stripe::Verdict::NotDone => work.end(self.outcome_of(&error)).await?,
             stripe::Verdict::Unknown => {
                 if matches!(error, stripe::Error::Unknown { replayed: true, .. })
                     && let Some(attempt) = &mut scene.attempt

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::super::scripted::{Reply, Script, answer};
+use super::super::scripted::{Reply, Script, answer, key};
 use super::*;
 
 const INTENT: &str = r#"{"id":"pi_1","object":"payment_intent","amount":4900,"currency":"eur","status":"succeeded",
@@ -12,10 +12,6 @@ const API_ERROR: &str = r#"{"error":{"type":"api_error","message":"sorry"}}"#;
 const INVALID: &str = r#"{"error":{"type":"invalid_request_error","message":"no"}}"#;
 const LOCKED: &str = r#"{"error":{"type":"invalid_request_error","code":"lock_timeout"}}"#;
 const BODY: &str = "payment_method=pm_1&payment_method_types[0]=card&off_session=true";
-
-fn key() -> SecretString {
-    SecretString::from("sk_test_sandbox")
-}
 
 fn with(status: u16, header: (&'static str, &'static str), body: &str) -> Reply {
     Reply::Answer(status, vec![header], body.to_owned())
@@ -145,7 +141,7 @@ async fn an_id_cannot_name_anything_but_one_object() {
 #[tokio::test]
 async fn a_key_with_a_line_break_is_not_sent() {
     let script = Script::sequence(vec![answer(200, INTENT)]).await;
-    let bad = SecretString::from("sk_test_sandbox\r\nX-Other: 1");
+    let bad = ApiKey::unpaced("sk_test_sandbox\r\nX-Other: 1".into());
     let error = script.client().payment_intent(&bad, "pi_1").await.unwrap_err();
     assert!(error.is_key_trouble());
     assert!(!format!("{error} {error:?}").contains("sk_test"));

@@ -1,0 +1,2 @@
+DROP INDEX jobs_lane_idx;
+DROP TABLE stripe_budgets;
