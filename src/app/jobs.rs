@@ -7,6 +7,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
+use crate::crash::{self, Point};
 use crate::domain::jobs::{JobKind, Lease};
 use crate::domain::{Error, Result};
 use crate::store::{self, Scope};
@@ -34,6 +35,9 @@ impl App {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let leases = store::jobs::lease(&mut tx, self.clock().now(), limit, self.lease_period()).await?;
         tx.commit().await?;
+        if !leases.is_empty() {
+            crash::point(Point::AfterLease);
+        }
         Ok(leases)
     }
 

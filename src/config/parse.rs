@@ -8,9 +8,9 @@ use tracing_subscriber::EnvFilter;
 
 use super::arguments::{Cli, Command, DatabaseArgs, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand};
 use super::check::{self, Mistakes, given};
-use super::settings::{Connection, EncryptionKey, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls};
 #[cfg(feature = "dev")]
-use super::settings::{Demo, Dev, Sandbox};
+use super::settings::{Chaos, Demo, Dev, Sandbox};
+use super::settings::{Connection, EncryptionKey, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls};
 
 /// Parses every setting, and gives all mistakes if there is one.
 pub(super) fn settings(cli: Cli) -> Result<Settings, Mistakes> {
@@ -59,6 +59,8 @@ fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
             let listen = mistakes.note("listen", check::address(&args.listen))?;
             Some(Task::Sandbox(Sandbox { listen }))
         }
+        #[cfg(feature = "dev")]
+        Command::Chaos(args) => chaos(mistakes, args).map(Task::Chaos),
     }
 }
 
@@ -107,6 +109,8 @@ fn serve(mistakes: &mut Mistakes, args: ServeArgs) -> Option<Serve> {
     let deliveries = mistakes.note("delivery-retention-days", check::number(&args.delivery_retention_days, 35..=3650));
     let worker_concurrency = mistakes.note("worker-concurrency", check::number(&args.worker_concurrency, 1..=1000));
     let grace = mistakes.note("shutdown-grace-seconds", check::number(&args.shutdown_grace_seconds, 1..=600));
+    #[cfg(feature = "dev")]
+    let clock = mistakes.note("clock", given(args.clock).map(|text| check::clock(&text)).transpose());
     Some(Serve {
         database: database?,
         grpc_listen: grpc_listen?,
@@ -120,6 +124,8 @@ fn serve(mistakes: &mut Mistakes, args: ServeArgs) -> Option<Serve> {
         retention: Retention { events: time::Duration::days(events?), deliveries: time::Duration::days(deliveries?) },
         worker_concurrency: worker_concurrency?,
         shutdown_grace: Duration::from_secs(grace?),
+        #[cfg(feature = "dev")]
+        clock: clock?,
     })
 }
 
@@ -189,6 +195,28 @@ fn dev(mistakes: &mut Mistakes, args: super::arguments::DevArgs) -> Option<Dev> 
         http_listen: http_listen?,
         sandbox_listen: sandbox_listen?,
         clock_speed: clock_speed?,
+        postgres_programs: args.postgres.postgres_programs,
+    })
+}
+
+#[cfg(feature = "dev")]
+fn chaos(mistakes: &mut Mistakes, args: super::arguments::ChaosArgs) -> Option<Chaos> {
+    let payments = mistakes.note("payments", check::number(&args.payments, 1..=100_000));
+    let replicas = mistakes.note("replicas", check::number(&args.replicas, 1..=9));
+    let faults = mistakes.note("faults", check::number(args.faults.trim().trim_end_matches('%'), 0..=50));
+    let kill_every = mistakes.note("kill-every", check::period(&args.kill_every));
+    let seed = given(args.seed).map(|text| check::number(&text, 0..=u64::MAX)).transpose();
+    let seed = mistakes.note("seed", seed);
+    let clock_speed = mistakes.note("clock-speed", check::number(&args.clock_speed, 1..=1_000));
+    let minutes = mistakes.note("minutes", check::number(&args.minutes, 1..=600));
+    Some(Chaos {
+        payments: payments?,
+        replicas: replicas?,
+        faults: faults?,
+        kill_every: kill_every?,
+        seed: seed?,
+        clock_speed: clock_speed?,
+        within: Duration::from_mins(minutes?),
         postgres_programs: args.postgres.postgres_programs,
     })
 }

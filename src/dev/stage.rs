@@ -223,6 +223,7 @@ impl Stage {
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
             worker_concurrency: 8,
             shutdown_grace: RealDuration::from_secs(5),
+            clock: None,
         })
     }
 

@@ -91,6 +91,7 @@ fn settings(url: &str) -> Serve {
         retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
         worker_concurrency: 4,
         shutdown_grace: GRACE,
+        clock: None,
     }
 }
 

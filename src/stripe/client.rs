@@ -18,6 +18,7 @@ use super::answer::Answer;
 use super::error::{Detail, Doubt, Error, Verdict};
 use super::{API_VERSION, form};
 use crate::clock::Clock;
+use crate::crash::{self, Point};
 
 /// Where Stripe lives.
 pub const STRIPE_URL: &str = "https://api.stripe.com";
@@ -178,6 +179,7 @@ impl Client {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(call.form.to_owned());
         }
+        crash::point(Point::BeforeRequest);
         let mut response = request.send().await.map_err(|error| broken(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let mut answer = Answer { status, headers, body: Vec::new() };
@@ -187,6 +189,7 @@ impl Client {
             }
             answer.body.extend_from_slice(&chunk);
         }
+        crash::point(Point::AfterAnswer);
         Ok(answer)
     }
 
