@@ -12,6 +12,7 @@ mod payload;
 mod payments;
 mod readme;
 mod secrets;
+mod stored;
 mod story;
 mod strangers;
 mod support;
