@@ -96,6 +96,12 @@ impl Book {
         lock(&self.readers).iter().map(|reader| reader.seen.len()).sum()
     }
 
+    /// Where each subscriber stands: its organization, and the last position that it saw.
+    pub fn positions(&self) -> Vec<(usize, i64)> {
+        let last = |reader: &Reader| reader.seen.last_key_value().map_or(0, |(position, _)| *position);
+        lock(&self.readers).iter().map(|reader| (reader.organization, last(reader))).collect()
+    }
+
     /// Writes down an intent that somebody has made by hand.
     pub fn paid_beside(&self, intent: &str) {
         lock(&self.beside).insert(intent.to_owned());

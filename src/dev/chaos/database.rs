@@ -2,7 +2,7 @@
 //! those who only look.
 
 use std::path::PathBuf;
-use std::sync::{Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -28,6 +28,8 @@ pub(super) struct Database {
     server: Mutex<Option<Postgres>>,
     /// How its superuser reaches it.
     address: StdMutex<String>,
+    /// The superuser's connection, for as long as it lasts.
+    client: Mutex<Option<Arc<Client>>>,
     /// What the processes under test come through.
     pub proxy: Proxy,
 }
@@ -40,7 +42,8 @@ impl Database {
         prepare_database(&server, NAME, None).await?;
         let proxy = Proxy::start(Target::Unix(server.socket_file()), rng).await?;
         let address = StdMutex::new(server.connection_string(NAME));
-        Ok(Self { folder, options, server: Mutex::new(Some(server)), address, proxy })
+        let (server, client) = (Mutex::new(Some(server)), Mutex::default());
+        Ok(Self { folder, options, server, address, client, proxy })
     }
 
     /// How the processes under test reach it.
@@ -64,12 +67,23 @@ impl Database {
     }
 
     /// A connection of its superuser's, past the proxy.
-    pub async fn connect(&self) -> Result<Client> {
+    pub async fn connect(&self) -> Result<Arc<Client>> {
+        let mut kept = self.client.lock().await;
+        if let Some(client) = kept.as_ref().filter(|client| !client.is_closed()) {
+            return Ok(Arc::clone(client));
+        }
         let address = self.address.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (client, connection) = tokio_postgres::connect(&address, NoTls).await.context("the database is away")?;
         // It ends with the client.
         tokio::spawn(connection);
+        let client = Arc::new(client);
+        *kept = Some(Arc::clone(&client));
         Ok(client)
+    }
+
+    /// Its log, which is searched for secrets, too.
+    pub async fn log_file(&self) -> Option<PathBuf> {
+        self.server.lock().await.as_ref().map(Postgres::log_file)
     }
 
     /// Stops it in order.

@@ -113,6 +113,8 @@ pub(super) struct Evidence {
     pub beside: BTreeSet<String>,
     /// Where a secret stands in a log.
     pub secrets: Vec<String>,
+    /// How often a process died at each of the named points of the code.
+    pub crash_points: BTreeMap<String, usize>,
     /// What did not come to its end in time.
     pub unrest: Vec<String>,
 }
@@ -157,10 +159,10 @@ impl Evidence {
                 is_held: row.get(5),
             });
         }
-        self.read_log(client).await
+        self.read_events(client).await
     }
 
-    async fn read_log(&mut self, client: &Client) -> Result<()> {
+    async fn read_events(&mut self, client: &Client) -> Result<()> {
         let events = "SELECT organization_id::text, position, id::text, webhook_type, \
              coalesce(payload #>> '{payment,lago_id}', \
                  payload #>> '{payment_provider_invoice_payment_error,lago_payment_id}', ''), \
@@ -221,20 +223,22 @@ impl Evidence {
         }
     }
 
-    /// Looks for secrets in the logs: those given, by name and value, and whatever looks like one of Stripe's.
-    pub fn read_logs(&mut self, logs: &Path, secrets: &[(String, String)]) -> Result<()> {
-        for entry in std::fs::read_dir(logs)? {
-            let path = entry?.path();
-            let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            let mut reader = BufReader::with_capacity(1 << 20, File::open(&path)?);
-            let mut line = Vec::new();
-            for number in 1_u64.. {
-                line.clear();
-                if reader.read_until(b'\n', &mut line)? == 0 {
-                    break;
-                }
-                let text = String::from_utf8_lossy(&line);
-                self.secrets.extend(found(&text, secrets).map(|what| format!("{name}:{number} holds {what}")));
+    /// Looks for secrets in a log: those given, by name and value, and whatever looks like one of Stripe's; and for the
+    /// last words of processes that died at a point of the code.
+    pub fn read_log(&mut self, path: &Path, secrets: &[(String, String)]) -> Result<()> {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
+        let mut line = Vec::new();
+        for number in 1_u64.. {
+            line.clear();
+            if reader.read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            let text = String::from_utf8_lossy(&line);
+            self.secrets.extend(found(&text, secrets).map(|what| format!("{name}:{number} holds {what}")));
+            if let Some((_, point)) = text.split_once("crash point ").filter(|_| text.contains(": dying")) {
+                let point = point.split(':').next().unwrap_or_default().to_owned();
+                *self.crash_points.entry(point).or_default() += 1;
             }
         }
         Ok(())

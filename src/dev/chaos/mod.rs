@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use tokio::sync::mpsc;
@@ -57,12 +57,14 @@ use crate::dev::sandbox::Sandbox;
 /// A key that seals what is of no worth; it must not stand in any log all the same.
 const SEAL_KEY: [u8; 32] = *b"paybridge-chaos-seals-no-secrets";
 /// The storm lasts at least this long, so that each of its kinds has struck.
-const STORM_MIN: Duration = Duration::from_secs(25);
+const STORM_MIN: Duration = Duration::from_secs(40);
 /// Which part of a run's time may pass before the storm is ended, whatever is unsettled, in percent.
 const STORM_PERCENT_MAX: u32 = 65;
-/// How long the system may take to come to rest, real time. The longest pause between tries is half an hour of the
-/// clock's.
-const REST_WITHIN: Duration = Duration::from_mins(2);
+/// How long the system may take to do what is due, real time.
+const REST_WITHIN: Duration = Duration::from_mins(1);
+/// How often time may be moved to the next try of something that failed, before the system counts as not at rest. The
+/// longest pause between tries is half an hour of ours, and an hour of Stripe's.
+const TRIES_MAX: u32 = 40;
 /// How far time is moved at once while banks are waited for, and for how long in all.
 const STEP: ::time::Duration = ::time::Duration::hours(6);
 const STEPS_MAX: u32 = 60;
@@ -119,13 +121,17 @@ async fn finish(run: &Run, ended: Result<Measures>) -> Result<bool> {
         run.note(format!("the run broke off: {error:#}"));
         Measures::default()
     });
+    if !run.replicas.end().await {
+        run.note("a process did not end in order".to_owned());
+    }
     let evidence = run.evidence().await;
     let stopped = run.database.stop().await;
     run.sandbox.stop().await;
-    let verdicts = checker::judge(&evidence?);
+    let evidence = evidence?;
+    let verdicts = checker::judge(&evidence);
     stopped?;
     print!("{}", report::table(&verdicts));
-    run.print_measures(&measures);
+    run.print_measures(&measures, &evidence);
     let is_whole = verdicts.iter().all(|verdict| verdict.breaches.is_empty());
     if !is_whole {
         std::fs::write(run.folder.join("breaches.txt"), report::all_breaches(&verdicts))?;
@@ -148,9 +154,12 @@ impl Run {
 
     /// The run itself, while a line a second tells how it goes.
     async fn play(&self) -> Result<Measures> {
+        let left = self.settings.within.saturating_sub(self.began.elapsed());
         tokio::select! {
-            () = report::tell(self) => unreachable!("it tells for ever"),
             ended = self.act() => ended,
+            () = report::tell(self) => bail!("nobody tells any more"),
+            () = pause(left) => bail!("it was not over after {:?}", self.settings.within),
+            _ = tokio::signal::ctrl_c() => bail!("it was interrupted"),
         }
     }
 
@@ -168,9 +177,7 @@ impl Run {
 
         self.storm().await;
         self.enter("calm");
-        if !self.quiet(REST_WITHIN).await {
-            self.note(format!("not at rest {REST_WITHIN:?} after the storm"));
-        }
+        self.come_to_rest().await?;
         self.enter("measure");
         let measures = self.measure().await?;
         self.enter("days");
@@ -182,9 +189,6 @@ impl Run {
         hang_up.cancel();
         subscribers.close();
         subscribers.wait().await;
-        if !self.replicas.end().await {
-            self.note("a process did not end in order".to_owned());
-        }
         Ok(measures)
     }
 
@@ -204,10 +208,11 @@ impl Run {
             counts: Arc::clone(&self.counts),
         });
         let stop = CancellationToken::new();
+        let _ends_with_us = stop.clone().drop_guard();
         let raging = tokio::spawn(storm.rage(stop.clone()));
         let began = Instant::now();
         let at_most = (self.settings.within * STORM_PERCENT_MAX / 100).saturating_sub(self.began.elapsed());
-        if tokio::time::timeout(at_most, self.workload.give_all_in()).await.is_err() {
+        if tokio::time::timeout(at_most, self.workload.give_all_in(STORM_MIN * 4 / 5)).await.is_err() {
             self.note(format!("not every invoice was answered within {at_most:?}"));
         }
         pause(STORM_MIN.saturating_sub(began.elapsed())).await;
@@ -223,19 +228,43 @@ impl Run {
     /// each step.
     async fn let_days_pass(&self) -> Result<()> {
         for _ in 0..STEPS_MAX {
-            if !self.quiet(REST_WITHIN).await {
-                self.note(format!("not at rest after {REST_WITHIN:?}, {} after the start", self.time.passed()));
+            if !self.come_to_rest().await? {
                 return Ok(());
             }
             if self.sandbox.pending_debits() == 0 && self.unsettled().await? == 0 {
                 return Ok(());
             }
             let to_next = self.sandbox.next_timer().map(|next| ::time::Duration::seconds(next - self.time.seconds()));
-            self.time.advance(to_next.unwrap_or_default().max(STEP));
-            self.sandbox.advance(::time::Duration::ZERO);
-            self.replicas.begin_again(self.time.setting()).await?;
+            self.move_time(to_next.unwrap_or_default().max(STEP)).await?;
         }
         Ok(())
+    }
+
+    async fn move_time(&self, by: ::time::Duration) -> Result<()> {
+        self.time.advance(by);
+        self.sandbox.advance(::time::Duration::ZERO);
+        self.replicas.begin_again(self.time.setting()).await
+    }
+
+    /// Waits until nothing is left but what is meant for later. What has failed and waits for its next try is not waited
+    /// for in real time: the clock is moved there. `false`, and noted: it does not come to rest.
+    async fn come_to_rest(&self) -> Result<bool> {
+        for _ in 0..TRIES_MAX {
+            if !self.quiet(REST_WITHIN).await {
+                self.note(format!(
+                    "{:?} were not enough for what was due, {} after the start",
+                    REST_WITHIN,
+                    self.time.passed()
+                ));
+                return Ok(false);
+            }
+            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs WHERE failures > 0";
+            let of_jobs: Option<i64> = self.database.connect().await?.query_one(next_try, &[]).await?.get(0);
+            let Some(next) = of_jobs.into_iter().chain(self.sandbox.next_delivery()).min() else { return Ok(true) };
+            self.move_time(::time::Duration::seconds((next - self.time.seconds()).max(1))).await?;
+        }
+        self.note(format!("something still fails after {TRIES_MAX} tries, {} after the start", self.time.passed()));
+        Ok(false)
     }
 
     /// Payments that nobody but Paybridge or Stripe can move.
@@ -245,10 +274,11 @@ impl Run {
         Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
     }
 
-    /// Waits until nothing is to be done for now: no job is due, failing or held, no webhook waits, nobody acts.
+    /// Waits until nothing is to be done for now: no job is due or held, no webhook is to be sent, nobody acts.
     async fn quiet(&self, within: Duration) -> bool {
         until(within, async || {
-            let idle = self.workload.people.is_empty() && self.sandbox.deliveries().is_empty();
+            let is_due = |next: i64| next <= self.time.seconds();
+            let idle = self.workload.people.is_empty() && !self.sandbox.next_delivery().is_some_and(is_due);
             idle && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
         })
         .await
@@ -256,7 +286,7 @@ impl Run {
 
     async fn open_jobs(&self) -> Result<i64> {
         let late = f64::from(self.settings.clock_speed) * LATE.as_secs_f64();
-        let counted = "SELECT count(*) FROM jobs WHERE failures > 0 OR lease_until > clock_timestamp() \
+        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp() \
              OR run_at < to_timestamp($1::float8)";
         #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
         let due = self.time.seconds() as f64 - late;
@@ -272,11 +302,8 @@ impl Run {
                 let id = organization.id.to_string();
                 rows.iter().find(|row| row.get::<_, String>(0) == id).map_or(0, |row| row.get::<_, i64>(1))
             };
-            let (_, readers, _) = self.book.read();
-            Ok(readers.iter().all(|reader| {
-                let seen = reader.seen.last_key_value().map_or(0, |(position, _)| *position);
-                seen == last(&self.organizations[reader.organization])
-            }))
+            let mut positions = self.book.positions().into_iter();
+            Ok(positions.all(|(organization, seen)| seen == last(&self.organizations[organization])))
         };
         read().await.unwrap_or(false)
     }
@@ -297,12 +324,17 @@ impl Run {
             secrets.push((format!("the token of {}", organization.id), organization.token.clone()));
             secrets.push((format!("the key of {}", organization.account), organization.key.clone()));
         }
-        evidence.read_logs(&self.folder.join("logs"), &secrets)?;
+        for entry in std::fs::read_dir(self.folder.join("logs"))? {
+            evidence.read_log(&entry?.path(), &secrets)?;
+        }
+        if let Some(log) = self.database.log_file().await {
+            evidence.read_log(&log, &secrets)?;
+        }
         evidence.unrest.clone_from(&self.unrest.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(evidence)
     }
 
-    fn print_measures(&self, measures: &Measures) {
+    fn print_measures(&self, measures: &Measures, evidence: &Evidence) {
         let shown = |time: &Option<Duration>| {
             time.map_or("not measured".to_owned(), |time| format!("{:.2} s", time.as_secs_f32()))
         };
@@ -314,6 +346,9 @@ impl Run {
         println!("  from kill -9 of one to its work being taken up: {}", shown(&measures.take_over));
         println!("  from Postgres' restart to the first accepted payment: {}", shown(&measures.accept_after_postgres));
         println!("  from Stripe's return to the first settled payment: {}", shown(&measures.settle_after_stripe));
+        let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
+        println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
+        println!("The most memory of this process, sandbox and all: {}", report::memory());
         for end in self.replicas.records(|it| it.own_ends.clone()) {
             println!("  {end}");
         }
@@ -336,6 +371,6 @@ async fn until(within: Duration, is_so: impl AsyncFn() -> bool) -> bool {
         if began.elapsed() > within {
             return false;
         }
-        pause(Duration::from_millis(20)).await;
+        pause(Duration::from_millis(50)).await;
     }
 }

@@ -27,7 +27,9 @@ pub(super) async fn tell(run: &Run) {
         let down = match tokio::time::timeout(Duration::from_secs(1), payments(run)).await {
             Ok(Some((all, done))) => {
                 settled = done;
-                run.backlog.store(usize::try_from(all - done).unwrap_or_default(), Ordering::Relaxed);
+                let open = usize::try_from(all - done).unwrap_or_default();
+                // What the banks have in hand takes days.
+                run.backlog.store(open.saturating_sub(run.sandbox.pending_debits()), Ordering::Relaxed);
                 ""
             }
             _ => "  (Postgres is away)",
@@ -61,6 +63,13 @@ pub(super) async fn tell(run: &Run) {
 fn in_words(period: time::Duration) -> String {
     let (days, hours, minutes) = (period.whole_days(), period.whole_hours() % 24, period.whole_minutes() % 60);
     if days > 0 { format!("{days} d {hours:02}:{minutes:02}") } else { format!("{hours:02}:{minutes:02}") }
+}
+
+/// The most memory that this process has had so far, as the kernel tells it.
+pub(super) fn memory() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.unwrap_or("unknown").trim().to_owned()
 }
 
 /// The table of verdicts.

@@ -18,9 +18,9 @@ use crate::dev::rng::Rng;
 use crate::dev::sandbox::{Action, Effect, Fault, Sandbox, WebhookAction, WebhookFault};
 
 /// How long a kind of trouble at Stripe lasts before another takes its place.
-const SPELL: Duration = Duration::from_secs(4);
+const SPELL: Duration = Duration::from_secs(2);
 /// The kinds of trouble at Stripe at the same time.
-const KINDS_AT_ONCE: usize = 3;
+const KINDS_AT_ONCE: usize = 4;
 /// A process that passes a point of the code for the nth time dies there; n is at most this.
 const TRAP_MAX: u64 = 40;
 
@@ -142,7 +142,7 @@ impl Storm {
     /// Lets Stripe fail: a few kinds of trouble at a time, and now and then all of it for some seconds.
     async fn trouble_stripe(self: Arc<Self>, stop: CancellationToken) {
         let mut rng = Rng::named(self.seed, "stripe");
-        let mut until_outage = rng.between(3, 5);
+        let mut until_outage = rng.between(4, 8);
         loop {
             self.sandbox.clear_faults();
             for fault in webhook_faults(&self.losing_account) {
@@ -150,7 +150,7 @@ impl Storm {
             }
             let mut spell = SPELL;
             if until_outage == 0 {
-                until_outage = rng.between(10, 20);
+                until_outage = rng.between(15, 30);
                 add(&self.counts.outages);
                 spell = Duration::from_millis(rng.between(3_000, 8_000));
                 let action = if rng.chance(50) { Action::Unavailable } else { Action::Cut { work: Effect::NotDone } };

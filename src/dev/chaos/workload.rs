@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
@@ -72,13 +72,19 @@ impl Workload {
         Self { plan, organizations, book, sandbox, seed, backlog, repeats, people, next, customers, retries }
     }
 
-    /// Gives all invoices in; returns when each was answered.
-    pub async fn give_all_in(self: &Arc<Self>) {
+    /// Gives all invoices in, spread over `at_least`; returns when each was answered.
+    pub async fn give_all_in(self: &Arc<Self>, at_least: Duration) {
+        let began = Instant::now();
+        let count = u32::try_from(self.plan.invoices.len()).unwrap_or(u32::MAX).max(1);
         let mut callers = JoinSet::new();
         for _ in 0..CALLERS {
             let workload = Arc::clone(self);
             callers.spawn(async move {
-                while let Some(invoice) = workload.plan.invoices.get(workload.next.fetch_add(1, Ordering::Relaxed)) {
+                loop {
+                    let number = workload.next.fetch_add(1, Ordering::Relaxed);
+                    let Some(invoice) = workload.plan.invoices.get(number) else { return };
+                    let not_before = at_least * u32::try_from(number).unwrap_or(u32::MAX) / count;
+                    pause(not_before.saturating_sub(began.elapsed())).await;
                     while workload.backlog.load(Ordering::Relaxed) > BACKLOG_MAX {
                         pause(Duration::from_millis(50)).await;
                     }
@@ -240,7 +246,7 @@ impl Workload {
 
     /// Asks until the payment is as wanted, or for as long as patience lasts.
     pub async fn payment_when(&self, invoice: &InvoicePlan, wanted: impl Fn(&Payment) -> bool) -> Option<Payment> {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         let mut rng = self.rng(&format!("look-{}", invoice.id));
         let organization = &self.organizations[invoice.organization];
         while began.elapsed() < PATIENCE {

@@ -175,6 +175,14 @@ impl Sandbox {
         self.0.look(|inner| inner.lost.clone())
     }
 
+    /// When a webhook is sent (again) next, in unix seconds, or a time long past while one is just being sent; `None` if
+    /// all are acknowledged.
+    pub fn next_delivery(&self) -> Option<i64> {
+        let next =
+            self.0.look(|inner| inner.state.accounts.values().filter_map(|account| account.mail.next_try()).min());
+        next.map(|micros| micros.div_euclid(1_000_000))
+    }
+
     /// When something will happen by itself next, in unix seconds: a bank's answer, the end of a session.
     pub fn next_timer(&self) -> Option<i64> {
         self.0.look(|inner| inner.state.accounts.values().filter_map(|account| account.timers.next()).min())
@@ -182,7 +190,17 @@ impl Sandbox {
 
     /// How many debits still wait for a bank's answer.
     pub fn pending_debits(&self) -> usize {
-        self.ledger().iter().filter(|entry| entry.status == "pending").count()
+        let is_pending = |account: &Account, id: &String| {
+            account.objects.get(id).is_some_and(|charge| text(charge, "/status") == "pending")
+        };
+        self.0.look(|inner| {
+            let accounts = inner.state.accounts.values();
+            let of = |account: &Account| {
+                let charges = account.order.get("charge").map_or(&[][..], Vec::as_slice);
+                charges.iter().filter(|id| is_pending(account, id)).count()
+            };
+            accounts.map(of).sum()
+        })
     }
 
     /// The webhooks that have not been acknowledged yet.
