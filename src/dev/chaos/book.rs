@@ -39,14 +39,25 @@ pub(super) struct Reader {
     pub faults: Vec<String>,
 }
 
+/// How many faults of one subscriber are kept; one that can't go on meets the same over and over.
+const FAULTS_MAX: usize = 50;
+
 impl Reader {
+    /// Writes down what was not as it has to be, once.
+    pub fn blame(&mut self, fault: String) {
+        if self.faults.len() < FAULTS_MAX && !self.faults.contains(&fault) {
+            self.faults.push(fault);
+        }
+    }
+
     /// Writes down an event that came after `cursor`.
     pub fn note(&mut self, cursor: i64, position: i64, event: Seen) {
         if position != cursor + 1 {
-            self.faults.push(format!("after {cursor} came {position}"));
+            self.blame(format!("after {cursor} came {position}"));
         }
         if let Some(before) = self.seen.get(&position).filter(|before| **before != event) {
-            self.faults.push(format!("{position} was {} first, and is {} now", before.id, event.id));
+            let fault = format!("{position} was {} first, and is {} now", before.id, event.id);
+            self.blame(fault);
         }
         self.seen.insert(position, event);
     }

@@ -2,6 +2,7 @@
 //! `request_id`, where no answer came.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -26,21 +27,33 @@ pub(super) struct Organization {
     pub id: OrganizationId,
     pub token: String,
     pub account: String,
-    /// The account's secret key.
-    pub key: String,
+    /// Of its connected account.
+    pub integration: String,
+    /// All secret keys that the account ever had; the last one is in use.
+    keys: Mutex<Vec<String>>,
     /// One for each process.
     apis: Vec<Api>,
 }
 
 impl Organization {
-    /// `servers` are the processes' gRPC addresses.
+    /// One whose account is not connected yet. `servers` are the processes' gRPC addresses.
     pub fn new(id: OrganizationId, token: String, account: String, key: String, servers: &[String]) -> Result<Self> {
         let api = |url: &String| {
             let channel = Channel::from_shared(url.clone())?.connect_timeout(PATIENCE).connect_lazy();
             Api::over(&channel, &token)
         };
         let apis = servers.iter().map(api).collect::<Result<_>>()?;
-        Ok(Self { id, token, account, key, apis })
+        Ok(Self { id, token, account, integration: String::new(), keys: Mutex::new(vec![key]), apis })
+    }
+
+    /// All secret keys that its account ever had, oldest first.
+    pub fn keys(&self) -> Vec<String> {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Its account has a new key.
+    pub fn add_key(&self, key: &str) {
+        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
     }
 
     /// The way in at one of the processes.

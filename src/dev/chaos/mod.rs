@@ -27,7 +27,7 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,6 @@ use self::callers::Organization;
 use self::database::Database;
 use self::evidence::Evidence;
 use self::measures::Measures;
-use self::plan::WITH_LOST_WEBHOOKS;
 use self::proxy::Proxy;
 use self::replicas::Replicas;
 use self::storm::{Counts, Storm};
@@ -204,7 +203,7 @@ impl Run {
             sandbox: self.sandbox.clone(),
             stripe: self.stripe.clone(),
             webhooks: self.webhooks.clone(),
-            losing_account: self.organizations[WITH_LOST_WEBHOOKS].account.clone(),
+            organizations: self.organizations.clone(),
             counts: Arc::clone(&self.counts),
         });
         let stop = CancellationToken::new();
@@ -322,7 +321,8 @@ impl Run {
         ];
         for organization in &self.organizations {
             secrets.push((format!("the token of {}", organization.id), organization.token.clone()));
-            secrets.push((format!("the key of {}", organization.account), organization.key.clone()));
+            let keys = organization.keys().into_iter();
+            secrets.extend(keys.map(|key| (format!("a key of {}", organization.account), key)));
         }
         for entry in std::fs::read_dir(self.folder.join("logs"))? {
             evidence.read_log(&entry?.path(), &secrets)?;
@@ -348,6 +348,8 @@ impl Run {
         println!("  from Stripe's return to the first settled payment: {}", shown(&measures.settle_after_stripe));
         let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
         println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
+        let by_hand = self.workload.paid_by_hand.load(Ordering::Relaxed);
+        println!("Clerks paid {by_hand} of our intents by hand, and made {} of their own.", evidence.beside.len());
         println!("The most memory of this process, sandbox and all: {}", report::memory());
         for end in self.replicas.records(|it| it.own_ends.clone()) {
             println!("  {end}");

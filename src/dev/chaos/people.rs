@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -155,7 +156,8 @@ impl Workload {
         let Some(payment) = self.payment_when(invoice, has_intent).await else { return };
         if invoice.script == Script::PaidByHand {
             // Where it has been paid meanwhile, the dashboard says so.
-            let _ = self.sandbox.pay_intent_by_hand(&payment.provider_payment_intent_id, "pm_card_visa");
+            let paid = self.sandbox.pay_intent_by_hand(&payment.provider_payment_intent_id, "pm_card_visa");
+            self.paid_by_hand.fetch_add(usize::from(paid.is_ok()), Ordering::Relaxed);
             return;
         }
         let organization = &self.organizations[invoice.organization];

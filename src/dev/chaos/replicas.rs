@@ -136,7 +136,7 @@ impl Replicas {
             loop {
                 match live(&replica, &launch, &log) {
                     End::Wanted => return,
-                    End::Killed => {}
+                    End::Told => {}
                     End::Own(how) => {
                         let end = format!("replica {} ended by itself: {how}", replica.number);
                         records.lock().unwrap_or_else(PoisonError::into_inner).own_ends.push(end);
@@ -201,8 +201,8 @@ impl Replicas {
 enum End {
     /// As it should: no more are wanted.
     Wanted,
-    /// By a signal.
-    Killed,
+    /// As it was told to: killed, or asked to end.
+    Told,
     /// Otherwise.
     Own(String),
 }
@@ -251,7 +251,7 @@ fn live(replica: &Replica, launch: &Launch, log: &File) -> End {
     replica.lives.send_modify(|life| life.is_ready = false);
     match end {
         Ok(_) if !is_wanted => End::Wanted,
-        Ok(status) if status.signal().is_some() => End::Killed,
+        Ok(status) if status.signal().is_some() || status.success() => End::Told,
         Ok(status) => End::Own(status.to_string()),
         Err(error) => End::Own(error.to_string()),
     }

@@ -38,7 +38,7 @@ pub(super) async fn tell(run: &Run) {
         let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         println!(
             "{:4} s  {:7}  accepted {:5}/{}  settled {settled:5}  ready {}/{}  kills {} stops {} postgres {} cuts {} \
-             outages {}  stripe faults {}  events seen {}  repeats {}  clock +{}{down}",
+             outages {} keys {}  stripe faults {}  events seen {}  repeats {}  clock +{}{down}",
             run.began.elapsed().as_secs(),
             run.phase(),
             run.book.accepted(),
@@ -50,6 +50,7 @@ pub(super) async fn tell(run: &Run) {
             count(&counts.postgres),
             count(&counts.cuts),
             count(&counts.outages),
+            count(&counts.keys),
             run.sandbox.fault_hits(),
             run.book.seen(),
             run.workload.repeats.count(),

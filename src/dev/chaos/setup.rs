@@ -114,7 +114,7 @@ async fn connect(database: &Database, sandbox: &Sandbox, replicas: &Replicas, nu
     let key = sandbox.add_account(&account, "DE", "eur");
     let servers: Vec<String> = replicas.all.iter().map(|replica| format!("http://{}", replica.grpc)).collect();
     let token = token.expose_secret().to_owned();
-    let made = Organization::new(organization.id, token, account, key.clone(), &servers)?;
+    let mut made = Organization::new(organization.id, token, account, key.clone(), &servers)?;
     let request = CreateIntegrationRequest {
         request_id: "connect".to_owned(),
         code: "stripe".to_owned(),
@@ -123,6 +123,7 @@ async fn connect(database: &Database, sandbox: &Sandbox, replicas: &Replicas, nu
         ..CreateIntegrationRequest::default()
     };
     let mut api = made.any_api(&mut Rng::new(0));
-    api.integrations.create_integration(request).await.context("a Stripe account was not connected")?;
+    let connected = api.integrations.create_integration(request).await.context("a Stripe account was not connected")?;
+    made.integration = connected.into_inner().integration.unwrap_or_default().id;
     Ok(made)
 }

@@ -9,13 +9,16 @@ use rustix::process::Signal;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::callers::Organization;
 use super::database::Database;
 use super::pause;
+use super::plan::WITH_LOST_WEBHOOKS;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
 use crate::crash::Point;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::{Action, Effect, Fault, Sandbox, WebhookAction, WebhookFault};
+use crate::grpc::proto::RotateIntegrationKeyRequest;
 
 /// How long a kind of trouble at Stripe lasts before another takes its place.
 const SPELL: Duration = Duration::from_secs(2);
@@ -23,6 +26,9 @@ const SPELL: Duration = Duration::from_secs(2);
 const KINDS_AT_ONCE: usize = 4;
 /// A process that passes a point of the code for the nth time dies there; n is at most this.
 const TRAP_MAX: u64 = 40;
+
+/// How long a new key may take to be accepted, before it is given in again.
+const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
 /// What it has done so far.
 #[derive(Debug, Default)]
@@ -33,6 +39,7 @@ pub(super) struct Counts {
     pub postgres: AtomicU64,
     pub cuts: AtomicU64,
     pub outages: AtomicU64,
+    pub keys: AtomicU64,
 }
 
 /// What it rages over.
@@ -49,8 +56,7 @@ pub(super) struct Storm {
     /// To Stripe, and from Stripe's webhooks.
     pub stripe: Proxy,
     pub webhooks: Proxy,
-    /// The account whose webhooks about payments are lost now and then.
-    pub losing_account: String,
+    pub organizations: Vec<Arc<Organization>>,
     pub counts: Arc<Counts>,
 }
 
@@ -65,9 +71,18 @@ impl Storm {
         if self.faults > 0 {
             tasks.spawn(Arc::clone(&self).cut(stop.clone()));
             tasks.spawn(Arc::clone(&self).trouble_stripe(stop.clone()));
+            tasks.spawn(Arc::clone(&self).revoke_keys(stop.clone()));
         }
         tasks.close();
-        tasks.wait().await;
+        stop.cancelled().await;
+        for replica in self.replicas.all.iter() {
+            replica.signal(Signal::CONT);
+        }
+        // Whoever gives a new key in needs Stripe's answer to be through.
+        while !tasks.is_empty() {
+            self.sandbox.clear_faults();
+            pause(Duration::from_millis(100)).await;
+        }
         self.sandbox.clear_faults();
         for proxy in [&self.database.proxy, &self.stripe, &self.webhooks] {
             proxy.release();
@@ -99,12 +114,17 @@ impl Storm {
                 });
                 continue;
             }
+            add(&self.counts.kills);
+            if rng.chance(12) {
+                // As a deployment does it: work in hand is finished or given back.
+                replica.signal(Signal::TERM);
+                continue;
+            }
             if rng.chance(50) {
                 let point = rng.pick(&Point::ALL).name();
                 replica.set_trap(Some(format!("{point}:{}", rng.between(1, TRAP_MAX))));
                 add(&self.counts.traps);
             }
-            add(&self.counts.kills);
             replica.signal(Signal::KILL);
         }
     }
@@ -139,13 +159,39 @@ impl Storm {
         }
     }
 
+    /// Revokes an account's key, as people do who fear that it is known; some seconds later Paybridge is given another
+    /// one, and has to go on by itself.
+    async fn revoke_keys(self: Arc<Self>, stop: CancellationToken) {
+        let mut rng = Rng::named(self.seed, "keys");
+        while !waited(&stop, Duration::from_millis(rng.between(10_000, 40_000))).await {
+            let organization = rng.pick(&self.organizations);
+            add(&self.counts.keys);
+            let old = organization.keys().pop().unwrap_or_default();
+            self.sandbox.revoke_key(&old);
+            waited(&stop, Duration::from_millis(rng.between(1_000, 5_000))).await;
+            let key = format!("sk_test_chaos{:016x}", rng.next());
+            self.sandbox.add_key(&key, &organization.account, None);
+            organization.add_key(&key);
+            let request = RotateIntegrationKeyRequest { id: organization.integration.clone(), secret_key: key };
+            let rotate = async |rng: &mut Rng| {
+                let mut api = organization.any_api(rng).integrations;
+                let asked = api.rotate_integration_key(request.clone());
+                matches!(tokio::time::timeout(ANSWER_WITHIN, asked).await, Ok(Ok(_)))
+            };
+            // While Stripe fails the new key can't be checked; whoever gave it tries again.
+            while !rotate(&mut rng).await {
+                pause(Duration::from_millis(300)).await;
+            }
+        }
+    }
+
     /// Lets Stripe fail: a few kinds of trouble at a time, and now and then all of it for some seconds.
     async fn trouble_stripe(self: Arc<Self>, stop: CancellationToken) {
         let mut rng = Rng::named(self.seed, "stripe");
         let mut until_outage = rng.between(4, 8);
         loop {
             self.sandbox.clear_faults();
-            for fault in webhook_faults(&self.losing_account) {
+            for fault in webhook_faults(&self.organizations[WITH_LOST_WEBHOOKS].account) {
                 self.sandbox.add_webhook_fault(fault);
             }
             let mut spell = SPELL;

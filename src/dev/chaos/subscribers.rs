@@ -71,7 +71,7 @@ impl Subscriber {
                 {
                     // The log can't be where a subscriber has been already: that is no weather.
                     let fault = format!("after {}: {:?} {}", self.cursor, status.code(), status.message());
-                    self.book.reader(self.page, |reader| reader.faults.push(fault));
+                    self.book.reader(self.page, |reader| reader.blame(fault));
                 }
                 pause(AGAIN_AFTER).await;
             }
@@ -99,7 +99,7 @@ impl Subscriber {
                 None => return Ok(()),
                 Some(Message::Heartbeat(heartbeat)) if heartbeat.position != self.cursor => {
                     let fault = format!("after {} a heartbeat says {}", self.cursor, heartbeat.position);
-                    self.book.reader(self.page, |reader| reader.faults.push(fault));
+                    self.book.reader(self.page, |reader| reader.blame(fault));
                     return Ok(());
                 }
                 Some(Message::Heartbeat(_)) => {}

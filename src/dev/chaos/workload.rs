@@ -40,6 +40,8 @@ pub(super) struct Workload {
     /// How many payments are accepted and not settled, as the database shows it.
     pub backlog: Arc<AtomicUsize>,
     pub repeats: Repeats,
+    /// How often a clerk has paid one of our intents in the dashboard.
+    pub paid_by_hand: AtomicUsize,
     /// What people do on their own time: pay a link, mend a card, retry.
     pub people: TaskTracker,
     next: AtomicUsize,
@@ -69,7 +71,21 @@ impl Workload {
         let customers = plan.organizations.iter().map(files).collect();
         let (repeats, people) = (Repeats::default(), TaskTracker::new());
         let (next, retries) = (AtomicUsize::new(0), Mutex::default());
-        Self { plan, organizations, book, sandbox, seed, backlog, repeats, people, next, customers, retries }
+        let paid_by_hand = AtomicUsize::new(0);
+        Self {
+            plan,
+            organizations,
+            book,
+            sandbox,
+            seed,
+            backlog,
+            repeats,
+            paid_by_hand,
+            people,
+            next,
+            customers,
+            retries,
+        }
     }
 
     /// Gives all invoices in, spread over `at_least`; returns when each was answered.
