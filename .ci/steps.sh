@@ -40,6 +40,11 @@ run_readme_tests() {
     bash -euo pipefail -c "$command"
 }
 
+# A short one: it must show no breach. It prints its seed, by which it can be played again.
+run_chaos() {
+    cargo run --locked --quiet -- chaos --payments 200 --replicas 3 --faults 10% --kill-every 2s --minutes 3 "$@"
+}
+
 sandbox_pid=
 
 stop_sandbox() {

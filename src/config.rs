@@ -14,7 +14,7 @@ pub use self::settings::{
     BaseUrl, Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
 };
 #[cfg(feature = "dev")]
-pub use self::settings::{Demo, Dev, Sandbox};
+pub use self::settings::{Chaos, Demo, Dev, FastClock, Sandbox};
 
 mod arguments;
 mod check;

@@ -7,6 +7,9 @@
 /// The one clock, and the ids that carry its time. Anybody may import it.
 pub mod clock;
 
+/// Named points at which a process can be made to die, for `paybridge chaos`. Anybody but the domain may import it.
+pub mod crash;
+
 /// Pure nouns and rules: what a payment is and how a signal changes it. No IO, no clock, nothing to mock.
 pub mod domain;
 

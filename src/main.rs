@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use paybridge::app::App;
+#[cfg(feature = "dev")]
+use paybridge::clock::Clock;
 use paybridge::config::{self, Serve, Task};
 use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
@@ -78,6 +80,8 @@ async fn run(task: Task) -> Result<ExitCode> {
         Task::Demo(settings) => return paybridge::dev::run_demo(settings).await,
         #[cfg(feature = "dev")]
         Task::Sandbox(settings) => return paybridge::dev::run_sandbox(settings).await,
+        #[cfg(feature = "dev")]
+        Task::Chaos(settings) => return paybridge::dev::run_chaos(settings).await,
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -97,10 +101,26 @@ async fn serve(settings: Serve) -> Result<ExitCode> {
     };
     let http = listen(settings.http_listen, "http-listen").await?;
     let lifecycle = Lifecycle::new(settings.shutdown_grace);
-    server::start(&settings, Parts::new(grpc, http), &lifecycle).await?;
+    server::start(&settings, parts(&settings, grpc, http), &lifecycle).await?;
     let end = lifecycle.run().await?;
     tracing::info!(?end, "stopped");
     Ok(end.into())
+}
+
+#[cfg(not(feature = "dev"))]
+fn parts(_: &Serve, grpc: TcpListener, http: TcpListener) -> Parts {
+    Parts::new(grpc, http)
+}
+
+/// In development the clock may run fast, together with that of other processes.
+#[cfg(feature = "dev")]
+fn parts(settings: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Parts {
+    let mut parts = Parts::new(grpc, http);
+    if let Some(fast) = settings.clock {
+        parts.clock = Clock::scaled(fast.anchor, fast.speed);
+        parts.clock.advance(fast.ahead);
+    }
+    parts
 }
 
 /// Code that expects another schema would fail call by call, so it doesn't begin. A database that starts at the same time

@@ -6,15 +6,16 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-/// What each room may import of ours. A file directly under `src/` is a room of its own name. `clock` is everybody's but
-/// the domain's, whose functions are given the time; tests inside a room may import anything.
+/// What each room may import of ours. A file directly under `src/` is a room of its own name. `clock` and `crash` are
+/// everybody's but the domain's, whose functions are given the time and can't die half way; tests inside a room may import anything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("clock", &[]),
+    ("crash", &[]),
     ("domain", &[]),
     ("store", &["domain", "clock"]),
-    ("stripe", &["domain", "clock"]),
-    ("app", &["domain", "store", "stripe", "clock"]),
-    ("grpc", &["app", "domain", "clock"]),
+    ("stripe", &["domain", "clock", "crash"]),
+    ("app", &["domain", "store", "stripe", "clock", "crash"]),
+    ("grpc", &["app", "domain", "clock", "crash"]),
     // It also hands out the metrics.
     ("webhook", &["app", "domain", "clock", "telemetry"]),
     ("worker", &["app", "domain", "clock"]),

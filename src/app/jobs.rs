@@ -7,6 +7,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
+use crate::crash::{self, Point};
 use crate::domain::jobs::{JobKind, JobReport, Lease, Outcome, Room};
 use crate::domain::{Error, JobId, OrganizationId, Result};
 use crate::store::{self, Hint, Scope};
@@ -46,6 +47,9 @@ impl App {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let leases = store::jobs::lease(&mut tx, self.clock().now(), room, self.lease_period()).await?;
         tx.commit().await?;
+        if !leases.is_empty() {
+            crash::point(Point::AfterLease);
+        }
         Ok(leases)
     }
 

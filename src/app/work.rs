@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::App;
+use crate::crash::{self, Point};
 use crate::domain::events::NewEvent;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{OrganizationId, Result};
@@ -134,7 +135,9 @@ impl Work {
             }
         }
         store::events::append(&mut tx, org, &events, now, || clock.new_id()).await?;
+        crash::point(Point::BeforeCommit);
         tx.commit().await?;
+        crash::point(Point::AfterCommit);
         if !jobs.is_empty() {
             app.0.wake.tell(Hint::Jobs);
         }

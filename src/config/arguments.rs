@@ -60,6 +60,13 @@ pub(super) enum Command {
     /// It behaves like the part of Stripe that Paybridge calls, keeps everything in memory, and moves no money.
     #[cfg(feature = "dev")]
     Sandbox(SandboxArgs),
+    /// Break everything that can break while payments run, and check that none was taken twice and nothing was lost.
+    ///
+    /// Runs real processes against an embedded Postgres and a Stripe sandbox; kills, stops and cuts off all of them but
+    /// the sandbox, and lets Stripe fail. Then the faults end, the system has to come to rest, and what the sandbox, the
+    /// database, the subscribers and the callers know is compared. Exits with 0 only if all of it agrees.
+    #[cfg(feature = "dev")]
+    Chaos(ChaosArgs),
 }
 
 #[derive(Subcommand)]
@@ -242,6 +249,11 @@ pub(super) struct WorkArgs {
     /// it kills (Kubernetes: terminationGracePeriodSeconds, 30 by default).
     #[arg(long, env = "PAYBRIDGE_SHUTDOWN_GRACE_SECONDS", default_value = "25", value_name = "SECONDS")]
     pub(super) shutdown_grace_seconds: String,
+    /// A clock that runs fast, for `paybridge chaos`: the time that it showed at that time (unix seconds), how many times
+    /// as fast as the machine's it has run since, and by how many seconds it was moved forward.
+    #[cfg(feature = "dev")]
+    #[arg(long, env = "PAYBRIDGE_CLOCK", hide = true, value_name = "ANCHOR,SPEED,AHEAD")]
+    pub(super) clock: Option<String>,
 }
 
 #[derive(Args)]
@@ -298,6 +310,34 @@ pub(super) struct SandboxArgs {
     /// Where the sandbox listens.
     #[arg(long, env = "PAYBRIDGE_LISTEN", default_value = "127.0.0.1:12111", value_name = "ADDRESS:PORT")]
     pub(super) listen: String,
+}
+
+#[cfg(feature = "dev")]
+#[derive(Args)]
+pub(super) struct ChaosArgs {
+    /// How many invoices are collected, 1 to 100000.
+    #[arg(long, env = "PAYBRIDGE_PAYMENTS", default_value = "2000", value_name = "PAYMENTS")]
+    pub(super) payments: String,
+    /// How many processes of `paybridge serve` there are, 1 to 9.
+    #[arg(long, env = "PAYBRIDGE_REPLICAS", default_value = "3", value_name = "PROCESSES")]
+    pub(super) replicas: String,
+    /// How many of a hundred requests to Stripe go wrong, 0% to 50%. 0% also spares webhooks and connections.
+    #[arg(long, env = "PAYBRIDGE_FAULTS", default_value = "10%", value_name = "PERCENT")]
+    pub(super) faults: String,
+    /// How far apart the kills are, in real time, such as 2s or 500ms; 0s kills and stops nobody, Postgres neither.
+    #[arg(long, env = "PAYBRIDGE_KILL_EVERY", default_value = "2s", value_name = "PERIOD")]
+    pub(super) kill_every: String,
+    /// What decides the plan of payments and faults; without it one is drawn. The run prints it.
+    #[arg(long, env = "PAYBRIDGE_SEED", value_name = "NUMBER")]
+    pub(super) seed: Option<String>,
+    /// How many times faster than real time the clock of the service and the sandbox runs, 1 to 1000.
+    #[arg(long, env = "PAYBRIDGE_CLOCK_SPEED", default_value = "60", value_name = "FACTOR")]
+    pub(super) clock_speed: String,
+    /// How long the whole run may take, in minutes of real time, 1 to 600.
+    #[arg(long, env = "PAYBRIDGE_MINUTES", default_value = "30", value_name = "MINUTES")]
+    pub(super) minutes: String,
+    #[command(flatten)]
+    pub(super) postgres: PostgresArgs,
 }
 
 #[cfg(feature = "dev")]

@@ -59,6 +59,34 @@ pub(super) fn number<T: FromStr + PartialOrd + fmt::Display>(
     text.trim().parse().ok().filter(|value| range.contains(value)).ok_or_else(wrong)
 }
 
+/// A period of real time: `2s`, `500ms`, or a plain number of seconds.
+#[cfg(feature = "dev")]
+pub(super) fn period(text: &str) -> Result<std::time::Duration, String> {
+    let text = text.trim();
+    let (number, milliseconds) = match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(number), _) => (number, 1),
+        (None, Some(number)) => (number, 1_000),
+        (None, None) => (text, 1_000),
+    };
+    let wrong = || format!("`{text}` is not a period such as 2s or 500ms");
+    let number: u32 = number.trim().parse().map_err(|_| wrong())?;
+    Ok(std::time::Duration::from_millis(u64::from(number) * milliseconds))
+}
+
+/// `ANCHOR,SPEED,AHEAD`, whole numbers all three.
+#[cfg(feature = "dev")]
+pub(super) fn clock(text: &str) -> Result<super::settings::FastClock, String> {
+    let read = || {
+        let mut parts = text.split(',');
+        let anchor = time::OffsetDateTime::from_unix_timestamp(parts.next()?.trim().parse().ok()?).ok()?;
+        let speed = parts.next()?.trim().parse().ok().filter(|speed| (1..=100_000).contains(speed))?;
+        let ahead = parts.next()?.trim().parse().ok().filter(|ahead| (0..=1_000_000_000).contains(ahead))?;
+        let clock = super::settings::FastClock { anchor, speed, ahead: time::Duration::seconds(ahead) };
+        parts.next().is_none().then_some(clock)
+    };
+    read().ok_or_else(|| format!("`{text}` is not ANCHOR,SPEED,AHEAD, such as 1790000000,60,0"))
+}
+
 pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     let wrong = || format!("`{text}` is not an address and port, such as 0.0.0.0:8080 or [::]:8080");
     text.trim().parse().map_err(|_| wrong())

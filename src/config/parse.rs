@@ -10,11 +10,11 @@ use super::arguments::{
     Cli, Command, DatabaseArgs, JobsCommand, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand, WorkArgs,
 };
 use super::check::{self, Mistakes, given};
+#[cfg(feature = "dev")]
+use super::settings::{Chaos, Demo, Dev, Sandbox};
 use super::settings::{
     Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
 };
-#[cfg(feature = "dev")]
-use super::settings::{Demo, Dev, Sandbox};
 
 /// Parses every setting, and gives all mistakes if there is one.
 pub(super) fn settings(cli: Cli) -> Result<Settings, Mistakes> {
@@ -65,6 +65,8 @@ fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
             let listen = mistakes.note("listen", check::address(&args.listen))?;
             Some(Task::Sandbox(Sandbox { listen }))
         }
+        #[cfg(feature = "dev")]
+        Command::Chaos(args) => chaos(mistakes, args).map(Task::Chaos),
     }
 }
 
@@ -137,6 +139,8 @@ fn work(mistakes: &mut Mistakes, args: WorkArgs, least_concurrency: usize) -> Op
     let concurrency = check::number(&args.worker_concurrency, least_concurrency..=1000);
     let worker_concurrency = mistakes.note("worker-concurrency", concurrency);
     let grace = mistakes.note("shutdown-grace-seconds", check::number(&args.shutdown_grace_seconds, 1..=600));
+    #[cfg(feature = "dev")]
+    let clock = mistakes.note("clock", given(args.clock).map(|text| check::clock(&text)).transpose());
     Some(Serve {
         database: database?,
         grpc: None,
@@ -149,6 +153,8 @@ fn work(mistakes: &mut Mistakes, args: WorkArgs, least_concurrency: usize) -> Op
         action_expiry: time::Duration::hours(action_expiry?),
         worker_concurrency: worker_concurrency?,
         shutdown_grace: Duration::from_secs(grace?),
+        #[cfg(feature = "dev")]
+        clock: clock?,
     })
 }
 
@@ -218,6 +224,28 @@ fn dev(mistakes: &mut Mistakes, args: super::arguments::DevArgs) -> Option<Dev> 
         http_listen: http_listen?,
         sandbox_listen: sandbox_listen?,
         clock_speed: clock_speed?,
+        postgres_programs: args.postgres.postgres_programs,
+    })
+}
+
+#[cfg(feature = "dev")]
+fn chaos(mistakes: &mut Mistakes, args: super::arguments::ChaosArgs) -> Option<Chaos> {
+    let payments = mistakes.note("payments", check::number(&args.payments, 1..=100_000));
+    let replicas = mistakes.note("replicas", check::number(&args.replicas, 1..=9));
+    let faults = mistakes.note("faults", check::number(args.faults.trim().trim_end_matches('%'), 0..=50));
+    let kill_every = mistakes.note("kill-every", check::period(&args.kill_every));
+    let seed = given(args.seed).map(|text| check::number(&text, 0..=u64::MAX)).transpose();
+    let seed = mistakes.note("seed", seed);
+    let clock_speed = mistakes.note("clock-speed", check::number(&args.clock_speed, 1..=1_000));
+    let minutes = mistakes.note("minutes", check::number(&args.minutes, 1..=600));
+    Some(Chaos {
+        payments: payments?,
+        replicas: replicas?,
+        faults: faults?,
+        kill_every: kill_every?,
+        seed: seed?,
+        clock_speed: clock_speed?,
+        within: Duration::from_mins(minutes?),
         postgres_programs: args.postgres.postgres_programs,
     })
 }

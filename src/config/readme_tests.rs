@@ -7,18 +7,20 @@ use super::*;
 const README: &str = include_str!("../../README.md");
 
 /// The commands whose settings the README lists, each under a title; the empty one stands for what all of them take.
-const COMMANDS: [(&str, &str); 6] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("serve", "`paybridge serve` (`worker` takes all but `--grpc-…` and `--max-streams-per-organization`)"),
     ("migrate", "`paybridge migrate` (`organization`, `token` and `jobs` take `--database-url`, too)"),
     ("dev", "`paybridge dev`"),
     ("demo", "`paybridge demo`"),
     ("sandbox", "`paybridge sandbox`"),
+    ("chaos", "`paybridge chaos`"),
     ("", "Every command"),
 ];
 
 fn table(command: &clap::Command) -> String {
     let mut text = String::from("| flag | environment | default | meaning |\n|---|---|---|---|\n");
-    for arg in command.get_arguments().filter(|arg| !matches!(arg.get_id().as_str(), "help" | "version")) {
+    let told = |arg: &&clap::Arg| !arg.is_hide_set() && !matches!(arg.get_id().as_str(), "help" | "version");
+    for arg in command.get_arguments().filter(told) {
         let flag = arg.get_long().expect("every setting is a flag");
         let variable = arg.get_env().map(|name| format!("`{}`", name.to_string_lossy())).unwrap_or_default();
         let default = arg.get_default_values().first().map(|value| value.to_string_lossy()).unwrap_or_default();

@@ -63,6 +63,8 @@ pub enum Task {
     Demo(Demo),
     #[cfg(feature = "dev")]
     Sandbox(Sandbox),
+    #[cfg(feature = "dev")]
+    Chaos(Chaos),
 }
 
 /// Settings of `paybridge serve`, and of `paybridge worker`, which has no gRPC API.
@@ -90,6 +92,9 @@ pub struct Serve {
     pub worker_concurrency: usize,
     /// How long a shutdown waits for work in hand.
     pub shutdown_grace: Duration,
+    /// The clock to go by, where it is not the machine's.
+    #[cfg(feature = "dev")]
+    pub clock: Option<FastClock>,
 }
 
 /// How the gRPC API is served.
@@ -232,6 +237,40 @@ pub struct Demo {
 pub struct Sandbox {
     /// Where it listens.
     pub listen: SocketAddr,
+}
+
+/// Settings of `paybridge chaos`.
+#[cfg(feature = "dev")]
+#[derive(Clone, Debug)]
+pub struct Chaos {
+    /// How many invoices are collected.
+    pub payments: usize,
+    /// How many processes serve.
+    pub replicas: usize,
+    /// How many of a hundred requests to Stripe go wrong.
+    pub faults: u8,
+    /// How far apart the kills are, real time; zero for none.
+    pub kill_every: Duration,
+    /// What decides the plan; absent: one is drawn.
+    pub seed: Option<u64>,
+    /// How many times faster than real time the clock runs.
+    pub clock_speed: u32,
+    /// How long the whole run may take, real time.
+    pub within: Duration,
+    /// The folder of Postgres' programs; absent: the newest installed.
+    pub postgres_programs: Option<std::path::PathBuf>,
+}
+
+/// A clock that processes share by these three values.
+#[cfg(feature = "dev")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastClock {
+    /// The time that it showed at this very time.
+    pub anchor: time::OffsetDateTime,
+    /// How many times as fast as the machine's it has run since.
+    pub speed: u32,
+    /// How far it was moved forward.
+    pub ahead: time::Duration,
 }
 
 impl Serve {

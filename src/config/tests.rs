@@ -254,3 +254,21 @@ fn the_chart_knows_no_setting_that_serve_does_not_know() {
         assert!(serve.get_arguments().chain(cli.get_arguments()).any(known), "serve has no --{flag}");
     }
 }
+
+#[cfg(feature = "dev")]
+#[test]
+fn a_fast_clock_and_the_periods_of_chaos_are_read() {
+    let clock = serve(&["--clock=1790000000,60,7200"]).unwrap().clock.unwrap();
+    assert_eq!((clock.anchor.unix_timestamp(), clock.speed), (1_790_000_000, 60));
+    assert_eq!(clock.ahead, time::Duration::hours(2));
+    assert!(serve(&[]).unwrap().clock.is_none());
+    for bad in ["1,60", "1,0,0", "1,60,0,0", "now,60,0", "1,60,-5"] {
+        assert!(serve(&["--clock", bad]).unwrap_err().contains("ANCHOR,SPEED,AHEAD"), "{bad}");
+    }
+    let line = ["chaos", "--payments=7", "--faults=25%", "--kill-every=500ms", "--seed=3", "--minutes=2"];
+    let Ok(Settings { task: Task::Chaos(chaos), .. }) = read(&line) else { panic!("it is read") };
+    assert_eq!((chaos.payments, chaos.faults, chaos.seed), (7, 25, Some(3)));
+    assert_eq!((chaos.kill_every.as_millis(), chaos.within.as_secs()), (500, 120));
+    let refusal = read(&["chaos", "--faults=90%", "--kill-every=soon"]).unwrap_err();
+    assert!(refusal.text.contains("2 settings are wrong"), "{}", refusal.text);
+}

@@ -132,6 +132,20 @@ impl Postgres {
         self.server.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
+    /// Ends the server without a word to anybody, as a crash of it would: sessions are cut, and the next start recovers
+    /// what was committed. `Signal::QUIT` is Postgres' own way to do it, `Signal::KILL` asks nobody.
+    pub fn crash(self, signal: Signal) -> Result<()> {
+        self.server.signal(signal);
+        let patience = Duration::from_secs(10);
+        let ended = self.server.wait(patience);
+        ended.map(|_| ()).with_context(|| format!("Postgres did not end within {patience:?} of {signal:?}"))
+    }
+
+    /// The Unix socket that the server listens on.
+    pub fn socket_file(&self) -> PathBuf {
+        self.place.socket_folder().join(format!(".s.PGSQL.{PORT}"))
+    }
+
     /// Stops the server: open transactions are rolled back, committed ones are on disk. An error says that it had to be
     /// killed, which the next start recovers from.
     pub fn stop(self) -> Result<()> {
@@ -272,7 +286,7 @@ fn server_command(programs: &Installation, place: &Place, durable: bool, log: Fi
     }
     // A group of its own: ^C at the terminal reaches us first, and we stop the server after its last client.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0);
-    end_with_us(&mut command);
+    end_with_us(&mut command, Signal::INT);
     command
 }
 
@@ -287,18 +301,18 @@ fn command(program: &Path, account: Option<Account>) -> Command {
     command
 }
 
-/// Has the kernel send the server an orderly shutdown (SIGINT) when the thread that starts it ends, which for the keeper
-/// means: when our process ends, even by kill -9.
-fn end_with_us(command: &mut Command) {
+/// Has the kernel send the child a signal (Postgres is shut down in order by SIGINT) when the thread that starts it ends,
+/// which for a keeper means: when our process ends, even by kill -9.
+pub(super) fn end_with_us(command: &mut Command, signal: Signal) {
     let us = rustix::process::getpid();
     let before_exec = move || {
-        rustix::process::set_parent_process_death_signal(Some(Signal::INT))?;
+        rustix::process::set_parent_process_death_signal(Some(signal))?;
         // We may have died between the fork and the line above; then nobody would ever send the signal.
         if getppid() == Some(us) { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
     };
     #[expect(
         unsafe_code,
-        reason = "the only way to act in the child before it becomes Postgres. What runs there is two system calls: it \
+        reason = "the only way to act in the child before it becomes another program. What runs there is two system calls: it \
                   takes no lock and allocates nothing, which is all that pre_exec asks for"
     )]
     unsafe {

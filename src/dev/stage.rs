@@ -277,6 +277,7 @@ impl Stage {
             action_expiry: time::Duration::DAY,
             worker_concurrency: self.options.worker_concurrency,
             shutdown_grace: self.options.shutdown_grace,
+            clock: None,
         })
     }
 

@@ -23,6 +23,7 @@ use super::feed::Feed;
 use super::proto::stream_events_response::Message;
 use super::proto::{self, Heartbeat, StreamEventsResponse};
 use crate::app::App;
+use crate::crash::{self, Point};
 use crate::domain::{Error, OrganizationId, Result};
 
 /// How many messages may wait for a slow client.
@@ -80,6 +81,7 @@ impl Subscriber {
             for event in events {
                 self.advance(&event)?;
                 if self.filter.passes(&event) {
+                    crash::point(Point::BeforeEvent);
                     tell(to_client, Message::Event(Arc::unwrap_or_clone(event))).await?;
                     silent_until = Instant::now() + heartbeat;
                 }

@@ -91,6 +91,7 @@ fn settings(url: &str) -> Serve {
         action_expiry: time::Duration::DAY,
         worker_concurrency: 4,
         shutdown_grace: GRACE,
+        clock: None,
     }
 }
 

@@ -20,6 +20,7 @@ use super::error::{Detail, Doubt, Error, Verdict};
 use super::pace::{ApiKey, Heard, Paces, chance};
 use super::{API_VERSION, form};
 use crate::clock::Clock;
+use crate::crash::{self, Point};
 use crate::domain::limits::Limits;
 
 /// Where Stripe lives.
@@ -199,6 +200,7 @@ impl Client {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(call.form.to_owned());
         }
+        crash::point(Point::BeforeRequest);
         let mut response = request.send().await.map_err(|error| broken(&error))?;
         let (status, headers) = (response.status(), response.headers().clone());
         let mut answer = Answer { status, headers, body: Vec::new() };
@@ -208,6 +210,7 @@ impl Client {
             }
             answer.body.extend_from_slice(&chunk);
         }
+        crash::point(Point::AfterAnswer);
         Ok(answer)
     }
 

@@ -20,6 +20,7 @@ mod reconcile;
 mod refunds;
 mod replicas;
 mod secrets;
+mod stored;
 mod story;
 mod strangers;
 mod support;

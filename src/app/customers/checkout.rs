@@ -9,7 +9,7 @@ use crate::domain::integrations::Integration;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
-use crate::store::requests::Purpose;
+use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
 
 impl App {
@@ -99,8 +99,33 @@ impl App {
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
                 self.session_failed(&session, &error.to_string()).await
             }
-            Err(error) => Err(self.stripe_trouble(&access, "checkout_session.create", &error).await),
+            Err(error) => {
+                if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
+                    self.freeze_session_anew(org, id, &frozen).await?;
+                }
+                Err(self.stripe_trouble(&access, "checkout_session.create", &error).await)
+            }
         }
+    }
+
+    /// The request's key replays a stored error for a day and will never say anything else: the same body goes next time
+    /// under another one. A page that was made all the same has no link that anybody knows, moves no money, and ends by
+    /// itself.
+    async fn freeze_session_anew(
+        &self,
+        org: OrganizationId,
+        id: CheckoutSessionId,
+        dead: &FrozenRequest,
+    ) -> Result<()> {
+        let mut work = self.begin(org).await?;
+        let session = store::checkout_sessions::lock(&mut work.tx, org, id).await?;
+        let purpose = Purpose::CheckoutSession;
+        let newest = store::requests::newest_frozen(&mut work.tx, org, purpose, id.0).await?;
+        if session.state == SessionState::Creating && newest.is_some_and(|newest| newest.number == dead.number) {
+            let (number, body, now) = (dead.number + 1, dead.body.clone(), work.now);
+            store::requests::freeze(&mut work.tx, org, purpose, id.0, number, body, now).await?;
+        }
+        work.commit().await
     }
 
     async fn session_made(

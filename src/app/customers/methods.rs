@@ -250,7 +250,10 @@ impl App {
             if there.deleted || there.default_payment_method.as_ref() == Some(&method) {
                 return Ok(());
             }
-            let idempotency_key = format!("paybridge-default-{}-{}", customer.id, customer.version);
+            // The key names the try, too, so that none is answered with a stored 500 for a day; to do it twice harms
+            // nobody.
+            let (version, nth) = (customer.version, lease.failures);
+            let idempotency_key = format!("paybridge-default-{}-{version}-{nth}", customer.id);
             let body = stripe::customers::default_method_body(Some(&method));
             self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await.map(|_| ())
         };
@@ -273,7 +276,8 @@ impl App {
             store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?
         };
         let access = self.access(org, method.integration_id).await?;
-        let idempotency_key = format!("paybridge-detach-{}", method.id);
+        // With the number of the try, so that none is answered with a stored 500 for a day.
+        let idempotency_key = format!("paybridge-detach-{}-{}", method.id, lease.failures);
         let detached = self
             .0
             .stripe

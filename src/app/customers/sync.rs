@@ -189,7 +189,7 @@ impl App {
     }
 
     /// Carries over what was changed here. The key names the row's version, and so its content: sent again, it is the
-    /// same body.
+    /// same body. It names the try, too, so that none is answered with a stored 500 for a day.
     async fn push_customer(
         &self,
         lease: &Lease,
@@ -201,7 +201,8 @@ impl App {
         let mut told = None;
         if !body.is_empty() {
             let access = self.access(lease.organization_id, integration).await?;
-            let idempotency_key = format!("paybridge-push-{}-{}", customer.id, customer.version);
+            let (version, nth) = (customer.version, lease.failures);
+            let idempotency_key = format!("paybridge-push-{}-{version}-{nth}", customer.id);
             match self.0.stripe.update_customer(&access.key, provider_id, &idempotency_key, &body).await {
                 Ok(_) => {}
                 Err(error) if error.verdict() == stripe::Verdict::Refused => told = Some(error),

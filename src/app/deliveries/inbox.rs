@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::Taken;
 use crate::app::wake::Wake;
 use crate::clock::Clock;
+use crate::crash::{self, Point};
 use crate::domain::deliveries::Delivery;
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, Result};
@@ -78,7 +79,9 @@ async fn write_once(pool: &Pool, clock: &Clock, batch: &[&Delivery]) -> Result<H
         .map(|delivery| job_for(delivery, clock))
         .collect();
     store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
+    crash::point(Point::BeforeInboxCommit);
     tx.commit().await?;
+    crash::point(Point::AfterInboxCommit);
     Ok(new)
 }
 

@@ -76,7 +76,8 @@ impl App {
     ) -> Result<()> {
         let mut status = SessionStatus::Expired;
         if let Some(provider_id) = session.provider_session_id.as_ref().filter(|_| !is_key_dead) {
-            let idempotency_key = format!("paybridge-expire-{}", session.id);
+            // With the number of the try, so that none is answered with a stored 500 for a day.
+            let idempotency_key = format!("paybridge-expire-{}-{}", session.id, lease.failures);
             match self.0.stripe.expire_checkout_session(key, provider_id, &idempotency_key).await {
                 Ok(_) => {}
                 Err(stripe::Error::Invalid(_)) => {

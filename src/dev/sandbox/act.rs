@@ -106,7 +106,7 @@ impl Act<'_> {
 
     /// Lets something happen by itself in `seconds` of the clock.
     pub fn later(&mut self, seconds: i64, due: Due) {
-        self.account.timers.push(Timer { at: self.now + seconds, due });
+        self.account.timers.put(Timer { at: self.now + seconds, due });
     }
 
     /// Tells of the object as it is now.

@@ -170,7 +170,8 @@ async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Re
 fn admit(shared: &Shared, inner: &mut Inner, work: &Work, envelope: &Envelope) -> Result<Admitted, Refusal> {
     let caller = auth::authenticate(&inner.state, envelope.authorization.as_deref());
     let account = caller.as_ref().map_or("", |caller| caller.account.as_str());
-    let mut plan = faults::plan(&mut inner.faults, &work.method, &work.path, account);
+    let mut plan = faults::plan(&mut inner.faults, &mut inner.rng, &work.method, &work.path, account);
+    inner.fault_hits += u64::from(!plan.is_empty());
     if let Some(refusal) = plan.refusal.take() {
         return Err(refusal);
     }
@@ -249,7 +250,7 @@ async fn execute(shared: &Arc<Shared>, work: &Work, admitted: Admitted) -> Optio
         for effect in [plan.server_error, plan.cut].into_iter().flatten() {
             if let Effect::DoneLater { seconds } = effect {
                 let due = Due::RollForward { work: work.clone() };
-                inner.account(&caller).timers.push(Timer { at: shared.seconds() + seconds, due });
+                inner.account(&caller).timers.put(Timer { at: shared.seconds() + seconds, due });
             }
         }
         if lost(plan.cut) {

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use time::Duration;
 
 use super::refusal::Refusal;
+use crate::dev::rng::Rng;
 
 /// Something that goes wrong with a request.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -143,8 +144,19 @@ pub(super) struct Plan {
     pub cut: Option<Effect>,
 }
 
+impl Plan {
+    /// Whether nothing goes wrong.
+    pub fn is_empty(&self) -> bool {
+        self.refusal.is_none()
+            && self.server_error.is_none()
+            && self.cut.is_none()
+            && self.delay_before.is_zero()
+            && self.delay_after.is_zero()
+    }
+}
+
 /// Collects what the rules do to a request, and counts it.
-pub(super) fn plan(rules: &mut Vec<Fault>, method: &str, path: &str, account: &str) -> Plan {
+pub(super) fn plan(rules: &mut Vec<Fault>, rng: &mut Rng, method: &str, path: &str, account: &str) -> Plan {
     let mut plan = Plan::default();
     for rule in rules.iter_mut() {
         let concerns = (rule.method.is_empty() || rule.method == method)
@@ -157,7 +169,7 @@ pub(super) fn plan(rules: &mut Vec<Fault>, method: &str, path: &str, account: &s
             rule.skip -= 1;
             continue;
         }
-        if !chance(rule.percent) {
+        if !rng.chance(rule.percent.into()) {
             continue;
         }
         rule.times = rule.times.map(|times| times - 1);
@@ -193,11 +205,11 @@ fn apply(plan: &mut Plan, action: &Action) {
 }
 
 /// When the copies of one delivery are sent, in microseconds from now; none if it is lost.
-pub(super) fn sendings(rules: &mut Vec<WebhookFault>, kind: &str, account: &str) -> Vec<i64> {
+pub(super) fn sendings(rules: &mut Vec<WebhookFault>, rng: &mut Rng, kind: &str, account: &str) -> Vec<i64> {
     let (mut copies, mut lost, mut delay) = (1, false, 0_i64);
     for rule in rules.iter_mut() {
         let concerns = (rule.account.is_empty() || rule.account == account) && matches(&rule.event, kind);
-        if !concerns || rule.times == Some(0) || !chance(rule.percent) {
+        if !concerns || rule.times == Some(0) || !rng.chance(rule.percent.into()) {
             continue;
         }
         rule.times = rule.times.map(|times| times - 1);
@@ -206,7 +218,9 @@ pub(super) fn sendings(rules: &mut Vec<WebhookFault>, kind: &str, account: &str)
             WebhookAction::Double => copies += 1,
             WebhookAction::Delay { milliseconds } => delay = delay.saturating_add(milliseconds.saturating_mul(1000)),
             WebhookAction::Shuffle { within_milliseconds } => {
-                delay = delay.saturating_add(random(within_milliseconds.max(1)).saturating_mul(1000));
+                let within = u64::try_from(within_milliseconds).unwrap_or_default();
+                let later = i64::try_from(rng.below(within)).unwrap_or(i64::MAX);
+                delay = delay.saturating_add(later.saturating_mul(1000));
             }
         }
     }
@@ -222,17 +236,6 @@ fn matches(pattern: &str, text: &str) -> bool {
             rest.is_empty() || after.char_indices().any(|(at, _)| matches(rest, &after[at..])) || matches(rest, "")
         }),
     }
-}
-
-/// True `percent` times in a hundred.
-fn chance(percent: u8) -> bool {
-    percent >= 100 || random(100) < i64::from(percent)
-}
-
-/// A number from 0 to `below` - 1.
-fn random(below: i64) -> i64 {
-    let random = getrandom::u64().expect("the operating system gives random numbers");
-    i64::try_from(random >> 1).unwrap_or_default() % below
 }
 
 #[cfg(test)]
@@ -252,7 +255,8 @@ mod tests {
     fn a_rule_skips_hits_and_is_used_up() {
         let rule = Fault { skip: 1, times: Some(2), ..Fault::once("POST", "/v1/*", Action::Unavailable) };
         let mut rules = vec![rule];
-        let mut hit = |method: &str| plan(&mut rules, method, "/v1/customers", "acct").refusal.is_some();
+        let mut hit =
+            |method: &str| plan(&mut rules, &mut Rng::new(1), method, "/v1/customers", "acct").refusal.is_some();
         assert_eq!([hit("GET"), hit("POST"), hit("POST"), hit("POST"), hit("POST")], [false, false, true, true, false]);
     }
 }

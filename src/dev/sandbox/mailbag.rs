@@ -64,6 +64,14 @@ impl Mailbag {
         free.filter_map(|queue| queue.due.first()).map(|(at, _)| *at).min()
     }
 
+    /// When anything is sent next, or 0 while something is just being sent; `None` if nothing waits.
+    pub fn next_try(&self) -> Option<i64> {
+        let of = |queue: &Queue| {
+            if queue.in_flight.is_empty() { queue.due.first().map(|(at, _)| *at) } else { Some(0) }
+        };
+        self.queues.values().filter_map(of).min()
+    }
+
     /// Ends a delivery.
     pub fn end(&mut self, number: u64) -> Option<Delivery> {
         let delivery = self.waiting.remove(&number)?;

@@ -151,10 +151,7 @@ impl Sandbox {
 /// Lets happen what is due, also when nobody calls.
 async fn keep_time(shared: Arc<Shared>) {
     loop {
-        let next = shared.look(|inner| {
-            let timers = inner.state.accounts.values().flat_map(|account| &account.timers);
-            timers.map(|timer| timer.at).min()
-        });
+        let next = shared.look(|inner| inner.state.accounts.values().filter_map(|account| account.timers.next()).min());
         let wait = async {
             match next.and_then(|at| OffsetDateTime::from_unix_timestamp(at).ok()) {
                 Some(at) => shared.clock.sleep_until(at).await,

@@ -18,9 +18,10 @@ use super::limits::{Limiter, Limits};
 use super::state::{Account, Delivery, State};
 use super::timers;
 use crate::clock::Clock;
+use crate::dev::rng::Rng;
 
-/// The most requests that are kept for tests to look at.
-const MOST_RECORDED: usize = 50_000;
+/// Of the requests that came in last, as many can still be unanswered.
+const MOST_UNDER_WAY: usize = 5_000;
 
 /// How a sandbox behaves.
 #[derive(Debug, Clone)]
@@ -33,6 +34,10 @@ pub struct Options {
     pub settle_after: Duration,
     /// From a slow refund's creation to its outcome, in the clock's time. Whole seconds.
     pub refund_after: Duration,
+    /// The most requests that are kept for tests to look at.
+    pub requests_kept: usize,
+    /// What decides which requests and webhooks are hit by faults that hit some in a hundred.
+    pub seed: u64,
 }
 
 impl Default for Options {
@@ -43,6 +48,8 @@ impl Default for Options {
             limits: Some(Limits::default()),
             settle_after: Duration::days(5),
             refund_after: Duration::DAY,
+            requests_kept: 50_000,
+            seed: Rng::fresh_seed(),
         }
     }
 }
@@ -87,12 +94,19 @@ impl Recorded {
 }
 
 /// What the lock guards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Inner {
     pub state: State,
     pub faults: Vec<Fault>,
     pub webhook_faults: Vec<WebhookFault>,
+    /// The events that a fault has kept from being sent to anybody.
+    pub lost: Vec<String>,
+    /// How many requests faults have hit.
+    pub fault_hits: u64,
+    /// Decides what faults hit.
+    pub rng: Rng,
     pub requests: VecDeque<Recorded>,
+    requests_kept: usize,
     pub limiter: Limiter,
     /// Payment intents that a request is writing.
     pub locks: BTreeSet<String>,
@@ -109,14 +123,16 @@ impl Inner {
     }
 
     pub fn record(&mut self, request: Recorded) {
-        if self.requests.len() == MOST_RECORDED {
+        self.requests.push_back(request);
+        if self.requests.len() > self.requests_kept {
             self.requests.pop_front();
         }
-        self.requests.push_back(request);
     }
 
+    /// Notes the answer. Requests under way are among the last ones, so that the look stays a short one.
     pub fn record_answer(&mut self, request_id: &str, status: u16) {
-        if let Some(request) = self.requests.iter_mut().rev().find(|request| request.request_id == request_id) {
+        let last = self.requests.iter_mut().rev().take(MOST_UNDER_WAY);
+        if let Some(request) = last.into_iter().find(|request| request.request_id == request_id) {
             request.status = Some(status);
         }
     }
@@ -127,7 +143,11 @@ impl Inner {
         for account in self.state.accounts.values_mut() {
             for fresh in std::mem::take(&mut account.fresh) {
                 any = true;
-                for later in faults::sendings(&mut self.webhook_faults, &fresh.kind, &account.id) {
+                let sendings = faults::sendings(&mut self.webhook_faults, &mut self.rng, &fresh.kind, &account.id);
+                if sendings.is_empty() {
+                    self.lost.push(fresh.event.clone());
+                }
+                for later in sendings {
                     let at = fresh.at.saturating_add(later);
                     account.mail.put(Delivery { at, ..fresh.clone() });
                 }
@@ -167,7 +187,18 @@ impl Shared {
             refund_after: options.refund_after.whole_seconds(),
         };
         Self {
-            inner: Mutex::new(Inner { state, ..Inner::default() }),
+            inner: Mutex::new(Inner {
+                state,
+                faults: Vec::new(),
+                webhook_faults: Vec::new(),
+                lost: Vec::new(),
+                fault_hits: 0,
+                rng: Rng::named(options.seed, "sandbox"),
+                requests: VecDeque::new(),
+                requests_kept: options.requests_kept,
+                limiter: Limiter::default(),
+                locks: BTreeSet::new(),
+            }),
             clock,
             options,
             settings,

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::idempotency::Remembered;
 use super::mailbag::Mailbag;
-use super::timers::Timer;
+use super::timers::Timers;
 
 /// The state of the sandbox.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -58,7 +58,7 @@ pub(super) struct Account {
     /// Webhooks that still have to be delivered.
     pub mail: Mailbag,
     /// What happens by itself later.
-    pub timers: Vec<Timer>,
+    pub timers: Timers,
     /// Idempotency keys of the last 24 hours, by key.
     pub idempotency: BTreeMap<String, Remembered>,
     /// The same keys by time, to prune them.

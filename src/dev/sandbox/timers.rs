@@ -1,5 +1,7 @@
 //! What happens by itself: banks answer, sessions expire, refunds go through.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::act::{Act, Settings};
@@ -31,19 +33,62 @@ pub(super) enum Due {
     RollForward { work: Work },
 }
 
+/// Everything that is still to happen, by its time, so that looking whether anything is due costs the same however much
+/// waits.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(from = "Vec<Timer>", into = "Vec<Timer>")]
+pub(super) struct Timers(BTreeMap<i64, Vec<Due>>);
+
+impl From<Vec<Timer>> for Timers {
+    fn from(all: Vec<Timer>) -> Self {
+        let mut timers = Self::default();
+        for timer in all {
+            timers.put(timer);
+        }
+        timers
+    }
+}
+
+impl From<Timers> for Vec<Timer> {
+    fn from(timers: Timers) -> Self {
+        let at_once = |(at, due): (i64, Vec<Due>)| due.into_iter().map(move |due| Timer { at, due });
+        timers.0.into_iter().flat_map(at_once).collect()
+    }
+}
+
+impl Timers {
+    /// Adds one.
+    pub fn put(&mut self, timer: Timer) {
+        self.0.entry(timer.at).or_default().push(timer.due);
+    }
+
+    /// When the next one is due, in unix seconds.
+    pub fn next(&self) -> Option<i64> {
+        self.0.first_key_value().map(|(at, _)| *at)
+    }
+
+    /// Takes out the first one that is due by `now`.
+    fn take_due(&mut self, now: i64) -> Option<Timer> {
+        let mut first = self.0.first_entry().filter(|first| *first.key() <= now)?;
+        let at = *first.key();
+        let due = first.get_mut().remove(0);
+        if first.get().is_empty() {
+            first.remove();
+        }
+        Some(Timer { at, due })
+    }
+}
+
 /// Lets everything happen whose time has come, in the order of its time; each sees its own time as now.
 /// Tells whether there was anything.
 pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) -> bool {
     let mut any = false;
-    loop {
-        let next =
-            account.timers.iter().enumerate().filter(|(_, timer)| timer.at <= now).min_by_key(|(_, timer)| timer.at);
-        let Some((index, _)) = next else { return any };
+    while let Some(timer) = account.timers.take_due(now) {
         any = true;
-        let timer = account.timers.remove(index);
         let mut act = Act { account, now: timer.at, now_micros, cause: None, settings };
         happen(&mut act, timer.due);
     }
+    any
 }
 
 fn happen(act: &mut Act, due: Due) {
@@ -67,9 +112,9 @@ pub(super) fn hurry(
     now_micros: i64,
     which: impl Fn(&Due) -> bool,
 ) -> usize {
-    let (due, later): (Vec<Timer>, Vec<Timer>) =
-        std::mem::take(&mut account.timers).into_iter().partition(|timer| which(&timer.due));
-    account.timers = later;
+    let all = Vec::from(std::mem::take(&mut account.timers));
+    let (due, later): (Vec<Timer>, Vec<Timer>) = all.into_iter().partition(|timer| which(&timer.due));
+    account.timers = later.into();
     let count = due.len();
     for timer in due {
         let mut act = Act { account, now, now_micros, cause: None, settings };

@@ -112,6 +112,11 @@ impl Api {
     /// Connects to a server.
     pub async fn connect(url: &str, token: &str) -> Result<Self> {
         let channel = Channel::from_shared(url.to_owned())?.connect().await.context("the server can't be reached")?;
+        Self::over(&channel, token)
+    }
+
+    /// Calls over a channel.
+    pub fn over(channel: &Channel, token: &str) -> Result<Self> {
         let bearer = Bearer(format!("Bearer {token}").parse()?);
         let service = || InterceptedService::new(channel.clone(), bearer.clone());
         Ok(Self {

@@ -1,0 +1,94 @@
+//! Money: what the sandbox's ledger holds against what Paybridge has written down.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Verdict, by_id, named, tenant_of};
+use crate::dev::chaos::evidence::Evidence;
+use crate::dev::sandbox::LedgerEntry;
+
+fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
+    charge.metadata.get(name).map_or("", String::as_str)
+}
+
+/// Charges that took money, or are about to, and have not been given back.
+fn live(evidence: &Evidence) -> impl Iterator<Item = &LedgerEntry> {
+    let took = |charge: &&LedgerEntry| charge.status != "failed" && charge.amount_refunded < charge.amount;
+    evidence.charges.iter().filter(took).filter(|charge| !mark(charge, "invoice_id").is_empty())
+}
+
+/// No invoice is charged twice by us. What people take by hand beside it is theirs, and another row's matter.
+pub(super) fn charged_once(evidence: &Evidence) -> Verdict {
+    let mut charges: BTreeMap<(&str, &str), Vec<&LedgerEntry>> = BTreeMap::new();
+    for charge in live(evidence).filter(|charge| !evidence.beside.contains(&charge.payment_intent)) {
+        charges.entry((&charge.account, mark(charge, "invoice_id"))).or_default().push(charge);
+    }
+    let breaches = charges.iter().filter(|(_, charges)| charges.len() > 1).map(|((account, invoice), charges)| {
+        let shown = charges.iter().map(|charge| {
+            format!("{} on {} of {} ({})", charge.charge, charge.payment_intent, charge.amount, charge.status)
+        });
+        let shown = shown.collect::<Vec<_>>().join(", ");
+        format!("invoice {invoice} of {} was charged {} times: {shown}", tenant_of(evidence, account), charges.len())
+    });
+    let breaches = breaches.collect();
+    let looked_at = format!("{} invoices charged", charges.len());
+    Verdict { what: "no invoice is charged twice", looked_at, breaches }
+}
+
+/// What was charged for a payment is what is written down as received.
+pub(super) fn recorded(evidence: &Evidence) -> Verdict {
+    let mut charged: BTreeMap<&str, i64> = BTreeMap::new();
+    let payments = by_id(evidence);
+    let mut breaches = Vec::new();
+    for charge in evidence.charges.iter().filter(|charge| charge.status == "succeeded") {
+        let payment = mark(charge, "payment_id");
+        if payment.is_empty() {
+            continue;
+        }
+        *charged.entry(payment).or_default() += charge.amount;
+        if !payments.contains_key(payment) {
+            let LedgerEntry { charge, payment_intent, amount, .. } = charge;
+            breaches.push(format!("{charge} on {payment_intent} took {amount} for {payment}, which is not there"));
+        }
+    }
+    let (mut taken, mut received) = (0, 0);
+    for payment in &evidence.payments {
+        let charged = charged.get(payment.id.as_str()).copied().unwrap_or_default();
+        taken += charged;
+        received += payment.received;
+        if charged != payment.received {
+            breaches.push(format!("{}: {charged} was charged, {} is recorded", named(payment), payment.received));
+        }
+    }
+    Verdict { what: "the sum charged is the sum recorded", looked_at: format!("{taken} and {received}"), breaches }
+}
+
+/// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once.
+pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
+    let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
+    let mut told: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in evidence.events.iter().filter(|event| event.webhook_type == "payment.overpaid") {
+        *told.entry(&event.intent).or_default() += 1;
+    }
+    let mut breaches = Vec::new();
+    for intent in &evidence.beside {
+        let took = evidence.intents.get(intent).is_some_and(|intent| intent.status == "succeeded");
+        if took && !recorded.contains(intent.as_str()) {
+            breaches.push(format!("{intent}, made by hand, took money, and nothing was recorded"));
+        }
+    }
+    for row in &evidence.overpayments {
+        let count = told.remove(row.intent.as_str()).unwrap_or_default();
+        if count != 1 {
+            breaches.push(format!("the overpayment {} of payment {} was told {count} times", row.intent, row.payment));
+        }
+        if !evidence.beside.contains(&row.intent) {
+            breaches.push(format!(
+                "{} took money twice for payment {}, and nobody did it by hand",
+                row.intent, row.payment
+            ));
+        }
+    }
+    breaches.extend(told.keys().map(|intent| format!("an overpayment by {intent} was told, and is not recorded")));
+    let looked_at = format!("{} overpayments", evidence.overpayments.len());
+    Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
+}

@@ -1,0 +1,378 @@
+//! `paybridge chaos`: breaks everything that can break, and shows that no money was taken twice and nothing was lost.
+//!
+//! Actors: the *replicas* are real `paybridge serve` processes; Postgres is real, too; the sandbox stands for Stripe, in
+//! this process, so that nothing under test can influence it. *Callers* and *people* play the billing systems and those
+//! around them by a seeded *plan*; *subscribers* follow the logs; the *book* keeps what they were told. The *storm* rages
+//! over all of it. Then it ends, days pass until the banks have answered, the system has to come to rest, and the
+//! *checker* compares what the sandbox, the database and the book hold.
+
+mod book;
+mod callers;
+mod checker;
+mod database;
+mod evidence;
+mod measures;
+mod people;
+mod plan;
+mod proxy;
+mod replicas;
+mod report;
+mod setup;
+mod storm;
+mod subscribers;
+mod time;
+mod workload;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::book::Book;
+use self::callers::Organization;
+use self::database::Database;
+use self::evidence::Evidence;
+use self::measures::Measures;
+use self::proxy::Proxy;
+use self::replicas::Replicas;
+use self::storm::{Counts, Storm};
+use self::subscribers::{Subscriber, Temper};
+use self::time::Time;
+use self::workload::Workload;
+use crate::config;
+use crate::dev::rng::Rng;
+use crate::dev::sandbox::Sandbox;
+
+/// A key that seals what is of no worth; it must not stand in any log all the same.
+const SEAL_KEY: [u8; 32] = *b"paybridge-chaos-seals-no-secrets";
+/// The storm lasts at least this long, so that each of its kinds has struck.
+const STORM_MIN: Duration = Duration::from_secs(40);
+/// Which part of a run's time may pass before the storm is ended, whatever is unsettled, in percent.
+const STORM_PERCENT_MAX: u32 = 65;
+/// How long the system may take to do what is due, real time.
+const REST_WITHIN: Duration = Duration::from_mins(1);
+/// How often time may be moved to the next try of something that failed, before the system counts as not at rest. The
+/// longest pause between tries is half an hour of ours, and an hour of Stripe's.
+const TRIES_MAX: u32 = 40;
+/// How far time is moved at once while banks are waited for, and for how long in all.
+const STEP: ::time::Duration = ::time::Duration::hours(6);
+const STEPS_MAX: u32 = 60;
+/// What counts as late by so much, in real time, is due; the rest is just being done.
+const LATE: Duration = Duration::from_secs(1);
+/// A run, set up.
+struct Run {
+    settings: config::Chaos,
+    seed: u64,
+    time: Time,
+    began: Instant,
+    folder: PathBuf,
+    database: Arc<Database>,
+    sandbox: Sandbox,
+    stripe: Proxy,
+    webhooks: Proxy,
+    replicas: Replicas,
+    organizations: Vec<Arc<Organization>>,
+    book: Arc<Book>,
+    backlog: Arc<AtomicUsize>,
+    workload: Arc<Workload>,
+    counts: Arc<Counts>,
+    phase: Mutex<&'static str>,
+    /// What did not come to its end in time.
+    unrest: Mutex<Vec<String>>,
+}
+
+/// Runs it, prints what happens, and succeeds only if nothing was breached.
+pub async fn run_chaos(settings: config::Chaos) -> Result<ExitCode> {
+    let seed = settings.seed.unwrap_or_else(Rng::fresh_seed);
+    println!(
+        "paybridge chaos: seed {seed}, {} payments, {} replicas, faults {}%, a kill every {:?}; the clock runs {} times as \
+         fast as the machine's",
+        settings.payments, settings.replicas, settings.faults, settings.kill_every, settings.clock_speed
+    );
+    let folder = tempfile::Builder::new().prefix("paybridge-chaos-").tempdir()?;
+    // Postgres may run under another account than ours, and has to come by.
+    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
+    let run = Run::set_up(settings, seed, folder.path()).await?;
+    let ended = run.play().await;
+    let whole = finish(&run, ended).await?;
+    if whole {
+        println!("\nNo breach after {:.0} s, with seed {seed}.", run.began.elapsed().as_secs_f32());
+        return Ok(ExitCode::SUCCESS);
+    }
+    let kept = folder.keep();
+    println!("\nSeed {seed}. The logs, and every breach, are kept in {}.", kept.display());
+    Ok(ExitCode::FAILURE)
+}
+
+/// Judges, prints the verdict, and stops what still runs. `true`: no breach.
+async fn finish(run: &Run, ended: Result<Measures>) -> Result<bool> {
+    let measures = ended.unwrap_or_else(|error| {
+        run.note(format!("the run broke off: {error:#}"));
+        Measures::default()
+    });
+    if !run.replicas.end().await {
+        run.note("a process did not end in order".to_owned());
+    }
+    let evidence = run.evidence().await;
+    let stopped = run.database.stop().await;
+    run.sandbox.stop().await;
+    let evidence = evidence?;
+    let verdicts = checker::judge(&evidence);
+    stopped?;
+    print!("{}", report::table(&verdicts));
+    run.print_measures(&measures, &evidence);
+    let is_whole = verdicts.iter().all(|verdict| verdict.breaches.is_empty());
+    if !is_whole {
+        std::fs::write(run.folder.join("breaches.txt"), report::all_breaches(&verdicts))?;
+    }
+    Ok(is_whole)
+}
+
+impl Run {
+    fn phase(&self) -> &'static str {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, phase: &'static str) {
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = phase;
+    }
+
+    fn note(&self, unrest: String) {
+        self.unrest.lock().unwrap_or_else(PoisonError::into_inner).push(unrest);
+    }
+
+    /// The run itself, while a line a second tells how it goes.
+    async fn play(&self) -> Result<Measures> {
+        let left = self.settings.within.saturating_sub(self.began.elapsed());
+        tokio::select! {
+            ended = self.act() => ended,
+            () = report::tell(self) => bail!("nobody tells any more"),
+            () = pause(left) => bail!("it was not over after {:?}", self.settings.within),
+            _ = tokio::signal::ctrl_c() => bail!("it was interrupted"),
+        }
+    }
+
+    async fn act(&self) -> Result<Measures> {
+        let (events, heard) = mpsc::unbounded_channel();
+        let (subscribers, hang_up) = (TaskTracker::new(), CancellationToken::new());
+        for (number, organization) in self.organizations.iter().enumerate() {
+            for temper in [Temper::Billing(events.clone()), Temper::Slow, Temper::Restless] {
+                let subscriber = Subscriber::new(organization, number, temper, &self.book, self.seed);
+                subscribers.spawn(subscriber.follow(hang_up.clone()));
+            }
+        }
+        drop(events);
+        tokio::spawn(Arc::clone(&self.workload).act_on(heard));
+
+        self.storm().await;
+        self.enter("calm");
+        self.come_to_rest().await?;
+        self.enter("measure");
+        let measures = self.measure().await?;
+        self.enter("days");
+        self.let_days_pass().await?;
+        self.enter("rest");
+        if !until(REST_WITHIN, async || self.all_read().await).await {
+            self.note(format!("not every subscriber has read the whole log after {REST_WITHIN:?}"));
+        }
+        hang_up.cancel();
+        subscribers.close();
+        subscribers.wait().await;
+        Ok(measures)
+    }
+
+    /// The storm, for as long as invoices are given in and settled under it.
+    async fn storm(&self) {
+        let storm = Arc::new(Storm {
+            seed: self.seed,
+            faults: self.settings.faults,
+            kill_every: self.settings.kill_every,
+            clock_speed: self.settings.clock_speed,
+            replicas: self.replicas.clone(),
+            database: Arc::clone(&self.database),
+            sandbox: self.sandbox.clone(),
+            stripe: self.stripe.clone(),
+            webhooks: self.webhooks.clone(),
+            organizations: self.organizations.clone(),
+            counts: Arc::clone(&self.counts),
+        });
+        let stop = CancellationToken::new();
+        let _ends_with_us = stop.clone().drop_guard();
+        let raging = tokio::spawn(storm.rage(stop.clone()));
+        let began = Instant::now();
+        let at_most = (self.settings.within * STORM_PERCENT_MAX / 100).saturating_sub(self.began.elapsed());
+        if tokio::time::timeout(at_most, self.workload.give_all_in(STORM_MIN * 4 / 5)).await.is_err() {
+            self.note(format!("not every invoice was answered within {at_most:?}"));
+        }
+        pause(STORM_MIN.saturating_sub(began.elapsed())).await;
+        stop.cancel();
+        let _ = raging.await;
+        // The last stroke, which also removes the traps that are still set.
+        if let Err(error) = self.replicas.begin_again(self.time.setting()).await {
+            self.note(format!("{error:#}"));
+        }
+    }
+
+    /// Moves the clock until the banks have answered everything, a few hours at a time; the system comes to rest after
+    /// each step.
+    async fn let_days_pass(&self) -> Result<()> {
+        for _ in 0..STEPS_MAX {
+            if !self.come_to_rest().await? {
+                return Ok(());
+            }
+            if self.sandbox.pending_debits() == 0 && self.unsettled().await? == 0 {
+                return Ok(());
+            }
+            let to_next = self.sandbox.next_timer().map(|next| ::time::Duration::seconds(next - self.time.seconds()));
+            self.move_time(to_next.unwrap_or_default().max(STEP)).await?;
+        }
+        Ok(())
+    }
+
+    async fn move_time(&self, by: ::time::Duration) -> Result<()> {
+        self.time.advance(by);
+        self.sandbox.advance(::time::Duration::ZERO);
+        self.replicas.begin_again(self.time.setting()).await
+    }
+
+    /// Waits until nothing is left but what is meant for later. What has failed and waits for its next try is not waited
+    /// for in real time: the clock is moved there. `false`, and noted: it does not come to rest.
+    async fn come_to_rest(&self) -> Result<bool> {
+        for _ in 0..TRIES_MAX {
+            if !self.quiet(REST_WITHIN).await {
+                self.note(format!(
+                    "{:?} were not enough for what was due, {} after the start",
+                    REST_WITHIN,
+                    self.time.passed()
+                ));
+                return Ok(false);
+            }
+            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs WHERE failures > 0";
+            let of_jobs: Option<i64> = self.database.connect().await?.query_one(next_try, &[]).await?.get(0);
+            let Some(next) = of_jobs.into_iter().chain(self.sandbox.next_delivery()).min() else { return Ok(true) };
+            self.move_time(::time::Duration::seconds((next - self.time.seconds()).max(1))).await?;
+        }
+        self.note(format!("something still fails after {TRIES_MAX} tries, {} after the start", self.time.passed()));
+        Ok(false)
+    }
+
+    /// Payments that nobody but Paybridge or Stripe can move.
+    async fn unsettled(&self) -> Result<i64> {
+        let counted = "SELECT count(*) FROM payments \
+             WHERE state = 'processing' OR state = 'requires_action' OR (state = 'pending' AND pending_reason IS NULL)";
+        Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
+    }
+
+    /// Waits until nothing is to be done for now: no job is due or held, no webhook is to be sent, nobody acts.
+    async fn quiet(&self, within: Duration) -> bool {
+        until(within, async || {
+            let is_due = |next: i64| next <= self.time.seconds();
+            let idle = self.workload.people.is_empty() && !self.sandbox.next_delivery().is_some_and(is_due);
+            idle && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+        })
+        .await
+    }
+
+    async fn open_jobs(&self) -> Result<i64> {
+        let late = f64::from(self.settings.clock_speed) * LATE.as_secs_f64();
+        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp() \
+             OR run_at < to_timestamp($1::float8)";
+        #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
+        let due = self.time.seconds() as f64 - late;
+        Ok(self.database.connect().await?.query_one(counted, &[&due]).await?.get(0))
+    }
+
+    /// Whether every subscriber stands at its log's end.
+    async fn all_read(&self) -> bool {
+        let read = async || -> Result<bool> {
+            let heads = "SELECT organization_id::text, last_position FROM event_heads";
+            let rows = self.database.connect().await?.query(heads, &[]).await?;
+            let last = |organization: &Organization| {
+                let id = organization.id.to_string();
+                rows.iter().find(|row| row.get::<_, String>(0) == id).map_or(0, |row| row.get::<_, i64>(1))
+            };
+            let mut positions = self.book.positions().into_iter();
+            Ok(positions.all(|(organization, seen)| seen == last(&self.organizations[organization])))
+        };
+        read().await.unwrap_or(false)
+    }
+
+    async fn evidence(&self) -> Result<Evidence> {
+        let mut evidence = Evidence::default();
+        let client = self.database.connect().await?;
+        #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
+        let now = self.time.seconds() as f64;
+        evidence.read_database(&client, now).await?;
+        evidence.read_sandbox(&self.sandbox, &self.organizations);
+        (evidence.invoices, evidence.readers, evidence.beside) = self.book.read();
+        let mut secrets = vec![
+            ("the encryption key".to_owned(), STANDARD.encode(SEAL_KEY)),
+            ("the encryption key, in plain".to_owned(), String::from_utf8_lossy(&SEAL_KEY).into_owned()),
+        ];
+        for organization in &self.organizations {
+            secrets.push((format!("the token of {}", organization.id), organization.token.clone()));
+            let keys = organization.keys().into_iter();
+            secrets.extend(keys.map(|key| (format!("a key of {}", organization.account), key)));
+        }
+        for entry in std::fs::read_dir(self.folder.join("logs"))? {
+            evidence.read_log(&entry?.path(), &secrets)?;
+        }
+        if let Some(log) = self.database.log_file().await {
+            evidence.read_log(&log, &secrets)?;
+        }
+        evidence.unrest.clone_from(&self.unrest.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(evidence)
+    }
+
+    fn print_measures(&self, measures: &Measures, evidence: &Evidence) {
+        let shown = |time: &Option<Duration>| {
+            time.map_or("not measured".to_owned(), |time| format!("{:.2} s", time.as_secs_f32()))
+        };
+        println!("\nRecovery, in real time:");
+        println!(
+            "  from a process' start to its being ready: {}",
+            self.replicas.records(|it| report::spread(&it.ready_after))
+        );
+        println!("  from kill -9 of one to its work being taken up: {}", shown(&measures.take_over));
+        println!("  from Postgres' restart to the first accepted payment: {}", shown(&measures.accept_after_postgres));
+        println!("  from Stripe's return to the first settled payment: {}", shown(&measures.settle_after_stripe));
+        let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
+        println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
+        let by_hand = self.workload.paid_by_hand.load(Ordering::Relaxed);
+        println!("Clerks paid {by_hand} of our intents by hand, and made {} of their own.", evidence.beside.len());
+        println!("The most memory of this process, sandbox and all: {}", report::memory());
+        for end in self.replicas.records(|it| it.own_ends.clone()) {
+            println!("  {end}");
+        }
+    }
+}
+
+/// Waits in real time, unlike the clock's.
+async fn pause(period: Duration) {
+    // A future that never ends, under a timeout, which therefore always strikes.
+    let _ = tokio::time::timeout(period, std::future::pending::<()>()).await;
+}
+
+/// Looks until it is so, or the time is over. `false`: it never was.
+async fn until(within: Duration, is_so: impl AsyncFn() -> bool) -> bool {
+    let began = Instant::now();
+    loop {
+        if is_so().await {
+            return true;
+        }
+        if began.elapsed() > within {
+            return false;
+        }
+        pause(Duration::from_millis(50)).await;
+    }
+}

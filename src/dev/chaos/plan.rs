@@ -1,0 +1,225 @@
+//! What a run is going to do, decided by its seed before it begins: organizations, their customers and what is in their
+//! wallets, and invoices with what their callers do.
+
+use crate::dev::rng::Rng;
+
+/// What a customer pays with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wallet {
+    /// A card that pays. An invoice that nobody withdraws must be paid in the end.
+    Good,
+    /// A good card that is stored late, after invoices have failed for want of it. They must be paid in the end.
+    Late,
+    /// Nothing, ever.
+    Empty,
+    /// A card that is refused, then a better one.
+    Refused,
+    /// A card that wants its holder to prove who they are, which nobody does off session; then a better one.
+    WantsProof,
+    /// A card that pays, and is disputed.
+    Disputed,
+    /// Bank accounts: what follows is the IBAN.
+    Bank(&'static str),
+    /// A card that pays; then another is chosen and one detached by hand at Stripe, while invoices are charged.
+    Fickle,
+}
+
+impl Wallet {
+    /// The card number or IBAN that is entered on the first Checkout page.
+    pub fn first_method(self) -> Option<&'static str> {
+        match self {
+            Self::Good | Self::Late | Self::Fickle => Some("4242424242424242"),
+            Self::Empty => None,
+            Self::Refused => Some("4000000000000341"),
+            Self::WantsProof => Some("4000002760003184"),
+            Self::Disputed => Some("4000000000000259"),
+            Self::Bank(iban) => Some(iban),
+        }
+    }
+
+    /// Whether invoices that nobody withdraws must be paid in the end.
+    pub fn must_pay(self) -> bool {
+        matches!(self, Self::Good | Self::Late | Self::Disputed)
+    }
+
+    /// Whether a better card is added after a refusal.
+    pub fn mends(self) -> bool {
+        matches!(self, Self::Refused | Self::WantsProof | Self::Bank(_))
+    }
+}
+
+/// Bank accounts that pay, pay late, fail, fail late, lack the money, and dispute.
+const IBANS: [&str; 7] = [
+    "DE89370400440532013000",
+    "DE89370400440532013000",
+    "DE08370400440532013003",
+    "DE62370400440532013001",
+    "DE78370400440532013004",
+    "DE65370400440002222227",
+    "DE35370400440532013002",
+];
+
+/// A customer.
+#[derive(Clone, Debug)]
+pub(super) struct CustomerPlan {
+    pub external_id: String,
+    pub wallet: Wallet,
+    /// Exists at Stripe with its card before it is linked; else it is created there, and pays through the link.
+    pub is_linked: bool,
+}
+
+/// What happens around an invoice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Script {
+    /// It is given in once, though perhaps repeated where no answer came.
+    Plain,
+    /// Several callers give it in at once, some under the same `request_id`, some under others.
+    Repeated,
+    /// Nothing is due.
+    Nothing,
+    /// Less than Stripe takes.
+    TooSmall,
+    /// It is canceled soon.
+    Canceled,
+    /// It is canceled soon, and given in anew.
+    Reopened,
+    /// Somebody pays our own intent in Stripe's dashboard.
+    PaidByHand,
+    /// Somebody makes a payment of their own for it in Stripe's dashboard.
+    PaidBeside,
+}
+
+/// An invoice.
+#[derive(Clone, Debug)]
+pub(super) struct InvoicePlan {
+    pub organization: usize,
+    /// Which of the organization's customers.
+    pub customer: usize,
+    pub id: String,
+    pub amount: i64,
+    pub currency: &'static str,
+    pub script: Script,
+}
+
+/// All of it.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    /// The customers of each organization.
+    pub organizations: Vec<Vec<CustomerPlan>>,
+    /// In the order in which they are given in.
+    pub invoices: Vec<InvoicePlan>,
+}
+
+/// The organization whose webhooks about payments are lost now and then. The hourly look at payments that move finds
+/// what they said, but not what people did by hand: so nobody does anything by hand there.
+pub(super) const WITH_LOST_WEBHOOKS: usize = 0;
+
+impl Plan {
+    /// The plan of a seed.
+    pub fn new(seed: u64, payments: usize) -> Self {
+        let mut rng = Rng::named(seed, "plan");
+        let count = (payments / 200).clamp(2, 6);
+        let customers = (payments / count / 8).clamp(4, 200);
+        let organizations: Vec<Vec<CustomerPlan>> = (0..count)
+            .map(|organization| (0..customers).map(|n| customer(&mut rng, organization, n)).collect())
+            .collect();
+        let mut invoices = Vec::with_capacity(payments);
+        for number in 0..payments {
+            let organization = usize::try_from(rng.below(count as u64)).unwrap_or_default();
+            let of = &organizations[organization];
+            let customer = usize::try_from(rng.below(of.len() as u64)).unwrap_or_default();
+            let script = script(&mut rng, organization);
+            let currency = match of[customer].wallet {
+                Wallet::Bank(_) => "EUR",
+                _ if rng.chance(20) => "USD",
+                _ => "EUR",
+            };
+            let amount = match script {
+                Script::Nothing => 0,
+                Script::TooSmall => 10,
+                _ => i64::try_from(rng.between(100, 90_000)).unwrap_or(100),
+            };
+            invoices.push(InvoicePlan {
+                organization,
+                customer,
+                id: format!("inv-{number}"),
+                amount,
+                currency,
+                script,
+            });
+        }
+        Self { organizations, invoices }
+    }
+}
+
+fn customer(rng: &mut Rng, organization: usize, number: usize) -> CustomerPlan {
+    let wallet = match rng.below(100) {
+        // The first ones are there whatever chance says.
+        _ if number < 2 => Wallet::Good,
+        _ if number == 2 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
+        _ if number == 3 => Wallet::Refused,
+        0..40 => Wallet::Good,
+        40..48 => Wallet::Late,
+        48..51 => Wallet::Empty,
+        51..61 => Wallet::Refused,
+        61..67 => Wallet::WantsProof,
+        67..71 => Wallet::Disputed,
+        71..93 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
+        _ if organization == WITH_LOST_WEBHOOKS => Wallet::Good,
+        _ => Wallet::Fickle,
+    };
+    let is_linked = matches!(wallet, Wallet::Good | Wallet::Refused) && rng.chance(30);
+    CustomerPlan { external_id: format!("customer-{number}"), wallet, is_linked }
+}
+
+fn script(rng: &mut Rng, organization: usize) -> Script {
+    let by_hand = organization != WITH_LOST_WEBHOOKS;
+    match rng.below(100) {
+        0..12 => Script::Repeated,
+        12..15 => Script::Nothing,
+        15..18 => Script::TooSmall,
+        18..23 => Script::Canceled,
+        23..26 => Script::Reopened,
+        26..29 if by_hand => Script::PaidByHand,
+        29..32 if by_hand => Script::PaidBeside,
+        _ => Script::Plain,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_seed_gives_one_plan_and_another_seed_another() {
+        let told = |seed| format!("{:?}", Plan::new(seed, 300));
+        assert_eq!(told(5), told(5));
+        assert_ne!(told(5), told(6));
+    }
+
+    #[test]
+    fn a_plan_of_some_size_holds_everything() {
+        let plan = Plan::new(1, 2_000);
+        let scripts = [
+            Script::Plain,
+            Script::Repeated,
+            Script::Nothing,
+            Script::TooSmall,
+            Script::Canceled,
+            Script::Reopened,
+            Script::PaidByHand,
+            Script::PaidBeside,
+        ];
+        for script in scripts {
+            assert!(plan.invoices.iter().any(|invoice| invoice.script == script), "{script:?}");
+        }
+        let customers = || plan.organizations.iter().flatten();
+        for wallet in [Wallet::Good, Wallet::Late, Wallet::Empty, Wallet::Refused, Wallet::WantsProof, Wallet::Fickle] {
+            assert!(customers().any(|customer| customer.wallet == wallet), "{wallet:?}");
+        }
+        for iban in IBANS {
+            assert!(customers().any(|customer| customer.wallet == Wallet::Bank(iban)), "{iban}");
+        }
+        assert!(customers().any(|customer| customer.is_linked));
+    }
+}

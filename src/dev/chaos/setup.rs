@@ -1,0 +1,129 @@
+//! Setting a run up: Postgres, the sandbox, proxies between all of them, processes, and connected organizations.
+
+use std::path::Path;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use secrecy::ExposeSecret as _;
+use tokio::net::TcpListener;
+
+use super::book::Book;
+use super::callers::Organization;
+use super::database::Database;
+use super::plan::Plan;
+use super::proxy::{Proxy, Target};
+use super::replicas::{Launch, Replicas};
+use super::time::Time;
+use super::workload::Workload;
+use super::{Run, SEAL_KEY};
+use crate::config;
+use crate::dev::rng::Rng;
+use crate::dev::sandbox::{self, Sandbox};
+use crate::grpc::proto::CreateIntegrationRequest;
+use crate::server;
+
+/// How long a process may take over one request to Stripe, in seconds of real time.
+const STRIPE_TIMEOUT: &str = "2";
+
+impl Run {
+    pub(super) async fn set_up(settings: config::Chaos, seed: u64, folder: &Path) -> Result<Self> {
+        let began = Instant::now();
+        let logs = folder.join("logs");
+        std::fs::create_dir(&logs)?;
+        let programs = settings.postgres_programs.clone();
+        let chance = |name: &str| Rng::named(seed, name);
+        let database = Database::start(folder.join("postgres"), programs, chance("to postgres")).await?;
+        let time = Time::new(settings.clock_speed);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
+        let options = sandbox::Options { limits: None, requests_kept: 0, seed, ..sandbox::Options::default() };
+        let to_sandbox = Target::Tcp(vec![listener.local_addr()?]);
+        let sandbox = Sandbox::start(listener, time.clock.clone(), options)?;
+        let stripe = Proxy::start(to_sandbox, chance("to stripe")).await?;
+        let webhooks = Proxy::start(Target::Tcp(Vec::new()), chance("to webhooks")).await?;
+        let launch = Launch {
+            program: std::env::current_exe().context("this program's own file can't be found")?,
+            environment: environment(&database, &stripe, &webhooks, &sandbox),
+            logs,
+            clock: Mutex::new(time.setting()),
+        };
+        let replicas = Replicas::start(settings.replicas, launch, &mut chance("ports"))?;
+        webhooks.lead_to(Target::Tcp(replicas.all.iter().map(|replica| replica.http).collect()));
+        replicas.all_ready().await?;
+
+        let plan = Plan::new(seed, settings.payments);
+        let mut organizations = Vec::new();
+        for number in 0..plan.organizations.len() {
+            organizations.push(Arc::new(connect(&database, &sandbox, &replicas, number).await?));
+        }
+        let (book, backlog) = (Arc::<Book>::default(), Arc::<AtomicUsize>::default());
+        let shared = (organizations.clone(), Arc::clone(&book), sandbox.clone(), Arc::clone(&backlog));
+        let workload = Workload::new(plan, shared.0, shared.1, shared.2, seed, shared.3);
+        Ok(Self {
+            settings,
+            seed,
+            time,
+            began,
+            folder: folder.to_owned(),
+            database: Arc::new(database),
+            sandbox,
+            stripe,
+            webhooks,
+            replicas,
+            organizations,
+            book,
+            backlog,
+            workload: Arc::new(workload),
+            counts: Arc::default(),
+            phase: Mutex::new("storm"),
+            unrest: Mutex::default(),
+        })
+    }
+}
+
+/// What every process under test is told.
+fn environment(
+    database: &Database,
+    stripe: &Proxy,
+    webhooks: &Proxy,
+    sandbox: &Sandbox,
+) -> Vec<(&'static str, String)> {
+    vec![
+        ("DATABASE_URL", database.url()),
+        ("PAYBRIDGE_STRIPE_BASE_URL", format!("http://{}", stripe.address())),
+        ("PAYBRIDGE_STRIPE_TIMEOUT_SECONDS", STRIPE_TIMEOUT.to_owned()),
+        ("PAYBRIDGE_PUBLIC_WEBHOOK_URL", format!("http://{}", webhooks.address())),
+        ("PAYBRIDGE_ENCRYPTION_KEYS", format!("chaos:{}", STANDARD.encode(SEAL_KEY))),
+        ("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", sandbox.url())),
+        ("PAYBRIDGE_DATABASE_POOL_SIZE", "12".to_owned()),
+        ("PAYBRIDGE_SHUTDOWN_GRACE_SECONDS", "10".to_owned()),
+        ("PAYBRIDGE_LOG_FILTER", "info,paybridge=debug".to_owned()),
+        ("RUST_BACKTRACE", "1".to_owned()),
+    ]
+}
+
+/// An organization with a token and a connected Stripe account.
+async fn connect(database: &Database, sandbox: &Sandbox, replicas: &Replicas, number: usize) -> Result<Organization> {
+    let administration = server::administration(&database.url())?;
+    let organization = administration.create_organization(&format!("chaos {number}")).await?;
+    let (_, token) = administration.create_token(organization.id, "chaos").await?;
+    let account = format!("acct_chaos{number}");
+    let key = sandbox.add_account(&account, "DE", "eur");
+    let servers: Vec<String> = replicas.all.iter().map(|replica| format!("http://{}", replica.grpc)).collect();
+    let token = token.expose_secret().to_owned();
+    let mut made = Organization::new(organization.id, token, account, key.clone(), &servers)?;
+    let request = CreateIntegrationRequest {
+        request_id: "connect".to_owned(),
+        code: "stripe".to_owned(),
+        name: "Stripe".to_owned(),
+        secret_key: key,
+        ..CreateIntegrationRequest::default()
+    };
+    let mut api = made.any_api(&mut Rng::new(0));
+    let connected = api.integrations.create_integration(request).await.context("a Stripe account was not connected")?;
+    made.integration = connected.into_inner().integration.unwrap_or_default().id;
+    Ok(made)
+}
