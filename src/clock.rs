@@ -48,6 +48,11 @@ impl Clock {
         RealDuration::try_from(period).unwrap_or_default() / self.0.speed
     }
 
+    /// How far this clock goes while `real` passes in real time.
+    pub fn shown(&self, real: RealDuration) -> Duration {
+        Duration::try_from(real * self.0.speed).unwrap_or(Duration::MAX)
+    }
+
     /// Moves the clock forward at once; whoever sleeps on it wakes if its time has come.
     pub fn advance(&self, by: Duration) {
         self.0.skipped.send_modify(|skipped| *skipped += by);
@@ -100,6 +105,7 @@ mod tests {
     fn a_fast_clock_takes_less_real_time() {
         let clock = Clock::scaled(OffsetDateTime::UNIX_EPOCH, 60);
         assert_eq!(clock.real(Duration::MINUTE), RealDuration::from_secs(1));
+        assert_eq!(clock.shown(RealDuration::from_secs(1)), Duration::MINUTE);
     }
 
     #[tokio::test]

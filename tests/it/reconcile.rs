@@ -52,6 +52,12 @@ async fn all_told(cashier: &Cashier) -> usize {
     .await
 }
 
+/// How many events of Stripe's are stored.
+async fn deliveries(cashier: &Cashier) -> i64 {
+    let database = cashier.database().await;
+    database.query_one("SELECT count(*) FROM deliveries", &[]).await.expect("a count").get(0)
+}
+
 /// Asks again and again, and lets time pass by `step` between.
 pub async fn passing<T>(
     cashier: &mut Cashier,
@@ -131,15 +137,13 @@ async fn p6_what_every_webhook_missed_is_found_in_the_events_list_and_a_repeat_c
     cashier.sandbox().clear_faults();
     let told = all_told(&cashier).await;
     let events = cashier.sandbox().events(&cashier.player.account);
-    let taken = "SELECT count(*) FROM deliveries";
-    let database = cashier.database().await;
-    let stored: i64 = database.query_one(taken, &[]).await.expect("a count").get(0);
+    let stored = deliveries(&cashier).await;
     for event in &events {
         cashier.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
     }
     cashier.all_delivered().await;
     assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
-    assert_eq!(database.query_one(taken, &[]).await.expect("a count").get::<_, i64>(0), stored, "nothing was new");
+    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
     let after = cashier.payment("inv").await;
     assert_eq!(
         (after.state(), after.amount_refunded.map(|money| money.minor_units)),
@@ -157,6 +161,7 @@ async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     cashier.all_delivered().await;
     let told = all_told(&cashier).await;
+    let stored = deliveries(&cashier).await;
     cashier.sandbox().forget_requests();
     cashier.advance(Duration::minutes(3));
     until("the list is read", || async {
@@ -168,6 +173,7 @@ async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
     let others: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
     assert!(others.iter().all(|path| path == "/v1/events"), "nothing else is read: {others:?}");
     assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
+    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
     cashier.end().await;
 }
 

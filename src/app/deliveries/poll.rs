@@ -58,8 +58,8 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
         let is_fast = progress.list_fast_until.is_some_and(|until| now < until);
-        let next = work.now + if is_fast { usual.min(FAST_READS) } else { usual };
-        work.end(Outcome::Again(next)).await
+        let again = self.look_again(work.now, if is_fast { usual.min(FAST_READS) } else { usual });
+        work.end(again).await
     }
 
     /// How far apart the reads are, in the clock's time.

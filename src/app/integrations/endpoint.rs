@@ -30,8 +30,8 @@ impl App {
             self.delete_old_endpoint(lease, &access).await?;
         }
         let work = self.begin_leased(lease).await?;
-        let next = work.now + self.0.settings.periods.endpoint;
-        work.end(Outcome::Again(next)).await
+        let again = self.look_again(work.now, self.0.settings.periods.endpoint);
+        work.end(again).await
     }
 
     async fn mend_endpoint(&self, lease: &Lease, access: &Access, integration: &Integration) -> Result<()> {
