@@ -230,6 +230,43 @@ async fn p6_a_debit_a_page_and_a_refund_of_which_nothing_is_heard_are_asked_abou
     cashier.end().await;
 }
 
+/// Waits until stale objects have been asked about up to the present time.
+async fn swept(cashier: &Cashier) {
+    let now = cashier.scenery.stage.clock.now().unix_timestamp();
+    let database = cashier.database().await;
+    until("the sweep has come", || async {
+        let query = "SELECT extract(epoch FROM sweep_time)::bigint FROM integrations";
+        let swept = database.query_one(query, &[]).await.expect("a look").get::<_, Option<i64>>(0)?;
+        (swept >= now).then_some(())
+    })
+    .await;
+    cashier.at_rest(&["reconcile_payment", "reconcile_session", "reconcile_refund"]).await;
+}
+
+/// Reads are rationed: what the bank has is read daily, and what is settled never.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_debit_that_the_bank_has_is_read_daily_and_what_is_settled_is_not_read() {
+    let mut cashier = till("rationed", sweep_alone()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    cashier.pay("hooli", "inv-card").await;
+    cashier.payment_in("inv-card", PaymentState::Succeeded).await;
+    cashier.add_method("hooli", &provider_id, GOOD_IBAN).await;
+    cashier.pay("hooli", "inv-debit").await;
+    until("it is at the bank", || async { (cashier.live_charges("inv-debit") == 1).then_some(()) }).await;
+    cashier.payment_in("inv-debit", PaymentState::Processing).await;
+    cashier.all_delivered().await;
+    cashier.at_rest(&["submit_payment"]).await;
+    cashier.sandbox().forget_requests();
+    for _ in 0..9 {
+        cashier.advance(Duration::hours(6));
+        swept(&cashier).await;
+    }
+    let intent = cashier.payment("inv-debit").await.provider_payment_intent_id;
+    let read: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
+    assert_eq!(read, vec![format!("/v1/payment_intents/{intent}"); 2], "twice in 54 hours, and nothing else");
+    cashier.end().await;
+}
+
 /// A page's method that is found late is no newer than it is: one that was stored since stays the default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_method_that_is_found_late_does_not_take_the_place_of_a_newer_one() {
