@@ -43,10 +43,9 @@ impl App {
             }
             IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
-        let before = {
-            let mut tx = self.read(org).await?;
-            store::upkeep::list_progress(&mut tx, org, id).await?
-        };
+        let mut tx = self.read(org).await?;
+        let before = store::upkeep::list_progress(&mut tx, org, id).await?;
+        tx.close().await?;
         let since = before.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD));
         let newest = self.read_events(lease, &integration, since - OVERLAP, now).await?;
         let usual = self.list_period(&integration);
