@@ -240,7 +240,7 @@ async fn swept(cashier: &Cashier) {
         (swept >= now).then_some(())
     })
     .await;
-    cashier.at_rest(&["reconcile_payment", "reconcile_session", "reconcile_refund"]).await;
+    cashier.at_rest(&["reconcile_payment", "reconcile_session", "refund_payment"]).await;
 }
 
 /// Reads are rationed: what the bank has is read daily, and what is settled never.
@@ -296,6 +296,7 @@ async fn a_page_whose_making_was_given_up_does_not_stay_in_the_making() {
     let mut cashier = till("never made", sweep_alone()).await;
     cashier.bare_customer("hooli").await;
     cashier.all_delivered().await;
+    cashier.at_rest(&["create_checkout_session"]).await;
     cashier.fault("/v1/checkout/sessions", 3, Action::Unavailable);
     let customer_id = cashier.player.customer("hooli").await.expect("a customer").id;
     let ask = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
