@@ -217,7 +217,7 @@ impl Run {
         pause(STORM_MIN.saturating_sub(began.elapsed())).await;
         stop.cancel();
         let _ = raging.await;
-        // The last stroke, which also removes the traps that are still set.
+        // The last stroke, which also removes a trap that is still set.
         if let Err(error) = self.replicas.begin_again(self.time.setting()).await {
             self.note(format!("{error:#}"));
         }
