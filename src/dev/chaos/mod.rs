@@ -102,16 +102,20 @@ pub async fn run_chaos(settings: config::Chaos) -> Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("paybridge-chaos-").tempdir()?;
     // Postgres may run under another account than ours, and has to come by.
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
-    let run = Run::set_up(settings, seed, folder.path()).await?;
-    let ended = run.play().await;
-    let whole = finish(&run, ended).await?;
-    if whole {
-        println!("\nNo breach after {:.0} s, with seed {seed}.", run.began.elapsed().as_secs_f32());
+    let began = Instant::now();
+    let ended = async {
+        let run = Run::set_up(settings, seed, folder.path()).await?;
+        let ended = run.play().await;
+        finish(&run, ended).await
+    };
+    let ended = ended.await;
+    if matches!(ended, Ok(true)) {
+        println!("\nNo breach after {:.0} s, with seed {seed}.", began.elapsed().as_secs_f32());
         return Ok(ExitCode::SUCCESS);
     }
     let kept = folder.keep();
-    println!("\nSeed {seed}. The logs, and every breach, are kept in {}.", kept.display());
-    Ok(ExitCode::FAILURE)
+    println!("\nSeed {seed}. The logs, every breach and the database are kept in {}.", kept.display());
+    ended.map(|_| ExitCode::FAILURE)
 }
 
 /// Judges, prints the verdict, and stops what still runs. `true`: no breach.
@@ -217,7 +221,7 @@ impl Run {
         pause(STORM_MIN.saturating_sub(began.elapsed())).await;
         stop.cancel();
         let _ = raging.await;
-        // The last stroke, which also removes the traps that are still set.
+        // The last stroke, which also removes a trap that is still set.
         if let Err(error) = self.replicas.begin_again(self.time.setting()).await {
             self.note(format!("{error:#}"));
         }

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::watch;
 
 use super::{pause, until};
-use crate::crash;
+use crate::crash::{self, Point};
 use crate::dev::postgres::end_with_us;
 use crate::dev::rng::Rng;
 
@@ -26,6 +26,8 @@ use crate::dev::rng::Rng;
 const AFTER_OWN_END: Duration = Duration::from_millis(200);
 /// How often a new life is asked whether it is ready.
 const ASK_EVERY: Duration = Duration::from_millis(10);
+/// A process dies when it passes a point for the nth time; n is at most this.
+const PASSES_MAX: u64 = 60;
 /// How long all processes may take to be ready at first.
 const READY_WITHIN: Duration = Duration::from_mins(1);
 /// How long an orderly end may take, which is more than the grace that the processes are given.
@@ -56,8 +58,8 @@ struct Inner {
     /// Empty while no process lives. Signals are sent under this lock, and a process is collected under it, so that none
     /// reaches a stranger with the same id.
     pid: Option<Pid>,
-    /// The trap for the next life.
-    trap: Option<String>,
+    /// While it is there, every life is born with a trap that this draws.
+    traps: Option<Rng>,
     is_wanted: bool,
 }
 
@@ -97,9 +99,9 @@ impl Replica {
         inner.pid.is_some_and(|pid| kill_process(pid, signal).is_ok())
     }
 
-    /// Makes the next life die at a named point.
-    pub fn set_trap(&self, trap: Option<String>) {
-        self.lock().trap = trap;
+    /// From its next life on every life dies at a point of the code, drawn from `traps`; with `None` no more do.
+    pub fn set_traps(&self, traps: Option<Rng>) {
+        self.lock().traps = traps;
     }
 
     pub fn is_ready(&self) -> bool {
@@ -113,7 +115,7 @@ impl Replicas {
         let replica = |number, ports: (u16, u16)| {
             let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let life = Life { number: 0, began: Instant::now(), is_ready: false };
-            let inner = Mutex::new(Inner { pid: None, trap: None, is_wanted: true });
+            let inner = Mutex::new(Inner { pid: None, traps: None, is_wanted: true });
             Arc::new(Replica { number, grpc: at(ports.0), http: at(ports.1), inner, lives: watch::Sender::new(life) })
         };
         let mut all = Vec::new();
@@ -168,7 +170,7 @@ impl Replicas {
         *self.launch.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
         let before: Vec<u32> = self.all.iter().map(|replica| replica.lives.borrow().number).collect();
         for replica in self.all.iter() {
-            replica.set_trap(None);
+            replica.set_traps(None);
             replica.signal(Signal::KILL);
         }
         let begun = async || self.all.iter().zip(&before).all(|(it, before)| it.lives.borrow().number > *before);
@@ -213,7 +215,7 @@ fn live(replica: &Replica, launch: &Launch, log: &File) -> End {
     if !inner.is_wanted {
         return End::Wanted;
     }
-    let trap = inner.trap.take();
+    let trap = inner.traps.as_mut().map(draw_trap);
     let (Ok(out), Ok(err)) = (log.try_clone(), log.try_clone()) else {
         return End::Own("its log can't be opened".to_owned());
     };
@@ -255,6 +257,11 @@ fn live(replica: &Replica, launch: &Launch, log: &File) -> End {
         Ok(status) => End::Own(status.to_string()),
         Err(error) => End::Own(error.to_string()),
     }
+}
+
+/// A point, and how often it is passed: the last time is the end.
+fn draw_trap(rng: &mut Rng) -> String {
+    format!("{}:{}", rng.pick(&Point::ALL).name(), rng.between(1, PASSES_MAX))
 }
 
 /// Asks every new life until it is ready.

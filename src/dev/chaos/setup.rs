@@ -39,7 +39,7 @@ impl Run {
         let database = Database::start(folder.join("postgres"), programs, chance("to postgres")).await?;
         let time = Time::new(settings.clock_speed);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
-        let options = sandbox::Options { limits: None, requests_kept: 0, seed, ..sandbox::Options::default() };
+        let options = sandbox::Options { requests_kept: 0, seed, ..sandbox::Options::default() };
         let to_sandbox = Target::Tcp(vec![listener.local_addr()?]);
         let sandbox = Sandbox::start(listener, time.clock.clone(), options)?;
         let stripe = Proxy::start(to_sandbox, chance("to stripe")).await?;

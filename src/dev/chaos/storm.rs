@@ -15,7 +15,6 @@ use super::pause;
 use super::plan::WITH_LOST_WEBHOOKS;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
-use crate::crash::Point;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::{Action, Effect, Fault, Sandbox, WebhookAction, WebhookFault};
 use crate::grpc::proto::RotateIntegrationKeyRequest;
@@ -24,8 +23,6 @@ use crate::grpc::proto::RotateIntegrationKeyRequest;
 const SPELL: Duration = Duration::from_secs(2);
 /// The kinds of trouble at Stripe at the same time.
 const KINDS_AT_ONCE: usize = 4;
-/// A process that passes a point of the code for the nth time dies there; n is at most this.
-const TRAP_MAX: u64 = 40;
 
 /// How long a new key may take to be accepted, before it is given in again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
@@ -35,7 +32,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 pub(super) struct Counts {
     pub kills: AtomicU64,
     pub stops: AtomicU64,
-    pub traps: AtomicU64,
     pub postgres: AtomicU64,
     pub cuts: AtomicU64,
     pub outages: AtomicU64,
@@ -61,10 +57,12 @@ pub(super) struct Storm {
 }
 
 impl Storm {
-    /// Rages until `stop` is cancelled, and returns once everything is whole again, but for the traps that are still set.
+    /// Rages until `stop` is cancelled, and returns once everything is whole again, but for a trap that may still be set.
     pub async fn rage(self: Arc<Self>, stop: CancellationToken) {
         let tasks = TaskTracker::new();
         if !self.kill_every.is_zero() {
+            // One of them dies at points of the code, again and again, besides the kills that strike all alike.
+            self.replicas.all[0].set_traps(Some(Rng::named(self.seed, "traps")));
             tasks.spawn(Arc::clone(&self).kill(stop.clone()));
             tasks.spawn(Arc::clone(&self).crash_postgres(stop.clone()));
         }
@@ -88,7 +86,7 @@ impl Storm {
             proxy.release();
         }
         for replica in self.replicas.all.iter() {
-            replica.set_trap(None);
+            replica.set_traps(None);
             replica.signal(Signal::CONT);
         }
     }
@@ -119,11 +117,6 @@ impl Storm {
                 // As a deployment does it: work in hand is finished or given back.
                 replica.signal(Signal::TERM);
                 continue;
-            }
-            if rng.chance(50) {
-                let point = rng.pick(&Point::ALL).name();
-                replica.set_trap(Some(format!("{point}:{}", rng.between(1, TRAP_MAX))));
-                add(&self.counts.traps);
             }
             replica.signal(Signal::KILL);
         }

@@ -58,28 +58,32 @@ fn named(payment: &PaymentRow) -> String {
     format!("invoice {invoice} of {organization}: payment {id} is {state}{why}, intent {intent:?}")
 }
 
-/// Every payment's state is its intent's at Stripe, and no other intent of its can take money.
+/// Every payment's state is what its intents are at Stripe: those that bear its mark, and that nobody made by hand. At
+/// most one of them takes money, or can.
 fn states(evidence: &Evidence) -> Verdict {
-    let mut breaches = Vec::new();
-    for payment in &evidence.payments {
-        let status = evidence.intents.get(&payment.intent).map_or("none", |intent| intent.status.as_str());
-        let agrees = match payment.state.as_str() {
-            "succeeded" => status == "succeeded" || (status == "none" && payment.amount == 0),
-            "canceled" => matches!(status, "canceled" | "none"),
-            "failed" | "pending" => matches!(status, "none" | "requires_payment_method" | "requires_confirmation"),
-            "processing" => status == "processing",
-            other => status == other,
-        };
-        if !agrees {
-            breaches.push(format!("{}, which is {status} at Stripe", named(payment)));
+    let mut open: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
+    for (id, intent) in evidence.intents.iter().filter(|(id, _)| !evidence.beside.contains(*id)) {
+        if matches!(intent.status.as_str(), "succeeded" | "processing" | "requires_action") {
+            open.entry(&intent.payment).or_default().push((&intent.status, id));
         }
     }
-    let payments = by_id(evidence);
-    for (id, intent) in &evidence.intents {
-        let Some(payment) = payments.get(intent.payment.as_str()) else { continue };
-        let is_open = matches!(intent.status.as_str(), "succeeded" | "processing" | "requires_action");
-        if payment.intent != *id && is_open && !evidence.beside.contains(id) {
-            breaches.push(format!("{}, and its other intent {id} is {}", named(payment), intent.status));
+    let mut breaches = Vec::new();
+    for payment in &evidence.payments {
+        let open = open.get(payment.id.as_str()).map_or(&[][..], Vec::as_slice);
+        let of_row = evidence.intents.get(&payment.intent).map_or("none", |intent| intent.status.as_str());
+        let agrees = match (payment.state.as_str(), open) {
+            // Nothing was due.
+            ("succeeded", []) => payment.amount == 0,
+            (state @ ("succeeded" | "processing" | "requires_action"), [(status, _)]) => state == *status,
+            // An intent that is left open after a cancellation could still be confirmed.
+            ("canceled", []) => matches!(of_row, "canceled" | "none"),
+            ("failed" | "pending", []) => true,
+            _ => false,
+        };
+        if !agrees {
+            let shown = open.iter().map(|(status, id)| format!("{id} is {status}")).collect::<Vec<_>>().join(", ");
+            let at_stripe = if shown.is_empty() { format!("it is {of_row}") } else { shown };
+            breaches.push(format!("{}; at Stripe {at_stripe}", named(payment)));
         }
     }
     let looked_at = format!("{} payments, {} intents", evidence.payments.len(), evidence.intents.len());

@@ -169,6 +169,8 @@ fn p2_a_state_that_is_not_stripes_is_found() {
     let row = "every payment's state is Stripe's";
     expect(row, |it| it.payments[FAILED].state = "succeeded".to_owned());
     expect(row, |it| it.intents.get_mut("pi_2").unwrap().status = "succeeded".to_owned());
+    expect(row, |it| it.payments[FAILED].state = "canceled".to_owned());
+    expect(row, |it| it.payments[PAID].state = "processing".to_owned());
     expect(row, |it| it.beside.clear());
 }
 
