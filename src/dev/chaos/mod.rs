@@ -12,6 +12,7 @@ mod checker;
 mod database;
 mod evidence;
 mod measures;
+mod moves;
 mod people;
 mod plan;
 mod proxy;
@@ -21,6 +22,7 @@ mod setup;
 mod storm;
 mod subscribers;
 mod time;
+mod watcher;
 mod workload;
 
 use std::fs::Permissions;
@@ -48,6 +50,7 @@ use self::replicas::Replicas;
 use self::storm::{Counts, Storm};
 use self::subscribers::{Subscriber, Temper};
 use self::time::Time;
+use self::watcher::Watcher;
 use self::workload::Workload;
 use crate::config;
 use crate::dev::rng::Rng;
@@ -69,6 +72,8 @@ const STEP: ::time::Duration = ::time::Duration::hours(6);
 const STEPS_MAX: u32 = 60;
 /// What counts as late by so much, in real time, is due; the rest is just being done.
 const LATE: Duration = Duration::from_secs(1);
+/// For how long nothing may have to be done before it counts as quiet, real time.
+const QUIET_FOR: Duration = Duration::from_millis(300);
 /// A run, set up.
 struct Run {
     settings: config::Chaos,
@@ -85,6 +90,7 @@ struct Run {
     book: Arc<Book>,
     backlog: Arc<AtomicUsize>,
     workload: Arc<Workload>,
+    watcher: Arc<Watcher>,
     counts: Arc<Counts>,
     phase: Mutex<&'static str>,
     /// What did not come to its end in time.
@@ -177,6 +183,7 @@ impl Run {
         }
         drop(events);
         tokio::spawn(Arc::clone(&self.workload).act_on(heard));
+        tokio::spawn(Arc::clone(&self.watcher).watch(self.sandbox.clone()));
 
         self.storm().await;
         self.enter("calm");
@@ -188,6 +195,11 @@ impl Run {
         self.enter("rest");
         if !until(REST_WITHIN, async || self.all_read().await).await {
             self.note(format!("not every subscriber has read the whole log after {REST_WITHIN:?}"));
+        }
+        // Reconcilers end and begin all the time; but one whose process was killed at the last move of the clock is held
+        // until its lease has run out.
+        if !until(REST_WITHIN, async || self.leases().await.is_ok_and(|held| held == 0)).await {
+            self.note(format!("there was no moment without a lease in {REST_WITHIN:?}"));
         }
         hang_up.cancel();
         subscribers.close();
@@ -234,10 +246,11 @@ impl Run {
             if !self.come_to_rest().await? {
                 return Ok(());
             }
-            if self.sandbox.pending_debits() == 0 && self.unsettled().await? == 0 {
+            let next = self.sandbox.next_timer();
+            if next.is_none() && self.unsettled().await? == 0 {
                 return Ok(());
             }
-            let to_next = self.sandbox.next_timer().map(|next| ::time::Duration::seconds(next - self.time.seconds()));
+            let to_next = next.map(|next| ::time::Duration::seconds(next - self.time.seconds()));
             self.move_time(to_next.unwrap_or_default().max(STEP)).await?;
         }
         Ok(())
@@ -261,7 +274,8 @@ impl Run {
                 ));
                 return Ok(false);
             }
-            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs WHERE failures > 0";
+            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs \
+                 WHERE failures > 0 AND park_time IS NULL";
             let of_jobs: Option<i64> = self.database.connect().await?.query_one(next_try, &[]).await?.get(0);
             let Some(next) = of_jobs.into_iter().chain(self.sandbox.next_delivery()).min() else { return Ok(true) };
             self.move_time(::time::Duration::seconds((next - self.time.seconds()).max(1))).await?;
@@ -270,30 +284,45 @@ impl Run {
         Ok(false)
     }
 
-    /// Payments that nobody but Paybridge or Stripe can move.
+    /// Payments and refunds that nobody but Paybridge or Stripe can move.
     async fn unsettled(&self) -> Result<i64> {
-        let counted = "SELECT count(*) FROM payments \
-             WHERE state = 'processing' OR state = 'requires_action' OR (state = 'pending' AND pending_reason IS NULL)";
+        let counted = "SELECT (SELECT count(*) FROM payments \
+             WHERE state IN ('processing', 'requires_action') OR (state = 'pending' AND pending_reason IS NULL)) \
+             + (SELECT count(*) FROM refunds WHERE status IN ('pending', 'requires_action'))";
         Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
     }
 
     /// Waits until nothing is to be done for now: no job is due or held, no webhook is to be sent, nobody acts.
     async fn quiet(&self, within: Duration) -> bool {
-        until(within, async || {
+        let is_quiet = async || {
             let is_due = |next: i64| next <= self.time.seconds();
             let idle = self.workload.people.is_empty() && !self.sandbox.next_delivery().is_some_and(is_due);
             idle && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+        };
+        until(within, async || {
+            // Twice, so that whatever a reconciler was just finding has come up.
+            is_quiet().await && {
+                pause(QUIET_FOR).await;
+                is_quiet().await
+            }
         })
         .await
     }
 
+    /// Jobs that are held or overdue. Reconcilers are held all the time, for they never end; they count once they are late.
     async fn open_jobs(&self) -> Result<i64> {
         let late = f64::from(self.settings.clock_speed) * LATE.as_secs_f64();
-        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp() \
-             OR run_at < to_timestamp($1::float8)";
+        let counted = "SELECT count(*) FROM jobs WHERE (lease_until > clock_timestamp() \
+             AND kind NOT IN ('poll_events', 'sweep_integration', 'check_endpoint')) OR (run_at < to_timestamp($1::float8) AND park_time IS NULL)";
         #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
         let due = self.time.seconds() as f64 - late;
         Ok(self.database.connect().await?.query_one(counted, &[&due]).await?.get(0))
+    }
+
+    /// How many jobs are held just now.
+    async fn leases(&self) -> Result<i64> {
+        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp()";
+        Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
     }
 
     /// Whether every subscriber stands at its log's end.
@@ -318,7 +347,8 @@ impl Run {
         let now = self.time.seconds() as f64;
         evidence.read_database(&client, now).await?;
         evidence.read_sandbox(&self.sandbox, &self.organizations);
-        (evidence.invoices, evidence.readers, evidence.beside) = self.book.read();
+        (evidence.invoices, evidence.readers, evidence.outside) = self.book.read();
+        (evidence.sightings, evidence.looks) = self.watcher.read();
         let mut secrets = vec![
             ("the encryption key".to_owned(), STANDARD.encode(SEAL_KEY)),
             ("the encryption key, in plain".to_owned(), String::from_utf8_lossy(&SEAL_KEY).into_owned()),
@@ -353,7 +383,10 @@ impl Run {
         let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
         println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
         let by_hand = self.workload.paid_by_hand.load(Ordering::Relaxed);
-        println!("Clerks paid {by_hand} of our intents by hand, and made {} of their own.", evidence.beside.len());
+        println!(
+            "Clerks paid {by_hand} of our intents by hand, and made {} of their own.",
+            evidence.outside.beside.len()
+        );
         println!("The most memory of this process, sandbox and all: {}", report::memory());
         for end in self.replicas.records(|it| it.own_ends.clone()) {
             println!("  {end}");

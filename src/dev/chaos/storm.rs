@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 use super::callers::Organization;
 use super::database::Database;
 use super::pause;
-use super::plan::WITH_LOST_WEBHOOKS;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
 use crate::dev::rng::Rng;
@@ -184,7 +183,7 @@ impl Storm {
         let mut until_outage = rng.between(4, 8);
         loop {
             self.sandbox.clear_faults();
-            for fault in webhook_faults(&self.organizations[WITH_LOST_WEBHOOKS].account) {
+            for fault in webhook_faults(self.faults) {
                 self.sandbox.add_webhook_fault(fault);
             }
             let mut spell = SPELL;
@@ -234,19 +233,15 @@ fn stripe_faults(rng: &mut Rng, percent: u8, clock_speed: u32) -> Vec<Fault> {
     (0..KINDS_AT_ONCE).map(fault).filter(|fault| fault.percent > 0).collect()
 }
 
-/// Webhooks doubled, shuffled within minutes, delayed for many, and lost where something else finds what they said.
-fn webhook_faults(losing_account: &str) -> Vec<WebhookFault> {
+/// Webhooks doubled, shuffled within minutes, delayed for many, and lost for good.
+fn webhook_faults(lost_percent: u8) -> Vec<WebhookFault> {
     let every = |percent, action| WebhookFault { times: None, percent, action, ..WebhookFault::default() };
     vec![
         every(8, WebhookAction::Double),
         every(30, WebhookAction::Shuffle { within_milliseconds: 2 * 60_000 }),
         every(4, WebhookAction::Delay { milliseconds: 10 * 60_000 }),
         every(1, WebhookAction::Delay { milliseconds: 45 * 60_000 }),
-        WebhookFault {
-            event: "payment_intent.*".to_owned(),
-            account: losing_account.to_owned(),
-            ..every(8, WebhookAction::Lose)
-        },
+        every(lost_percent, WebhookAction::Lose),
     ]
 }
 
