@@ -3,6 +3,8 @@
 //! endpoint (`integrations/endpoint`). Whatever they find takes the same way as a webhook, so that a repeat of it changes
 //! nothing (P6); what they mend is counted.
 
+use std::time::Duration as RealDuration;
+
 use time::{Duration, OffsetDateTime};
 
 use super::deliveries::About;
@@ -17,6 +19,9 @@ use crate::domain::{CheckoutSessionId, IntegrationId, OrganizationId, Result};
 use crate::store::jobs::NewJob;
 use crate::store::{self, Hint, Scope};
 use crate::stripe;
+
+/// How far apart they look at least, real time, however fast the clock runs.
+const LOOK_AFTER: RealDuration = RealDuration::from_millis(100);
 
 /// How many reconcilers are made in one transaction (P11).
 const BATCH: i64 = 1_000;
@@ -58,6 +63,11 @@ pub(super) fn mended(kind: &'static str, count: usize) {
 }
 
 impl App {
+    /// How a reconciler's look ends: with the next one, `period` after `now`.
+    pub(super) fn look_again(&self, now: OffsetDateTime, period: Duration) -> Outcome {
+        Outcome::Again(now + period.max(self.clock().shown(LOOK_AFTER)))
+    }
+
     /// Gives a new integration its reconcilers. Where the events list stands in for webhooks it is read at once.
     pub(super) fn start_reconcilers(&self, work: &mut Work, integration: &Integration) {
         let (id, now, periods) = (integration.id.0, work.now, &self.0.settings.periods);
@@ -121,7 +131,7 @@ impl App {
             }
             IntegrationState::Connecting | IntegrationState::Paused => {}
         }
-        work.end(Outcome::Again(now + self.0.settings.periods.sweep)).await
+        work.end(self.look_again(now, self.0.settings.periods.sweep)).await
     }
 
     /// The job of a Checkout session that is past its end: it was used, or has ended, and nobody has told.

@@ -16,6 +16,9 @@ use crate::app::App;
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long that may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long, in real time, the word that nobody is to come here any more is out before anything ends: whoever watches goes
+/// elsewhere first.
+const TOLD_BEFORE: Duration = Duration::from_millis(100);
 /// The service name under which gRPC health says whether the process can do its work, as for every gRPC server.
 const READINESS: &str = "";
 /// The name under which it says that the process lives. Without the database it does: a restart would not help.
@@ -54,6 +57,7 @@ impl Readiness {
             }
         }
         self.set(false).await;
+        let _ = timeout(TOLD_BEFORE, std::future::pending::<()>()).await;
         // Whoever watches has now heard it; their streams would keep the door open for ever, so they end. Whoever asks
         // on an open connection still gets an answer.
         self.renew(READINESS, NotServing).await;

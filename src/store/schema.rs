@@ -151,19 +151,19 @@ table! {
         intent_number -> Integer,
         attempt_number -> Integer,
         requested_method_id -> Nullable<Uuid>,
-        on_session -> Bool,
         next_action_url -> Nullable<Text>,
-        action_time -> Nullable<Timestamptz>,
-        provider_charge_id -> Nullable<Text>,
         amount_received -> BigInt,
         amount_refunded -> BigInt,
         cancel_request_time -> Nullable<Timestamptz>,
-        errand -> Nullable<Jsonb>,
-        manual -> Nullable<Jsonb>,
         unknown_since -> Nullable<Timestamptz>,
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
+        errand -> Nullable<Jsonb>,
+        on_session -> Bool,
+        action_time -> Nullable<Timestamptz>,
+        provider_charge_id -> Nullable<Text>,
+        manual -> Nullable<Jsonb>,
     }
 }
 
@@ -174,12 +174,8 @@ table! {
         number -> Integer,
         amount -> BigInt,
         currency -> Bpchar,
-        way -> Text,
         payment_method_id -> Nullable<Uuid>,
         provider_payment_intent_id -> Nullable<Text>,
-        provider_session_id -> Nullable<Text>,
-        url -> Nullable<Text>,
-        expire_time -> Nullable<Timestamptz>,
         idempotency_key -> Text,
         body -> Text,
         prior_charge -> Nullable<Text>,
@@ -190,6 +186,10 @@ table! {
         dead_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
+        way -> Text,
+        provider_session_id -> Nullable<Text>,
+        url -> Nullable<Text>,
+        expire_time -> Nullable<Timestamptz>,
     }
 }
 

@@ -34,6 +34,9 @@ const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// The same while an organization has all the places it may have, real time.
 const LOOK_WITHIN_CAPPED: Duration = Duration::from_millis(100);
 
+/// How long no look is taken at least meanwhile, real time: whoever has a backlog may be giving in more of it.
+const LOOK_AFTER_CAPPED: Duration = Duration::from_millis(20);
+
 /// How long no look is taken at least where a job is due that somebody else is just leasing, real time.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
 
@@ -197,11 +200,11 @@ impl Taker {
     /// Until the next look makes sense.
     async fn wait(&mut self, look: Look) {
         // When all places are taken, only the end of a job makes room.
-        let (listen, due, within) = match look {
-            Look::Full => (false, None, LOOK_WITHIN),
+        let (listen, due, after, within) = match look {
+            Look::Full => (false, None, Duration::ZERO, LOOK_WITHIN),
             // When the next job of another organization is due is not known.
-            Look::Capped => (true, None, LOOK_WITHIN_CAPPED),
-            Look::Drained(due) => (true, due, LOOK_WITHIN),
+            Look::Capped => (true, None, LOOK_AFTER_CAPPED, LOOK_WITHIN_CAPPED),
+            Look::Drained(due) => (true, due, Duration::ZERO, LOOK_WITHIN),
             // Hints would only make us ask a database that is away more often.
             Look::Failed => return pause(LOOK_WITHIN).await,
         };
@@ -209,7 +212,7 @@ impl Taker {
         let is_busy = !self.running.is_empty();
         let ended = tokio::select! {
             Some(ended) = self.running.join_next_with_id(), if is_busy => Some(ended),
-            () = app.jobs_asked(), if listen => None,
+            () = asked(&app, after), if listen => None,
             () = until(&app, due), if listen => None,
             () = pause(within), if listen => None,
         };
@@ -245,6 +248,14 @@ impl Taker {
             tracing::error!(job.id = job, "a job panicked; its lease will run out, and it is begun again: {error}");
         }
     }
+}
+
+/// Until jobs are asked for, but not before `after`: hints that come meanwhile count then.
+async fn asked(app: &App, after: Duration) {
+    if !after.is_zero() {
+        pause(after).await;
+    }
+    app.jobs_asked().await;
 }
 
 /// Until the clock shows `due`, if anything is due at all.

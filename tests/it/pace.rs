@@ -5,7 +5,7 @@ use paybridge::dev::stage::{Options, Stage};
 use paybridge::dev::story::Player;
 use paybridge::domain::OrganizationId;
 use paybridge::domain::jobs::{JobKind, Lease, Room};
-use paybridge::grpc::proto::PaymentState;
+use paybridge::grpc::proto::{CreateCustomerRequest, PaymentState};
 use paybridge::store::{self, Pool, Scope};
 use time::Duration;
 use tokio_postgres::Client;
@@ -13,10 +13,13 @@ use tokio_postgres::Client;
 use crate::cashier::{CONFIRM, CREATE, Cashier, until};
 use crate::support::stage;
 
+/// Calls a second to an endpoint: so few that any machine could make more.
+const ENDPOINT_LIMIT: u32 = 6;
+
 /// A till before a Stripe that counts as it does for live keys, where an endpoint's limit is met before the account's. The
 /// key is a test key all the same: in live mode Stripe posts webhooks to https addresses only.
 async fn limited_till(name: &str, servers: usize) -> Cashier {
-    let limits = Some(Limits { test: 100, ..Limits::default() });
+    let limits = Some(Limits { endpoint: ENDPOINT_LIMIT, test: 4 * ENDPOINT_LIMIT, live: 4 * ENDPOINT_LIMIT });
     let sandbox = SandboxOptions { limits, ..SandboxOptions::default() };
     Cashier::new(name, Options { servers, sandbox, ..Options::default() }).await
 }
@@ -39,7 +42,7 @@ async fn paid(database: &Client, organization: &str, until: Option<time::OffsetD
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_share_the_limit_and_next_to_nothing_is_turned_away() {
-    const INVOICES: usize = 150;
+    const INVOICES: usize = 50;
     let mut cashier = limited_till("drain", 3).await;
     cashier.customer("hooli", "pm_card_visa").await;
     for number in 0..INVOICES {
@@ -52,8 +55,9 @@ async fn replicas_share_the_limit_and_next_to_nothing_is_turned_away() {
     })
     .await;
     let refused = turned_away(&cashier);
-    // Three servers that knew nothing of each other would be turned away hundreds of times.
-    assert!(refused.len() <= INVOICES / 100, "{refused:#?}");
+    // Three servers that knew nothing of each other would be turned away again and again. One is chance: a machine that
+    // stood still while calls were on their way.
+    assert!(refused.len() <= 1, "{refused:#?}");
     for path in ["/v1/payment_intents", "/confirm"] {
         let sent = cashier.posts(path).len();
         assert!(sent <= INVOICES + refused.len(), "{path} was called {sent} times");
@@ -63,7 +67,7 @@ async fn replicas_share_the_limit_and_next_to_nothing_is_turned_away() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_organizations_backlog_does_not_delay_anothers_single_payment() {
-    const BACKLOG: i64 = 250;
+    const BACKLOG: i64 = 80;
     let mut cashier = limited_till("backlog", 1).await;
     cashier.customer("hooli", "pm_card_visa").await;
     let (player, integration) = Player::connected(&cashier.scenery, "single").await.expect("another organization");
@@ -90,8 +94,8 @@ async fn one_organizations_backlog_does_not_delay_anothers_single_payment() {
         told.get::<_, String>(0),
     );
     let between: i64 = database.query_one(&between, &[]).await.expect("a count").get(0);
-    // Stripe takes 25 a second of the backlog: that is how long a second is here, and there is a second's rounding.
-    assert!(between <= 75, "{between} of the backlog were paid before the single one");
+    // A second's worth, with the second that is lost to rounding, and another for a machine that is busy.
+    assert!(between <= 3 * i64::from(ENDPOINT_LIMIT), "{between} of the backlog were paid before the single one");
     assert!(paid(&database, &first.organization, None).await < BACKLOG, "the backlog was still there");
     drop(first);
     cashier.end().await;
@@ -132,6 +136,12 @@ async fn p2_an_outage_means_few_calls_and_later_never_failed() {
     for number in 0..INVOICES {
         cashier.pay("hooli", &format!("inv-{number}")).await;
     }
+    let newcomer = CreateCustomerRequest {
+        external_id: "newcomer".to_owned(),
+        sync_with_provider: true,
+        ..CreateCustomerRequest::default()
+    };
+    cashier.player.api.customers.create_customer(newcomer).await.expect("it is taken");
     let calls = || cashier.sandbox().requests().len();
     let database = cashier.database().await;
     until("it is noticed", || async { (calls() >= 10).then_some(()) }).await;
@@ -140,13 +150,19 @@ async fn p2_an_outage_means_few_calls_and_later_never_failed() {
     for _ in 0..30 {
         cashier.advance(Duration::seconds(2));
         let due = cashier.scenery.stage.clock.now();
-        let due = format!("SELECT FROM jobs WHERE kind = 'submit_payment' AND run_at <= '{due}'");
+        let due = format!("SELECT FROM jobs WHERE kind IN ('submit_payment', 'sync_customer') AND run_at <= '{due}'");
         until("whatever was due has been looked at", || async {
             database.query(&due, &[]).await.expect("jobs").is_empty().then_some(())
         })
         .await;
     }
     let during = calls() - before;
+    for (kind, path) in [("submit_payment", "/v1/payment_intents"), ("sync_customer", "/v1/customers")] {
+        let failures = "SELECT COALESCE(sum(failures), 0) FROM jobs WHERE kind = $1";
+        let failures: i64 = database.query_one(failures, &[&kind]).await.expect("a sum").get(0);
+        let sent = cashier.posts(path).len();
+        assert!(failures <= i64::try_from(sent).unwrap(), "{failures} failures of {kind} with {sent} calls: held back");
+    }
     assert!(during <= 60, "{during} calls were sent into the outage");
     for number in 0..INVOICES {
         let payment = cashier.payment(&format!("inv-{number}")).await;
@@ -190,7 +206,8 @@ async fn a_429_halves_what_all_replicas_may_send_and_one_objects_limit_does_not(
         cashier.payment_in(reason, PaymentState::Succeeded).await;
     }
     let full = rate(confirms).await.expect("the bucket is kept");
-    assert!((24.0..25.0).contains(&full), "{full}");
+    let limit_now = f64::from(ENDPOINT_LIMIT);
+    assert!((limit_now * 0.98..limit_now).contains(&full), "{full}");
     cashier.fault(CONFIRM, 1, limit("endpoint-rate"));
     cashier.pay("hooli", "endpoint").await;
     cashier.payment_in("endpoint", PaymentState::Succeeded).await;
@@ -203,7 +220,7 @@ async fn a_429_halves_what_all_replicas_may_send_and_one_objects_limit_does_not(
     cashier.pay("hooli", "global").await;
     cashier.payment_in("global", PaymentState::Succeeded).await;
     let whole = rate("").await.expect("the bucket is kept");
-    assert!((48.0..50.0).contains(&whole), "{whole}");
+    assert!((whole - 2.0 * full).abs() < 0.1, "half of four times as much: {whole}");
     cashier.end().await;
 }
 

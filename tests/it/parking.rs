@@ -5,7 +5,7 @@ use std::process::Command;
 
 use paybridge::dev::sandbox::{Action, Fault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::PaymentState;
+use paybridge::grpc::proto::{CreateCustomerRequest, Customer, PaymentState};
 use time::Duration;
 use tokio_postgres::Client;
 
@@ -97,9 +97,17 @@ async fn a_job_that_fails_because_stripe_is_away_is_never_parked() {
     let database = cashier.database().await;
     cashier.sandbox().add_fault(Fault { times: None, action: Action::Unavailable, ..Fault::default() });
     cashier.pay("hooli", "inv").await;
-    until("it has failed more often than would park it", || async {
+    let newcomer = CreateCustomerRequest {
+        request_id: "gavin".to_owned(),
+        external_id: "gavin".to_owned(),
+        sync_with_provider: true,
+        ..CreateCustomerRequest::default()
+    };
+    cashier.player.api.customers.create_customer(newcomer).await.expect("it is accepted");
+    until("both have failed more often than would park them", || async {
         cashier.advance(Duration::minutes(5) + Duration::SECOND);
-        job(&database, "submit_payment").await.filter(|(failures, ..)| *failures >= 25)
+        let jobs = [job(&database, "submit_payment").await?, job(&database, "sync_customer").await?];
+        jobs.iter().all(|(failures, ..)| *failures >= 25).then_some(())
     })
     .await;
     let query = "SELECT max(own_failures), count(park_time) FROM jobs";
@@ -108,5 +116,7 @@ async fn a_job_that_fails_because_stripe_is_away_is_never_parked() {
     cashier.sandbox().clear_faults();
     cashier.advance(Duration::minutes(5) + Duration::SECOND);
     cashier.payment_in("inv", PaymentState::Succeeded).await;
+    let is_made = |customer: &Customer| !customer.provider_customer_id.is_empty();
+    cashier.player.customer_when("gavin", "is made at Stripe", is_made).await.expect("it goes on");
     cashier.end().await;
 }

@@ -52,6 +52,12 @@ async fn all_told(cashier: &Cashier) -> usize {
     .await
 }
 
+/// How many events of Stripe's are stored.
+async fn deliveries(cashier: &Cashier) -> i64 {
+    let database = cashier.database().await;
+    database.query_one("SELECT count(*) FROM deliveries", &[]).await.expect("a count").get(0)
+}
+
 /// Asks again and again, and lets time pass by `step` between.
 pub async fn passing<T>(
     cashier: &mut Cashier,
@@ -131,15 +137,13 @@ async fn p6_what_every_webhook_missed_is_found_in_the_events_list_and_a_repeat_c
     cashier.sandbox().clear_faults();
     let told = all_told(&cashier).await;
     let events = cashier.sandbox().events(&cashier.player.account);
-    let taken = "SELECT count(*) FROM deliveries";
-    let database = cashier.database().await;
-    let stored: i64 = database.query_one(taken, &[]).await.expect("a count").get(0);
+    let stored = deliveries(&cashier).await;
     for event in &events {
         cashier.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
     }
     cashier.all_delivered().await;
     assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
-    assert_eq!(database.query_one(taken, &[]).await.expect("a count").get::<_, i64>(0), stored, "nothing was new");
+    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
     let after = cashier.payment("inv").await;
     assert_eq!(
         (after.state(), after.amount_refunded.map(|money| money.minor_units)),
@@ -157,6 +161,7 @@ async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     cashier.all_delivered().await;
     let told = all_told(&cashier).await;
+    let stored = deliveries(&cashier).await;
     cashier.sandbox().forget_requests();
     cashier.advance(Duration::minutes(3));
     until("the list is read", || async {
@@ -168,6 +173,7 @@ async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
     let others: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
     assert!(others.iter().all(|path| path == "/v1/events"), "nothing else is read: {others:?}");
     assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
+    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
     cashier.end().await;
 }
 
@@ -224,6 +230,43 @@ async fn p6_a_debit_a_page_and_a_refund_of_which_nothing_is_heard_are_asked_abou
     cashier.end().await;
 }
 
+/// Waits until stale objects have been asked about up to the present time.
+async fn swept(cashier: &Cashier) {
+    let now = cashier.scenery.stage.clock.now().unix_timestamp();
+    let database = cashier.database().await;
+    until("the sweep has come", || async {
+        let query = "SELECT extract(epoch FROM sweep_time)::bigint FROM integrations";
+        let swept = database.query_one(query, &[]).await.expect("a look").get::<_, Option<i64>>(0)?;
+        (swept >= now).then_some(())
+    })
+    .await;
+    cashier.at_rest(&["reconcile_payment", "reconcile_session", "refund_payment"]).await;
+}
+
+/// Reads are rationed: what the bank has is read daily, and what is settled never.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_debit_that_the_bank_has_is_read_daily_and_what_is_settled_is_not_read() {
+    let mut cashier = till("rationed", sweep_alone()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    cashier.pay("hooli", "inv-card").await;
+    cashier.payment_in("inv-card", PaymentState::Succeeded).await;
+    cashier.add_method("hooli", &provider_id, GOOD_IBAN).await;
+    cashier.pay("hooli", "inv-debit").await;
+    until("it is at the bank", || async { (cashier.live_charges("inv-debit") == 1).then_some(()) }).await;
+    cashier.payment_in("inv-debit", PaymentState::Processing).await;
+    cashier.all_delivered().await;
+    cashier.at_rest(&["submit_payment"]).await;
+    cashier.sandbox().forget_requests();
+    for _ in 0..9 {
+        cashier.advance(Duration::hours(6));
+        swept(&cashier).await;
+    }
+    let intent = cashier.payment("inv-debit").await.provider_payment_intent_id;
+    let read: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
+    assert_eq!(read, vec![format!("/v1/payment_intents/{intent}"); 2], "twice in 54 hours, and nothing else");
+    cashier.end().await;
+}
+
 /// A page's method that is found late is no newer than it is: one that was stored since stays the default.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_method_that_is_found_late_does_not_take_the_place_of_a_newer_one() {
@@ -253,6 +296,7 @@ async fn a_page_whose_making_was_given_up_does_not_stay_in_the_making() {
     let mut cashier = till("never made", sweep_alone()).await;
     cashier.bare_customer("hooli").await;
     cashier.all_delivered().await;
+    cashier.at_rest(&["create_checkout_session"]).await;
     cashier.fault("/v1/checkout/sessions", 3, Action::Unavailable);
     let customer_id = cashier.player.customer("hooli").await.expect("a customer").id;
     let ask = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };

@@ -20,6 +20,9 @@ use tonic_types::StatusExt as _;
 use crate::cashier::{CONFIRM, Cashier, until};
 use crate::support::program;
 
+/// How long a process that is told to go has.
+const GRACE: RealDuration = RealDuration::from_secs(6);
+
 /// A process and its HTTP door.
 struct Worker {
     process: u32,
@@ -74,7 +77,7 @@ async fn epoch(database: &Client) -> i64 {
 async fn p8_a_worker_that_is_killed_is_replaced_within_fifteen_seconds() {
     let (mut cashier, first) = till("killed").await;
     let database = cashier.database().await;
-    cashier.fault(CONFIRM, 1, slow(15_000));
+    cashier.fault(CONFIRM, 1, slow(18_000));
     cashier.pay("hooli", "inv").await;
     confirms_in_flight(&cashier, 1).await;
     let _second = Worker::start(&cashier).await;
@@ -105,7 +108,7 @@ async fn p8_a_worker_that_slept_through_its_lease_writes_nothing() {
     let database = cashier.database().await;
     // Nobody but the workers brings news of the payment.
     cashier.sandbox().add_webhook_fault(WebhookFault { event: "payment_intent.*".to_owned(), ..Default::default() });
-    cashier.fault(CONFIRM, 1, slow(1_500));
+    cashier.fault(CONFIRM, 1, slow(3_000));
     cashier.pay("hooli", "inv").await;
     confirms_in_flight(&cashier, 1).await;
     send(sleeper.process, Signal::STOP);
@@ -132,7 +135,7 @@ async fn p8_a_worker_that_slept_through_its_lease_writes_nothing() {
 
 /// A till whose only server is a process.
 async fn served_by_a_process(name: &str) -> (Cashier, u32) {
-    let options = Options { program: Some(program()), ..Options::default() };
+    let options = Options { program: Some(program()), shutdown_grace: GRACE, ..Options::default() };
     let mut cashier = Cashier::new(name, options).await;
     cashier.customer("hooli", "pm_card_visa").await;
     cashier.all_delivered().await;
@@ -192,7 +195,7 @@ async fn a_process_that_is_told_to_go_says_so_first_and_finishes_what_it_has_in_
     assert_eq!(*notes.lock().expect("no holder panics"), expected, "health first, then the streams");
     let status = until("the process has ended", || async { cashier.scenery.stage.ended(process) }).await;
     assert!(status.success(), "in order: {status}");
-    assert!(told.elapsed() < RealDuration::from_secs(5), "within the grace: {:?}", told.elapsed());
+    assert!(told.elapsed() < GRACE, "within the grace: {:?}", told.elapsed());
     let row = database.query_one("SELECT state FROM payments", &[]).await.expect("the payment");
     assert_eq!(row.get::<_, String>(0), "succeeded", "the payment in hand was finished");
     let held = database.query_one("SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp()", &[]).await;
@@ -212,7 +215,7 @@ async fn a_process_that_can_not_finish_in_time_gives_its_work_back() {
     let told = Instant::now();
     let status = until("the process has ended", || async { cashier.scenery.stage.ended(process) }).await;
     assert!(status.success(), "in order: {status}");
-    assert!(told.elapsed() < RealDuration::from_secs(6), "within the grace: {:?}", told.elapsed());
+    assert!(told.elapsed() < GRACE, "within the grace: {:?}", told.elapsed());
     let job = database.query_one("SELECT lease_until IS NULL, failures FROM jobs WHERE kind = 'submit_payment'", &[]);
     let job = job.await.expect("the job is there");
     assert_eq!((job.get(0), job.get(1)), (true, 0), "given back, for no fault of its own");

@@ -129,6 +129,7 @@ fn value(column: &str, kind: &str) -> String {
         ("link_state", _) => "'none'".to_owned(),
         ("currency", _) => "'EUR'".to_owned(),
         ("state", _) => "STATE".to_owned(),
+        ("way", _) => "'link'".to_owned(),
         ("created", _) => "'2026-01-01 12:00+00'".to_owned(),
         (_, "uuid") => format!("'{}'", Uuid::from_u128(getrandom::u64().unwrap().into())),
         (_, "text") => format!("'{}'", getrandom::u64().unwrap()),

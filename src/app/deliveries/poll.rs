@@ -43,10 +43,9 @@ impl App {
             }
             IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
-        let before = {
-            let mut tx = self.read(org).await?;
-            store::upkeep::list_progress(&mut tx, org, id).await?
-        };
+        let mut tx = self.read(org).await?;
+        let before = store::upkeep::list_progress(&mut tx, org, id).await?;
+        tx.close().await?;
         let since = before.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD));
         let newest = self.read_events(lease, &integration, since - OVERLAP, now).await?;
         let usual = self.list_period(&integration);
@@ -58,8 +57,8 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
         let is_fast = progress.list_fast_until.is_some_and(|until| now < until);
-        let next = work.now + if is_fast { usual.min(FAST_READS) } else { usual };
-        work.end(Outcome::Again(next)).await
+        let again = self.look_again(work.now, if is_fast { usual.min(FAST_READS) } else { usual });
+        work.end(again).await
     }
 
     /// How far apart the reads are, in the clock's time.

@@ -30,8 +30,8 @@ impl App {
             self.delete_old_endpoint(lease, &access).await?;
         }
         let work = self.begin_leased(lease).await?;
-        let next = work.now + self.0.settings.periods.endpoint;
-        work.end(Outcome::Again(next)).await
+        let again = self.look_again(work.now, self.0.settings.periods.endpoint);
+        work.end(again).await
     }
 
     async fn mend_endpoint(&self, lease: &Lease, access: &Access, integration: &Integration) -> Result<()> {
@@ -96,10 +96,7 @@ impl App {
     /// secret is lost.
     async fn replacement_request(&self, lease: &Lease, access: &Access) -> Result<FrozenRequest> {
         let (org, id) = (access.org, access.integration);
-        let newest = {
-            let mut tx = self.read(org).await?;
-            store::requests::newest_frozen(&mut tx, org, Purpose::ReplacementEndpoint, id.0).await?
-        };
+        let newest = self.newest_replacement(org, id).await?;
         let number = match newest {
             Some(frozen) if !frozen.is_finished && self.clock().now() - frozen.create_time <= KEY_AGE_MAX => {
                 return Ok(frozen);
@@ -218,6 +215,13 @@ impl App {
         work.commit().await
     }
 
+    async fn newest_replacement(&self, org: OrganizationId, id: IntegrationId) -> Result<Option<FrozenRequest>> {
+        let mut tx = self.read(org).await?;
+        let newest = store::requests::newest_frozen(&mut tx, org, Purpose::ReplacementEndpoint, id.0).await?;
+        tx.close().await?;
+        Ok(newest)
+    }
+
     /// The endpoints that the integration knows of: the present one, and one that was replaced.
     async fn known_endpoints(&self, org: OrganizationId, id: IntegrationId) -> Result<Vec<String>> {
         let mut tx = self.read(org).await?;
@@ -239,10 +243,7 @@ impl App {
     pub(super) async fn endpoints_to_remove(&self, access: &Access) -> Result<Vec<String>> {
         let (org, id) = (access.org, access.integration);
         let mut endpoints = self.known_endpoints(org, id).await?;
-        let newest = {
-            let mut tx = self.read(org).await?;
-            store::requests::newest_frozen(&mut tx, org, Purpose::ReplacementEndpoint, id.0).await?
-        };
+        let newest = self.newest_replacement(org, id).await?;
         if newest.is_some_and(|frozen| !frozen.is_finished) {
             match self.endpoints_at_stripe(access).await {
                 Ok(all) => all.into_iter().for_each(|endpoint| {

@@ -39,7 +39,11 @@ fn job_trouble(action: &str, error: &stripe::Error) -> Error {
 impl App {
     /// An integration.
     pub async fn get_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
-        store::integrations::get(&mut *self.read(org).await?, org, id).await
+        let mut tx = self.read(org).await?;
+        let integration = store::integrations::get(&mut tx, org, id).await?;
+        // Most who ask call Stripe next (P3).
+        tx.close().await?;
+        Ok(integration)
     }
 
     /// A page of integrations, newest first, disconnected ones too.

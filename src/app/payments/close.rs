@@ -30,7 +30,7 @@ impl App {
             }
             _ => {}
         }
-        ask(&mut work, &mut scene, Errand::Cancel, "PAYMENT_NOT_CANCELABLE").await?;
+        ask(&mut work, &mut scene, Errand::Cancel, &CANCEL).await?;
         work.commit().await?;
         Ok(scene.payment)
     }
@@ -58,7 +58,7 @@ impl App {
             return Err(Error::invalid("payment.amount.currency_code", text));
         }
         let errand = Errand::ChangeAmount { minor_units: amount.minor_units };
-        ask(&mut work, &mut scene, errand, "PAYMENT_NOT_UPDATABLE").await?;
+        ask(&mut work, &mut scene, errand, &UPDATE).await?;
         work.commit().await?;
         Ok(scene.payment)
     }
@@ -83,7 +83,7 @@ impl App {
         }
         store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
         let manual = Manual { reference, time: paid_time.unwrap_or(work.now) };
-        ask(&mut work, &mut scene, Errand::RecordManual(manual), "PAYMENT_SETTLED").await?;
+        ask(&mut work, &mut scene, Errand::RecordManual(manual), &RECORD).await?;
         work.commit().await?;
         Ok(scene.payment)
     }
@@ -144,24 +144,38 @@ impl App {
     }
 }
 
-/// Takes an errand on, or says why it can't be; `reason` stands for a state that does not allow it.
-pub(super) async fn ask(work: &mut Work, scene: &mut Scene, errand: Errand, reason: &'static str) -> Result<()> {
+/// What a caller is told where a payment's state does not allow something: a reason, and what would be allowed.
+pub(super) struct Allowed(&'static str, &'static str);
+
+const CANCEL: Allowed =
+    Allowed("PAYMENT_NOT_CANCELABLE", "only one that is neither SUCCEEDED nor CANCELED can be canceled");
+const UPDATE: Allowed =
+    Allowed("PAYMENT_NOT_UPDATABLE", "only a PENDING or FAILED one, or one with an open link, can change its amount");
+const RECORD: Allowed =
+    Allowed("PAYMENT_SETTLED", "only one that is neither SUCCEEDED nor CANCELED can be paid elsewhere");
+pub(super) const RETRY: Allowed = Allowed(
+    "PAYMENT_NOT_RETRYABLE",
+    "only a FAILED one, a PENDING one that waits, or one with an open link can be retried",
+);
+pub(super) const LINK: Allowed = Allowed("PAYMENT_URL_REFUSED", "only a PENDING or FAILED one can have a link");
+
+/// Takes an errand on, or says why it can't be.
+pub(super) async fn ask(work: &mut Work, scene: &mut Scene, errand: Errand, allowed: &Allowed) -> Result<()> {
     if let Some(objection) = scene.payment.objection(scene.attempt.as_ref(), &errand) {
-        return Err(refused(objection, &scene.payment, reason));
+        return Err(refused(objection, &scene.payment, allowed));
     }
     scene.news(work, News::Asked(errand)).await?;
     Ok(())
 }
 
 /// What a caller is told whose wish the payment does not allow now.
-pub(super) fn refused(objection: Objection, payment: &Payment, reason: &'static str) -> Error {
+pub(super) fn refused(objection: Objection, payment: &Payment, allowed: &Allowed) -> Error {
     let subject = format!("payment/{}", payment.id);
     let state = payment.state.as_str().to_uppercase();
     match objection {
         Objection::State => {
-            let message =
-                format!("the payment is {state}, which does not allow this; read it, and see the call's comment");
-            Error::precondition(reason, subject, message)
+            let Allowed(reason, what) = allowed;
+            Error::precondition(reason, subject, format!("the payment is {state}; {what}"))
         }
         Objection::Busy => {
             let message = "an earlier change waits for Stripe's answer; try again in a moment";
@@ -176,7 +190,7 @@ pub(super) async fn retry_instead_of_link(
     scene: &mut Scene,
     method: Option<PaymentMethodId>,
 ) -> Result<()> {
-    ask(work, scene, Errand::Retry { method }, "PAYMENT_NOT_RETRYABLE").await
+    ask(work, scene, Errand::Retry { method }, &RETRY).await
 }
 
 /// It is open still. A lost answer is tried again; a refusal that nobody expected is a failure of the job's own.

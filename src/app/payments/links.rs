@@ -4,7 +4,7 @@
 
 use time::Duration;
 
-use super::close::refused;
+use super::close::{LINK, refused};
 use super::{Scene, hash_request};
 use crate::app::work::{Hand, Work};
 use crate::app::{App, KEY_AGE_MAX};
@@ -78,7 +78,7 @@ impl App {
     async fn freeze_link(&self, work: &mut Work, scene: &mut Scene, success_url: Option<String>) -> Result<()> {
         let payment = &scene.payment;
         if let Some(objection) = link_objection(payment, scene.attempt.as_ref()) {
-            return Err(refused(objection, payment, "PAYMENT_URL_REFUSED"));
+            return Err(refused(objection, payment, &LINK));
         }
         let subject = format!("payment/{}", payment.id);
         if !scene.integration.accepts_work() {

@@ -267,7 +267,7 @@ fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> R
         return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
     }
     if let Some(objection) = payment.objection(scene.attempt.as_ref(), &Errand::Retry { method }) {
-        return Err(close::refused(objection, payment, "PAYMENT_NOT_RETRYABLE"));
+        return Err(close::refused(objection, payment, &close::RETRY));
     }
     if let Some(wanted) = method
         && !scene.methods.iter().any(|known| known.id == wanted && known.detach_time.is_none())

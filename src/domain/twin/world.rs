@@ -213,7 +213,7 @@ impl World {
             self.note_debug("news", &news);
         }
         let before = self.payment.clone();
-        let open_before = self.newest().map(|attempt| attempt.state.clone());
+        let was_open = self.newest().is_some_and(|attempt| attempt.state == AttemptState::Open);
         let change = self.payment.apply(self.attempts.last_mut(), news, here);
         if self.payment != before {
             self.payment.version += 1;
@@ -229,7 +229,7 @@ impl World {
         }
         if change.from != change.to {
             self.told.push(change.to);
-            self.check_change(&before, change, open_before);
+            self.check_change(&before, change, was_open);
         }
         change
     }
@@ -240,9 +240,8 @@ impl World {
     }
 
     /// P2 and P7, whenever a state changes.
-    fn check_change(&self, before: &Payment, change: Change, attempt_before: Option<AttemptState>) {
+    fn check_change(&self, before: &Payment, change: Change, was_open: bool) {
         assert!(!before.state.is_final(), "P7: {:?} became {:?}", before.state, change.to);
-        let was_open = attempt_before == Some(AttemptState::Open);
         if change.to == PaymentState::Failed && was_open {
             let attempt = self.newest().expect("it was open");
             let told = match (&attempt.provider_payment_intent_id, attempt.link()) {
