@@ -100,7 +100,8 @@ impl Payment {
         let charge = intent.latest_charge.clone();
         match intent.status {
             IntentStatus::Succeeded => {
-                self.amount_received = intent.amount_received;
+                // Beside what came in otherwise before (P12).
+                self.amount_received += intent.amount_received;
                 settle(attempt, AttemptState::Succeeded, charge, now);
                 self.enter(PaymentState::Succeeded);
             }
