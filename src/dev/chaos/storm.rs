@@ -23,6 +23,9 @@ const SPELL: Duration = Duration::from_secs(2);
 /// The kinds of trouble at Stripe at the same time.
 const KINDS_AT_ONCE: usize = 4;
 
+/// Why Stripe says 429; the last one is a code and no limit.
+const REASONS: [&str; 6] =
+    ["global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific", "lock_timeout"];
 /// How long a new key may take to be accepted, before it is given in again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -210,11 +213,10 @@ impl Storm {
 fn stripe_faults(rng: &mut Rng, percent: u8, clock_speed: u32) -> Vec<Fault> {
     let too_long = u64::from(clock_speed) * rng.between(2_500, 4_000);
     let later = Effect::DoneLater { seconds: i64::try_from(rng.between(30, 1_200)).unwrap_or(30) };
-    let limited = |reason: &str| Action::RateLimit { reason: reason.to_owned() };
+    let mut limited = || Action::RateLimit { reason: (*rng.pick(&REASONS)).to_owned() };
     let kinds = [
-        limited("endpoint-rate"),
-        limited("global-concurrency"),
-        limited("lock_timeout"),
+        limited(),
+        limited(),
         Action::ServerError { work: Effect::NotDone },
         Action::ServerError { work: Effect::Done },
         Action::ServerError { work: later },

@@ -78,7 +78,29 @@ fn told(payment: &str, must_be_paid: bool) -> Told {
     }
 }
 
-/// Two invoices, one paid and overpaid by a clerk, the other refused; all of it known to everybody.
+/// The refund of what the clerk has paid.
+fn refund_row() -> RefundRow {
+    RefundRow {
+        id: "r1".into(),
+        payment: "p1".into(),
+        refund: "re_1".into(),
+        amount: 500,
+        status: "succeeded".into(),
+        failure: String::new(),
+    }
+}
+
+fn stripe_refund() -> StripeRefund {
+    StripeRefund {
+        id: "re_1".into(),
+        charge: "ch_2".into(),
+        amount: 500,
+        status: "succeeded".into(),
+        mark: "r1".into(),
+    }
+}
+
+/// Two invoices, one paid and overpaid by a clerk who got it back, the other refused; all of it known to everybody.
 fn honest() -> Evidence {
     let events = vec![
         event(1, "payment.succeeded", "p1", "pi_1"),
@@ -131,21 +153,8 @@ fn honest() -> Evidence {
             ((0, "inv-2".to_owned()), told("p2", false)),
         ]),
         readers: vec![reader],
-        refunds: vec![RefundRow {
-            id: "r1".into(),
-            payment: "p1".into(),
-            refund: "re_1".into(),
-            amount: 500,
-            status: "succeeded".into(),
-            failure: String::new(),
-        }],
-        stripe_refunds: vec![StripeRefund {
-            id: "re_1".into(),
-            charge: "ch_2".into(),
-            amount: 500,
-            status: "succeeded".into(),
-            mark: "r1".into(),
-        }],
+        refunds: vec![refund_row()],
+        stripe_refunds: vec![stripe_refund()],
         disputes: BTreeMap::from([("du_1".to_owned(), "needs_response".to_owned())]),
         stripe_disputes: BTreeMap::from([("du_1".to_owned(), ("ch_1".to_owned(), "needs_response".to_owned()))]),
         attempts: vec![AttemptRow { payment: "p2".into(), number: 1, session: "cs_1".into(), ..AttemptRow::default() }],
