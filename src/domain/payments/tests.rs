@@ -161,7 +161,7 @@ fn p12_what_came_in_before_the_payment_was_paid_is_not_forgotten() {
     let mut payment = payment(PaymentState::Processing);
     // Somebody has paid by hand beside it.
     payment.amount_received = 1000;
-    payment.apply(Some(&mut attempt()), News::Intent(&intent(IntentStatus::Succeeded)), NOW);
+    payment.apply(Some(&mut attempt()), News::Intent(&intent(IntentStatus::Succeeded)), HERE);
     assert_eq!(payment.amount_received, 5900);
 }
 
