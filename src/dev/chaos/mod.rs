@@ -130,10 +130,12 @@ async fn finish(run: &Run, ended: Result<Measures>) -> Result<bool> {
         run.note(format!("the run broke off: {error:#}"));
         Measures::default()
     });
+    // What falls due after this, while the processes end, is nobody's to do.
+    let ended_at = run.time.seconds();
     if !run.replicas.end().await {
         run.note("a process did not end in order".to_owned());
     }
-    let evidence = run.evidence().await;
+    let evidence = run.evidence(ended_at).await;
     let stopped = run.database.stop().await;
     run.sandbox.stop().await;
     let evidence = evidence?;
@@ -340,11 +342,12 @@ impl Run {
         read().await.unwrap_or(false)
     }
 
-    async fn evidence(&self) -> Result<Evidence> {
+    /// All that the witnesses say; jobs are judged by when they should have run before `ended_at`, unix seconds.
+    async fn evidence(&self, ended_at: i64) -> Result<Evidence> {
         let mut evidence = Evidence::default();
         let client = self.database.connect().await?;
         #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
-        let now = self.time.seconds() as f64;
+        let now = ended_at as f64;
         evidence.read_database(&client, now).await?;
         evidence.read_sandbox(&self.sandbox, &self.organizations);
         (evidence.invoices, evidence.readers, evidence.outside) = self.book.read();
