@@ -73,3 +73,56 @@ fn open_ways(sandbox: &Sandbox) -> BTreeMap<String, BTreeSet<Way>> {
     });
     ways
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::clock::Clock;
+    use crate::dev::sandbox::{HandPayment, Options};
+
+    #[tokio::test]
+    async fn an_open_page_beside_an_intent_that_took_money_is_seen() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let sandbox = Sandbox::start(listener, Clock::system(), Options::default()).unwrap();
+        let key = sandbox.add_account("acct_1", "DE", "eur");
+        let customer = sandbox.create_customer_by_hand("acct_1", "Hooli").unwrap()["id"].as_str().unwrap().to_owned();
+        let pay = |payment: &str| HandPayment {
+            customer: customer.clone(),
+            payment_method: "pm_card_visa".to_owned(),
+            amount: 500,
+            currency: "eur".to_owned(),
+            metadata: BTreeMap::from([("payment_id".to_owned(), payment.to_owned())]),
+        };
+        sandbox.pay_by_hand(&pay("p1")).unwrap();
+        let form = format!(
+            "mode=payment&customer={customer}&payment_method_types[0]=card&line_items[0][quantity]=1\
+             &line_items[0][price_data][currency]=eur&line_items[0][price_data][unit_amount]=500\
+             &line_items[0][price_data][product_data][name]=Invoice&success_url=https://example.com\
+             &metadata[payment_id]=p2&payment_intent_data[metadata][payment_id]=p2"
+        );
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let url = format!("{}/v1/checkout/sessions", sandbox.url());
+        let request = client.post(url).bearer_auth(&key).header("Stripe-Version", "2026-08-26.dahlia");
+        let request = request.header("Content-Type", "application/x-www-form-urlencoded").body(form);
+        let answer = request.send().await.unwrap();
+        let session: Value = serde_json::from_str(&answer.text().await.unwrap()).unwrap();
+        let session = session["id"].as_str().unwrap().to_owned();
+        let count = |payment: &str| open_ways(&sandbox).get(payment).map_or(0, BTreeSet::len);
+        assert_eq!((count("p1"), count("p2")), (1, 1), "one each");
+
+        // A card is declined on the page: the intent that this has made is no way beside the page.
+        sandbox.complete_session(&session, "4000000000000002", true).unwrap_err();
+        assert_eq!(count("p2"), 1);
+        sandbox.pay_by_hand(&pay("p2")).unwrap();
+        assert_eq!(count("p2"), 2, "the page is open beside a payment by hand");
+        sandbox.expire_session(&session).unwrap();
+        assert_eq!(count("p2"), 1);
+        sandbox.pay_by_hand(&pay("p1")).unwrap();
+        assert_eq!(count("p1"), 2);
+        sandbox.stop().await;
+    }
+}
