@@ -200,7 +200,10 @@ impl Run {
         }
         // Reconcilers end and begin all the time; but one whose process was killed at the last move of the clock is held
         // until its lease has run out.
-        if !until(REST_WITHIN, async || self.leases().await.is_ok_and(|held| held == 0)).await {
+        let is_free = async || {
+            self.leases().await.is_ok_and(|held| held == 0) && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+        };
+        if !until(REST_WITHIN, is_free).await {
             self.note(format!("there was no moment without a lease in {REST_WITHIN:?}"));
         }
         hang_up.cancel();
