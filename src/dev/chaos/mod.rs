@@ -67,6 +67,8 @@ const REST_WITHIN: Duration = Duration::from_mins(1);
 /// How often time may be moved to the next try of something that failed, before the system counts as not at rest. The
 /// longest pause between tries is half an hour of ours, and an hour of Stripe's.
 const TRIES_MAX: u32 = 40;
+/// Time is moved by at least this much, so that hundreds of tries that lie close together are one step.
+const STEP_MIN: ::time::Duration = ::time::Duration::minutes(10);
 /// How far time is moved at once while banks are waited for, and for how long in all.
 const STEP: ::time::Duration = ::time::Duration::hours(6);
 const STEPS_MAX: u32 = 60;
@@ -283,7 +285,7 @@ impl Run {
                  WHERE failures > 0 AND park_time IS NULL";
             let of_jobs: Option<i64> = self.database.connect().await?.query_one(next_try, &[]).await?.get(0);
             let Some(next) = of_jobs.into_iter().chain(self.sandbox.next_delivery()).min() else { return Ok(true) };
-            self.move_time(::time::Duration::seconds((next - self.time.seconds()).max(1))).await?;
+            self.move_time(::time::Duration::seconds(next - self.time.seconds()).max(STEP_MIN)).await?;
         }
         self.note(format!("something still fails after {TRIES_MAX} tries, {} after the start", self.time.passed()));
         Ok(false)
