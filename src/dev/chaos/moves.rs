@@ -13,8 +13,8 @@ use super::plan::{InvoicePlan, Move, Payer};
 use super::workload::{Workload, shown};
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, Money, Payment, RecordManualPaymentRequest, RefundPaymentRequest, RetryPaymentRequest,
-    UpdatePaymentRequest,
+    CreatePaymentUrlRequest, Money, Payment, PaymentState, RecordManualPaymentRequest, RefundPaymentRequest,
+    RetryPaymentRequest, UpdatePaymentRequest,
 };
 
 /// A card that pays, and one that is declined.
@@ -35,7 +35,11 @@ impl Workload {
     /// Makes one or two moves, after a while.
     pub async fn make_moves(self: &Arc<Self>, invoice: &InvoicePlan, payment: &Payment, moves: (Move, Option<Move>)) {
         let mut rng = self.rng(&format!("moves-{}", invoice.id));
-        pause(Duration::from_millis(rng.below(4_000))).await;
+        if rng.chance(50) {
+            // At whatever has become of it: paid, refused, or on its way.
+            self.payment_when(invoice, |payment| payment.state() != PaymentState::Pending).await;
+        }
+        pause(Duration::from_millis(rng.below(2_000))).await;
         let second = async {
             if let Some(second) = moves.1 {
                 self.make_move(invoice, payment, second, "second").await;

@@ -28,7 +28,7 @@ const CALLERS: usize = 12;
 /// How many unsettled payments there are before callers wait, so that the faults strike payments of every age.
 const BACKLOG_MAX: usize = 200;
 /// How long a caller waits for a payment to be as it wants it, real time.
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// See the module's text.
 pub(super) struct Workload {
