@@ -11,10 +11,14 @@ use uuid::Uuid;
 pub(super) struct Told {
     /// The ids of payments that CreatePayment has answered with: one, or something is wrong.
     pub payments: BTreeSet<String>,
-    /// What is to be paid, minor units.
-    pub amount: i64,
+    /// What is to be paid, minor units: any of these, where somebody wanted to change it.
+    pub amounts: BTreeSet<i64>,
     /// Somebody has asked for it to be canceled, or given in again afterwards.
     pub is_withdrawn: bool,
+    /// Somebody has asked for it to be taken as paid elsewhere.
+    pub manual_asked: bool,
+    /// That was acknowledged.
+    pub manual: bool,
     /// It has to be paid in the end.
     pub must_be_paid: bool,
     /// Answers that no caller should get, with their texts.
@@ -71,8 +75,18 @@ pub(super) type Invoices = BTreeMap<(usize, String), Told>;
 pub(super) struct Book {
     invoices: Mutex<Invoices>,
     readers: Mutex<Vec<Reader>>,
-    /// The intents that people have made by hand.
-    beside: Mutex<BTreeSet<String>>,
+    outside: Mutex<Outside>,
+}
+
+/// What people have had in their hands, besides invoices and events.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Outside {
+    /// The intents that they have made by hand at Stripe.
+    pub beside: BTreeSet<String>,
+    /// The Checkout pages that they were told of, on which an invoice can be paid.
+    pub links: BTreeSet<String>,
+    /// The refunds that were acknowledged, by their ids here.
+    pub refunds: BTreeSet<String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -113,13 +127,13 @@ impl Book {
         lock(&self.readers).iter().map(|reader| (reader.organization, last(reader))).collect()
     }
 
-    /// Writes down an intent that somebody has made by hand.
-    pub fn paid_beside(&self, intent: &str) {
-        lock(&self.beside).insert(intent.to_owned());
+    /// Changes what people have in their hands.
+    pub fn outside(&self, change: impl FnOnce(&mut Outside)) {
+        change(&mut lock(&self.outside));
     }
 
     /// All that is written in it.
-    pub fn read(&self) -> (Invoices, Vec<Reader>, BTreeSet<String>) {
-        (lock(&self.invoices).clone(), lock(&self.readers).clone(), lock(&self.beside).clone())
+    pub fn read(&self) -> (Invoices, Vec<Reader>, Outside) {
+        (lock(&self.invoices).clone(), lock(&self.readers).clone(), lock(&self.outside).clone())
     }
 }

@@ -10,8 +10,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio_postgres::Client;
 
-use super::book::{Invoices, Reader};
+use super::book::{Invoices, Outside, Reader};
 use super::callers::Organization;
+use super::watcher::Sighting;
 use crate::dev::sandbox::{LedgerEntry, Sandbox};
 
 /// An organization and its Stripe account, by their ids.
@@ -33,10 +34,47 @@ pub(super) struct PaymentRow {
     pub failure: String,
     pub amount: i64,
     pub received: i64,
+    pub refunded: i64,
     pub intent: String,
+    /// Somebody has recorded that it was paid elsewhere.
+    pub is_manual: bool,
 }
 
-/// A row of `events`, with the payment and the intent that it is about.
+/// A row of `payment_attempts`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct AttemptRow {
+    pub payment: String,
+    pub number: i32,
+    pub is_open: bool,
+    /// The Checkout page, of a link.
+    pub session: String,
+}
+
+/// A row of `refunds`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct RefundRow {
+    pub id: String,
+    pub payment: String,
+    /// Stripe's id; empty if it has none.
+    pub refund: String,
+    /// Minor units; 0 if it is not known.
+    pub amount: i64,
+    pub status: String,
+    pub failure: String,
+}
+
+/// A refund at Stripe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StripeRefund {
+    pub id: String,
+    pub charge: String,
+    pub amount: i64,
+    pub status: String,
+    /// The id of our refund that it bears.
+    pub mark: String,
+}
+
+/// A row of `events`, with the payment and the intent, or the refund and its status, that it is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct EventRow {
     pub organization: String,
@@ -45,6 +83,8 @@ pub(super) struct EventRow {
     pub webhook_type: String,
     pub payment: String,
     pub intent: String,
+    pub refund: String,
+    pub status: String,
 }
 
 /// A row of `jobs`.
@@ -57,6 +97,7 @@ pub(super) struct JobRow {
     /// Seconds of the clock since it was to run; negative: it is for later.
     pub overdue: f64,
     pub is_held: bool,
+    pub is_parked: bool,
 }
 
 /// A row of `overpayments`.
@@ -93,6 +134,10 @@ pub(super) struct StripeEvent {
 pub(super) struct Evidence {
     pub tenants: Vec<Tenant>,
     pub payments: Vec<PaymentRow>,
+    pub attempts: Vec<AttemptRow>,
+    pub refunds: Vec<RefundRow>,
+    /// The status of each dispute, by Stripe's id.
+    pub disputes: BTreeMap<String, String>,
     pub overpayments: Vec<OverpaymentRow>,
     /// State and reason, by organization and Stripe's event id.
     pub deliveries: BTreeMap<(String, String), (String, String)>,
@@ -102,6 +147,9 @@ pub(super) struct Evidence {
     pub jobs: Vec<JobRow>,
     pub charges: Vec<LedgerEntry>,
     pub intents: BTreeMap<String, Intent>,
+    pub stripe_refunds: Vec<StripeRefund>,
+    /// The charge and the status of each dispute at Stripe, by its id.
+    pub stripe_disputes: BTreeMap<String, (String, String)>,
     pub stripe_events: Vec<StripeEvent>,
     /// Stripe's events that a fault kept from being sent.
     pub lost: BTreeSet<String>,
@@ -109,8 +157,10 @@ pub(super) struct Evidence {
     pub undelivered: Vec<String>,
     pub invoices: Invoices,
     pub readers: Vec<Reader>,
-    /// Intents that people have made by hand.
-    pub beside: BTreeSet<String>,
+    pub outside: Outside,
+    /// Payments with several ways to pay at once, and how often somebody looked.
+    pub sightings: BTreeSet<Sighting>,
+    pub looks: u64,
     /// Where a secret stands in a log.
     pub secrets: Vec<String>,
     /// How often a process died at each of the named points of the code.
@@ -123,8 +173,8 @@ impl Evidence {
     /// Reads the database. `now` is the clock's, in unix seconds.
     pub async fn read_database(&mut self, client: &Client, now: f64) -> Result<()> {
         let payments = "SELECT organization_id::text, id::text, invoice_id, state, coalesce(pending_reason, ''), \
-             coalesce(failure ->> 'code', ''), amount, amount_received, coalesce(provider_payment_intent_id, '') \
-             FROM payments ORDER BY id";
+             coalesce(failure ->> 'code', ''), amount, amount_received, amount_refunded, \
+             coalesce(provider_payment_intent_id, ''), manual IS NOT NULL FROM payments ORDER BY id";
         for row in client.query(payments, &[]).await.context("payments")? {
             self.payments.push(PaymentRow {
                 organization: row.get(0),
@@ -135,8 +185,32 @@ impl Evidence {
                 failure: row.get(5),
                 amount: row.get(6),
                 received: row.get(7),
-                intent: row.get(8),
+                refunded: row.get(8),
+                intent: row.get(9),
+                is_manual: row.get(10),
             });
+        }
+        let attempts =
+            "SELECT payment_id::text, number, state = 'open', coalesce(provider_session_id, '') FROM payment_attempts";
+        for row in client.query(attempts, &[]).await.context("attempts")? {
+            let (payment, number, is_open) = (row.get(0), row.get(1), row.get(2));
+            self.attempts.push(AttemptRow { payment, number, is_open, session: row.get(3) });
+        }
+        let refunds = "SELECT id::text, payment_id::text, coalesce(provider_refund_id, ''), coalesce(amount, 0), status, \
+             coalesce(failure_reason, '') FROM refunds";
+        for row in client.query(refunds, &[]).await.context("refunds")? {
+            self.refunds.push(RefundRow {
+                id: row.get(0),
+                payment: row.get(1),
+                refund: row.get(2),
+                amount: row.get(3),
+                status: row.get(4),
+                failure: row.get(5),
+            });
+        }
+        let disputes = "SELECT provider_dispute_id, status FROM disputes";
+        for row in client.query(disputes, &[]).await.context("disputes")? {
+            self.disputes.insert(row.get(0), row.get(1));
         }
         let overpayments = "SELECT organization_id::text, provider_payment_intent_id, payment_id::text, amount_received FROM overpayments";
         for row in client.query(overpayments, &[]).await.context("overpayments")? {
@@ -148,7 +222,8 @@ impl Evidence {
             self.deliveries.insert((row.get(0), row.get(1)), (row.get(2), row.get(3)));
         }
         let jobs = "SELECT kind, object_id::text || ' ' || object_key, failures, coalesce(last_error, ''), \
-             $1::float8 - extract(epoch FROM run_at)::float8, coalesce(lease_until > clock_timestamp(), false) FROM jobs";
+             $1::float8 - extract(epoch FROM run_at)::float8, coalesce(lease_until > clock_timestamp(), false), \
+             park_time IS NOT NULL FROM jobs";
         for row in client.query(jobs, &[&now]).await.context("jobs")? {
             self.jobs.push(JobRow {
                 kind: row.get(0),
@@ -157,6 +232,7 @@ impl Evidence {
                 last_error: row.get(3),
                 overdue: row.get(4),
                 is_held: row.get(5),
+                is_parked: row.get(6),
             });
         }
         self.read_events(client).await
@@ -166,7 +242,8 @@ impl Evidence {
         let events = "SELECT organization_id::text, position, id::text, webhook_type, \
              coalesce(payload #>> '{payment,lago_id}', \
                  payload #>> '{payment_provider_invoice_payment_error,lago_payment_id}', ''), \
-             coalesce(payload #>> '{payment,provider_payment_id}', '') \
+             coalesce(payload #>> '{payment,provider_payment_id}', ''), \
+             coalesce(payload #>> '{refund,lago_refund_id}', ''), coalesce(payload #>> '{refund,status}', '') \
              FROM events ORDER BY organization_id, position";
         for row in client.query(events, &[]).await.context("events")? {
             self.events.push(EventRow {
@@ -176,6 +253,8 @@ impl Evidence {
                 webhook_type: row.get(3),
                 payment: row.get(4),
                 intent: row.get(5),
+                refund: row.get(6),
+                status: row.get(7),
             });
         }
         let heads = "SELECT organization_id::text, last_position FROM event_heads";
@@ -200,16 +279,28 @@ impl Evidence {
             };
             self.intents.insert(text(&intent, "/id"), known);
         }
+        for refund in sandbox.objects("refund") {
+            self.stripe_refunds.push(StripeRefund {
+                id: text(&refund, "/id"),
+                charge: text(&refund, "/charge"),
+                amount: refund["amount"].as_i64().unwrap_or_default(),
+                status: text(&refund, "/status"),
+                mark: text(&refund, "/metadata/refund_id"),
+            });
+        }
+        for dispute in sandbox.objects("dispute") {
+            let about = (text(&dispute, "/charge"), text(&dispute, "/status"));
+            self.stripe_disputes.insert(text(&dispute, "/id"), about);
+        }
         self.lost = sandbox.lost_events().into_iter().collect();
         let waiting = sandbox.deliveries().into_iter();
         self.undelivered = waiting.map(|it| format!("{} {} ({})", it.event, it.kind, it.last_answer)).collect();
+        // All endpoints of ours ask for the same types; who reads the list in place of webhooks takes in the same.
         let endpoints = sandbox.objects("webhook_endpoint");
+        let enabled = endpoints.iter().find_map(|endpoint| endpoint["enabled_events"].as_array()).cloned();
+        let enabled = enabled.unwrap_or_default();
         for organization in organizations {
             self.tenants.push(Tenant { id: organization.id.to_string(), account: organization.account.clone() });
-            let ours = organization.id.to_string();
-            let is_ours = |endpoint: &&Value| text(endpoint, "/metadata/organization_id") == ours;
-            let Some(endpoint) = endpoints.iter().find(is_ours) else { continue };
-            let enabled = endpoint["enabled_events"].as_array().cloned().unwrap_or_default();
             for event in sandbox.events(&organization.account) {
                 if enabled.contains(&event["type"]) {
                     self.stripe_events.push(StripeEvent {

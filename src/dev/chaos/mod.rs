@@ -12,6 +12,7 @@ mod checker;
 mod database;
 mod evidence;
 mod measures;
+mod moves;
 mod people;
 mod plan;
 mod proxy;
@@ -21,6 +22,7 @@ mod setup;
 mod storm;
 mod subscribers;
 mod time;
+mod watcher;
 mod workload;
 
 use std::fs::Permissions;
@@ -48,6 +50,7 @@ use self::replicas::Replicas;
 use self::storm::{Counts, Storm};
 use self::subscribers::{Subscriber, Temper};
 use self::time::Time;
+use self::watcher::Watcher;
 use self::workload::Workload;
 use crate::config;
 use crate::dev::rng::Rng;
@@ -64,11 +67,15 @@ const REST_WITHIN: Duration = Duration::from_mins(1);
 /// How often time may be moved to the next try of something that failed, before the system counts as not at rest. The
 /// longest pause between tries is half an hour of ours, and an hour of Stripe's.
 const TRIES_MAX: u32 = 40;
+/// Time is moved by at least this much, so that hundreds of tries that lie close together are one step.
+const STEP_MIN: ::time::Duration = ::time::Duration::minutes(10);
 /// How far time is moved at once while banks are waited for, and for how long in all.
 const STEP: ::time::Duration = ::time::Duration::hours(6);
 const STEPS_MAX: u32 = 60;
 /// What counts as late by so much, in real time, is due; the rest is just being done.
 const LATE: Duration = Duration::from_secs(1);
+/// For how long nothing may have to be done before it counts as quiet, real time.
+const QUIET_FOR: Duration = Duration::from_millis(300);
 /// A run, set up.
 struct Run {
     settings: config::Chaos,
@@ -85,6 +92,7 @@ struct Run {
     book: Arc<Book>,
     backlog: Arc<AtomicUsize>,
     workload: Arc<Workload>,
+    watcher: Arc<Watcher>,
     counts: Arc<Counts>,
     phase: Mutex<&'static str>,
     /// What did not come to its end in time.
@@ -124,10 +132,12 @@ async fn finish(run: &Run, ended: Result<Measures>) -> Result<bool> {
         run.note(format!("the run broke off: {error:#}"));
         Measures::default()
     });
+    // What falls due after this, while the processes end, is nobody's to do.
+    let ended_at = run.time.seconds();
     if !run.replicas.end().await {
         run.note("a process did not end in order".to_owned());
     }
-    let evidence = run.evidence().await;
+    let evidence = run.evidence(ended_at).await;
     let stopped = run.database.stop().await;
     run.sandbox.stop().await;
     let evidence = evidence?;
@@ -177,6 +187,7 @@ impl Run {
         }
         drop(events);
         tokio::spawn(Arc::clone(&self.workload).act_on(heard));
+        tokio::spawn(Arc::clone(&self.watcher).watch(self.sandbox.clone()));
 
         self.storm().await;
         self.enter("calm");
@@ -188,6 +199,14 @@ impl Run {
         self.enter("rest");
         if !until(REST_WITHIN, async || self.all_read().await).await {
             self.note(format!("not every subscriber has read the whole log after {REST_WITHIN:?}"));
+        }
+        // Reconcilers end and begin all the time; but one whose process was killed at the last move of the clock is held
+        // until its lease has run out.
+        let is_free = async || {
+            self.leases().await.is_ok_and(|held| held == 0) && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+        };
+        if !until(REST_WITHIN, is_free).await {
+            self.note(format!("there was no moment without a lease in {REST_WITHIN:?}"));
         }
         hang_up.cancel();
         subscribers.close();
@@ -234,10 +253,11 @@ impl Run {
             if !self.come_to_rest().await? {
                 return Ok(());
             }
-            if self.sandbox.pending_debits() == 0 && self.unsettled().await? == 0 {
+            let next = self.sandbox.next_timer();
+            if next.is_none() && self.unsettled().await? == 0 {
                 return Ok(());
             }
-            let to_next = self.sandbox.next_timer().map(|next| ::time::Duration::seconds(next - self.time.seconds()));
+            let to_next = next.map(|next| ::time::Duration::seconds(next - self.time.seconds()));
             self.move_time(to_next.unwrap_or_default().max(STEP)).await?;
         }
         Ok(())
@@ -261,39 +281,55 @@ impl Run {
                 ));
                 return Ok(false);
             }
-            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs WHERE failures > 0";
+            let next_try = "SELECT extract(epoch FROM min(run_at))::bigint FROM jobs \
+                 WHERE failures > 0 AND park_time IS NULL";
             let of_jobs: Option<i64> = self.database.connect().await?.query_one(next_try, &[]).await?.get(0);
             let Some(next) = of_jobs.into_iter().chain(self.sandbox.next_delivery()).min() else { return Ok(true) };
-            self.move_time(::time::Duration::seconds((next - self.time.seconds()).max(1))).await?;
+            self.move_time(::time::Duration::seconds(next - self.time.seconds()).max(STEP_MIN)).await?;
         }
         self.note(format!("something still fails after {TRIES_MAX} tries, {} after the start", self.time.passed()));
         Ok(false)
     }
 
-    /// Payments that nobody but Paybridge or Stripe can move.
+    /// Payments and refunds that nobody but Paybridge or Stripe can move.
     async fn unsettled(&self) -> Result<i64> {
-        let counted = "SELECT count(*) FROM payments \
-             WHERE state = 'processing' OR state = 'requires_action' OR (state = 'pending' AND pending_reason IS NULL)";
+        let counted = "SELECT (SELECT count(*) FROM payments \
+             WHERE state IN ('processing', 'requires_action') OR (state = 'pending' AND pending_reason IS NULL)) \
+             + (SELECT count(*) FROM refunds WHERE status IN ('pending', 'requires_action'))";
         Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
     }
 
     /// Waits until nothing is to be done for now: no job is due or held, no webhook is to be sent, nobody acts.
     async fn quiet(&self, within: Duration) -> bool {
-        until(within, async || {
+        let is_quiet = async || {
             let is_due = |next: i64| next <= self.time.seconds();
             let idle = self.workload.people.is_empty() && !self.sandbox.next_delivery().is_some_and(is_due);
             idle && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+        };
+        until(within, async || {
+            // Twice, so that whatever a reconciler was just finding has come up.
+            is_quiet().await && {
+                pause(QUIET_FOR).await;
+                is_quiet().await
+            }
         })
         .await
     }
 
+    /// Jobs that are held or overdue. Reconcilers are held all the time, for they never end; they count once they are late.
     async fn open_jobs(&self) -> Result<i64> {
         let late = f64::from(self.settings.clock_speed) * LATE.as_secs_f64();
-        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp() \
-             OR run_at < to_timestamp($1::float8)";
+        let counted = "SELECT count(*) FROM jobs WHERE (lease_until > clock_timestamp() \
+             AND kind NOT IN ('poll_events', 'sweep_integration', 'check_endpoint')) OR (run_at < to_timestamp($1::float8) AND park_time IS NULL)";
         #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
         let due = self.time.seconds() as f64 - late;
         Ok(self.database.connect().await?.query_one(counted, &[&due]).await?.get(0))
+    }
+
+    /// How many jobs are held just now.
+    async fn leases(&self) -> Result<i64> {
+        let counted = "SELECT count(*) FROM jobs WHERE lease_until > clock_timestamp()";
+        Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
     }
 
     /// Whether every subscriber stands at its log's end.
@@ -311,14 +347,16 @@ impl Run {
         read().await.unwrap_or(false)
     }
 
-    async fn evidence(&self) -> Result<Evidence> {
+    /// All that the witnesses say; jobs are judged by when they should have run before `ended_at`, unix seconds.
+    async fn evidence(&self, ended_at: i64) -> Result<Evidence> {
         let mut evidence = Evidence::default();
         let client = self.database.connect().await?;
         #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
-        let now = self.time.seconds() as f64;
+        let now = ended_at as f64;
         evidence.read_database(&client, now).await?;
         evidence.read_sandbox(&self.sandbox, &self.organizations);
-        (evidence.invoices, evidence.readers, evidence.beside) = self.book.read();
+        (evidence.invoices, evidence.readers, evidence.outside) = self.book.read();
+        (evidence.sightings, evidence.looks) = self.watcher.read();
         let mut secrets = vec![
             ("the encryption key".to_owned(), STANDARD.encode(SEAL_KEY)),
             ("the encryption key, in plain".to_owned(), String::from_utf8_lossy(&SEAL_KEY).into_owned()),
@@ -353,7 +391,10 @@ impl Run {
         let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
         println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
         let by_hand = self.workload.paid_by_hand.load(Ordering::Relaxed);
-        println!("Clerks paid {by_hand} of our intents by hand, and made {} of their own.", evidence.beside.len());
+        println!(
+            "Clerks paid {by_hand} of our intents by hand, and made {} of their own.",
+            evidence.outside.beside.len()
+        );
         println!("The most memory of this process, sandbox and all: {}", report::memory());
         for end in self.replicas.records(|it| it.own_ends.clone()) {
             println!("  {end}");

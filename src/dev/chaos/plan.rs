@@ -1,5 +1,7 @@
 //! What a run is going to do, decided by its seed before it begins: organizations, their customers and what is in their
 //! wallets, and invoices with what their callers do.
+//!
+//! Whatever a webhook brings may be lost on its way, by any organization: the reconcilers have to find it.
 
 use crate::dev::rng::Rng;
 
@@ -68,6 +70,38 @@ pub(super) struct CustomerPlan {
     pub is_linked: bool,
 }
 
+/// What a payer does with a link on which one invoice can be paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Payer {
+    /// Pays with a card.
+    Pays,
+    /// Pays with a card, after another one was declined.
+    IsDeclinedFirst,
+    /// Gives an IBAN, where the page takes one; else a card.
+    Debits(&'static str),
+    /// Leaves it until it ends.
+    Leaves,
+}
+
+/// What somebody does about a payment that is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    /// Gives the invoice in once more.
+    Again,
+    /// Tries it again.
+    Retry,
+    /// Asks for a link, which a payer gets.
+    Link(Payer),
+    /// Changes the amount to this one.
+    Change(i64),
+    /// Gives it up.
+    Cancel,
+    /// Records that it was paid elsewhere.
+    Manual,
+    /// Pays its own intent in Stripe's dashboard.
+    ByHand,
+}
+
 /// What happens around an invoice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Script {
@@ -87,6 +121,25 @@ pub(super) enum Script {
     PaidByHand,
     /// Somebody makes a payment of their own for it in Stripe's dashboard.
     PaidBeside,
+    /// One or two moves are made, two at the same time, on any of the processes.
+    Moves(Move, Option<Move>),
+}
+
+impl Script {
+    /// Whether somebody asks for it to be given up.
+    pub fn withdraws(self) -> bool {
+        let cancels = |one: Move| one == Move::Cancel;
+        match self {
+            Self::Canceled | Self::Reopened => true,
+            Self::Moves(first, second) => cancels(first) || second.is_some_and(cancels),
+            _ => false,
+        }
+    }
+
+    /// Whether it says nothing against the invoice's being paid in the end by a customer who can.
+    pub fn lets_be_paid(self) -> bool {
+        !self.withdraws() && !matches!(self, Self::TooSmall | Self::Moves(..))
+    }
 }
 
 /// An invoice.
@@ -110,25 +163,30 @@ pub(super) struct Plan {
     pub invoices: Vec<InvoicePlan>,
 }
 
-/// The organization whose webhooks about payments are lost now and then. The hourly look at payments that move finds
-/// what they said, but not what people did by hand: so nobody does anything by hand there.
-pub(super) const WITH_LOST_WEBHOOKS: usize = 0;
+/// Whether an organization's integration asks customers to prove who they are, where their bank wants it.
+pub(super) fn supports_3ds(organization: usize) -> bool {
+    organization % 2 == 1
+}
+
+/// Whether an organization's integration reads Stripe's list of events in place of webhooks.
+pub(super) fn polls(organization: usize) -> bool {
+    organization % 3 == 2
+}
 
 impl Plan {
     /// The plan of a seed.
     pub fn new(seed: u64, payments: usize) -> Self {
         let mut rng = Rng::named(seed, "plan");
-        let count = (payments / 200).clamp(2, 6);
+        let count = (payments / 200).clamp(3, 6);
         let customers = (payments / count / 8).clamp(4, 200);
-        let organizations: Vec<Vec<CustomerPlan>> = (0..count)
-            .map(|organization| (0..customers).map(|n| customer(&mut rng, organization, n)).collect())
-            .collect();
+        let organizations: Vec<Vec<CustomerPlan>> =
+            (0..count).map(|_| (0..customers).map(|n| customer(&mut rng, n)).collect()).collect();
         let mut invoices = Vec::with_capacity(payments);
         for number in 0..payments {
             let organization = usize::try_from(rng.below(count as u64)).unwrap_or_default();
             let of = &organizations[organization];
             let customer = usize::try_from(rng.below(of.len() as u64)).unwrap_or_default();
-            let script = script(&mut rng, organization);
+            let script = script(&mut rng);
             let currency = match of[customer].wallet {
                 Wallet::Bank(_) => "EUR",
                 _ if rng.chance(20) => "USD",
@@ -152,7 +210,7 @@ impl Plan {
     }
 }
 
-fn customer(rng: &mut Rng, organization: usize, number: usize) -> CustomerPlan {
+fn customer(rng: &mut Rng, number: usize) -> CustomerPlan {
     let wallet = match rng.below(100) {
         // The first ones are there whatever chance says.
         _ if number < 2 => Wallet::Good,
@@ -162,27 +220,49 @@ fn customer(rng: &mut Rng, organization: usize, number: usize) -> CustomerPlan {
         40..48 => Wallet::Late,
         48..51 => Wallet::Empty,
         51..61 => Wallet::Refused,
-        61..67 => Wallet::WantsProof,
-        67..71 => Wallet::Disputed,
-        71..93 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
-        _ if organization == WITH_LOST_WEBHOOKS => Wallet::Good,
+        61..69 => Wallet::WantsProof,
+        69..73 => Wallet::Disputed,
+        73..93 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
         _ => Wallet::Fickle,
     };
     let is_linked = matches!(wallet, Wallet::Good | Wallet::Refused) && rng.chance(30);
     CustomerPlan { external_id: format!("customer-{number}"), wallet, is_linked }
 }
 
-fn script(rng: &mut Rng, organization: usize) -> Script {
-    let by_hand = organization != WITH_LOST_WEBHOOKS;
+fn script(rng: &mut Rng) -> Script {
     match rng.below(100) {
-        0..12 => Script::Repeated,
-        12..15 => Script::Nothing,
-        15..18 => Script::TooSmall,
-        18..23 => Script::Canceled,
-        23..26 => Script::Reopened,
-        26..29 if by_hand => Script::PaidByHand,
-        29..32 if by_hand => Script::PaidBeside,
+        0..10 => Script::Repeated,
+        10..12 => Script::Nothing,
+        12..15 => Script::TooSmall,
+        15..18 => Script::Canceled,
+        18..20 => Script::Reopened,
+        20..23 => Script::PaidByHand,
+        23..27 => Script::PaidBeside,
+        27..33 => Script::Moves(any_move(rng), None),
+        33..57 => Script::Moves(any_move(rng), Some(any_move(rng))),
         _ => Script::Plain,
+    }
+}
+
+fn any_move(rng: &mut Rng) -> Move {
+    match rng.below(12) {
+        0..4 => Move::Link(payer(rng)),
+        4..6 => Move::Change(i64::try_from(rng.between(100, 90_000)).unwrap_or(100)),
+        6 => Move::Again,
+        7..9 => Move::Retry,
+        9 => Move::Cancel,
+        10 => Move::Manual,
+        _ => Move::ByHand,
+    }
+}
+
+/// Somebody who gets a link.
+pub(super) fn payer(rng: &mut Rng) -> Payer {
+    match rng.below(10) {
+        0..4 => Payer::Pays,
+        4..6 => Payer::IsDeclinedFirst,
+        6..8 => Payer::Debits(rng.pick::<&str>(&IBANS)),
+        _ => Payer::Leaves,
     }
 }
 
@@ -212,6 +292,11 @@ mod tests {
         ];
         for script in scripts {
             assert!(plan.invoices.iter().any(|invoice| invoice.script == script), "{script:?}");
+        }
+        for wanted in [Move::Again, Move::Retry, Move::Cancel, Move::Manual, Move::ByHand, Move::Link(Payer::Leaves)] {
+            let makes =
+                |script| matches!(script, Script::Moves(first, second) if first == wanted || second == Some(wanted));
+            assert!(plan.invoices.iter().any(|invoice| makes(invoice.script)), "{wanted:?}");
         }
         let customers = || plan.organizations.iter().flatten();
         for wallet in [Wallet::Good, Wallet::Late, Wallet::Empty, Wallet::Refused, Wallet::WantsProof, Wallet::Fickle] {

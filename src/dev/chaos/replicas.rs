@@ -1,4 +1,4 @@
-//! The processes under test: real `paybridge serve` processes, each watched by a *keeper*, a thread that starts it again
+//! The processes under test: real `paybridge serve` and `paybridge worker` processes, each watched by a *keeper*, a thread that starts it again
 //! as soon as it has ended, however it ended. A *watcher* task measures how long each new life takes to be ready.
 //!
 //! Every process listens on the same two ports in all its lives, below the ports that the kernel gives to outgoing
@@ -35,6 +35,8 @@ const END_WITHIN: Duration = Duration::from_secs(20);
 
 /// What a process is started with, besides its own ports.
 pub(super) struct Launch {
+    /// What they are called.
+    pub name: &'static str,
     /// This program.
     pub program: PathBuf,
     /// Environment variables that are the same in every life.
@@ -45,9 +47,40 @@ pub(super) struct Launch {
     pub clock: Mutex<String>,
 }
 
+/// What a process does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Has doors, and works.
+    Both,
+    /// Has doors only.
+    Doors,
+    /// Works only.
+    Worker,
+}
+
+impl Role {
+    /// Of three, one does both, one has doors and one works; two do both.
+    fn of(number: usize, count: usize) -> Self {
+        match number % 3 {
+            2 if count > 2 => Self::Doors,
+            0 => Self::Worker,
+            _ => Self::Both,
+        }
+    }
+
+    fn arguments(self) -> &'static [&'static str] {
+        match self {
+            Self::Both => &["serve"],
+            Self::Doors => &["serve", "--worker-concurrency", "0"],
+            Self::Worker => &["worker"],
+        }
+    }
+}
+
 /// One place in which one process after the other lives.
 pub(super) struct Replica {
     number: usize,
+    role: Role,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
     inner: Mutex<Inner>,
@@ -116,7 +149,15 @@ impl Replicas {
             let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
             let life = Life { number: 0, began: Instant::now(), is_ready: false };
             let inner = Mutex::new(Inner { pid: None, traps: None, is_wanted: true });
-            Arc::new(Replica { number, grpc: at(ports.0), http: at(ports.1), inner, lives: watch::Sender::new(life) })
+            let role = Role::of(number, count);
+            Arc::new(Replica {
+                number,
+                role,
+                grpc: at(ports.0),
+                http: at(ports.1),
+                inner,
+                lives: watch::Sender::new(life),
+            })
         };
         let mut all = Vec::new();
         for number in 1..=count {
@@ -133,7 +174,7 @@ impl Replicas {
     /// Starts the keeper of a place.
     fn keep(&self, replica: &Arc<Replica>) -> Result<()> {
         let (replica, launch, records) = (Arc::clone(replica), Arc::clone(&self.launch), Arc::clone(&self.records));
-        let log = log_file(&launch.logs, replica.number)?;
+        let log = log_file(&launch.logs, launch.name, replica.number)?;
         let work = move || {
             loop {
                 match live(&replica, &launch, &log) {
@@ -149,6 +190,11 @@ impl Replicas {
         };
         thread::Builder::new().name("replica-keeper".to_owned()).spawn(work).context("cannot start a thread")?;
         Ok(())
+    }
+
+    /// Those that take calls and webhooks.
+    pub fn doors(&self) -> impl Iterator<Item = &Arc<Replica>> {
+        self.all.iter().filter(|replica| replica.role != Role::Worker)
     }
 
     /// Waits until all are ready.
@@ -221,7 +267,7 @@ fn live(replica: &Replica, launch: &Launch, log: &File) -> End {
     };
     let mut command = Command::new(&launch.program);
     command
-        .arg("serve")
+        .args(replica.role.arguments())
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
         .env("PAYBRIDGE_CLOCK", launch.clock.lock().unwrap_or_else(PoisonError::into_inner).as_str())
@@ -287,8 +333,8 @@ async fn watch_lives(replica: Arc<Replica>, records: Arc<Mutex<Records>>) {
 }
 
 /// The log of a place; all lives write to one file.
-pub(super) fn log_file(logs: &Path, number: usize) -> Result<File> {
-    let path = logs.join(format!("replica-{number}.log"));
+fn log_file(logs: &Path, name: &str, number: usize) -> Result<File> {
+    let path = logs.join(format!("{name}-{number}.log"));
     let opened = OpenOptions::new().create(true).append(true).open(&path);
     opened.with_context(|| format!("{} can't be written", path.display()))
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use super::book::Book;
 use super::callers::Organization;
 use super::database::Database;
-use super::plan::Plan;
+use super::plan::{Plan, polls, supports_3ds};
 use super::proxy::{Proxy, Target};
 use super::replicas::{Launch, Replicas};
 use super::time::Time;
@@ -26,6 +26,8 @@ use crate::dev::sandbox::{self, Sandbox};
 use crate::grpc::proto::CreateIntegrationRequest;
 use crate::server;
 
+/// Where Stripe's webhooks are sent to.
+const WEBHOOK_URL: &str = "PAYBRIDGE_PUBLIC_WEBHOOK_URL";
 /// How long a process may take over one request to Stripe, in seconds of real time.
 const STRIPE_TIMEOUT: &str = "2";
 
@@ -44,21 +46,30 @@ impl Run {
         let sandbox = Sandbox::start(listener, time.clock.clone(), options)?;
         let stripe = Proxy::start(to_sandbox, chance("to stripe")).await?;
         let webhooks = Proxy::start(Target::Tcp(Vec::new()), chance("to webhooks")).await?;
-        let launch = Launch {
-            program: std::env::current_exe().context("this program's own file can't be found")?,
-            environment: environment(&database, &stripe, &webhooks, &sandbox),
-            logs,
+        let program = std::env::current_exe().context("this program's own file can't be found")?;
+        let launch = |name, environment: Vec<(&'static str, String)>| Launch {
+            name,
+            program: program.clone(),
+            environment,
+            logs: logs.clone(),
             clock: Mutex::new(time.setting()),
         };
-        let replicas = Replicas::start(settings.replicas, launch, &mut chance("ports"))?;
-        webhooks.lead_to(Target::Tcp(replicas.all.iter().map(|replica| replica.http).collect()));
+        let environment = environment(&database, &stripe, &webhooks, &sandbox);
+        let beginner = environment.iter().filter(|(name, _)| *name != WEBHOOK_URL).cloned().collect();
+        let replicas = Replicas::start(settings.replicas, launch("replica", environment), &mut chance("ports"))?;
+        webhooks.lead_to(Target::Tcp(replicas.doors().map(|replica| replica.http).collect()));
         replicas.all_ready().await?;
+        // Who is connected by a process without an address for webhooks reads the events list for ever.
+        let beginner = Replicas::start(1, launch("beginner", beginner), &mut chance("another port"))?;
+        beginner.all_ready().await?;
 
         let plan = Plan::new(seed, settings.payments);
         let mut organizations = Vec::new();
         for number in 0..plan.organizations.len() {
-            organizations.push(Arc::new(connect(&database, &sandbox, &replicas, number).await?));
+            let through = if polls(number) { &beginner } else { &replicas };
+            organizations.push(Arc::new(connect(&database, &sandbox, (&replicas, through), number).await?));
         }
+        beginner.end().await;
         let (book, backlog) = (Arc::<Book>::default(), Arc::<AtomicUsize>::default());
         let shared = (organizations.clone(), Arc::clone(&book), sandbox.clone(), Arc::clone(&backlog));
         let workload = Workload::new(plan, shared.0, shared.1, shared.2, seed, shared.3);
@@ -77,6 +88,7 @@ impl Run {
             book,
             backlog,
             workload: Arc::new(workload),
+            watcher: Arc::default(),
             counts: Arc::default(),
             phase: Mutex::new("storm"),
             unrest: Mutex::default(),
@@ -95,7 +107,7 @@ fn environment(
         ("DATABASE_URL", database.url()),
         ("PAYBRIDGE_STRIPE_BASE_URL", format!("http://{}", stripe.address())),
         ("PAYBRIDGE_STRIPE_TIMEOUT_SECONDS", STRIPE_TIMEOUT.to_owned()),
-        ("PAYBRIDGE_PUBLIC_WEBHOOK_URL", format!("http://{}", webhooks.address())),
+        (WEBHOOK_URL, format!("http://{}", webhooks.address())),
         ("PAYBRIDGE_ENCRYPTION_KEYS", format!("chaos:{}", STANDARD.encode(SEAL_KEY))),
         ("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", sandbox.url())),
         ("PAYBRIDGE_DATABASE_POOL_SIZE", "12".to_owned()),
@@ -105,24 +117,33 @@ fn environment(
     ]
 }
 
-/// An organization with a token and a connected Stripe account.
-async fn connect(database: &Database, sandbox: &Sandbox, replicas: &Replicas, number: usize) -> Result<Organization> {
+/// An organization with a token and a Stripe account, connected through a process of its choice: `replicas` are those that
+/// it talks to, and those that connect it.
+async fn connect(
+    database: &Database,
+    sandbox: &Sandbox,
+    replicas: (&Replicas, &Replicas),
+    number: usize,
+) -> Result<Organization> {
     let administration = server::administration(&database.url())?;
     let organization = administration.create_organization(&format!("chaos {number}")).await?;
     let (_, token) = administration.create_token(organization.id, "chaos").await?;
     let account = format!("acct_chaos{number}");
     let key = sandbox.add_account(&account, "DE", "eur");
-    let servers: Vec<String> = replicas.all.iter().map(|replica| format!("http://{}", replica.grpc)).collect();
+    let servers = |of: &Replicas| of.doors().map(|replica| format!("http://{}", replica.grpc)).collect::<Vec<_>>();
     let token = token.expose_secret().to_owned();
-    let mut made = Organization::new(organization.id, token, account, key.clone(), &servers)?;
+    let member =
+        |servers: &[String]| Organization::new(organization.id, token.clone(), account.clone(), key.clone(), servers);
+    let (mut made, connecting) = (member(&servers(replicas.0))?, member(&servers(replicas.1))?);
     let request = CreateIntegrationRequest {
         request_id: "connect".to_owned(),
         code: "stripe".to_owned(),
         name: "Stripe".to_owned(),
         secret_key: key,
+        supports_3ds: supports_3ds(number),
         ..CreateIntegrationRequest::default()
     };
-    let mut api = made.any_api(&mut Rng::new(0));
+    let mut api = connecting.any_api(&mut Rng::new(0));
     let connected = api.integrations.create_integration(request).await.context("a Stripe account was not connected")?;
     made.integration = connected.into_inner().integration.unwrap_or_default().id;
     Ok(made)

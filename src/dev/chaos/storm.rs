@@ -12,7 +12,6 @@ use tokio_util::task::TaskTracker;
 use super::callers::Organization;
 use super::database::Database;
 use super::pause;
-use super::plan::WITH_LOST_WEBHOOKS;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
 use crate::dev::rng::Rng;
@@ -24,6 +23,9 @@ const SPELL: Duration = Duration::from_secs(2);
 /// The kinds of trouble at Stripe at the same time.
 const KINDS_AT_ONCE: usize = 4;
 
+/// Why Stripe says 429; the last one is a code and no limit.
+const REASONS: [&str; 6] =
+    ["global-rate", "endpoint-rate", "global-concurrency", "endpoint-concurrency", "resource-specific", "lock_timeout"];
 /// How long a new key may take to be accepted, before it is given in again.
 const ANSWER_WITHIN: Duration = Duration::from_secs(5);
 
@@ -184,7 +186,7 @@ impl Storm {
         let mut until_outage = rng.between(4, 8);
         loop {
             self.sandbox.clear_faults();
-            for fault in webhook_faults(&self.organizations[WITH_LOST_WEBHOOKS].account) {
+            for fault in webhook_faults(self.faults) {
                 self.sandbox.add_webhook_fault(fault);
             }
             let mut spell = SPELL;
@@ -211,11 +213,10 @@ impl Storm {
 fn stripe_faults(rng: &mut Rng, percent: u8, clock_speed: u32) -> Vec<Fault> {
     let too_long = u64::from(clock_speed) * rng.between(2_500, 4_000);
     let later = Effect::DoneLater { seconds: i64::try_from(rng.between(30, 1_200)).unwrap_or(30) };
-    let limited = |reason: &str| Action::RateLimit { reason: reason.to_owned() };
+    let mut limited = || Action::RateLimit { reason: (*rng.pick(&REASONS)).to_owned() };
     let kinds = [
-        limited("endpoint-rate"),
-        limited("global-concurrency"),
-        limited("lock_timeout"),
+        limited(),
+        limited(),
         Action::ServerError { work: Effect::NotDone },
         Action::ServerError { work: Effect::Done },
         Action::ServerError { work: later },
@@ -234,19 +235,15 @@ fn stripe_faults(rng: &mut Rng, percent: u8, clock_speed: u32) -> Vec<Fault> {
     (0..KINDS_AT_ONCE).map(fault).filter(|fault| fault.percent > 0).collect()
 }
 
-/// Webhooks doubled, shuffled within minutes, delayed for many, and lost where something else finds what they said.
-fn webhook_faults(losing_account: &str) -> Vec<WebhookFault> {
+/// Webhooks doubled, shuffled within minutes, delayed for many, and lost for good.
+fn webhook_faults(lost_percent: u8) -> Vec<WebhookFault> {
     let every = |percent, action| WebhookFault { times: None, percent, action, ..WebhookFault::default() };
     vec![
         every(8, WebhookAction::Double),
         every(30, WebhookAction::Shuffle { within_milliseconds: 2 * 60_000 }),
         every(4, WebhookAction::Delay { milliseconds: 10 * 60_000 }),
         every(1, WebhookAction::Delay { milliseconds: 45 * 60_000 }),
-        WebhookFault {
-            event: "payment_intent.*".to_owned(),
-            account: losing_account.to_owned(),
-            ..every(8, WebhookAction::Lose)
-        },
+        every(lost_percent, WebhookAction::Lose),
     ]
 }
 

@@ -170,6 +170,18 @@ impl Sandbox {
         })
     }
 
+    /// Shows all objects of some kinds as they are at one moment, kind by kind, without copying them.
+    pub fn visit(&self, kinds: &[&str], mut visit: impl FnMut(&Value)) {
+        self.0.read(|inner| {
+            for kind in kinds {
+                for account in inner.state.accounts.values() {
+                    let ids = account.order.get(*kind).map_or(&[][..], Vec::as_slice);
+                    ids.iter().filter_map(|id| account.objects.get(id)).for_each(&mut visit);
+                }
+            }
+        });
+    }
+
     /// The events that a fault has kept from ever being sent; the list has them.
     pub fn lost_events(&self) -> Vec<String> {
         self.0.look(|inner| inner.lost.clone())

@@ -156,6 +156,15 @@ fn p1_an_intent_that_is_not_the_payments_own_changes_nothing() {
     assert_eq!(payment, before);
 }
 
+#[test]
+fn p12_what_came_in_before_the_payment_was_paid_is_not_forgotten() {
+    let mut payment = payment(PaymentState::Processing);
+    // Somebody has paid by hand beside it.
+    payment.amount_received = 1000;
+    payment.apply(Some(&mut attempt()), News::Intent(&intent(IntentStatus::Succeeded)), HERE);
+    assert_eq!(payment.amount_received, 5900);
+}
+
 fn any_news() -> impl Strategy<Value = News<'static>> {
     let intents: Vec<&'static IntentSnapshot> = [
         intent(IntentStatus::RequiresPaymentMethod),

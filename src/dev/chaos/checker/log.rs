@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use super::{Verdict, named, tenant_of};
-use crate::dev::chaos::evidence::{EventRow, Evidence};
+use crate::dev::chaos::evidence::{EventRow, Evidence, StripeEvent};
 
 /// The events of each organization, in the order of their positions.
 fn logs(evidence: &Evidence) -> BTreeMap<&str, Vec<&EventRow>> {
@@ -98,8 +98,8 @@ pub(super) fn readers(evidence: &Evidence) -> Verdict {
     Verdict { what: "no subscriber missed an event", looked_at, breaches }
 }
 
-/// Every event of Stripe's that we have asked for was taken in and applied, or ignored for a reason. One that a fault kept
-/// from being sent need not have been.
+/// Every event of Stripe's that we have asked for was taken in and applied, or ignored for a reason; also one that a fault
+/// kept from being sent, for the list has it.
 pub(super) fn stripe_events(evidence: &Evidence) -> Verdict {
     let mut breaches = Vec::new();
     let mut ignored: BTreeMap<&str, usize> = BTreeMap::new();
@@ -107,7 +107,9 @@ pub(super) fn stripe_events(evidence: &Evidence) -> Verdict {
         let organization = tenant_of(evidence, &event.account).to_owned();
         let about = format!("{} ({} of {})", event.id, event.kind, event.object);
         match evidence.deliveries.get(&(organization, event.id.clone())) {
-            None if evidence.lost.contains(&event.id) => {}
+            None if evidence.lost.contains(&event.id) => {
+                breaches.push(format!("{about} was never sent, and nobody has found it in the list"));
+            }
             None => breaches.push(format!("{about} was acknowledged or sent, and is not there")),
             Some((state, reason)) if state == "ignored" && !reason.is_empty() => {
                 *ignored.entry(reason).or_default() += 1;
@@ -116,7 +118,8 @@ pub(super) fn stripe_events(evidence: &Evidence) -> Verdict {
             Some((state, reason)) => breaches.push(format!("{about} is {state}: {reason}")),
         }
     }
-    let (all, lost) = (evidence.stripe_events.len(), evidence.lost.len());
+    let is_lost = |event: &&StripeEvent| evidence.lost.contains(&event.id);
+    let (all, lost) = (evidence.stripe_events.len(), evidence.stripe_events.iter().filter(is_lost).count());
     let mut looked_at = format!("{all} events, {lost} never sent");
     for (reason, count) in ignored {
         let _ = write!(looked_at, "; {count} ignored: {reason}");

@@ -3,8 +3,10 @@
 
 mod log;
 mod money;
+mod refunds;
 #[cfg(test)]
 mod tests;
+mod ways;
 
 use std::collections::BTreeMap;
 
@@ -21,8 +23,9 @@ pub(super) struct Verdict {
     pub breaches: Vec<String>,
 }
 
-/// A job that is late by more than this, in seconds of the clock, counts as due: others are just being done.
-const LATE: f64 = 60.0;
+/// A job that is late by more than this, in seconds of the clock, counts as due: others are just being done. What nobody
+/// does is late by hours at the end, for the clock was moved by days.
+const LATE: f64 = 600.0;
 
 /// All rows.
 pub(super) fn judge(evidence: &Evidence) -> Vec<Verdict> {
@@ -30,6 +33,10 @@ pub(super) fn judge(evidence: &Evidence) -> Vec<Verdict> {
         money::charged_once(evidence),
         money::recorded(evidence),
         money::overpayments(evidence),
+        refunds::refunds(evidence),
+        refunds::disputes(evidence),
+        ways::one_at_a_time(evidence),
+        ways::ended(evidence),
         states(evidence),
         acknowledged(evidence),
         log::told(evidence),
@@ -62,7 +69,7 @@ fn named(payment: &PaymentRow) -> String {
 /// most one of them takes money, or can.
 fn states(evidence: &Evidence) -> Verdict {
     let mut open: BTreeMap<&str, Vec<(&str, &str)>> = BTreeMap::new();
-    for (id, intent) in evidence.intents.iter().filter(|(id, _)| !evidence.beside.contains(*id)) {
+    for (id, intent) in evidence.intents.iter().filter(|(id, _)| !evidence.outside.beside.contains(*id)) {
         if matches!(intent.status.as_str(), "succeeded" | "processing" | "requires_action") {
             open.entry(&intent.payment).or_default().push((&intent.status, id));
         }
@@ -72,8 +79,8 @@ fn states(evidence: &Evidence) -> Verdict {
         let open = open.get(payment.id.as_str()).map_or(&[][..], Vec::as_slice);
         let of_row = evidence.intents.get(&payment.intent).map_or("none", |intent| intent.status.as_str());
         let agrees = match (payment.state.as_str(), open) {
-            // Nothing was due.
-            ("succeeded", []) => payment.amount == 0,
+            // Nothing was due, or it was paid elsewhere.
+            ("succeeded", []) => payment.amount == 0 || payment.is_manual,
             (state @ ("succeeded" | "processing" | "requires_action"), [(status, _)]) => state == *status,
             // An intent that is left open after a cancellation could still be confirmed.
             ("canceled", []) => matches!(of_row, "canceled" | "none"),
@@ -116,7 +123,11 @@ fn acknowledged(evidence: &Evidence) -> Verdict {
             continue;
         };
         let objection = match payment.state.as_str() {
-            _ if payment.amount != told.amount => Some("it is for another amount"),
+            _ if !told.amounts.contains(&payment.amount) => Some("it is for another amount"),
+            _ if payment.is_manual && !told.manual_asked => Some("nobody has recorded that it was paid elsewhere"),
+            state if told.manual && !(state == "succeeded" && payment.is_manual) => {
+                Some("that it was paid elsewhere was acknowledged, and is lost")
+            }
             "succeeded" => None,
             _ if told.must_be_paid => Some("nothing stands in the way of its being paid"),
             "failed" if payment.failure.is_empty() => Some("it does not say why"),
@@ -145,6 +156,8 @@ fn rest(evidence: &Evidence) -> Verdict {
     for job in &evidence.jobs {
         let trouble = if job.is_held {
             "is held".to_owned()
+        } else if job.is_parked {
+            format!("is parked: {}", job.last_error)
         } else if job.failures > 0 {
             format!("has failed {} times: {}", job.failures, job.last_error)
         } else if job.overdue > LATE {

@@ -3,23 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdict, by_id, named, tenant_of};
-use crate::dev::chaos::evidence::Evidence;
+use crate::dev::chaos::evidence::{Evidence, Intent};
 use crate::dev::sandbox::LedgerEntry;
 
 fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
     charge.metadata.get(name).map_or("", String::as_str)
 }
 
-/// Charges that took money, or are about to, and have not been given back.
+/// Charges that took money, or are about to. That some was given back later makes no difference.
 fn live(evidence: &Evidence) -> impl Iterator<Item = &LedgerEntry> {
-    let took = |charge: &&LedgerEntry| charge.status != "failed" && charge.amount_refunded < charge.amount;
+    let took = |charge: &&LedgerEntry| charge.status != "failed";
     evidence.charges.iter().filter(took).filter(|charge| !mark(charge, "invoice_id").is_empty())
 }
 
 /// No invoice is charged twice by us. What people take by hand beside it is theirs, and another row's matter.
 pub(super) fn charged_once(evidence: &Evidence) -> Verdict {
     let mut charges: BTreeMap<(&str, &str), Vec<&LedgerEntry>> = BTreeMap::new();
-    for charge in live(evidence).filter(|charge| !evidence.beside.contains(&charge.payment_intent)) {
+    for charge in live(evidence).filter(|charge| !evidence.outside.beside.contains(&charge.payment_intent)) {
         charges.entry((&charge.account, mark(charge, "invoice_id"))).or_default().push(charge);
     }
     let breaches = charges.iter().filter(|(_, charges)| charges.len() > 1).map(|((account, invoice), charges)| {
@@ -62,33 +62,50 @@ pub(super) fn recorded(evidence: &Evidence) -> Verdict {
     Verdict { what: "the sum charged is the sum recorded", looked_at: format!("{taken} and {received}"), breaches }
 }
 
-/// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once.
+/// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once. So was money
+/// that Stripe took although somebody had recorded that it was paid elsewhere.
 pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
-    let mut told: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for event in evidence.events.iter().filter(|event| event.webhook_type == "payment.overpaid") {
-        *told.entry(&event.intent).or_default() += 1;
+        *told.entry((&event.payment, &event.intent)).or_default() += 1;
     }
     let mut breaches = Vec::new();
-    for intent in &evidence.beside {
+    for intent in &evidence.outside.beside {
         let took = evidence.intents.get(intent).is_some_and(|intent| intent.status == "succeeded");
         if took && !recorded.contains(intent.as_str()) {
             breaches.push(format!("{intent}, made by hand, took money, and nothing was recorded"));
         }
     }
     for row in &evidence.overpayments {
-        let count = told.remove(row.intent.as_str()).unwrap_or_default();
+        let count = told.remove(&(row.payment.as_str(), row.intent.as_str())).unwrap_or_default();
         if count != 1 {
             breaches.push(format!("the overpayment {} of payment {} was told {count} times", row.intent, row.payment));
         }
-        if !evidence.beside.contains(&row.intent) {
+        if !evidence.outside.beside.contains(&row.intent) {
             breaches.push(format!(
                 "{} took money twice for payment {}, and nobody did it by hand",
                 row.intent, row.payment
             ));
         }
     }
-    breaches.extend(told.keys().map(|intent| format!("an overpayment by {intent} was told, and is not recorded")));
+    let own = |payment: &str, intent: &Intent| intent.payment == payment && intent.status == "succeeded";
+    for payment in evidence.payments.iter().filter(|payment| payment.is_manual) {
+        let beside = &evidence.outside.beside;
+        let took = evidence.intents.iter().find(|(id, intent)| own(&payment.id, intent) && !beside.contains(*id));
+        let wanted = usize::from(took.is_some());
+        let count: usize = told.iter().filter(|((of, _), _)| *of == payment.id).map(|(_, count)| count).sum();
+        told.retain(|(of, _), _| *of != payment.id);
+        if count != wanted {
+            let took = took.map_or("nothing", |(id, _)| id.as_str());
+            breaches.push(format!("{}: {took} took money, too, which was told {count} times", named(payment)));
+        }
+    }
+    breaches.extend(
+        told.keys().map(|(payment, intent)| {
+            format!("an overpayment of {payment} by {intent:?} was told, and is not recorded")
+        }),
+    );
     let looked_at = format!("{} overpayments", evidence.overpayments.len());
     Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
 }

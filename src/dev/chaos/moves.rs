@@ -1,0 +1,186 @@
+//! Moves: what people do about a payment that is there, one at a time or two at once, on any of the processes; and what
+//! payers do with the links that they get.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::callers::{Organization, call};
+use super::pause;
+use super::plan::{InvoicePlan, Move, Payer};
+use super::workload::{Workload, shown};
+use crate::dev::rng::Rng;
+use crate::grpc::proto::{
+    CreatePaymentUrlRequest, Money, Payment, PaymentState, RecordManualPaymentRequest, RefundPaymentRequest,
+    RetryPaymentRequest, UpdatePaymentRequest,
+};
+
+/// A card that pays, and one that is declined.
+const GOOD_CARD: &str = "4242424242424242";
+const DECLINED_CARD: &str = "4000000000000002";
+/// How often something is asked for again that had to wait for an earlier wish.
+const BUSY_MAX: u32 = 5;
+
+/// A payment, by what people know of it.
+#[derive(Clone, Debug)]
+pub(super) struct Known {
+    pub organization: usize,
+    pub invoice: String,
+    pub payment: String,
+}
+
+impl Workload {
+    /// Makes one or two moves, after a while.
+    pub async fn make_moves(self: &Arc<Self>, invoice: &InvoicePlan, payment: &Payment, moves: (Move, Option<Move>)) {
+        let mut rng = self.rng(&format!("moves-{}", invoice.id));
+        if rng.chance(50) {
+            // At whatever has become of it: paid, refused, or on its way.
+            self.payment_when(invoice, |payment| payment.state() != PaymentState::Pending).await;
+        }
+        pause(Duration::from_millis(rng.below(2_000))).await;
+        let second = async {
+            if let Some(second) = moves.1 {
+                self.make_move(invoice, payment, second, "second").await;
+            }
+        };
+        tokio::join!(self.make_move(invoice, payment, moves.0, "first"), second);
+    }
+
+    async fn make_move(self: &Arc<Self>, invoice: &InvoicePlan, payment: &Payment, step: Move, name: &str) {
+        let known =
+            Known { organization: invoice.organization, invoice: invoice.id.clone(), payment: payment.id.clone() };
+        match step {
+            Move::Again => _ = self.create(invoice, &format!("{name}-again-{}", invoice.id)).await,
+            Move::Retry => self.retry_once(&known, name).await,
+            Move::Link(payer) => self.send_link(&known, name, payer).await,
+            Move::Change(amount) => self.change_amount(&known, amount, invoice.currency).await,
+            Move::Cancel => self.cancel(invoice, payment).await,
+            Move::Manual => self.record_manual(&known, name).await,
+            Move::ByHand => {
+                let has_intent = |payment: &Payment| !payment.provider_payment_intent_id.is_empty();
+                if let Some(now) = self.payment_when(invoice, has_intent).await {
+                    self.pay_intent(&now.provider_payment_intent_id);
+                }
+            }
+        }
+    }
+
+    /// Tries again, whatever the bank has advised.
+    async fn retry_once(&self, known: &Known, name: &str) {
+        let request = RetryPaymentRequest {
+            id: known.payment.clone(),
+            request_id: format!("{name}-retry-{}", known.invoice),
+            payment_method_id: String::new(),
+            force: true,
+        };
+        let mut rng = self.rng(&request.request_id);
+        self.retry(known.organization, request, &mut rng).await;
+    }
+
+    /// Asks for a link, and gives it to a payer.
+    pub async fn send_link(self: &Arc<Self>, known: &Known, name: &str, payer: Payer) {
+        let request = CreatePaymentUrlRequest {
+            id: known.payment.clone(),
+            request_id: format!("{name}-link-{}", known.invoice),
+            success_url: String::new(),
+        };
+        let answer = self.ask(known, &request.request_id, &request, |mut api, request| async move {
+            api.payments.create_payment_url(request).await
+        });
+        let Some(url) = answer.await.map(|answer| answer.payment_url).filter(|url| !url.is_empty()) else { return };
+        let session = url.rsplit('/').next().unwrap_or_default().to_owned();
+        self.book.outside(|outside| _ = outside.links.insert(session.clone()));
+        let mut rng = self.rng(&format!("payer of {}", request.request_id));
+        let workload = Arc::clone(self);
+        self.people.spawn(async move {
+            pause(Duration::from_millis(rng.below(5_000))).await;
+            workload.use_link(&session, payer);
+        });
+    }
+
+    /// A payer uses a link. That it is used or ended by now is what the page says.
+    fn use_link(&self, session: &str, payer: Payer) {
+        let pay = |method: &str| self.sandbox.complete_session(session, method, true);
+        let used = match payer {
+            Payer::Pays => pay(GOOD_CARD),
+            Payer::IsDeclinedFirst => pay(DECLINED_CARD).or_else(|_| pay(GOOD_CARD)),
+            Payer::Debits(iban) => pay(iban).or_else(|_| pay(GOOD_CARD)),
+            Payer::Leaves => return,
+        };
+        if let Err(error) = used {
+            tracing::info!(session, "a link could not be used: {error:#}");
+        }
+    }
+
+    async fn change_amount(&self, known: &Known, amount: i64, currency: &str) {
+        self.book.invoice(known.organization, &known.invoice, |told| _ = told.amounts.insert(amount));
+        let amount = Some(Money { minor_units: amount, currency_code: currency.to_owned() });
+        let payment = Payment { id: known.payment.clone(), amount, ..Payment::default() };
+        let request = UpdatePaymentRequest { payment: Some(payment), update_mask: None };
+        let name = format!("change-{}", known.invoice);
+        self.ask(known, &name, &request, |mut api, request| async move { api.payments.update_payment(request).await })
+            .await;
+    }
+
+    async fn record_manual(&self, known: &Known, name: &str) {
+        let request = RecordManualPaymentRequest {
+            id: known.payment.clone(),
+            request_id: format!("{name}-manual-{}", known.invoice),
+            reference: "bank transfer".to_owned(),
+            paid_time: None,
+        };
+        self.book.invoice(known.organization, &known.invoice, |told| told.manual_asked = true);
+        let answer = self.ask(known, &request.request_id, &request, |mut api, request| async move {
+            api.payments.record_manual_payment(request).await
+        });
+        if answer.await.is_some() {
+            self.book.invoice(known.organization, &known.invoice, |told| told.manual = true);
+        }
+    }
+
+    /// Gives money back: of one charge, or, without one, of the charge that settled the payment.
+    pub async fn refund(&self, known: &Known, name: &str, charge: &str, amount: Option<Money>) {
+        let request = RefundPaymentRequest {
+            payment_id: known.payment.clone(),
+            request_id: format!("{name}-{}", if charge.is_empty() { known.invoice.as_str() } else { charge }),
+            provider_charge_id: charge.to_owned(),
+            amount,
+        };
+        let answer = self.ask(known, &request.request_id, &request, |mut api, request| async move {
+            api.payments.refund_payment(request).await
+        });
+        if let Some(refund) = answer.await.and_then(|answer| answer.refund) {
+            self.book.outside(|outside| _ = outside.refunds.insert(refund.id));
+        }
+    }
+
+    /// Asks until there is an answer; again where an earlier wish is in the way. `None`: the payment does not allow it now,
+    /// which is a good answer; any other refusal goes into the book.
+    async fn ask<R: Clone, T, F: Future<Output = Result<tonic::Response<T>, Status>>>(
+        &self,
+        known: &Known,
+        name: &str,
+        request: &R,
+        send: impl Fn(crate::dev::story::Api, R) -> F,
+    ) -> Option<T> {
+        let mut rng: Rng = self.rng(name);
+        let organization: &Organization = &self.organizations[known.organization];
+        for _ in 0..BUSY_MAX {
+            let status = match call(organization, &mut rng, &self.repeats, request, &send).await {
+                Ok(answer) => return Some(answer),
+                Err(status) => status,
+            };
+            if status.get_details_error_info().is_some_and(|info| info.reason == "PAYMENT_BUSY") {
+                pause(Duration::from_millis(500)).await;
+                continue;
+            }
+            if status.code() != Code::FailedPrecondition {
+                self.refused(known.organization, &known.invoice, &format!("{name}: {}", shown(&status)));
+            }
+            return None;
+        }
+        None
+    }
+}
