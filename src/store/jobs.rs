@@ -293,7 +293,8 @@ struct Parked {
     is_parked: bool,
 }
 
-/// Gives leases back at once, so that others can take the jobs. They stay ours until somebody does. For the system role.
+/// Gives leases back at once, so that others can take the jobs. They stay ours until somebody does. One whose row is locked
+/// is being ended; should that not come to its end, it runs out. For the system role.
 pub async fn give_up(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)]) -> Result<usize> {
     Ok(diesel::sql_query(
         "WITH free AS ( \
