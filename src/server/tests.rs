@@ -52,7 +52,7 @@ impl Database {
         tokio::task::spawn_blocking(move || drop(postgres)).await.unwrap();
     }
 
-    fn admin(&self) -> String {
+    pub(crate) fn admin(&self) -> String {
         self.postgres.as_ref().unwrap().connection_string("postgres")
     }
 

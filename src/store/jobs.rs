@@ -169,7 +169,9 @@ pub async fn lease(
         .collect()
 }
 
-/// Prolongs leases that are still ours, and returns the ids of those. For the system role.
+/// Prolongs leases that are still ours, and returns the ids of those. A row that somebody has locked is not waited for: its
+/// job is being ended, and asks for others that are held here, too, so that each would wait for the other. It counts as
+/// ours, and nobody else leases it while it is locked. For the system role.
 pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: RealDuration) -> Result<Vec<Uuid>> {
     #[derive(QueryableByName)]
     struct Renewed {
@@ -177,9 +179,14 @@ pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: R
         id: Uuid,
     }
     let rows: Vec<Renewed> = diesel::sql_query(
-        "UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => $3) \
-         FROM unnest($1, $2) AS held (id, epoch) WHERE jobs.id = held.id AND jobs.lease_epoch = held.epoch \
-         RETURNING jobs.id",
+        "WITH held AS (SELECT * FROM unnest($1, $2) AS held (id, epoch)), free AS ( \
+             SELECT jobs.id FROM jobs JOIN held ON jobs.id = held.id AND jobs.lease_epoch = held.epoch \
+             FOR NO KEY UPDATE OF jobs SKIP LOCKED \
+         ), renewed AS ( \
+             UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => $3) \
+             FROM free WHERE jobs.id = free.id \
+         ) \
+         SELECT jobs.id FROM jobs JOIN held ON jobs.id = held.id AND jobs.lease_epoch = held.epoch",
     )
     .bind::<Array<SqlUuid>, _>(held.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(held.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())
@@ -286,11 +293,16 @@ struct Parked {
     is_parked: bool,
 }
 
-/// Gives leases back at once, so that others can take the jobs. They stay ours until somebody does. For the system role.
+/// Gives leases back at once, so that others can take the jobs. They stay ours until somebody does. One whose row is locked
+/// is being ended; should that not come to its end, it runs out. For the system role.
 pub async fn give_up(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)]) -> Result<usize> {
     Ok(diesel::sql_query(
-        "UPDATE jobs SET lease_until = NULL FROM unnest($1, $2) AS held (id, epoch) \
-         WHERE jobs.id = held.id AND jobs.lease_epoch = held.epoch",
+        "WITH free AS ( \
+             SELECT jobs.id FROM jobs JOIN unnest($1, $2) AS held (id, epoch) \
+                 ON jobs.id = held.id AND jobs.lease_epoch = held.epoch \
+             FOR NO KEY UPDATE OF jobs SKIP LOCKED \
+         ) \
+         UPDATE jobs SET lease_until = NULL FROM free WHERE jobs.id = free.id",
     )
     .bind::<Array<SqlUuid>, _>(held.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind::<Array<BigInt>, _>(held.iter().map(|(_, epoch)| *epoch).collect::<Vec<_>>())

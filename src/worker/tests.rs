@@ -66,3 +66,38 @@ async fn p8_held_leases_are_prolonged_until_another_worker_has_them() {
     }
     task.abort();
 }
+
+/// P8: a job's own transaction holds its row for as long as it commits, and asks for others. Whoever renews waits for
+/// none of them, for it holds many rows: each would wait for the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn p8_a_job_that_is_just_being_ended_is_not_waited_for_and_not_lost() {
+    let database = Database::start().await;
+    let app = administration(&database.url).unwrap();
+    let organization = app.create_organization("Hooli").await.unwrap();
+    let job = format!(
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+         SELECT gen_random_uuid(), '{}', 'submit_payment', gen_random_uuid(), '', now() - interval '1 h', 1, 0, 0 \
+         FROM generate_series(1, 2)",
+        organization.id
+    );
+    database.run(&job).await;
+    let leases = app.lease_jobs(&Room { free: 10, organization_max: 10, held: Vec::new() }).await.unwrap();
+    let held: Vec<_> = leases.iter().map(|lease| (lease.id.0, lease.epoch)).collect();
+    let (ended, other) = (held[0].0, held[1].0);
+
+    let (client, connection) = tokio_postgres::connect(&database.admin(), tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client.batch_execute(&format!("BEGIN; SELECT FROM jobs WHERE id = '{ended}' FOR UPDATE")).await.unwrap();
+    let until = |id: Uuid| format!("SELECT lease_until FROM jobs WHERE id = '{id}'");
+    let before = (database.run(&until(ended)).await, database.run(&until(other)).await);
+    let renewed = timeout(Duration::from_secs(10), app.renew_leases(&held)).await.expect("it does not wait");
+    let mut renewed = renewed.unwrap();
+    renewed.sort_unstable();
+    let mut both = [ended, other];
+    both.sort_unstable();
+    assert_eq!(renewed, both, "both are ours still");
+    assert_eq!(database.run(&until(ended)).await, before.0);
+    assert_ne!(database.run(&until(other)).await, before.1, "the other one is prolonged");
+    timeout(Duration::from_secs(10), app.give_up_leases(&held)).await.expect("nor does who gives up").unwrap();
+    client.batch_execute("ROLLBACK").await.unwrap();
+}

@@ -159,6 +159,19 @@ async fn a_debit_through_a_link_is_processing_until_the_bank_answers() {
     }
 }
 
+/// Reads are rationed: what a bank has in hand for days is not read once a minute because its link is over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_used_link_is_not_looked_at_for_ever_after_its_end() {
+    let (mut cashier, failed) = declined("over").await;
+    let (session, _) = cashier.link("link", &failed).await.expect("a link");
+    cashier.sandbox().complete_session(&session, GOOD_IBAN, true).expect("the payer gives an IBAN");
+    cashier.payment_in("inv", PaymentState::Processing).await;
+    cashier.advance(Duration::hours(25));
+    cashier.at_rest(&["reconcile_payment"]).await;
+    assert_eq!(cashier.payment("inv").await.state(), PaymentState::Processing, "the bank has it");
+    cashier.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_another_amount_ends_the_link_and_closes_the_intent_first() {
     let (mut cashier, failed) = declined("amount").await;

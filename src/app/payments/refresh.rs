@@ -9,7 +9,7 @@ use crate::app::reconcile::mended;
 use crate::app::work::Hand;
 use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payments::{Attempt, AttemptState, Errand, News};
+use crate::domain::payments::{Attempt, AttemptState, Errand, News, PaymentState};
 use crate::domain::signals::{IntentSnapshot, SessionSnapshot};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
@@ -109,8 +109,10 @@ impl App {
             return work.end(Outcome::Done).await;
         }
         let soon = work.now + Duration::MINUTE;
-        // The sweep comes by in any case; these have a time of their own.
-        let mut next = scene.open_link().and_then(|link| link.expire_time).map(|end| (end + LINK_END_PERIOD).max(soon));
+        // The sweep comes by in any case; these have a time of their own. A link that was used has none any more: the bank
+        // has it, for days.
+        let unused = scene.open_link().filter(|_| scene.payment.state == PaymentState::RequiresAction);
+        let mut next = unused.and_then(|link| link.expire_time).map(|end| (end + LINK_END_PERIOD).max(soon));
         if let Some(asked) = scene.payment.action_time {
             let end = asked + self.0.settings.action_period;
             let objection = scene.payment.objection(scene.attempt.as_ref(), &Errand::EndAction);

@@ -13,8 +13,8 @@ use super::plan::{InvoicePlan, Move, Payer};
 use super::workload::{Workload, shown};
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, Money, Payment, PaymentState, RecordManualPaymentRequest, RefundPaymentRequest,
-    RetryPaymentRequest, UpdatePaymentRequest,
+    CreatePaymentUrlRequest, GetPaymentRequest, Money, Payment, PaymentState, RecordManualPaymentRequest,
+    RefundPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest, get_payment_request,
 };
 
 /// A card that pays, and one that is declined.
@@ -86,18 +86,36 @@ impl Workload {
             request_id: format!("{name}-link-{}", known.invoice),
             success_url: String::new(),
         };
+        let mut rng = self.rng(&format!("payer of {}", request.request_id));
+        let intent_before = if rng.chance(40) { self.intent_of(known, &mut rng).await } else { None };
         let answer = self.ask(known, &request.request_id, &request, |mut api, request| async move {
             api.payments.create_payment_url(request).await
         });
         let Some(url) = answer.await.map(|answer| answer.payment_url).filter(|url| !url.is_empty()) else { return };
         let session = url.rsplit('/').next().unwrap_or_default().to_owned();
         self.book.outside(|outside| _ = outside.links.insert(session.clone()));
-        let mut rng = self.rng(&format!("payer of {}", request.request_id));
+        // A clerk still has the page of the intent open on which the payment was refused, and presses the button there.
+        // Stripe must have closed it before anybody had the link.
+        if let Some(intent) = intent_before {
+            self.pay_intent(&intent);
+        }
         let workload = Arc::clone(self);
         self.people.spawn(async move {
             pause(Duration::from_millis(rng.below(5_000))).await;
             workload.use_link(&session, payer);
         });
+    }
+
+    /// The intent of a payment, if it has one.
+    async fn intent_of(&self, known: &Known, rng: &mut Rng) -> Option<String> {
+        let which = get_payment_request::Payment::Id(known.payment.clone());
+        let request = GetPaymentRequest { payment: Some(which) };
+        let organization = &self.organizations[known.organization];
+        let answer = call(organization, rng, &self.repeats, &request, |mut api, request| async move {
+            api.payments.get_payment(request).await
+        });
+        let payment = answer.await.ok()?.payment?;
+        Some(payment.provider_payment_intent_id).filter(|intent| !intent.is_empty())
     }
 
     /// A payer uses a link. That it is used or ended by now is what the page says.
