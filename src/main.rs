@@ -108,7 +108,7 @@ async fn serve(settings: Serve) -> Result<ExitCode> {
 }
 
 #[cfg(not(feature = "dev"))]
-fn parts(_: &Serve, grpc: TcpListener, http: TcpListener) -> Parts {
+fn parts(_: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Parts {
     Parts::new(grpc, http)
 }
 
