@@ -7,7 +7,8 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What each room may import of ours. A file directly under `src/` is a room of its own name. `clock` and `crash` are
-/// everybody's but the domain's, whose functions are given the time and can't die half way; tests inside a room may import anything.
+/// everybody's but the domain's, whose functions are given the time and can't die half way; tests inside a room may
+/// import anything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("crash", &[]),

@@ -11,9 +11,7 @@ use serde_json::{Value, json};
 use time::Duration;
 
 use crate::cashier::{CREATE, Cashier, at_stripe, until};
-
-/// A card that can be stored, and declines every charge.
-const DECLINING: &str = "4000000000000341";
+use crate::links::DECLINING;
 
 /// Posts a body to the integration's own address, signed as Stripe does; the status of the answer.
 async fn post(cashier: &Cashier, body: &str) -> u16 {
@@ -58,13 +56,6 @@ fn id_of(event: &Value) -> String {
     event["id"].as_str().expect("an id").to_owned()
 }
 
-/// What Prometheus reads.
-async fn metrics(cashier: &Cashier) -> String {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let url = format!("{}/metrics", cashier.scenery.stage.servers[0].http);
-    client.get(url).send().await.expect("an answer").text().await.expect("a text")
-}
-
 /// A payment that was told by an event of a type, as it was told.
 async fn told(cashier: &mut Cashier, webhook_type: &str, invoice: &str) -> EventPayment {
     match cashier.player.told(webhook_type, invoice).await.expect("it is told").object {
@@ -87,7 +78,7 @@ async fn p6_what_is_signed_and_no_event_is_refused_and_counted_and_what_can_not_
     for body in ["", "not JSON", "[]", r#"{"id":"evt_1"}"#, "{\"id\":\"evt_\u{0}\",\"type\":\"x\",\"created\":1}"] {
         assert_eq!(post(&cashier, body).await, 400, "{body}");
     }
-    let counted = metrics(&cashier).await;
+    let counted = cashier.metrics().await;
     assert!(counted.contains(r#"paybridge_webhooks_total{answer="not_an_event"}"#), "{counted}");
     let database = cashier.database().await;
     let stored = database.query_one("SELECT count(*) FROM deliveries WHERE created < '2024-01-01'", &[]).await;
@@ -101,7 +92,7 @@ async fn p6_what_is_signed_and_no_event_is_refused_and_counted_and_what_can_not_
         assert_eq!(state, "parked", "{reason}");
         assert!(reason.contains("payment_intent.succeeded"), "it says what it is about: {reason}");
     }
-    let counted = metrics(&cashier).await;
+    let counted = cashier.metrics().await;
     assert!(counted.contains(r#"paybridge_deliveries_total{state="parked"}"#), "{counted}");
     nothing_is_blocked(&mut cashier, "inv").await;
     cashier.end().await;

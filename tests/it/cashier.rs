@@ -196,6 +196,13 @@ impl Cashier {
         Ok(answer.into_inner().payment.expect("a payment"))
     }
 
+    /// What Prometheus reads at the first server.
+    pub async fn metrics(&self) -> String {
+        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
+        let url = format!("{}/metrics", self.scenery.stage.servers[0].http);
+        client.get(url).send().await.expect("an answer").text().await.expect("a text")
+    }
+
     pub async fn cancel(&self, payment: &Payment) -> Result<Payment, Status> {
         let mut payments = self.player.api.payments.clone();
         let answer = payments.cancel_payment(CancelPaymentRequest { id: payment.id.clone() }).await?;

@@ -1,6 +1,7 @@
 //! P1, one open way to pay, where there are several: a link to a page, another amount, a payment made elsewhere, a
-//! customer who must prove who they are; each beside a charge, and any two at once.
+//! customer who must prove who they are; each beside a charge. Any two at once are in `pairs`.
 
+use futures_util::future::join_all;
 use paybridge::dev::sandbox::{Action, Effect, Fault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::{Integration, Payment, PaymentAttemptKind, PaymentState, UpdateIntegrationRequest};
@@ -8,14 +9,14 @@ use time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::cashier::{CONFIRM, Cashier, until};
+use crate::cashier::{Cashier, until};
 
 /// A card that can be stored, and declines every charge.
-const DECLINING: &str = "4000000000000341";
+pub const DECLINING: &str = "4000000000000341";
 /// A card whose bank wants to see its holder for every charge.
 const WANTS_HOLDER: &str = "4000002760003184";
-const GOOD_CARD: &str = "4242424242424242";
-const GOOD_IBAN: &str = "DE89370400440532013000";
+pub const GOOD_CARD: &str = "4242424242424242";
+pub const GOOD_IBAN: &str = "DE89370400440532013000";
 const BAD_IBAN: &str = "DE62370400440532013001";
 
 fn reason(status: &Status) -> String {
@@ -36,7 +37,7 @@ fn status_of(cashier: &Cashier, id: &str) -> String {
     object["status"].as_str().unwrap_or_default().to_owned()
 }
 
-async fn at_rest(cashier: &Cashier) {
+pub async fn at_rest(cashier: &Cashier) {
     cashier.all_delivered().await;
     cashier.at_rest(&["submit_payment"]).await;
 }
@@ -85,7 +86,7 @@ async fn p1_many_who_ask_for_a_link_at_once_get_one() {
         async move { cashier_ref.link(&format!("link-{caller}"), &failed).await }
     });
     let mut sessions = std::collections::BTreeSet::new();
-    for answer in futures_join(asked.collect()).await {
+    for answer in join_all(asked).await {
         match answer {
             Ok((session, _)) => _ = sessions.insert(session),
             Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
@@ -100,24 +101,6 @@ async fn p1_many_who_ask_for_a_link_at_once_get_one() {
     let open = made.iter().filter(|event| event["type"] == "checkout.session.completed").count();
     assert_eq!(open, 0);
     cashier.end().await;
-}
-
-/// Runs futures side by side, as far as one task can.
-async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
-    let mut futures: Vec<_> = futures.into_iter().map(Box::pin).collect();
-    let mut done: Vec<Option<F::Output>> = futures.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (future, slot) in futures.iter_mut().zip(&mut done) {
-            if slot.is_none()
-                && let std::task::Poll::Ready(output) = future.as_mut().poll(context)
-            {
-                *slot = Some(output);
-            }
-        }
-        if done.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    done.into_iter().flatten().collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -340,110 +323,5 @@ async fn without_support_a_bank_that_wants_to_see_the_customer_is_a_refusal_that
     let failure = failed.failure.expect("a failure");
     assert!(failure.code == "authentication_required" || failure.decline_code == "authentication_required");
     cashier.player.told("invoice.payment_failure", "inv").await.expect("it is told");
-    cashier.end().await;
-}
-
-/// What somebody may do about a payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Move {
-    CreateAgain,
-    Retry,
-    Link,
-    PayLink,
-    ChangeAmount,
-    Cancel,
-    RecordManual,
-    PayByHand,
-}
-
-const MOVES: [Move; 8] = [
-    Move::CreateAgain,
-    Move::Retry,
-    Move::Link,
-    Move::PayLink,
-    Move::ChangeAmount,
-    Move::Cancel,
-    Move::RecordManual,
-    Move::PayByHand,
-];
-
-/// Makes a move; that it is refused or unavailable is an answer like any other.
-async fn make(cashier: &Cashier, payment: &Payment, step: Move, name: &str) {
-    let answer = match step {
-        Move::CreateAgain => cashier.pay_as(name, "hooli", &payment.invoice_id, 4900).await.map(|_| ()),
-        Move::Retry => cashier.retry(name, payment, true).await.map(|_| ()),
-        Move::Link => cashier.link(name, payment).await.map(|_| ()),
-        Move::PayLink => match cashier.link(name, payment).await {
-            Ok((session, _)) => {
-                let _ = cashier.sandbox().complete_session(&session, GOOD_CARD, true);
-                Ok(())
-            }
-            Err(status) => Err(status),
-        },
-        Move::ChangeAmount => cashier.change_amount(payment, 3000).await.map(|_| ()),
-        Move::Cancel => cashier.cancel(payment).await.map(|_| ()),
-        Move::RecordManual => cashier.record_manual(name, payment).await.map(|_| ()),
-        Move::PayByHand => {
-            for intent in cashier.intents(&payment.invoice_id) {
-                let intent = intent["id"].as_str().expect("an id").to_owned();
-                let _ = cashier.sandbox().pay_intent_by_hand(&intent, "pm_card_visa");
-            }
-            Ok(())
-        }
-    };
-    if let Err(status) = answer {
-        let known = [Code::FailedPrecondition, Code::Unavailable, Code::AlreadyExists];
-        assert!(known.contains(&status.code()), "{step:?}: {status}");
-    }
-}
-
-/// Every two moves at once, in both orders, from a payment that was declined and from one that is just being sent, while
-/// answers get lost.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p1_any_two_ways_at_once_take_money_once() {
-    let mut cashier = Cashier::new("pairs", Options { servers: 2, ..Options::default() }).await;
-    let provider_id = cashier.customer("hooli", DECLINING).await;
-    for (path, percent) in [(CONFIRM, 25), ("/v1/payment_intents/*/cancel", 15), ("/v1/checkout/sessions*", 15)] {
-        let action = Action::Cut { work: Effect::Done };
-        cashier.sandbox().add_fault(Fault { times: None, percent, ..Fault::once("POST", path, action) });
-    }
-    let mut invoices = Vec::new();
-    for (round, first) in MOVES.iter().enumerate() {
-        for (turn, second) in MOVES.iter().enumerate() {
-            let invoice = format!("inv-{round}-{turn}");
-            let payment = cashier.pay("hooli", &invoice).await;
-            invoices.push((invoice, *first, *second, payment));
-        }
-    }
-    for (invoice, ..) in &invoices {
-        cashier.payment_in(invoice, PaymentState::Failed).await;
-    }
-    cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
-    let till = &cashier;
-    let pairs = invoices.iter().map(|(invoice, first, second, payment)| async move {
-        let (one, two) = (format!("{invoice}-a"), format!("{invoice}-b"));
-        tokio::join!(make(till, payment, *first, &one), make(till, payment, *second, &two));
-    });
-    futures_join(pairs.collect()).await;
-    cashier.sandbox().clear_faults();
-    at_rest(&cashier).await;
-    // What still moves is a link that nobody uses: it ends in a day.
-    cashier.advance(Duration::hours(25));
-    for (invoice, first, second, _) in &invoices {
-        let payment = cashier
-            .payment_when(invoice, "rests", |it| {
-                matches!(it.state(), PaymentState::Succeeded | PaymentState::Failed | PaymentState::Canceled)
-            })
-            .await;
-        let told = format!("{first:?} beside {second:?}: {payment:#?}");
-        let taken: i64 =
-            cashier.charges(invoice).iter().filter(|it| it.status == "succeeded").map(|it| it.amount).sum();
-        assert!(cashier.live_charges(invoice) <= 1, "{told}");
-        let received = payment.amount_received.as_ref().map_or(0, |it| it.minor_units);
-        assert_eq!(received, taken, "{told}");
-        assert!(taken == 0 || payment.state() == PaymentState::Succeeded, "{told}");
-        let is_paid = taken > 0 || payment.manual_payment.is_some();
-        assert!(payment.state() != PaymentState::Succeeded || is_paid, "{told}");
-    }
     cashier.end().await;
 }

@@ -9,8 +9,8 @@ use paybridge::grpc::proto::{CreateCheckoutUrlRequest, PaymentState};
 use time::Duration;
 
 use crate::cashier::{Cashier, at_stripe, until};
+use crate::links::GOOD_IBAN;
 
-const GOOD_IBAN: &str = "DE89370400440532013000";
 /// Longer than any test looks.
 pub const NEVER: Duration = Duration::days(365);
 
@@ -34,9 +34,7 @@ fn lose(cashier: &Cashier, event: &str) {
 
 /// What the server's metrics say that was mended of a kind. Other tests of this process mend, too: it only rises.
 pub async fn mended(cashier: &Cashier, kind: &str) -> u64 {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let url = format!("{}/metrics", cashier.scenery.stage.servers[0].http);
-    let text = client.get(url).send().await.expect("metrics").text().await.expect("text");
+    let text = cashier.metrics().await;
     let name = format!("paybridge_mended_total{{kind=\"{kind}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
 }

@@ -1,5 +1,5 @@
-//! Refunds on request: facts beside the payment's state, told at every change and in any order (P6, P7). And disputes,
-//! which stand beside it as well. What becomes of a refund whose answer is lost is in `unknown_refunds`.
+//! Refunds on request: facts beside the payment's state, told at every change and in any order (P6, P7). What becomes
+//! of a refund whose answer is lost is in `unknown_refunds`.
 
 use std::collections::BTreeSet;
 
@@ -7,114 +7,18 @@ use paybridge::dev::sandbox::{Action, Effect, Fault, HandPayment, WebhookAction,
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
-    DeleteIntegrationRequest, EventRefund, GetIntegrationRequest, GetRefundRequest, IntegrationState,
-    ListEventsRequest, ListRefundsRequest, Money, Payment, PaymentState, Refund, RefundPaymentRequest, RefundState,
+    DeleteIntegrationRequest, GetIntegrationRequest, GetRefundRequest, IntegrationState, ListRefundsRequest, Payment,
+    PaymentState, RefundPaymentRequest, RefundState,
 };
 use time::Duration;
-use tonic::{Code, Status};
+use tonic::Code;
 
 use crate::cashier::{Cashier, at_stripe, until};
 use crate::hands::{refused, violations};
-
-pub const REFUNDS: &str = "/v1/refunds";
-
-/// A till whose customer `hooli` has paid `inv` with this method.
-pub async fn paid_till(name: &str, method: &str, options: Options) -> (Cashier, Payment) {
-    let mut cashier = Cashier::new(name, options).await;
-    cashier.customer("hooli", method).await;
-    let payment = paid(&mut cashier, "inv").await;
-    (cashier, payment)
-}
-
-async fn paid(cashier: &mut Cashier, invoice: &str) -> Payment {
-    cashier.pay("hooli", invoice).await;
-    let payment = cashier.payment_in(invoice, PaymentState::Succeeded).await;
-    cashier.all_delivered().await;
-    payment
-}
-
-pub fn ask(request_id: &str, payment: &Payment, cents: Option<i64>) -> RefundPaymentRequest {
-    RefundPaymentRequest {
-        payment_id: payment.id.clone(),
-        request_id: request_id.to_owned(),
-        provider_charge_id: String::new(),
-        amount: cents.map(|minor_units| Money { minor_units, currency_code: "EUR".to_owned() }),
-    }
-}
-
-pub async fn refund(cashier: &Cashier, request: RefundPaymentRequest) -> Result<Refund, Status> {
-    let mut payments = cashier.player.api.payments.clone();
-    Ok(payments.refund_payment(request).await?.into_inner().refund.expect("a refund"))
-}
-
-pub async fn read(cashier: &Cashier, id: &str) -> Refund {
-    let mut payments = cashier.player.api.payments.clone();
-    let answer = payments.get_refund(GetRefundRequest { id: id.to_owned() }).await.expect("the refund is read");
-    answer.into_inner().refund.expect("a refund")
-}
-
-/// Waits until a refund is in a state.
-pub async fn refund_in(cashier: &Cashier, id: &str, state: RefundState) -> Refund {
-    until(&format!("the refund is {state:?}"), || async {
-        Some(read(cashier, id).await).filter(|refund| refund.state() == state)
-    })
-    .await
-}
-
-async fn listed(cashier: &Cashier, payment: &Payment) -> Vec<Refund> {
-    let list = ListRefundsRequest { payment_id: payment.id.clone(), page_size: 1, page_token: String::new() };
-    let (mut found, mut list) = (Vec::new(), list);
-    loop {
-        let mut payments = cashier.player.api.payments.clone();
-        let page = payments.list_refunds(list.clone()).await.expect("a page").into_inner();
-        found.extend(page.refunds);
-        if page.next_page_token.is_empty() {
-            return found;
-        }
-        list.page_token = page.next_page_token;
-    }
-}
-
-/// Everything that was told of refunds so far, in order: the log, for the stream may lag behind it.
-async fn told(cashier: &Cashier) -> Vec<EventRefund> {
-    let request = ListEventsRequest {
-        after_position: 0,
-        page_size: 1_000,
-        webhook_types: vec!["payment.refund_updated".to_owned()],
-    };
-    let mut events = cashier.player.api.events.clone();
-    let listed = events.list_events(request).await.expect("the log is read").into_inner().events;
-    let refunds = listed.into_iter().map(|event| match event.object {
-        Some(Object::Refund(refund)) => refund,
-        other => panic!("not a refund: {other:?}"),
-    });
-    refunds.collect()
-}
-
-/// The states that were told of one refund of ours, in order.
-pub async fn states_told(cashier: &Cashier, refund: &Refund) -> Vec<String> {
-    let of_it = told(cashier).await.into_iter().filter(|told| told.lago_refund_id.as_deref() == Some(&refund.id));
-    of_it.map(|told| told.status).collect()
-}
-
-/// The refunds that Stripe has made for a charge: the truth about what went back.
-pub fn at_stripe_of(cashier: &Cashier, refund: &Refund) -> Vec<serde_json::Value> {
-    let created = cashier.sandbox().events(&cashier.player.account);
-    let created = created.iter().filter(|event| event["type"] == "refund.created");
-    let made = created.map(|event| event["data"]["object"].clone());
-    made.filter(|made| made["metadata"]["refund_id"] == refund.id.as_str()).collect()
-}
-
-/// The charge of the first payment, as the ledger has it: what was taken, and what went back.
-pub fn taken_and_back(cashier: &Cashier, charge: &str) -> (i64, i64) {
-    let entry = cashier.sandbox().ledger().into_iter().find(|entry| entry.charge == charge).expect("the charge");
-    (entry.amount, entry.amount_refunded)
-}
-
-pub async fn end(cashier: Cashier) {
-    cashier.at_rest(&["apply_delivery"]).await;
-    cashier.end().await;
-}
+use crate::refunding::{
+    REFUNDS, ask, end, listed, made_once, paid_till, read, refund, refund_in, silence, states_told, taken_and_back,
+    told,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p7_money_goes_back_in_parts_never_more_than_came_and_the_payment_stays_settled() {
@@ -194,23 +98,6 @@ async fn what_can_not_be_refunded_is_refused_with_the_reason() {
     refund(&cashier, ask("r1", &payment, Some(100))).await.expect("errors are not remembered");
     refused(api.refund_payment(ask("r1", &payment, Some(200))).await, Code::InvalidArgument, "REQUEST_ID_REUSED");
     end(cashier).await;
-}
-
-/// One refund was made, of 10.00, and nothing is unknown any more.
-pub async fn made_once(cashier: &Cashier, refund: &Refund) {
-    let made = refund_in(cashier, &refund.id, RefundState::Succeeded).await;
-    assert!(made.outcome_unknown_time.is_none(), "nothing is unknown any more");
-    cashier.all_delivered().await;
-    cashier.at_rest(&["refund_payment"]).await;
-    assert_eq!(at_stripe_of(cashier, refund).len(), 1, "one refund at Stripe for one request");
-    assert_eq!(states_told(cashier, refund).await, ["succeeded"], "told once, and never as failed");
-}
-
-/// Nobody hears of refunds by webhook.
-pub fn silence(cashier: &Cashier) {
-    for event in ["refund.*", "charge.refunded"] {
-        cashier.sandbox().add_webhook_fault(WebhookFault { event: event.to_owned(), ..WebhookFault::default() });
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -375,52 +262,6 @@ async fn p6_a_read_that_is_older_than_what_is_known_changes_nothing() {
     assert!(reads().iter().all(|read| read.status.is_some()), "it has come");
     assert_eq!(read(&cashier, &asked.id).await.state(), RefundState::Failed);
     assert_eq!(states_told(&cashier, &asked).await, ["succeeded", "failed"]);
-    end(cashier).await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p7_disputes_end_the_same_whether_told_backwards_or_twice() {
-    let mut cashier = Cashier::new("dispute orders", Options::default()).await;
-    cashier.customer("hooli", "pm_card_createDispute").await;
-    for (invoice, evidence, lost) in [("lost", "losing_evidence", 1), ("won", "winning_evidence", 0)] {
-        // It happens at Stripe, and nobody hears of it.
-        let event = "charge.dispute.*".to_owned();
-        cashier.sandbox().add_webhook_fault(WebhookFault { event, ..WebhookFault::default() });
-        let payment = paid(&mut cashier, invoice).await;
-        let is_its = |event: &&serde_json::Value| {
-            event["type"].as_str().is_some_and(|kind| kind.starts_with("charge.dispute."))
-                && event["data"]["object"]["payment_intent"] == payment.provider_payment_intent_id.as_str()
-        };
-        let events = cashier.sandbox().events(&cashier.player.account);
-        let dispute = events.iter().find(is_its).expect("a dispute")["data"]["object"]["id"].clone();
-        let dispute = dispute.as_str().expect("an id");
-        let path = format!("/v1/disputes/{dispute}");
-        // A charge in dispute is not refunded: Stripe's word.
-        let blocked = refund(&cashier, ask(invoice, &payment, None)).await.expect("it is accepted");
-        let blocked = refund_in(&cashier, &blocked.id, RefundState::Failed).await;
-        assert_eq!(blocked.failure_reason, "charge_disputed");
-        at_stripe(&cashier, &path, &format!("evidence[uncategorized_text]={evidence}")).await;
-        let events = cashier.sandbox().events(&cashier.player.account);
-        let ids: Vec<_> = events.iter().filter(is_its).map(|event| event["id"].as_str().expect("an id")).collect();
-        assert!(ids.len() >= 4, "created, withdrawn, updated, closed: {}", ids.len());
-        cashier.sandbox().clear_faults();
-        // The close first and the creation last, one by one; then all of them again.
-        for id in ids.iter().rev().chain(&ids) {
-            cashier.sandbox().resend(id).expect("it is sent");
-            cashier.all_delivered().await;
-        }
-        assert_eq!(cashier.payment(invoice).await.state(), PaymentState::Succeeded, "a dispute changes no state");
-        // In the log, for the stream may lag behind it.
-        let database = cashier.database().await;
-        for (kind, path, times) in [
-            ("payment.dispute_updated", "{dispute,lago_invoice_id}", 1),
-            ("invoice.payment_dispute_lost", "{payment_dispute_lost,invoice,lago_id}", lost),
-        ] {
-            let query = "SELECT FROM events WHERE webhook_type = $1 AND payload #>> $2::text::text[] = $3";
-            let told = database.query(query, &[&kind, &path, &invoice]).await.expect("the log");
-            assert_eq!(told.len(), times, "{kind}");
-        }
-    }
     end(cashier).await;
 }
 

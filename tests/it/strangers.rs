@@ -10,11 +10,12 @@ use paybridge::grpc::proto::create_customer_request::Integration as Through;
 use paybridge::grpc::proto::create_payment_request::Customer as Payer;
 use paybridge::grpc::proto::{
     CancelPaymentRequest, CheckIntegrationRequest, CreateCheckoutUrlRequest, CreateCustomerRequest,
-    CreatePaymentRequest, Customer, DeleteCustomerRequest, DeleteIntegrationRequest, DeletePaymentMethodRequest,
-    GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, GetRefundRequest, Integration, ListCustomersRequest,
-    ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest, ListRefundsRequest, RefundPaymentRequest,
-    RetryPaymentRequest, RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest,
-    UpdateIntegrationRequest, get_customer_request, get_payment_request,
+    CreatePaymentRequest, CreatePaymentUrlRequest, Customer, DeleteCustomerRequest, DeleteIntegrationRequest,
+    DeletePaymentMethodRequest, GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, GetRefundRequest,
+    Integration, ListCustomersRequest, ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest,
+    ListRefundsRequest, Money, Payment, RecordManualPaymentRequest, RefundPaymentRequest, RetryPaymentRequest,
+    RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
+    UpdatePaymentRequest, get_customer_request, get_payment_request,
 };
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
@@ -134,6 +135,17 @@ async fn about_payments(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         request_id: "a-refund".to_owned(),
         ..RefundPaymentRequest::default()
     };
+    let change = |id: String| {
+        let amount = Some(Money { minor_units: 100, currency_code: "EUR".to_owned() });
+        UpdatePaymentRequest { payment: Some(Payment { id, amount, ..Payment::default() }), update_mask: None }
+    };
+    let link = |id: String| CreatePaymentUrlRequest { id, request_id: "a-link".to_owned(), success_url: String::new() };
+    let manual = |id: String| RecordManualPaymentRequest {
+        id,
+        request_id: "a-transfer".to_owned(),
+        reference: "a line".to_owned(),
+        paid_time: None,
+    };
     let of = |customer| CreatePaymentRequest { customer: Some(customer), ..invoice("", "mine", 4900, "EUR") };
     let payments = &mut api.payments;
     vec![
@@ -144,6 +156,9 @@ async fn about_payments(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         ),
         told(payments.cancel_payment(CancelPaymentRequest { id: id() }).await, &id()),
         told(payments.retry_payment(retry(id(), String::new())).await, &id()),
+        told(payments.update_payment(change(id())).await, &id()),
+        told(payments.create_payment_url(link(id())).await, &id()),
+        told(payments.record_manual_payment(manual(id())).await, &id()),
         told(payments.refund_payment(refund(id())).await, &id()),
         told(payments.get_refund(GetRefundRequest { id: named.refund.clone() }).await, &named.refund),
         told(

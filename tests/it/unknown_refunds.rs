@@ -8,7 +8,7 @@ use paybridge::grpc::proto::{RefundState, RotateIntegrationKeyRequest};
 use time::Duration;
 
 use crate::cashier::{Cashier, until};
-use crate::refunds::{
+use crate::refunding::{
     REFUNDS, ask, at_stripe_of, end, made_once, paid_till, read, refund, refund_in, silence, states_told,
     taken_and_back,
 };

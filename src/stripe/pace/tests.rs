@@ -1,3 +1,5 @@
+use futures_util::future::join_all;
+
 use super::super::client::Timeouts;
 use super::super::error::{Doubt, Verdict};
 use super::super::scripted::{Reply, Script, answer};
@@ -86,7 +88,7 @@ async fn p2_nothing_is_sent_into_an_outage_and_one_call_finds_out_that_it_is_ove
     // Seven calls of three tries each: the last of them is held back, and in doubt because of its earlier ones.
     let calls = std::array::from_fn::<_, 7, _>(|_| counter.confirm());
     tokio::select! {
-        outcomes = futures_of(calls) => assert!(outcomes.iter().all(|outcome| {
+        outcomes = join_all(calls) => assert!(outcomes.iter().all(|outcome| {
             outcome.as_ref().is_err_and(|error| error.verdict() == Verdict::Unknown)
         }), "{outcomes:?}"),
         () = counter.supply_when_wanted(100) => unreachable!("it never ends"),
@@ -99,22 +101,4 @@ async fn p2_nothing_is_sent_into_an_outage_and_one_call_finds_out_that_it_is_ove
     counter.confirm_with(1).await.unwrap();
     counter.confirm_with(1).await.unwrap();
     assert_eq!(counter.script.requests().len(), 22);
-}
-
-/// All outcomes, once the last is there.
-async fn futures_of<const N: usize>(calls: [impl Future<Output = Result<(), Error>>; N]) -> Vec<Result<(), Error>> {
-    let mut calls = calls.map(|call| Box::pin(call));
-    let mut outcomes: Vec<Option<Result<(), Error>>> = calls.iter().map(|_| None).collect();
-    std::future::poll_fn(|context| {
-        for (call, outcome) in calls.iter_mut().zip(&mut outcomes) {
-            if outcome.is_none()
-                && let std::task::Poll::Ready(ended) = call.as_mut().poll(context)
-            {
-                *outcome = Some(ended);
-            }
-        }
-        if outcomes.iter().all(Option::is_some) { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-    })
-    .await;
-    outcomes.into_iter().flatten().collect()
 }
