@@ -9,6 +9,12 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 use uuid::{NoContext, Timestamp, Uuid};
 
+/// Waits in real time, unlike a clock's.
+pub async fn pause(period: RealDuration) {
+    // A future that never ends, under a timeout, which therefore always strikes.
+    let _ = tokio::time::timeout(period, std::future::pending::<()>()).await;
+}
+
 /// A cheap handle to the clock; clones tell the same time.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<Inner>);

@@ -58,7 +58,7 @@ fn main() -> ExitCode {
 
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
-        Task::Serve(settings) | Task::Work(settings) => return serve(*settings).await,
+        Task::Serve(settings) => return serve(*settings).await,
         Task::PrintRoles => print!("{}", store::migrate::ROLES_SQL),
         Task::Migrate { database } => migrate(&database).await?,
         Task::CreateOrganization { database, name } => create_organization(&database, &name).await?,

@@ -25,7 +25,7 @@ use secrecy::ExposeSecret;
 use sha2::Sha256;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
@@ -34,7 +34,7 @@ use tracing::field;
 use self::doors::Closing;
 use self::readiness::Readiness;
 use crate::app::{self, App};
-use crate::clock::Clock;
+use crate::clock::{Clock, pause};
 use crate::config::{EncryptionKey, Serve};
 use crate::domain::jobs::JobKind;
 use crate::domain::limits::Limits;
@@ -150,9 +150,8 @@ pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Res
     let direct_url = settings.database.direct_url.expose_secret().to_owned();
     lifecycle.spawn("helpers", helpers(app.clone(), metrics, direct_url, outgoing, quiet));
 
-    let (grpc, http) = (grpc_address, http_address);
-    tracing::info!(grpc = grpc.map(field::display), %http, "serving");
-    Ok(Running { app, grpc, http, ready })
+    tracing::info!(grpc = grpc_address.map(field::display), http = %http_address, "serving");
+    Ok(Running { app, grpc: grpc_address, http: http_address, ready })
 }
 
 /// The use cases for a person at a terminal, who manages organizations and tokens: no door, no worker, no key to seal
@@ -280,10 +279,4 @@ async fn count_parked(app: &App) {
             metrics::gauge!("paybridge_jobs_parked", "kind" => kind.clone()).set(f64::from(*count));
         }
     }
-}
-
-/// Waits in real time, unlike the clock's.
-async fn pause(period: Duration) {
-    // A future that never ends, under a timeout, which therefore always strikes.
-    let _ = timeout(period, std::future::pending::<()>()).await;
 }

@@ -118,14 +118,7 @@ impl App {
                 let oldest = now - Pace::Usual.first_read();
                 let stale = store::stale::all(&mut work.tx, org, id, oldest, key_age_max).await?;
                 for found in stale.into_iter().filter(|found| found.pace.is_due(found.changed, before, now)) {
-                    work.ask_for(NewJob {
-                        organization_id: org,
-                        kind: found.kind,
-                        object_id: found.object_id,
-                        object_key: found.object_key,
-                        object_time: None,
-                        run_at: now,
-                    });
+                    work.ask_at(found.kind, found.object_id, now);
                 }
                 store::upkeep::set_sweep_time(&mut work.tx, org, id, now).await?;
             }

@@ -89,7 +89,7 @@ pub(super) fn overpaid(about: &About<'_>, intent: &IntentSnapshot, surplus: Mone
 /// is told with what came in.
 pub(super) fn settled_otherwise(about: &About<'_>, intent: &IntentSnapshot) -> Option<NewEvent> {
     let asked = about.payment.amount;
-    let came = Money { minor_units: intent.amount_received, currency: intent.amount.currency };
+    let came = intent.received();
     if came == asked {
         return None;
     }

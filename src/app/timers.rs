@@ -16,9 +16,6 @@ pub enum Timer {
 }
 
 impl Timer {
-    /// All of them.
-    pub const ALL: [Self; 2] = [Self::Retire, Self::Reconcilers];
-
     /// The name in the database and in logs.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -10,6 +10,7 @@ use crate::domain::events::NewEvent;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{OrganizationId, Result};
 use crate::store::jobs::NewJob;
+use crate::store::requests::{FrozenRequest, Purpose};
 use crate::store::{self, Hint, Scope, Transaction};
 
 /// A change in the making.
@@ -95,6 +96,17 @@ impl Work {
     /// Asks for a job with this change.
     pub(super) fn ask_for(&mut self, job: NewJob) {
         self.jobs.push(job);
+    }
+
+    /// Freezes a request to Stripe with this change, before it is first sent (P2).
+    pub(super) async fn freeze(
+        &mut self,
+        purpose: Purpose,
+        object_id: Uuid,
+        number: i32,
+        body: String,
+    ) -> Result<FrozenRequest> {
+        store::requests::freeze(&mut self.tx, self.org, purpose, object_id, number, body, self.now).await
     }
 
     /// How long a customer has to prove who they are.

@@ -44,7 +44,7 @@ fn telemetry(mistakes: &mut Mistakes, args: TelemetryArgs) -> Option<Telemetry> 
 fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
     match command {
         Command::Serve(args) => serve(mistakes, *args).map(|serve| Task::Serve(Box::new(serve))),
-        Command::Worker(args) => work(mistakes, *args, 1).map(|work| Task::Work(Box::new(work))),
+        Command::Worker(args) => work(mistakes, *args, 1).map(|work| Task::Serve(Box::new(work))),
         Command::Migrate(args) if args.print_roles => Some(Task::PrintRoles),
         Command::Migrate(args) => Some(Task::Migrate { database: database(mistakes, args.database)? }),
         Command::Organization(OrganizationCommand::Create { name, database: args }) => {

@@ -178,7 +178,7 @@ fn organizations_and_tokens_are_managed_by_id() {
 fn a_worker_has_no_grpc_door_and_works() {
     let line = ["worker", "--database-url=host=/run/pg", "--default-success-url=https://shop.example/done"];
     let keys = ["--encryption-keys", KEY];
-    let Task::Work(work) = read(&[&line[..], &keys[..]].concat()).unwrap().task else { panic!() };
+    let Task::Serve(work) = read(&[&line[..], &keys[..]].concat()).unwrap().task else { panic!() };
     assert!(work.grpc.is_none() && work.worker_concurrency == 16);
     let idle = read(&[&line[..], &keys[..], &["--worker-concurrency=0"]].concat()).unwrap_err();
     assert!(idle.text.contains("`0` is not a whole number from 1 to 1000"), "{}", idle.text);

@@ -20,7 +20,7 @@ use tokio_postgres::NoTls;
 use super::postgres::Postgres;
 use super::sandbox::{self, Options as SandboxOptions, Sandbox};
 use crate::app::{App, Periods};
-use crate::clock::Clock;
+use crate::clock::{Clock, pause};
 use crate::config::{BaseUrl, Connection, EncryptionKey, Grpc, Retention, Serve, Stripe};
 use crate::domain::OrganizationId;
 use crate::domain::limits::Limits;
@@ -319,7 +319,7 @@ impl Stage {
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return Ok(());
             }
-            let _ = tokio::time::timeout(RealDuration::from_millis(20), std::future::pending::<()>()).await;
+            pause(RealDuration::from_millis(20)).await;
         }
         bail!("the server at {http} was not ready within {START_TIMEOUT:?}")
     }

@@ -17,6 +17,18 @@ pub enum DeliveryState {
     Parked(String),
 }
 
+impl DeliveryState {
+    /// The name in the database and in metrics.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Received => "received",
+            Self::Applied => "applied",
+            Self::Ignored(_) => "ignored",
+            Self::Parked(_) => "parked",
+        }
+    }
+}
+
 /// One of Stripe's webhooks, or an event read from its list; unique by (organization, integration, event id, created).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {

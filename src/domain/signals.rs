@@ -132,6 +132,11 @@ pub struct IntentSnapshot {
 }
 
 impl IntentSnapshot {
+    /// What Stripe has received by it, in its own currency.
+    pub fn received(&self) -> Money {
+        Money { minor_units: self.amount_received, currency: self.amount.currency }
+    }
+
     /// Whether it waits for somebody to try it: nothing is on its way.
     pub fn waits(&self) -> bool {
         matches!(self.status, IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation)

@@ -11,6 +11,7 @@ use tonic_health::ServingStatus::{self, NotServing, Serving};
 use tonic_health::server::HealthReporter;
 
 use crate::app::App;
+use crate::clock::pause;
 
 /// How often the database is asked whether it answers, real time.
 const ASK_EVERY: Duration = Duration::from_secs(1);
@@ -57,7 +58,7 @@ impl Readiness {
             }
         }
         self.set(false).await;
-        let _ = timeout(TOLD_BEFORE, std::future::pending::<()>()).await;
+        pause(TOLD_BEFORE).await;
         // Whoever watches has now heard it; their streams would keep the door open for ever, so they end. Whoever asks
         // on an open connection still gets an answer.
         self.renew(READINESS, NotServing).await;

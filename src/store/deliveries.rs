@@ -27,12 +27,11 @@ struct Row {
 }
 
 fn state_columns(state: &DeliveryState) -> (&'static str, Option<&str>) {
-    match state {
-        DeliveryState::Received => ("received", None),
-        DeliveryState::Applied => ("applied", None),
-        DeliveryState::Ignored(reason) => ("ignored", Some(reason)),
-        DeliveryState::Parked(reason) => ("parked", Some(reason)),
-    }
+    let reason = match state {
+        DeliveryState::Received | DeliveryState::Applied => None,
+        DeliveryState::Ignored(reason) | DeliveryState::Parked(reason) => Some(reason.as_str()),
+    };
+    (state.as_str(), reason)
 }
 
 impl From<&Delivery> for Row {

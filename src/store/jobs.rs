@@ -90,8 +90,8 @@ struct Leased {
 /// Up to so many due jobs are looked at as they come; more are a backlog, which is walked lane by lane.
 const BACKLOG: i64 = 200;
 
-/// Leases jobs that are due at `now`, not parked and held by nobody, as many as there is `room` for, for `period` of real time. Only
-/// kinds that this release knows: those of a newer one are left to it. For the system role.
+/// Leases jobs that are due at `now`, not parked and held by nobody, as many as there is `room` for, for `period` of
+/// real time. Only kinds that this release knows: those of a newer one are left to it. For the system role.
 ///
 /// Organizations take turns, and so do an organization's kinds of jobs; what the worker holds already counts. Under a
 /// backlog the first jobs of each lane (an organization and a kind) are found by one probe of an index a lane, so that a

@@ -19,8 +19,6 @@ pub struct Stale {
     pub kind: JobKind,
     /// The job's object.
     pub object_id: Uuid,
-    /// The job's object key.
-    pub object_key: String,
     /// Since when nothing was heard.
     pub changed: OffsetDateTime,
     /// How long it may take.
@@ -33,8 +31,6 @@ struct Row {
     kind: String,
     #[diesel(sql_type = SqlUuid)]
     object_id: Uuid,
-    #[diesel(sql_type = Text)]
-    object_key: String,
     #[diesel(sql_type = Timestamptz)]
     changed: OffsetDateTime,
     #[diesel(sql_type = Bool)]
@@ -52,7 +48,7 @@ pub async fn all(
     key_age_max: RealDuration,
 ) -> Result<Vec<Stale>> {
     let rows: Vec<Row> = diesel::sql_query(
-        "SELECT 'reconcile_payment' AS kind, p.id AS object_id, '' AS object_key, p.update_time AS changed, \
+        "SELECT 'reconcile_payment' AS kind, p.id AS object_id, p.update_time AS changed, \
              COALESCE(p.state = 'processing' AND p.unknown_since IS NULL AND a.provider_charge_id IS NOT NULL \
                  AND m.kind = 'sepa_debit', false) AS is_slow \
          FROM payments AS p \
@@ -62,13 +58,13 @@ pub async fn all(
          WHERE p.organization_id = $1 AND p.integration_id = $2 AND p.state IN ('processing', 'requires_action') \
              AND p.update_time <= $3 \
          UNION ALL \
-         SELECT CASE state WHEN 'open' THEN 'reconcile_session' ELSE 'create_checkout_session' END, id, '', ended, false \
+         SELECT CASE state WHEN 'open' THEN 'reconcile_session' ELSE 'create_checkout_session' END, id, ended, false \
          FROM (SELECT id, state, COALESCE(expire_time, create_time + make_interval(secs => $4)) AS ended \
              FROM checkout_sessions \
              WHERE organization_id = $1 AND integration_id = $2 AND state IN ('creating', 'open')) AS session \
          WHERE ended <= $3 \
          UNION ALL \
-         SELECT 'refund_payment', r.id, '', r.update_time, false \
+         SELECT 'refund_payment', r.id, r.update_time, false \
          FROM refunds AS r JOIN payments AS p ON p.organization_id = r.organization_id AND p.id = r.payment_id \
          WHERE r.organization_id = $1 AND COALESCE(r.integration_id, p.integration_id) = $2 \
              AND r.status IN ('pending', 'requires_action') AND r.update_time <= $3",
@@ -84,7 +80,6 @@ pub async fn all(
             Ok(Stale {
                 kind: JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?,
                 object_id: row.object_id,
-                object_key: row.object_key,
                 changed: row.changed,
                 pace: if row.is_slow { Pace::Slow } else { Pace::Usual },
             })

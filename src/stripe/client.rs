@@ -1,9 +1,9 @@
 //! The one way out to Stripe.
 //!
 //! Every call of every resource goes through [`Client::send`]: its turn by [`super::pace`], bearer key, pinned version,
-//! idempotency key, time limit, at most two quick repetitions by Stripe's own rules, one line in the log. What still has no answer then goes back to
-//! the caller, who keeps the frozen body and sends it again later under the same key (P2). No key, body or link is ever
-//! logged (P9).
+//! idempotency key, time limit, at most two quick repetitions by Stripe's own rules, one line in the log. What still
+//! has no answer then goes back to the caller, who keeps the frozen body and sends it again later under the same key
+//! (P2). No key, body or link is ever logged (P9).
 
 use std::sync::Arc;
 use std::time::{Duration as RealDuration, Instant};

@@ -106,7 +106,7 @@ mod tests {
     use time::OffsetDateTime;
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer};
+    use super::super::scripted::{Script, answer, key};
     use super::*;
 
     fn asked(amount: Option<i64>) -> Refund {
@@ -154,7 +154,7 @@ mod tests {
             }
         })
         .await;
-        let found = script.client().refunds_of(&ApiKey::unpaced("sk_test_sandbox".into()), "ch_1").await.unwrap();
+        let found = script.client().refunds_of(&key(), "ch_1").await.unwrap();
         let marks: Vec<_> = found.iter().map(|refund| (refund.id.as_str(), refund.refund_id)).collect();
         assert_eq!(marks, [("re_2", None), ("re_1", Some(Uuid::from_u128(7)))]);
     }

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 use tokio::task::{Id, JoinError, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::app::{App, LEASE_PERIOD};
+use crate::clock::pause;
 use crate::domain::OrganizationId;
 use crate::domain::jobs::{JobKind, Lease, Room};
 
@@ -266,10 +267,4 @@ async fn until(app: &App, due: Option<OffsetDateTime>) {
         }
         None => pending().await,
     }
-}
-
-/// Waits in real time, unlike the clock's.
-async fn pause(period: Duration) {
-    // A future that never ends, under a timeout, which therefore always strikes.
-    let _ = timeout(period, pending::<()>()).await;
 }

@@ -1,3 +1,5 @@
+use tokio::time::timeout;
+
 use super::*;
 use crate::server::administration;
 use crate::server::tests::Database;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::pause;
 use crate::app::{App, Timer};
+use crate::clock::pause;
 
 /// The least pause between looks at a timer, real time, however fast the clock runs.
 const LOOK_AFTER: Duration = Duration::from_millis(200);

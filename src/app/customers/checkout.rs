@@ -74,8 +74,7 @@ impl App {
         let provider_id = customer.provider_customer_id.as_deref().unwrap_or_default();
         let kinds = &customer.provider_payment_methods;
         let body = stripe::checkout_sessions::setup_body(&session, provider_id, kinds);
-        let (org, now) = (work.org, work.now);
-        store::requests::freeze(&mut work.tx, org, Purpose::CheckoutSession, session.id.0, 1, body, now).await?;
+        work.freeze(Purpose::CheckoutSession, session.id.0, 1, body).await?;
         Ok(session)
     }
 
@@ -122,8 +121,7 @@ impl App {
         let purpose = Purpose::CheckoutSession;
         let newest = store::requests::newest_frozen(&mut work.tx, org, purpose, id.0).await?;
         if session.state == SessionState::Creating && newest.is_some_and(|newest| newest.number == dead.number) {
-            let (number, body, now) = (dead.number + 1, dead.body.clone(), work.now);
-            store::requests::freeze(&mut work.tx, org, purpose, id.0, number, body, now).await?;
+            work.freeze(purpose, id.0, dead.number + 1, dead.body.clone()).await?;
         }
         work.commit().await
     }

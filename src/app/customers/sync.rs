@@ -63,8 +63,7 @@ impl App {
             None => 1,
         };
         let body = stripe::customers::create_body(customer);
-        let frozen =
-            store::requests::freeze(&mut work.tx, org, Purpose::Customer, customer.id.0, number, body, now).await?;
+        let frozen = work.freeze(Purpose::Customer, customer.id.0, number, body).await?;
         work.commit().await?;
         Ok(frozen)
     }
@@ -115,10 +114,9 @@ impl App {
         if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
             // This key will never say anything else; a customer made twice can take no money twice.
             let mut work = self.begin_leased(lease).await?;
-            let (org, now) = (work.org, work.now);
             let body = frozen.body.clone();
             let number = frozen.number + 1;
-            store::requests::freeze(&mut work.tx, org, Purpose::Customer, customer.id.0, number, body, now).await?;
+            work.freeze(Purpose::Customer, customer.id.0, number, body).await?;
             work.commit().await?;
         }
         Err(stripe_unavailable(&error))

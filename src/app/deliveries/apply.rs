@@ -78,12 +78,7 @@ impl App {
 
     /// Notes what has become of the delivery; with it, Stripe's own event is relayed where the integration asks for it.
     async fn conclude(&self, lease: &Lease, mut delivery: Delivery, state: DeliveryState) -> Result<()> {
-        let name = match &state {
-            DeliveryState::Received => "received",
-            DeliveryState::Applied => "applied",
-            DeliveryState::Ignored(_) => "ignored",
-            DeliveryState::Parked(_) => "parked",
-        };
+        let name = state.as_str();
         delivery.state = state;
         let mut work = self.begin_leased(lease).await?;
         store::deliveries::save_state(&mut work.tx, &delivery).await?;
@@ -169,9 +164,8 @@ impl App {
             // What became of it is known already.
             return Ok(Verdict::Applied);
         }
-        let told_before = request_key.is_some_and(|key| {
-            attempts.iter().any(|attempt| attempt.idempotency_key == key && attempt.state != AttemptState::Open)
-        });
+        let told_before = request_key
+            .is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
         let is_paid = intent.status == IntentStatus::Succeeded;
         match &payment.provider_payment_intent_id {
             // The creation of its intent may not be committed yet; but one that was paid is money, whatever waits (P12).

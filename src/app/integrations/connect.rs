@@ -110,8 +110,7 @@ impl App {
 
     async fn freeze_endpoint(&self, work: &mut Work, id: IntegrationId, number: i32) -> Result<FrozenRequest> {
         let body = stripe::webhook_endpoints::create_body(&self.endpoint_url(work.org, id), work.org, id);
-        let (org, now) = (work.org, work.now);
-        store::requests::freeze(&mut work.tx, org, Purpose::WebhookEndpoint, id.0, number, body, now).await
+        work.freeze(Purpose::WebhookEndpoint, id.0, number, body).await
     }
 
     /// Where Stripe posts an integration's webhooks. It names the tenant, so that row level security holds from the

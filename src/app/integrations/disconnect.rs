@@ -7,7 +7,6 @@ use crate::app::payments::Scene;
 use crate::app::tell;
 use crate::app::{Access, App};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
-use crate::domain::events::{NewEvent, Payload};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::PaymentState;
@@ -136,10 +135,7 @@ impl App {
             let mut scene = Scene::load(&mut work, payment.into()).await?;
             scene.payment.unknown_since.get_or_insert(work.now);
             store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
-            work.tell(NewEvent {
-                webhook_type: "payment.outcome_unknown",
-                payload: Payload::Payment(tell::payment_object(&scene.about())),
-            });
+            work.tell(tell::payment("payment.outcome_unknown", &scene.about()));
         }
         // The same holds for refunds: each one's job says so.
         for refund in store::refunds::moving(&mut work.tx, org, integration.id).await? {

@@ -114,8 +114,7 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
-        let (purpose, now) = (Purpose::ReplacementEndpoint, work.now);
-        let frozen = store::requests::freeze(&mut work.tx, org, purpose, id.0, number, body, now).await?;
+        let frozen = work.freeze(Purpose::ReplacementEndpoint, id.0, number, body).await?;
         work.commit().await?;
         Ok(frozen)
     }

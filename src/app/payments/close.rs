@@ -4,17 +4,15 @@
 
 use std::time::Duration;
 
-use super::Scene;
 use super::submit::Flow;
+use super::{Scene, hash_request};
 use crate::app::App;
 use crate::app::work::{Hand, Work};
 use crate::domain::payments::{Errand, Manual, News, Objection, Payment, PaymentState};
 use crate::domain::signals::{IntentStatus, SessionStatus};
-use crate::domain::{Error, Money, OrganizationId, PaymentId, PaymentMethodId, Result};
+use crate::domain::{Error, Money, OrganizationId, PaymentId, Result};
 use crate::store;
 use crate::stripe;
-
-use super::hash_request;
 
 impl App {
     /// Asks for a payment to be canceled. The answer is its present state; `CANCELED` is told by an event.
@@ -182,15 +180,6 @@ pub(super) fn refused(objection: Objection, payment: &Payment, allowed: &Allowed
             Error::precondition("PAYMENT_BUSY", subject, message)
         }
     }
-}
-
-/// Asks for another try of a payment that has an open link: the link is ended first.
-pub(super) async fn retry_instead_of_link(
-    work: &mut Work,
-    scene: &mut Scene,
-    method: Option<PaymentMethodId>,
-) -> Result<()> {
-    ask(work, scene, Errand::Retry { method }, &RETRY).await
 }
 
 /// It is open still. A lost answer is tried again; a refusal that nobody expected is a failure of the job's own.

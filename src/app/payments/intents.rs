@@ -32,7 +32,7 @@ impl App {
             frozen
         } else {
             let body = stripe::payment_intents::create_body(payment, &provider_customer, &kinds);
-            freeze_intent(&mut work, &scene, payment.intent_number, body).await?
+            work.freeze(Purpose::PaymentIntent, payment.id.0, payment.intent_number, body).await?
         };
         let now = work.now;
         work.commit().await?;
@@ -175,11 +175,6 @@ impl App {
         }
         Ok(Flow::Break(()))
     }
-}
-
-async fn freeze_intent(work: &mut Work, scene: &Scene, number: i32, body: String) -> Result<FrozenRequest> {
-    let (org, now) = (work.org, work.now);
-    store::requests::freeze(&mut work.tx, org, Purpose::PaymentIntent, scene.payment.id.0, number, body, now).await
 }
 
 impl Scene {

@@ -106,7 +106,8 @@ impl App {
         store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
         check_retry(&scene, method, force)?;
         if scene.open_link().is_some() {
-            close::retry_instead_of_link(&mut work, &mut scene, method).await?;
+            // It is ended first.
+            close::ask(&mut work, &mut scene, Errand::Retry { method }, &close::RETRY).await?;
         } else {
             scene.news(&mut work, News::Retried(method)).await?;
             work.ask(JobKind::SubmitPayment, id.0);

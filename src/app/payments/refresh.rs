@@ -9,7 +9,7 @@ use crate::app::reconcile::mended;
 use crate::app::work::Hand;
 use crate::app::{Access, App};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payments::{Attempt, AttemptState, Errand, News, PaymentState};
+use crate::domain::payments::{Attempt, Errand, News, PaymentState};
 use crate::domain::signals::{IntentSnapshot, SessionSnapshot};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
@@ -124,10 +124,7 @@ impl App {
         }
         // An attempt without a trace on the intent may never have been sent, or its key may be dead: that is for the job
         // that sends.
-        let is_open = scene
-            .attempt
-            .as_ref()
-            .is_some_and(|attempt| attempt.state == AttemptState::Open && attempt.link().is_none());
+        let is_open = scene.attempt.as_ref().is_some_and(|attempt| attempt.is_open() && attempt.link().is_none());
         if scene.payment.errand.is_some() || (is_open && intent.is_none_or(|intent| intent.waits())) {
             work.ask(JobKind::SubmitPayment, id.0);
         }

@@ -7,7 +7,6 @@
 
 use super::{Fetch, Scene, hash_request};
 use crate::app::reconcile::mended;
-use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
@@ -105,7 +104,7 @@ impl App {
             // Frozen only now, so that the key's age counts from its first send; from here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            freeze(&mut work, id, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
+            work.freeze(Purpose::Refund, id.0, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
         };
         let now = work.now;
         work.commit().await?;
@@ -187,7 +186,7 @@ impl App {
         let next = if let Some(next_read) = next_read {
             next_read
         } else {
-            freeze(&mut work, refund.id, frozen.number + 1, frozen.body).await?;
+            work.freeze(Purpose::Refund, refund.id.0, frozen.number + 1, frozen.body).await?;
             refund.dead_key_time = None;
             work.now
         };
@@ -252,11 +251,6 @@ impl App {
         }
         work.end(Outcome::Done).await
     }
-}
-
-async fn freeze(work: &mut Work, id: RefundId, number: i32, body: String) -> Result<FrozenRequest> {
-    let (org, now) = (work.org, work.now);
-    store::requests::freeze(&mut work.tx, org, Purpose::Refund, id.0, number, body, now).await
 }
 
 fn refund_hash(new: &NewRefund) -> [u8; 32] {

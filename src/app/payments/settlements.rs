@@ -8,7 +8,7 @@ use crate::app::{Access, App, tell};
 use crate::domain::jobs::Lease;
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
-use crate::domain::{Error, IntegrationId, Money, PaymentId, RefundId, Result};
+use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
 use crate::{store, stripe};
 
 /// What is to be read about a payment's money.
@@ -215,13 +215,9 @@ impl Scene {
             self.payment.amount_received += amount;
         }
         store::payments::save(&mut work.tx, &mut self.payment, now).await?;
-        work.tell(tell::overpaid(&self.about(), intent, received_by(intent)));
+        work.tell(tell::overpaid(&self.about(), intent, intent.received()));
         Ok(())
     }
-}
-
-fn received_by(intent: &IntentSnapshot) -> Money {
-    Money { minor_units: intent.amount_received, currency: intent.amount.currency }
 }
 
 async fn note_charge(
@@ -232,7 +228,7 @@ async fn note_charge(
     settles: bool,
 ) -> Result<()> {
     let Some(provider_charge_id) = intent.latest_charge.clone() else { return Ok(()) };
-    let charge = Charge { provider_charge_id, integration_id, amount: received_by(intent), settles };
+    let charge = Charge { provider_charge_id, integration_id, amount: intent.received(), settles };
     let (org, now) = (work.org, work.now);
     store::settlements::insert_charge(&mut work.tx, org, payment, &charge, now).await
 }

@@ -11,7 +11,7 @@ use crate::app::work::Hand;
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::payments::{Attempt, AttemptState, Failure, News, PaymentState, Resume, Step, Way, resume};
+use crate::domain::payments::{Attempt, AttemptState, Failure, News, Resume, Step, Way, resume};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::{store, stripe};
@@ -27,7 +27,7 @@ impl App {
         for _ in 0..STEPS_MAX {
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
-            if scene.lacked_method()
+            if scene.payment.lacked_method()
                 && scene.customer.default_payment_method_id.is_some()
                 && scene.open_link().is_none()
             {
@@ -159,7 +159,7 @@ impl App {
     /// confirm goes at once; later the intent is read first. `Break`: the job has been ended.
     async fn resume(&self, lease: &Lease, scene: Scene) -> Result<Flow> {
         let is_first_send = lease.failures == 0 && scene.payment.unknown_since.is_none();
-        let Some(attempt) = scene.attempt.clone().filter(|attempt| attempt.state == AttemptState::Open) else {
+        let Some(attempt) = scene.attempt.clone().filter(Attempt::is_open) else {
             self.refresh_payment(Hand::Job(lease), scene.payment.id).await?;
             return self.rest(lease).await;
         };
@@ -259,7 +259,7 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, attempt.payment_id).await?;
         let is_same = scene.attempt.as_ref().is_some_and(|newest| newest.number == attempt.number);
-        if let Some(old) = scene.attempt.as_mut().filter(|newest| is_same && newest.state == AttemptState::Open) {
+        if let Some(old) = scene.attempt.as_mut().filter(|newest| is_same && newest.is_open()) {
             old.state = AttemptState::Superseded;
             old.finish_time = Some(now);
             store::attempts::save_outcome(&mut work.tx, work.org, old).await?;
@@ -294,10 +294,3 @@ fn confirm_key(payment: PaymentId, number: i32) -> String {
 
 /// Whether the job goes on, or has been ended.
 pub(super) type Flow = std::ops::ControlFlow<()>;
-
-impl Scene {
-    fn lacked_method(&self) -> bool {
-        self.payment.state == PaymentState::Failed
-            && self.payment.failure.as_ref().is_some_and(|failure| failure.code == Failure::NO_PAYMENT_METHOD)
-    }
-}

@@ -2,9 +2,11 @@
 //! every event that they saw. It is a witness that the database can't influence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use uuid::Uuid;
+
+use super::lock;
 
 /// What callers know of an invoice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -87,10 +89,6 @@ pub(super) struct Outside {
     pub links: BTreeSet<String>,
     /// The refunds that were acknowledged, by their ids here.
     pub refunds: BTreeSet<String>,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Book {

@@ -1,8 +1,8 @@
 //! The billing systems' way in: calls that go to any of the processes, and again to another one, under the same
 //! `request_id`, where no answer came.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::pause;
+use super::{lock, pause};
 use crate::dev::rng::Rng;
 use crate::dev::story::Api;
 use crate::domain::OrganizationId;
@@ -48,12 +48,12 @@ impl Organization {
 
     /// All secret keys that its account ever had, oldest first.
     pub fn keys(&self) -> Vec<String> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.keys).clone()
     }
 
     /// Its account has a new key.
     pub fn add_key(&self, key: &str) {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner).push(key.to_owned());
+        lock(&self.keys).push(key.to_owned());
     }
 
     /// The way in at one of the processes.

@@ -2,7 +2,7 @@
 //! those who only look.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -11,8 +11,8 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio_postgres::{Client, NoTls};
 
-use super::pause;
 use super::proxy::{Proxy, Target};
+use super::{lock, pause};
 use crate::dev::postgres::{self, Postgres};
 use crate::dev::rng::Rng;
 use crate::dev::stage::prepare_database;
@@ -61,7 +61,7 @@ impl Database {
         pause(down).await;
         let started = start(self.folder.clone(), self.options.clone()).await?;
         self.proxy.lead_to(Target::Unix(started.socket_file()));
-        *self.address.lock().unwrap_or_else(PoisonError::into_inner) = started.connection_string(NAME);
+        *lock(&self.address) = started.connection_string(NAME);
         *server = Some(started);
         Ok(())
     }
@@ -72,7 +72,7 @@ impl Database {
         if let Some(client) = kept.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
-        let address = self.address.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let address = lock(&self.address).clone();
         let (client, connection) = tokio_postgres::connect(&address, NoTls).await.context("the database is away")?;
         // It ends with the client.
         tokio::spawn(connection);

@@ -103,20 +103,16 @@ pub(super) struct JobRow {
 /// A row of `overpayments`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OverpaymentRow {
-    pub organization: String,
     pub intent: String,
     pub payment: String,
-    pub amount: i64,
 }
 
 /// A PaymentIntent at Stripe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Intent {
     pub status: String,
-    pub received: i64,
     /// Our payment, by the intent's metadata.
     pub payment: String,
-    pub invoice: String,
 }
 
 /// An event of Stripe's that an endpoint of ours has asked for.
@@ -212,10 +208,9 @@ impl Evidence {
         for row in client.query(disputes, &[]).await.context("disputes")? {
             self.disputes.insert(row.get(0), row.get(1));
         }
-        let overpayments = "SELECT organization_id::text, provider_payment_intent_id, payment_id::text, amount_received FROM overpayments";
+        let overpayments = "SELECT provider_payment_intent_id, payment_id::text FROM overpayments";
         for row in client.query(overpayments, &[]).await.context("overpayments")? {
-            let (organization, intent) = (row.get(0), row.get(1));
-            self.overpayments.push(OverpaymentRow { organization, intent, payment: row.get(2), amount: row.get(3) });
+            self.overpayments.push(OverpaymentRow { intent: row.get(0), payment: row.get(1) });
         }
         let deliveries = "SELECT organization_id::text, provider_event_id, state, coalesce(reason, '') FROM deliveries";
         for row in client.query(deliveries, &[]).await.context("deliveries")? {
@@ -271,12 +266,7 @@ impl Evidence {
         };
         self.charges = sandbox.ledger();
         for intent in sandbox.objects("payment_intent") {
-            let known = Intent {
-                status: text(&intent, "/status"),
-                received: intent["amount_received"].as_i64().unwrap_or_default(),
-                payment: text(&intent, "/metadata/payment_id"),
-                invoice: text(&intent, "/metadata/invoice_id"),
-            };
+            let known = Intent { status: text(&intent, "/status"), payment: text(&intent, "/metadata/payment_id") };
             self.intents.insert(text(&intent, "/id"), known);
         }
         for refund in sandbox.objects("refund") {

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-use super::pause;
+use super::{lock, pause};
 use crate::dev::rng::Rng;
 
 /// Where a connection leads.
@@ -61,7 +61,7 @@ impl Proxy {
 
     /// Leads new connections elsewhere.
     pub fn lead_to(&self, target: Target) {
-        *self.0.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        *lock(&self.0.target) = target;
     }
 
     /// Cuts all connections, whatever is under way on them.
@@ -85,7 +85,7 @@ impl Proxy {
 /// Carries one connection, until either side ends it or it is cut.
 async fn carry(shared: Arc<Shared>, client: TcpStream) {
     let _ = client.set_nodelay(true);
-    let target = shared.target.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let target = lock(&shared.target).clone();
     match target {
         Target::Unix(path) => {
             if let Ok(server) = UnixStream::connect(path).await {
@@ -94,7 +94,7 @@ async fn carry(shared: Arc<Shared>, client: TcpStream) {
         }
         Target::Tcp(addresses) => {
             let count = addresses.len();
-            let first = shared.rng.lock().unwrap_or_else(PoisonError::into_inner).below(count as u64);
+            let first = lock(&shared.rng).below(count as u64);
             let first = usize::try_from(first).unwrap_or_default();
             for address in (0..count).map(|step| addresses[(first + step) % count]) {
                 if let Ok(server) = TcpStream::connect(address).await {

@@ -1,5 +1,6 @@
-//! The processes under test: real `paybridge serve` and `paybridge worker` processes, each watched by a *keeper*, a thread that starts it again
-//! as soon as it has ended, however it ended. A *watcher* task measures how long each new life takes to be ready.
+//! The processes under test: real `paybridge serve` and `paybridge worker` processes, each watched by a *keeper*, a
+//! thread that starts it again as soon as it has ended, however it ended. A *watcher* task measures how long each new
+//! life takes to be ready.
 //!
 //! Every process listens on the same two ports in all its lives, below the ports that the kernel gives to outgoing
 //! connections, so that nobody takes them while it is dead.
@@ -9,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use tokio::sync::watch;
 
-use super::{pause, until};
+use super::{lock, pause, until};
 use crate::crash::{self, Point};
 use crate::dev::postgres::end_with_us;
 use crate::dev::rng::Rng;
@@ -123,7 +124,7 @@ pub(super) struct Records {
 
 impl Replica {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Sends a signal, if a process lives. Tells whether one does.
@@ -182,7 +183,7 @@ impl Replicas {
                     End::Told => {}
                     End::Own(how) => {
                         let end = format!("replica {} ended by itself: {how}", replica.number);
-                        records.lock().unwrap_or_else(PoisonError::into_inner).own_ends.push(end);
+                        lock(&records).own_ends.push(end);
                         thread::park_timeout(AFTER_OWN_END);
                     }
                 }
@@ -213,7 +214,7 @@ impl Replicas {
 
     /// Kills all of them and lets them begin again with this clock.
     pub async fn begin_again(&self, clock: String) -> Result<()> {
-        *self.launch.clock.lock().unwrap_or_else(PoisonError::into_inner) = clock;
+        *lock(&self.launch.clock) = clock;
         let before: Vec<u32> = self.all.iter().map(|replica| replica.lives.borrow().number).collect();
         for replica in self.all.iter() {
             replica.set_traps(None);
@@ -241,7 +242,7 @@ impl Replicas {
 
     /// Reads what was measured so far.
     pub fn records<T>(&self, read: impl FnOnce(&Records) -> T) -> T {
-        read(&self.records.lock().unwrap_or_else(PoisonError::into_inner))
+        read(&lock(&self.records))
     }
 }
 
@@ -270,7 +271,7 @@ fn live(replica: &Replica, launch: &Launch, log: &File) -> End {
         .args(replica.role.arguments())
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
-        .env("PAYBRIDGE_CLOCK", launch.clock.lock().unwrap_or_else(PoisonError::into_inner).as_str())
+        .env("PAYBRIDGE_CLOCK", lock(&launch.clock).as_str())
         .env("PAYBRIDGE_GRPC_LISTEN", replica.grpc.to_string())
         .env("PAYBRIDGE_HTTP_LISTEN", replica.http.to_string())
         .envs(trap.map(|trap| (crash::VARIABLE, trap)))
@@ -322,7 +323,7 @@ async fn watch_lives(replica: Arc<Replica>, records: Arc<Mutex<Records>>) {
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 let took = life.began.elapsed();
                 replica.lives.send_modify(|now| now.is_ready |= now.number == life.number);
-                records.lock().unwrap_or_else(PoisonError::into_inner).ready_after.push(took);
+                lock(&records).ready_after.push(took);
                 continue;
             }
             pause(ASK_EVERY).await;

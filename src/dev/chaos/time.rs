@@ -2,10 +2,10 @@
 //! told by their environment where it stands, so that moving it means that they begin again, as after a long absence.
 
 use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use time::{Duration, OffsetDateTime};
 
+use super::lock;
 use crate::clock::Clock;
 
 /// See the module's text.
@@ -25,13 +25,13 @@ impl Time {
 
     /// Moves it by whole seconds, and all that go by its clock.
     pub fn advance(&self, by: Duration) {
-        *self.ahead.lock().unwrap_or_else(PoisonError::into_inner) += by;
+        *lock(&self.ahead) += by;
         self.clock.advance(by);
     }
 
     /// What `PAYBRIDGE_CLOCK` says of it.
     pub fn setting(&self) -> String {
-        let ahead = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).whole_seconds();
+        let ahead = lock(&self.ahead).whole_seconds();
         format!("{},{},{ahead}", self.anchor.unix_timestamp(), self.speed)
     }
 

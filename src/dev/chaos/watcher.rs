@@ -2,12 +2,12 @@
 //! or can (P1). A Checkout page counts only once it has left Paybridge, which is known at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::Value;
 
-use super::pause;
+use super::{lock, pause};
 use crate::dev::sandbox::Sandbox;
 
 /// How often it looks, real time.
@@ -38,16 +38,16 @@ impl Watcher {
         loop {
             let ways = open_ways(&sandbox);
             let several = ways.into_iter().filter(|(_, ways)| ways.len() > 1);
-            self.seen.lock().unwrap_or_else(PoisonError::into_inner).extend(several);
-            *self.looks.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+            lock(&self.seen).extend(several);
+            *lock(&self.looks) += 1;
             pause(EVERY).await;
         }
     }
 
     /// What was seen, and how often it looked.
     pub fn read(&self) -> (BTreeSet<Sighting>, u64) {
-        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        (seen, *self.looks.lock().unwrap_or_else(PoisonError::into_inner))
+        let seen = lock(&self.seen).clone();
+        (seen, *lock(&self.looks))
     }
 }
 

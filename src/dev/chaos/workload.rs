@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::OnceCell;
@@ -13,8 +13,8 @@ use tonic::{Code, Status};
 
 use super::book::Book;
 use super::callers::{Organization, Repeats, call};
-use super::pause;
 use super::plan::{CustomerPlan, InvoicePlan, Plan, Script, Wallet};
+use super::{lock, pause};
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
 use crate::grpc::proto::create_payment_request::Customer;
@@ -287,7 +287,7 @@ impl Workload {
 
     /// Which try of an invoice this is, counted from 1.
     pub fn count_retry(&self, organization: usize, invoice: &str) -> u64 {
-        let mut retries = self.retries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut retries = lock(&self.retries);
         let count = retries.entry((organization, invoice.to_owned())).or_default();
         *count += 1;
         *count

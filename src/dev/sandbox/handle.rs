@@ -21,7 +21,7 @@ use super::payment_methods;
 use super::refusal::Answer;
 use super::setup_intents;
 use super::shared::Recorded;
-use super::state::{Account, Delivery, Key, is_live, new_id, text};
+use super::state::{Delivery, Key, is_live, new_id, text};
 use super::test_methods::{self, Known};
 use super::timers::{self, Due};
 
@@ -85,11 +85,6 @@ impl Sandbox {
     /// The rules that are not used up.
     pub fn faults(&self) -> (Vec<Fault>, Vec<WebhookFault>) {
         self.0.look(|inner| (inner.faults.clone(), inner.webhook_faults.clone()))
-    }
-
-    /// How many requests faults have hit so far.
-    pub fn fault_hits(&self) -> u64 {
-        self.0.look(|inner| inner.fault_hits)
     }
 
     /// Nothing goes wrong any more.
@@ -156,62 +151,6 @@ impl Sandbox {
         self.0.read(|inner| {
             let events = inner.state.accounts.get(account).into_iter().flat_map(|account| &account.events);
             events.filter_map(|event| serde_json::from_str(&event.body).ok()).collect()
-        })
-    }
-
-    /// All objects of a kind (`payment_intent`, say) of every account, as they are now, oldest first within an account.
-    pub fn objects(&self, kind: &str) -> Vec<Value> {
-        self.0.read(|inner| {
-            let accounts = inner.state.accounts.values();
-            let ids = |account: &Account| account.order.get(kind).cloned().unwrap_or_default();
-            accounts
-                .flat_map(|account| ids(account).into_iter().filter_map(|id| account.objects.get(&id).cloned()))
-                .collect()
-        })
-    }
-
-    /// Shows all objects of some kinds as they are at one moment, kind by kind, without copying them.
-    pub fn visit(&self, kinds: &[&str], mut visit: impl FnMut(&Value)) {
-        self.0.read(|inner| {
-            for kind in kinds {
-                for account in inner.state.accounts.values() {
-                    let ids = account.order.get(*kind).map_or(&[][..], Vec::as_slice);
-                    ids.iter().filter_map(|id| account.objects.get(id)).for_each(&mut visit);
-                }
-            }
-        });
-    }
-
-    /// The events that a fault has kept from ever being sent; the list has them.
-    pub fn lost_events(&self) -> Vec<String> {
-        self.0.look(|inner| inner.lost.clone())
-    }
-
-    /// When a webhook is sent (again) next, in unix seconds, or a time long past while one is just being sent; `None` if
-    /// all are acknowledged.
-    pub fn next_delivery(&self) -> Option<i64> {
-        let next =
-            self.0.look(|inner| inner.state.accounts.values().filter_map(|account| account.mail.next_try()).min());
-        next.map(|micros| micros.div_euclid(1_000_000))
-    }
-
-    /// When something will happen by itself next, in unix seconds: a bank's answer, the end of a session.
-    pub fn next_timer(&self) -> Option<i64> {
-        self.0.look(|inner| inner.state.accounts.values().filter_map(|account| account.timers.next()).min())
-    }
-
-    /// How many debits still wait for a bank's answer.
-    pub fn pending_debits(&self) -> usize {
-        let is_pending = |account: &Account, id: &String| {
-            account.objects.get(id).is_some_and(|charge| text(charge, "/status") == "pending")
-        };
-        self.0.look(|inner| {
-            let accounts = inner.state.accounts.values();
-            let of = |account: &Account| {
-                let charges = account.order.get("charge").map_or(&[][..], Vec::as_slice);
-                charges.iter().filter(|id| is_pending(account, id)).count()
-            };
-            accounts.map(of).sum()
         })
     }
 

@@ -27,6 +27,7 @@ mod handlers;
 mod idempotency;
 mod limits;
 mod lists;
+mod looks;
 mod mailbag;
 mod mandates;
 mod money;

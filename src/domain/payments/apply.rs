@@ -147,6 +147,12 @@ impl Payment {
         matches!(self.state, PaymentState::Processing | PaymentState::RequiresAction)
     }
 
+    /// Whether it failed for want of a method: tried again on its own when one arrives.
+    pub fn lacked_method(&self) -> bool {
+        self.state == PaymentState::Failed
+            && self.failure.as_ref().is_some_and(|failure| failure.code == Failure::NO_PAYMENT_METHOD)
+    }
+
     /// Whether its job has to look at it after a change: an errand waits for the way to be closed, the customer is to be
     /// asked, or it can be collected now.
     pub fn needs_work(&self, before: &Self, change: Change) -> bool {
@@ -233,7 +239,7 @@ impl Payment {
         if !self.is_moving() {
             return;
         }
-        match attempt.filter(|attempt| attempt.confirms(&intent.id) && attempt.state == AttemptState::Open) {
+        match attempt.filter(|attempt| attempt.confirms(&intent.id) && attempt.is_open()) {
             Some(attempt) if attempt.has_moved(intent) => {
                 self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), here);
             }

@@ -96,9 +96,14 @@ impl Attempt {
         }
     }
 
+    /// Whether it holds the slot: it may have been sent, and Stripe has not said.
+    pub fn is_open(&self) -> bool {
+        self.state == AttemptState::Open
+    }
+
     /// The link of an attempt that still holds the slot.
     pub fn open_link(&self) -> Option<&Link> {
-        self.link().filter(|_| self.state == AttemptState::Open)
+        self.link().filter(|_| self.is_open())
     }
 
     /// Whether this is a confirm of the intent with this id.
@@ -120,7 +125,7 @@ impl Attempt {
 
     /// Settles an attempt that is open; one that was settled before keeps its outcome.
     pub(super) fn settle(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
-        if self.state == AttemptState::Open {
+        if self.is_open() {
             self.state = outcome;
             self.finish_time = Some(now);
             self.note_charge(charge);

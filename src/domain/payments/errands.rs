@@ -4,7 +4,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, AttemptState, Failure, Payment, PaymentState};
+use super::{Attempt, Failure, Payment, PaymentState};
 use crate::domain::PaymentMethodId;
 
 /// What is to be done once the open way is closed.
@@ -89,7 +89,7 @@ impl Payment {
     /// person could confirm it at Stripe. A link that is still being made has not left us.
     pub fn is_closed(&self, attempt: Option<&Attempt>) -> bool {
         let holds = attempt
-            .filter(|attempt| attempt.state == AttemptState::Open)
+            .filter(|attempt| attempt.is_open())
             .is_some_and(|attempt| attempt.link().is_none_or(|link| link.provider_session_id.is_some()));
         !holds && self.provider_payment_intent_id.is_none()
     }

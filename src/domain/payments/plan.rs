@@ -2,7 +2,7 @@
 
 use time::{Duration, OffsetDateTime};
 
-use super::{Attempt, AttemptState, Failure, News, Objection, Payment, PaymentState, PendingReason};
+use super::{Attempt, Failure, News, Objection, Payment, PaymentState, PendingReason};
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -76,7 +76,7 @@ pub fn plan(
             (None, Some(_)) => Step::Rest,
         };
     }
-    let is_open = attempt.is_some_and(|attempt| attempt.state == AttemptState::Open);
+    let is_open = attempt.is_some_and(Attempt::is_open);
     match payment.state {
         PaymentState::Pending => {}
         PaymentState::Processing if payment.on_session && !is_open => {}
@@ -90,7 +90,7 @@ pub fn plan(
 
 /// Whether a link may be made now; it takes the slot.
 pub fn link_objection(payment: &Payment, attempt: Option<&Attempt>) -> Option<Objection> {
-    let is_open = attempt.is_some_and(|attempt| attempt.state == AttemptState::Open);
+    let is_open = attempt.is_some_and(Attempt::is_open);
     match payment.state {
         PaymentState::Pending | PaymentState::Failed if is_open || payment.errand.is_some() => Some(Objection::Busy),
         PaymentState::Pending | PaymentState::Failed => None,

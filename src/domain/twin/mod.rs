@@ -1,10 +1,10 @@
 //! The small fast twin: the decisions of the domain, driven through many more histories than real processes could play.
 //!
 //! One *schedule* is one payment in a world of its own ([`world`]): a store in memory, a model of Stripe ([`stripe`]),
-//! workers and callers as futures that pause between any two steps ([`work`], [`ways`]), and a scheduler that picks, by a seed, who
-//! goes on: a worker, a caller with another wish, the payer, the bank, a person at Stripe, the courier with a webhook, the
-//! clock; or which worker is killed where it stands. Then the faults end, and everything must come to rest. What must hold
-//! all the time (P1, P2, P7) is checked at every step, what must hold at rest (P6, P8) at the end.
+//! workers and callers as futures that pause between any two steps ([`work`], [`ways`]), and a scheduler that picks, by
+//! a seed, who goes on: a worker, a caller with another wish, the payer, the bank, a person at Stripe, the courier with
+//! a webhook, the clock; or which worker is killed where it stands. Then the faults end, and everything must come to
+//! rest. What must hold all the time (P1, P2, P7) is checked at every step, what must hold at rest (P6, P8) at the end.
 //!
 //! A seed that fails is played again with a trace that a person can follow, and belongs into [`KEPT`].
 
@@ -271,7 +271,7 @@ fn arrive(world: &mut World) {
     let id = world.methods[1].id;
     world.note(|| "another method becomes the default".to_owned());
     world.customer.default_payment_method_id = Some(id);
-    if world::lacks_method(&world.payment) {
+    if world.payment.lacked_method() {
         let now = world.now;
         world.ask(Kind::Submit, now);
     }

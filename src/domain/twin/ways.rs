@@ -18,16 +18,7 @@ impl Hand {
             };
             let Some(id) = id else { return Ok(None) };
             let intent = self.read(|world| world.stripe.intent(index(&id))).await?;
-            let taken = self
-                .tx(|world| {
-                    let is_same = world.payment.version == version;
-                    if is_same {
-                        world.news(News::Intent(&intent));
-                    }
-                    is_same
-                })
-                .await?;
-            if taken {
+            if self.tx(|world| world.news_as_of(version, News::Intent(&intent))).await? {
                 return Ok(Some(intent));
             }
         }
@@ -47,16 +38,7 @@ impl Hand {
                 Some(intent) => Some(self.read(|world| world.stripe.intent(index(intent))).await?),
                 None => None,
             };
-            let taken = self
-                .tx(|world| {
-                    let is_same = world.payment.version == version;
-                    if is_same {
-                        world.news(News::Link(&session, intent.as_ref()));
-                    }
-                    is_same
-                })
-                .await?;
-            if taken {
+            if self.tx(|world| world.news_as_of(version, News::Link(&session, intent.as_ref()))).await? {
                 return Ok(Some(session.status));
             }
         }
@@ -162,9 +144,7 @@ impl Hand {
                         next = next.min(end.max(world.now + Duration::MINUTE));
                     }
                 }
-                let is_open = world
-                    .newest()
-                    .is_some_and(|attempt| attempt.state == AttemptState::Open && attempt.link().is_none());
+                let is_open = world.newest().is_some_and(|attempt| attempt.is_open() && attempt.link().is_none());
                 if world.payment.errand.is_some() || (is_open && intent.is_none_or(|intent| intent.waits())) {
                     world.ask(Kind::Submit, world.now);
                 }
@@ -210,9 +190,8 @@ impl Hand {
         } else if attempts.iter().any(|attempt| is_link(attempt) && attempt.state != AttemptState::Canceled) {
             return Ok(());
         }
-        let told_before = key.is_some_and(|key| {
-            attempts.iter().any(|attempt| attempt.idempotency_key == key && attempt.state != AttemptState::Open)
-        });
+        let told_before =
+            key.is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
         if own.as_deref() != Some(told.id.as_str()) {
             let is_young = own.is_none() && self.world.borrow().payment.state == PaymentState::Pending;
             if told.status == IntentStatus::Succeeded && !is_young {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use super::stripe::{Answer, Card, Post, index, intent_id};
-use super::world::{Kind, Lease, Outcome, World, lacks_method};
+use super::world::{Kind, Lease, Outcome, World};
 use crate::domain::PaymentMethodId;
 use crate::domain::payments::{
     Attempt, AttemptState, KEY_AGE_MAX, Link, News, PaymentState, PendingReason, Resume, Step, Way, resume,
@@ -110,7 +110,8 @@ impl Hand {
             let (step, payment, attempt) = self
                 .tx(|world| {
                     let has_link = world.newest().is_some_and(|attempt| attempt.open_link().is_some());
-                    if lacks_method(&world.payment) && world.customer.default_payment_method_id.is_some() && !has_link {
+                    if world.payment.lacked_method() && world.customer.default_payment_method_id.is_some() && !has_link
+                    {
                         world.news(News::Retried(None));
                     }
                     let step = world.plan();
@@ -277,7 +278,7 @@ impl Hand {
 
     /// `true`: the job has been ended.
     async fn resume(&self, lease: Lease, attempt: Option<Attempt>, is_unknown: bool) -> Result<bool> {
-        let Some(attempt) = attempt.filter(|attempt| attempt.state == AttemptState::Open) else {
+        let Some(attempt) = attempt.filter(Attempt::is_open) else {
             self.refresh().await?;
             return self.rest().await.map(|()| true);
         };
@@ -294,10 +295,8 @@ impl Hand {
             Resume::NewKey => self
                 .tx(|world| {
                     let now = world.now;
-                    let Some(old) = world
-                        .attempts
-                        .last_mut()
-                        .filter(|newest| newest.number == attempt.number && newest.state == AttemptState::Open)
+                    let Some(old) =
+                        world.attempts.last_mut().filter(|newest| newest.number == attempt.number && newest.is_open())
                     else {
                         return;
                     };
@@ -329,16 +328,7 @@ impl Hand {
         let call = Post::Confirm { intent, card, off_session: attempt.body == "off" };
         match self.post(&attempt.idempotency_key, call).await {
             Answer::Intent(intent) => {
-                let is_same = self
-                    .tx(|world| {
-                        let is_same = world.payment.version == version;
-                        if is_same {
-                            world.news(News::Intent(&intent));
-                        }
-                        is_same
-                    })
-                    .await?;
-                if !is_same {
+                if !self.tx(|world| world.news_as_of(version, News::Intent(&intent))).await? {
                     self.refresh().await?;
                 }
                 self.rest().await?;

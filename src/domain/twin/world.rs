@@ -11,9 +11,7 @@ use super::stripe::{Card, Stripe, Told, index};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
-use crate::domain::payments::{
-    Attempt, AttemptState, Change, Circumstances, Failure, News, Payment, PaymentState, Step, plan,
-};
+use crate::domain::payments::{Attempt, Change, Circumstances, News, Payment, PaymentState, Step, plan};
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::{Currency, Money, PaymentMethodId};
 
@@ -202,6 +200,15 @@ impl World {
         self.attempts.last()
     }
 
+    /// Takes in what was read, unless the payment has changed since it had this version. Whether it was taken in.
+    pub fn news_as_of(&mut self, version: i64, news: News<'_>) -> bool {
+        let is_same = self.payment.version == version;
+        if is_same {
+            self.news(news);
+        }
+        is_same
+    }
+
     pub fn plan(&self) -> Step {
         plan(&self.payment, self.newest(), &self.integration, &self.customer, &self.methods)
     }
@@ -213,7 +220,7 @@ impl World {
             self.note_debug("news", &news);
         }
         let before = self.payment.clone();
-        let was_open = self.newest().is_some_and(|attempt| attempt.state == AttemptState::Open);
+        let was_open = self.newest().is_some_and(Attempt::is_open);
         let change = self.payment.apply(self.attempts.last_mut(), news, here);
         if self.payment != before {
             self.payment.version += 1;
@@ -341,7 +348,7 @@ impl World {
         }
         assert!(ways.len() <= 1, "P1: {ways:?} can take money at once, or have");
         assert!(self.stripe.ledger.len() <= 1, "P1: charged {:?}", self.stripe.ledger);
-        let open = self.attempts.iter().filter(|attempt| attempt.state == AttemptState::Open).count();
+        let open = self.attempts.iter().filter(|attempt| attempt.is_open()).count();
         assert!(open <= 1, "P1: {open} open attempts");
     }
 
@@ -395,10 +402,4 @@ pub fn new_payment(minor_units: i64) -> Payment {
         create_time: START,
         update_time: START,
     }
-}
-
-/// Whether a failure is the one that a method's arrival mends.
-pub fn lacks_method(payment: &Payment) -> bool {
-    payment.state == PaymentState::Failed
-        && payment.failure.as_ref().is_some_and(|failure| failure.code == Failure::NO_PAYMENT_METHOD)
 }

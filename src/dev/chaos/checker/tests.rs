@@ -52,9 +52,8 @@ fn payment(id: &str, invoice: &str, intent: &str, state: &str, received: i64, fa
     }
 }
 
-fn intent(status: &str, payment: &str, invoice: &str) -> Intent {
-    let received = if status == "succeeded" { 500 } else { 0 };
-    Intent { status: status.to_owned(), received, payment: payment.to_owned(), invoice: invoice.to_owned() }
+fn intent(status: &str, payment: &str) -> Intent {
+    Intent { status: status.to_owned(), payment: payment.to_owned() }
 }
 
 fn event(position: i64, webhook_type: &str, payment: &str, intent: &str) -> EventRow {
@@ -123,12 +122,7 @@ fn honest() -> Evidence {
             payment("p1", "inv-1", "pi_1", "succeeded", 1_000, ""),
             payment("p2", "inv-2", "pi_2", "failed", 0, "card_declined"),
         ],
-        overpayments: vec![OverpaymentRow {
-            organization: ORG.into(),
-            intent: "pi_hand".into(),
-            payment: "p1".into(),
-            amount: 500,
-        }],
+        overpayments: vec![OverpaymentRow { intent: "pi_hand".into(), payment: "p1".into() }],
         deliveries: BTreeMap::from([
             delivery("evt_1", "applied", ""),
             delivery("evt_2", "ignored", "not ours"),
@@ -142,9 +136,9 @@ fn honest() -> Evidence {
             charge("ch_3", "pi_2", "p2", "inv-2", "failed"),
         ],
         intents: BTreeMap::from([
-            ("pi_1".to_owned(), intent("succeeded", "p1", "inv-1")),
-            ("pi_hand".to_owned(), intent("succeeded", "p1", "inv-1")),
-            ("pi_2".to_owned(), intent("requires_payment_method", "p2", "inv-2")),
+            ("pi_1".to_owned(), intent("succeeded", "p1")),
+            ("pi_hand".to_owned(), intent("succeeded", "p1")),
+            ("pi_2".to_owned(), intent("requires_payment_method", "p2")),
         ]),
         stripe_events: vec![stripe("evt_1"), stripe("evt_2"), stripe("evt_lost")],
         lost: BTreeSet::from(["evt_lost".to_owned()]),
