@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
@@ -26,21 +27,25 @@ pub(super) struct Connection {
     _place: OwnedSemaphorePermit,
 }
 
-/// Accepts from `listener` until the stream is dropped, which closes the listener. While there are `max` connections,
-/// new ones wait in the system's queue. Cancelling `cut` ends those that are open, with whatever they carry.
+/// Accepts from `listener` until `soon` is cancelled or the stream is dropped; then the task ends, which closes the
+/// listener. While there are `max` connections, new ones wait in the system's queue. Cancelling `cut` ends those that are
+/// open, with whatever they carry.
 pub(super) fn accept(
     listener: TcpListener,
     max: usize,
+    soon: CancellationToken,
     cut: CancellationToken,
-) -> ReceiverStream<io::Result<Connection>> {
+) -> (ReceiverStream<io::Result<Connection>>, JoinHandle<()>) {
     let (send, accepted) = mpsc::channel(1);
-    tokio::spawn(async move {
+    let accepting = tokio::spawn(async move {
         tokio::select! {
             () = send.closed() => {}
+            // tonic keeps the stream until its last connection is closed; whoever came meanwhile would wait in vain.
+            () = soon.cancelled() => {}
             () = accept_all(&listener, max, &cut, &send) => {}
         }
     });
-    ReceiverStream::new(accepted)
+    (ReceiverStream::new(accepted), accepting)
 }
 
 async fn accept_all(
@@ -129,7 +134,7 @@ mod tests {
     #[tokio::test]
     async fn p11_a_door_holds_so_many_connections_and_no_more() {
         let (listener, address) = listener().await;
-        let mut accepted = accept(listener, 1, CancellationToken::new());
+        let (mut accepted, _) = accept(listener, 1, CancellationToken::new(), CancellationToken::new());
         let _one = TcpStream::connect(address).await.unwrap();
         let first = accepted.next().await.unwrap().unwrap();
         let mut two = TcpStream::connect(address).await.unwrap();
@@ -147,15 +152,29 @@ mod tests {
     async fn a_cut_ends_open_connections_and_dropping_the_stream_closes_the_listener() {
         let (listener, address) = listener().await;
         let cut = CancellationToken::new();
-        let mut accepted = accept(listener, 9, cut.clone());
+        let (mut accepted, accepting) = accept(listener, 9, CancellationToken::new(), cut.clone());
         let _client = TcpStream::connect(address).await.unwrap();
         let mut connection = accepted.next().await.unwrap().unwrap();
         let reading = tokio::spawn(async move { connection.read_u8().await });
         cut.cancel();
         assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         drop(accepted);
-        while TcpStream::connect(address).await.is_ok() {
-            tokio::task::yield_now().await;
-        }
+        accepting.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_door_that_closes_refuses_newcomers_while_others_are_still_served() {
+        let (listener, address) = listener().await;
+        let soon = CancellationToken::new();
+        let (mut accepted, accepting) = accept(listener, 9, soon.clone(), CancellationToken::new());
+        let mut client = TcpStream::connect(address).await.unwrap();
+        let mut connection = accepted.next().await.unwrap().unwrap();
+        soon.cancel();
+        accepting.await.unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+        client.write_all(b"!").await.unwrap();
+        assert_eq!(connection.read_u8().await.unwrap(), b'!');
+        assert!(accepted.next().await.is_none());
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use secrecy::ExposeSecret;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::{Identity, Server, ServerTlsConfig};
@@ -66,26 +67,28 @@ pub(super) fn grpc(tls: Option<&Tls>) -> Result<Server> {
 /// Serves gRPC until the door is closed. Dropping it cuts all connections.
 pub(super) async fn serve_grpc(server: Server, routes: Routes, listener: TcpListener, closing: Closing) -> Result<()> {
     let cut = CancellationToken::new();
-    let connections = accept(listener, GRPC_CONNECTIONS_MAX, cut.clone());
+    let (connections, accepting) = accept(listener, GRPC_CONNECTIONS_MAX, closing.soon.clone(), cut.clone());
     let soon = closing.soon.clone().cancelled_owned();
     let mut server = server;
     let serving = server.add_routes(routes).serve_with_incoming_shutdown(connections, soon);
-    until_closed("gRPC", serving, closing, cut).await
+    until_closed("gRPC", serving, accepting, closing, cut).await
 }
 
 /// Serves HTTP until the door is closed. Dropping it cuts all connections.
 pub(super) async fn serve_http(routes: axum::Router, listener: TcpListener, closing: Closing) -> Result<()> {
     let cut = CancellationToken::new();
-    let connections = accept(listener, HTTP_CONNECTIONS_MAX, cut.clone());
+    let (connections, accepting) = accept(listener, HTTP_CONNECTIONS_MAX, closing.soon.clone(), cut.clone());
     let soon = closing.soon.clone().cancelled_owned();
     let serving = rules().accept_http1(true).serve_with_incoming_shutdown(routes, connections, soon);
-    until_closed("HTTP", serving, closing, cut).await
+    until_closed("HTTP", serving, accepting, closing, cut).await
 }
 
-/// tonic waits for ever for clients that hold on to their connections, so the deadline is ours.
+/// tonic waits for ever for clients that hold on to their connections, so the deadline is ours. A door is closed
+/// once `accepting` has ended, too.
 async fn until_closed(
     door: &'static str,
     serving: impl Future<Output = Result<(), tonic::transport::Error>>,
+    accepting: JoinHandle<()>,
     closing: Closing,
     cut: CancellationToken,
 ) -> Result<()> {
@@ -95,12 +98,14 @@ async fn until_closed(
         closing.soon.cancelled().await;
         let _ = tokio::time::timeout(closing.within, std::future::pending::<()>()).await;
     };
-    tokio::select! {
+    let served = tokio::select! {
         served = serving => served.with_context(|| format!("the {door} door can't be served")),
         () = overdue => {
             tracing::warn!(door, within = ?closing.within, "clients hold on to their connections: cutting them");
             drop(cut);
             Ok(())
         }
-    }
+    };
+    accepting.await.with_context(|| format!("the {door} door could not be closed"))?;
+    served
 }
