@@ -8,6 +8,37 @@ use uuid::Uuid;
 
 use super::OrganizationId;
 
+/// Every `webhook_type` that there is.
+pub const WEBHOOK_TYPES: [&str; 27] = [
+    "customer.payment_provider_created",
+    "customer.payment_provider_linked",
+    "customer.payment_provider_deleted",
+    "customer.payment_provider_error",
+    "customer.checkout_url_generated",
+    "customer.checkout_url_expired",
+    "payment_method.created",
+    "payment_method.set_as_default",
+    "payment_method.detached",
+    "payment.pending",
+    "payment.processing",
+    "payment.requires_action",
+    "payment.succeeded",
+    "payment.canceled",
+    "payment.overpaid",
+    "payment.outcome_unknown",
+    "payment.cancellation_refused",
+    "payment.amount_mismatch",
+    "payment.refund_updated",
+    "payment.dispute_updated",
+    "invoice.payment_status_updated",
+    "invoice.payment_failure",
+    "invoice.payment_dispute_lost",
+    "payment_provider.connected",
+    "payment_provider.disconnected",
+    "payment_provider.error",
+    "provider_event",
+];
+
 /// An event in an organization's log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {
@@ -28,7 +59,7 @@ pub struct Event {
 /// An event about to be written; the log gives the position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
-    /// Such as `payment.succeeded`.
+    /// One of [`WEBHOOK_TYPES`].
     pub webhook_type: &'static str,
     /// What it tells.
     pub payload: Payload,

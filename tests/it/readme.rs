@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 use paybridge::dev::sandbox;
 use paybridge::dev::stage::{Options, Stage};
+use paybridge::domain::events::WEBHOOK_TYPES;
 use paybridge::grpc::proto::DESCRIPTOR_SET;
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut};
@@ -198,4 +199,6 @@ fn the_readme_lists_the_events_that_the_protos_list() {
     let (readme, protos) = (rows(section, "| "), rows(EVENT_PROTO, "// | "));
     assert!(protos.len() > 20, "only {} types were found", protos.len());
     assert_eq!(readme, protos);
+    let types: BTreeSet<&str> = readme.iter().map(|(kind, _)| kind.as_str()).collect();
+    assert_eq!(types, BTreeSet::from(WEBHOOK_TYPES));
 }
