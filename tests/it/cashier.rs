@@ -13,6 +13,7 @@ use paybridge::grpc::proto::{
     ListPaymentMethodsRequest, Money, Payment, PaymentMethod, PaymentMethodKind, PaymentState,
     RecordManualPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest,
 };
+use prost_types::Timestamp;
 use serde_json::Value;
 use tokio_postgres::NoTls;
 use tonic::Status;
@@ -185,11 +186,21 @@ impl Cashier {
     }
 
     pub async fn record_manual(&self, request: &str, payment: &Payment) -> Result<Payment, Status> {
+        self.record_manual_of(request, payment, None).await
+    }
+
+    /// What was paid elsewhere at that time.
+    pub async fn record_manual_of(
+        &self,
+        request: &str,
+        payment: &Payment,
+        paid_time: Option<Timestamp>,
+    ) -> Result<Payment, Status> {
         let request = RecordManualPaymentRequest {
             id: payment.id.clone(),
             request_id: request.to_owned(),
             reference: "bank transfer 4711".to_owned(),
-            paid_time: None,
+            paid_time,
         };
         let mut payments = self.player.api.payments.clone();
         let answer = payments.record_manual_payment(request).await?;

@@ -5,6 +5,7 @@ use futures_util::future::join_all;
 use paybridge::dev::sandbox::{Action, Effect, Fault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::{Integration, Payment, PaymentAttemptKind, PaymentState, UpdateIntegrationRequest};
+use prost_types::Timestamp;
 use time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -245,6 +246,9 @@ async fn p1_a_payment_made_elsewhere_counts_once_stripe_can_take_nothing_more() 
     cashier.record_manual("manual", &failed).await.expect("a repeated request is answered");
     let late = cashier.record_manual("late", &failed).await.expect_err("it is settled");
     assert_eq!(reason(&late), "PAYMENT_SETTLED");
+    let year_3000 = Timestamp { seconds: 32_503_680_000, nanos: 0 };
+    let future = cashier.record_manual_of("future", &failed, Some(year_3000)).await.expect_err("nobody can know");
+    assert_eq!(reason(&future), "INVALID_FIELDS");
     cashier.end().await;
 }
 

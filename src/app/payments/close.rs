@@ -14,6 +14,9 @@ use crate::domain::{Error, Money, OrganizationId, PaymentId, Result};
 use crate::store;
 use crate::stripe;
 
+/// How far a caller's clock may be ahead, or its time zone off.
+const CLOCKS_APART_MAX: Duration = Duration::from_hours(24);
+
 impl App {
     /// Asks for a payment to be canceled. The answer is its present state; `CANCELED` is told by an event.
     pub async fn cancel_payment(&self, org: OrganizationId, id: PaymentId) -> Result<Payment> {
@@ -73,6 +76,9 @@ impl App {
         let paid_text = paid_time.map(|time| time.unix_timestamp_nanos().to_string()).unwrap_or_default();
         let hash = hash_request("RecordManualPayment", &[&id.to_string(), &reference, &paid_text]);
         let mut work = self.begin(org).await?;
+        if paid_time.is_some_and(|time| time > work.now + CLOCKS_APART_MAX) {
+            return Err(Error::invalid("paid_time", "is in the future"));
+        }
         store::requests::claim(&mut work.tx, org, &request_id).await?;
         let is_known = store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some();
         let mut scene = Scene::load(&mut work, id).await?;
