@@ -37,6 +37,7 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     let clock = Clock::scaled(Clock::system().now(), settings.clock_speed);
     let kept_time = keep_time(&clock, folder.join("clock"));
     println!("Starting the Stripe sandbox and Paybridge …");
+    let shown_url = database_url.clone();
     let stage = Stage::set_up(
         database_url,
         clock,
@@ -52,7 +53,7 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     )
     .await?;
     let token = token(&stage, &folder).await?;
-    greet(&stage, &token);
+    greet(&stage, &token, &shown_url);
 
     let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
     let end = lifecycle.run().await?;
@@ -107,7 +108,8 @@ async fn token(stage: &Stage, folder: &Path) -> Result<String> {
     Ok(token)
 }
 
-fn greet(stage: &Stage, token: &str) {
+/// Says how to begin. The calls are the README's, under the same request ids, so that whoever pastes both repeats them.
+fn greet(stage: &Stage, token: &str, database: &str) {
     let grpc = stage.servers[0].grpc.trim_start_matches("http://");
     let call = format!("grpcurl -plaintext -H 'authorization: Bearer {token}'");
     println!(
@@ -124,16 +126,19 @@ Paste these, in this order:
   {call} -d '{{\"from_start\": true}}' {grpc} paybridge.v1.EventService/StreamEvents
 
   # connect the sandbox's Stripe account
-  {call} -d '{{\"request_id\": \"1\", \"code\": \"stripe\", \"name\": \"Stripe\", \"secret_key\": \"{key}\"}}' {grpc} paybridge.v1.IntegrationService/CreateIntegration
+  {call} -d '{{\"request_id\": \"connect-1\", \"code\": \"stripe\", \"name\": \"Stripe\", \"secret_key\": \"{key}\"}}' {grpc} paybridge.v1.IntegrationService/CreateIntegration
 
   # make a customer, in Stripe too; the event customer.checkout_url_generated brings a link: open it in a browser
-  {call} -d '{{\"request_id\": \"2\", \"external_id\": \"hooli_1234\", \"name\": \"Hooli\", \"email\": \"billing@hooli.test\", \"sync_with_provider\": true, \"provider_payment_methods\": [\"PAYMENT_METHOD_KIND_CARD\", \"PAYMENT_METHOD_KIND_SEPA_DEBIT\"]}}' {grpc} paybridge.v1.CustomerService/CreateCustomer
+  {call} -d '{{\"request_id\": \"customer-1\", \"external_id\": \"hooli_1234\", \"name\": \"Hooli\", \"email\": \"billing@hooli.test\", \"sync_with_provider\": true, \"provider_payment_methods\": [\"PAYMENT_METHOD_KIND_CARD\", \"PAYMENT_METHOD_KIND_SEPA_DEBIT\"]}}' {grpc} paybridge.v1.CustomerService/CreateCustomer
 
   # charge an invoice of 49.00 EUR
-  {call} -d '{{\"request_id\": \"3\", \"invoice_id\": \"inv-1\", \"external_customer_id\": \"hooli_1234\", \"amount\": {{\"minor_units\": 4900, \"currency_code\": \"EUR\"}}}}' {grpc} paybridge.v1.PaymentService/CreatePayment
+  {call} -d '{{\"request_id\": \"invoice-1\", \"invoice_id\": \"inv-1\", \"invoice_number\": \"2026-0001\", \"external_customer_id\": \"hooli_1234\", \"amount\": {{\"minor_units\": 4900, \"currency_code\": \"EUR\"}}}}' {grpc} paybridge.v1.PaymentService/CreatePayment
 
   # read it, with its attempts
   {call} -d '{{\"invoice_id\": \"inv-1\"}}' {grpc} paybridge.v1.PaymentService/GetPayment
+
+  # what the worker has to do, and jobs that it gave up
+  paybridge jobs list --database-url '{database}'
 
 Everything is kept until `paybridge dev --fresh`. Ctrl-C stops it.
 ",
