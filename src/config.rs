@@ -25,6 +25,9 @@ mod settings;
 #[cfg(test)]
 mod tests;
 
+/// What the names of our variables begin with.
+const PREFIX: &str = "PAYBRIDGE_";
+
 /// The exit code for a command line or an environment that can't be used (`EX_USAGE`).
 const USAGE_ERROR: u8 = 64;
 
@@ -57,6 +60,30 @@ impl From<clap::Error> for Refusal {
 /// Reads the settings of this process.
 pub fn load() -> Result<Settings, Refusal> {
     load_from(arguments::Cli::command(), std::env::args_os())
+}
+
+/// Those of `names` that look like a setting and are none of any command: most likely misspelt, so that a default holds in
+/// silence. Kubernetes makes some of its own for a service that is called `paybridge`.
+pub fn misspelt(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+    let command = arguments::Cli::command();
+    let commands = with_subcommands(&command);
+    let is_known =
+        |name: &str| commands.iter().flat_map(|it| it.get_arguments()).any(|arg| arg.get_env() == Some(name.as_ref()));
+    let is_kubernetes = |rest: &str| rest.starts_with("SERVICE_") || rest == "PORT" || rest.starts_with("PORT_");
+    let mut found: Vec<String> = names
+        .into_iter()
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.strip_prefix(PREFIX).is_some_and(|rest| !is_kubernetes(rest)))
+        .filter(|name| !is_known(name))
+        .collect();
+    #[cfg(feature = "dev")]
+    found.retain(|name| name != crate::crash::VARIABLE);
+    found.sort();
+    found
+}
+
+fn with_subcommands(command: &clap::Command) -> Vec<&clap::Command> {
+    std::iter::once(command).chain(command.get_subcommands().flat_map(with_subcommands)).collect()
 }
 
 fn load_from(command: clap::Command, line: impl IntoIterator<Item = OsString>) -> Result<Settings, Refusal> {

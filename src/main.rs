@@ -87,6 +87,9 @@ async fn run(task: Task) -> Result<ExitCode> {
 }
 
 async fn serve(settings: Serve) -> Result<ExitCode> {
+    for variable in config::misspelt(std::env::vars_os().map(|(name, _)| name)) {
+        tracing::warn!(%variable, "an environment variable names no setting and is passed over; is it misspelt?");
+    }
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }

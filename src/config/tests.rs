@@ -272,3 +272,20 @@ fn a_fast_clock_and_the_periods_of_chaos_are_read() {
     let refusal = read(&["chaos", "--faults=90%", "--kill-every=soon"]).unwrap_err();
     assert!(refusal.text.contains("2 settings are wrong"), "{}", refusal.text);
 }
+
+#[test]
+fn variables_that_name_no_setting_are_found() {
+    let names = [
+        "PAYBRIDGE_ENCRYPTION_KEYS",
+        "PAYBRIDGE_STRIPE_TIMEOUT",
+        "PAYBRIDGE_LOG_FORMAT",
+        "PAYBRIDGE_HTTP_LISTEN",
+        // A service of that name, as Kubernetes tells of it.
+        "PAYBRIDGE_SERVICE_HOST",
+        "PAYBRIDGE_PORT",
+        "PAYBRIDGE_PORT_50051_TCP_ADDR",
+        "DATABASE_URL",
+        "PATH",
+    ];
+    assert_eq!(misspelt(names.map(OsString::from)), ["PAYBRIDGE_STRIPE_TIMEOUT"]);
+}
