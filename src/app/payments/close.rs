@@ -115,10 +115,11 @@ impl App {
     }
 
     /// Ends the page of the payment's open link. Whether it was ended, used or the answer was lost: the page itself says.
-    pub(super) async fn close_link(&self, hand: Hand<'_>, scene: Scene) -> Result<()> {
+    /// `Break`: it was used, and what it was to be ended for waits for the outcome.
+    pub(super) async fn close_link(&self, hand: Hand<'_>, scene: Scene) -> Result<Flow> {
         let id = scene.payment.id;
         let Some(session_id) = scene.open_link().and_then(|link| link.provider_session_id.clone()) else {
-            return Ok(());
+            return Ok(Flow::Continue(()));
         };
         let access = self.access(hand.org(), scene.payment.integration_id).await?;
         let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
@@ -129,8 +130,8 @@ impl App {
             Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.expire", &error).await),
         };
         match self.refresh_link(hand, id).await?.map(|session| session.status) {
-            None | Some(SessionStatus::Expired) => Ok(()),
-            Some(SessionStatus::Complete) => self.cannot_close(hand, id).await.map(|_| ()),
+            None | Some(SessionStatus::Expired) => Ok(Flow::Continue(())),
+            Some(SessionStatus::Complete) => self.cannot_close(hand, id).await,
             Some(SessionStatus::Open) => Err(not_closed(id, "the payment link is not ended", refusal.as_ref())),
         }
     }

@@ -47,7 +47,9 @@ impl App {
                 }
                 Step::CloseLink => {
                     work.abandon().await?;
-                    self.close_link(Hand::Job(lease), scene).await?;
+                    if self.close_link(Hand::Job(lease), scene).await?.is_break() {
+                        return self.rest(lease).await.map(|_| ());
+                    }
                 }
                 Step::CloseIntent => {
                     work.abandon().await?;

@@ -100,6 +100,15 @@ pub(super) struct JobRow {
     pub is_parked: bool,
 }
 
+/// A row of `deliveries`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct DeliveryRow {
+    pub state: String,
+    pub reason: String,
+    /// When it was taken in, in microseconds since 1970.
+    pub received: i64,
+}
+
 /// A row of `overpayments`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OverpaymentRow {
@@ -123,6 +132,8 @@ pub(super) struct StripeEvent {
     pub kind: String,
     /// What it is about.
     pub object: String,
+    /// When a webhook of it was acknowledged first, in microseconds since 1970.
+    pub acknowledged: Option<i64>,
 }
 
 /// See the module's text.
@@ -135,8 +146,8 @@ pub(super) struct Evidence {
     /// The status of each dispute, by Stripe's id.
     pub disputes: BTreeMap<String, String>,
     pub overpayments: Vec<OverpaymentRow>,
-    /// State and reason, by organization and Stripe's event id.
-    pub deliveries: BTreeMap<(String, String), (String, String)>,
+    /// By organization and Stripe's event id.
+    pub deliveries: BTreeMap<(String, String), DeliveryRow>,
     pub events: Vec<EventRow>,
     /// The counter of each organization's log.
     pub heads: BTreeMap<String, i64>,
@@ -212,9 +223,11 @@ impl Evidence {
         for row in client.query(overpayments, &[]).await.context("overpayments")? {
             self.overpayments.push(OverpaymentRow { intent: row.get(0), payment: row.get(1) });
         }
-        let deliveries = "SELECT organization_id::text, provider_event_id, state, coalesce(reason, '') FROM deliveries";
+        let deliveries = "SELECT organization_id::text, provider_event_id, state, coalesce(reason, ''), \
+             (extract(epoch FROM receive_time) * 1000000)::bigint FROM deliveries";
         for row in client.query(deliveries, &[]).await.context("deliveries")? {
-            self.deliveries.insert((row.get(0), row.get(1)), (row.get(2), row.get(3)));
+            let delivery = DeliveryRow { state: row.get(2), reason: row.get(3), received: row.get(4) };
+            self.deliveries.insert((row.get(0), row.get(1)), delivery);
         }
         let jobs = "SELECT kind, object_id::text || ' ' || object_key, failures, coalesce(last_error, ''), \
              $1::float8 - extract(epoch FROM run_at)::float8, coalesce(lease_until > clock_timestamp(), false), \
@@ -291,6 +304,7 @@ impl Evidence {
         let enabled = enabled.unwrap_or_default();
         for organization in organizations {
             self.tenants.push(Tenant { id: organization.id.to_string(), account: organization.account.clone() });
+            let acknowledged: BTreeMap<_, _> = sandbox.acknowledged(&organization.account).into_iter().collect();
             for event in sandbox.events(&organization.account) {
                 if enabled.contains(&event["type"]) {
                     self.stripe_events.push(StripeEvent {
@@ -298,6 +312,7 @@ impl Evidence {
                         id: text(&event, "/id"),
                         kind: text(&event, "/type"),
                         object: text(&event, "/data/object/id"),
+                        acknowledged: acknowledged.get(event["id"].as_str().unwrap_or_default()).copied(),
                     });
                 }
             }

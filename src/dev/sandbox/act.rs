@@ -146,7 +146,7 @@ impl Act<'_> {
         self.send(&id, number, kind);
         events::prune(self.account, self.now);
         let (kind, body, pending) = (kind.to_owned(), body.to_string(), endpoints.len());
-        self.account.events.push_back(Event { id, number, kind, created: self.now, body, pending });
+        self.account.events.push_back(Event { id, number, kind, created: self.now, body, pending, acknowledged: None });
     }
 
     /// Sends an event to every endpoint that wants its type.

@@ -110,6 +110,7 @@ fn note(account: &mut Account, number: u64, refused: Option<String>, now: i64) {
     let Some(event) = account.event(delivery.event_number) else { return };
     let Some(refused) = refused else {
         event.pending = event.pending.saturating_sub(1);
+        event.acknowledged.get_or_insert(now);
         return;
     };
     if event.created + GIVE_UP_AFTER < now / 1_000_000 {

@@ -35,6 +35,15 @@ impl Sandbox {
         self.0.look(|inner| inner.lost.clone())
     }
 
+    /// The account's events of which an endpoint has acknowledged a webhook, with the time of the first such answer, in
+    /// microseconds since 1970.
+    pub fn acknowledged(&self, account: &str) -> Vec<(String, i64)> {
+        self.0.look(|inner| {
+            let events = inner.state.accounts.get(account).into_iter().flat_map(|account| &account.events);
+            events.filter_map(|event| Some((event.id.clone(), event.acknowledged?))).collect()
+        })
+    }
+
     /// When a webhook is sent (again) next, in unix seconds, or a time long past while one is just being sent; `None` if
     /// all are acknowledged.
     pub fn next_delivery(&self) -> Option<i64> {

@@ -106,6 +106,9 @@ pub(super) struct Event {
     pub body: String,
     /// How many deliveries are still to be acknowledged.
     pub pending: usize,
+    /// When the first one was, in microseconds since 1970.
+    #[serde(default)]
+    pub acknowledged: Option<i64>,
 }
 
 /// One webhook on its way to one endpoint.

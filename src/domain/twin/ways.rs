@@ -59,16 +59,17 @@ impl Hand {
         }
     }
 
-    pub(super) async fn close_link(&self, attempt: Option<Attempt>) -> Result<()> {
+    /// `true`: whatever it was to be ended for waits for the outcome.
+    pub(super) async fn close_link(&self, attempt: Option<Attempt>) -> Result<bool> {
         let link = attempt.as_ref().and_then(Attempt::open_link);
-        let Some(session) = link.and_then(|link| link.provider_session_id.as_deref()) else { return Ok(()) };
+        let Some(session) = link.and_then(|link| link.provider_session_id.as_deref()) else { return Ok(false) };
         let key = format!("expire-{}", self.world.borrow_mut().random.next());
         if matches!(self.post(&key, Post::Expire { session: index(session) }).await, Answer::NotDone) {
             return Err(Stop::Unavailable);
         }
         match self.refresh_link().await? {
-            None | Some(SessionStatus::Expired) => Ok(()),
-            Some(SessionStatus::Complete) => self.cannot_close().await.map(|_| ()),
+            None | Some(SessionStatus::Expired) => Ok(false),
+            Some(SessionStatus::Complete) => self.cannot_close().await,
             Some(SessionStatus::Open) => Err(Stop::Unavailable),
         }
     }

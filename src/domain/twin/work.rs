@@ -145,7 +145,11 @@ impl Hand {
                         return Ok(());
                     }
                 }
-                Step::CloseLink => self.close_link(attempt).await?,
+                Step::CloseLink => {
+                    if self.close_link(attempt).await? {
+                        return self.rest().await;
+                    }
+                }
                 Step::CloseIntent => {
                     if self.close_intent(payment.provider_payment_intent_id.as_deref()).await? {
                         return self.rest().await;
@@ -154,7 +158,7 @@ impl Hand {
                 Step::MakeLink => self.make_link().await?,
             }
         }
-        Err(Stop::Unavailable)
+        panic!("P8: the job goes round and does not come to rest: {:?}", self.world.borrow().payment);
     }
 
     /// `true`: the job has been ended.

@@ -7,6 +7,9 @@ use std::fmt::Write as _;
 use super::{Verdict, named, tenant_of};
 use crate::dev::chaos::evidence::{EventRow, Evidence, StripeEvent};
 
+/// How far apart two processes may read the same clock, in its microseconds.
+const APART_MAX: i64 = 1_000_000;
+
 /// The events of each organization, in the order of their positions.
 fn logs(evidence: &Evidence) -> BTreeMap<&str, Vec<&EventRow>> {
     let mut logs: BTreeMap<&str, Vec<&EventRow>> = BTreeMap::new();
@@ -99,23 +102,29 @@ pub(super) fn readers(evidence: &Evidence) -> Verdict {
 }
 
 /// Every event of Stripe's that we have asked for was taken in and applied, or ignored for a reason; also one that a fault
-/// kept from being sent, for the list has it.
+/// kept from being sent, for the list has it. One whose webhook was acknowledged was taken in before: what the list brought
+/// back later had been lost (P6).
 pub(super) fn stripe_events(evidence: &Evidence) -> Verdict {
     let mut breaches = Vec::new();
     let mut ignored: BTreeMap<&str, usize> = BTreeMap::new();
     for event in &evidence.stripe_events {
         let organization = tenant_of(evidence, &event.account).to_owned();
         let about = format!("{} ({} of {})", event.id, event.kind, event.object);
-        match evidence.deliveries.get(&(organization, event.id.clone())) {
+        let row = evidence.deliveries.get(&(organization, event.id.clone()));
+        let late = event.acknowledged.zip(row).map_or(0, |(acknowledged, row)| row.received - acknowledged);
+        if late > APART_MAX {
+            breaches.push(format!("{about} was acknowledged, and taken in only {} s later", late / 1_000_000));
+        }
+        match row {
             None if evidence.lost.contains(&event.id) => {
                 breaches.push(format!("{about} was never sent, and nobody has found it in the list"));
             }
             None => breaches.push(format!("{about} was acknowledged or sent, and is not there")),
-            Some((state, reason)) if state == "ignored" && !reason.is_empty() => {
-                *ignored.entry(reason).or_default() += 1;
+            Some(row) if row.state == "ignored" && !row.reason.is_empty() => {
+                *ignored.entry(&row.reason).or_default() += 1;
             }
-            Some((state, _)) if state == "applied" => {}
-            Some((state, reason)) => breaches.push(format!("{about} is {state}: {reason}")),
+            Some(row) if row.state == "applied" => {}
+            Some(row) => breaches.push(format!("{about} is {}: {}", row.state, row.reason)),
         }
     }
     let is_lost = |event: &&StripeEvent| evidence.lost.contains(&event.id);

@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::*;
 use crate::dev::chaos::book::{Outside, Reader, Seen, Told};
 use crate::dev::chaos::evidence::{
-    AttemptRow, EventRow, Intent, JobRow, OverpaymentRow, RefundRow, StripeEvent, StripeRefund, Tenant, found,
+    AttemptRow, DeliveryRow, EventRow, Intent, JobRow, OverpaymentRow, RefundRow, StripeEvent, StripeRefund, Tenant,
+    found,
 };
 use crate::dev::chaos::watcher::Way;
 use crate::dev::sandbox::LedgerEntry;
@@ -113,9 +114,17 @@ fn honest() -> Evidence {
     };
     let reader =
         Reader { organization: 0, name: "slow".into(), seen: events.iter().map(seen).collect(), faults: vec![] };
-    let stripe = |id: &str| StripeEvent { account: "acct".into(), id: id.into(), kind: "k".into(), object: "o".into() };
-    let delivery =
-        |id: &str, state: &str, reason: &str| ((ORG.to_owned(), id.to_owned()), (state.to_owned(), reason.to_owned()));
+    let stripe = |id: &str| StripeEvent {
+        account: "acct".into(),
+        id: id.into(),
+        kind: "k".into(),
+        object: "o".into(),
+        acknowledged: (id != "evt_lost").then_some(5_000_000),
+    };
+    let delivery = |id: &str, state: &str, reason: &str| {
+        let row = DeliveryRow { state: state.to_owned(), reason: reason.to_owned(), received: 4_000_000 };
+        ((ORG.to_owned(), id.to_owned()), row)
+    };
     Evidence {
         tenants: vec![Tenant { id: ORG.into(), account: "acct".into() }],
         payments: vec![
@@ -327,8 +336,10 @@ fn p6_a_lost_webhook_is_found() {
     let row = "every event of Stripe's is accounted for";
     let key = (ORG.to_owned(), "evt_1".to_owned());
     expect(row, |it| drop(it.deliveries.remove(&key)));
-    expect(row, |it| it.deliveries.get_mut(&key).unwrap().0 = "parked".to_owned());
-    expect(row, |it| it.deliveries.get_mut(&key).unwrap().0 = "received".to_owned());
+    expect(row, |it| it.deliveries.get_mut(&key).unwrap().state = "parked".to_owned());
+    expect(row, |it| it.deliveries.get_mut(&key).unwrap().state = "received".to_owned());
+    // It was acknowledged before it was durable, and the list brought it back.
+    expect(row, |it| it.deliveries.get_mut(&key).unwrap().received = 65_000_000);
     let lost = (ORG.to_owned(), "evt_lost".to_owned());
     expect(row, |it| drop(it.deliveries.remove(&lost)));
 }
