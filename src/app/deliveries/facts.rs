@@ -1,11 +1,10 @@
-//! What Stripe tells about everything but PaymentIntents: methods, customers, sessions, refunds, disputes. Most of it is
-//! fetched rather than believed, so that an old snapshot never overwrites a newer one (P6).
+//! What Stripe tells about methods, customers and sessions. Most of it is fetched rather than believed, so that an old
+//! snapshot never overwrites a newer one (P6).
 
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
 use crate::app::customers::Learnt;
-use crate::app::payments::Fetch;
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -13,9 +12,7 @@ use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::signals::{
-    ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
-};
+use crate::domain::signals::{MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot};
 use crate::domain::{Error, IntegrationId, Result};
 use crate::store;
 
@@ -256,37 +253,5 @@ impl App {
             Ok(None) => Ok(Verdict::Applied),
             Err(error) => Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
         }
-    }
-
-    pub(super) async fn charge_refunded(&self, about: &About<'_>, charge: &ChargeSnapshot) -> Result<Verdict> {
-        let intent = charge.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::RefundsOf(&charge.id)).await
-    }
-
-    pub(super) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
-        let intent = refund.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::Refund(&refund.id)).await
-    }
-
-    pub(super) async fn dispute_told(&self, about: &About<'_>, dispute: &DisputeSnapshot) -> Result<Verdict> {
-        let intent = dispute.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::Dispute(&dispute.id)).await
-    }
-
-    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts.
-    async fn settlement_told(&self, about: &About<'_>, intent: Option<&str>, fetch: Fetch<'_>) -> Result<Verdict> {
-        let (org, integration) = (about.lease.organization_id, about.integration_id);
-        let Some(intent) = intent else {
-            return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
-        };
-        let mut tx = self.read(org).await?;
-        let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
-        tx.close().await?;
-        let Some(id) = id else {
-            return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
-        };
-        let access = self.delivery_access(about).await?;
-        self.read_settlement(about.lease, id, &access, &fetch).await?;
-        Ok(Verdict::Applied)
     }
 }
