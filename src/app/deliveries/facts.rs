@@ -218,20 +218,43 @@ impl App {
         Ok(Verdict::Applied)
     }
 
-    /// A Checkout session was used, or ended unused. Both are final, so the order does not matter.
+    /// A Checkout session was used, or ended unused. Both are final, so the order does not matter. That it was used is
+    /// noted only after its method is learnt: one that is noted as used is not asked about again (P8).
     pub(in crate::app) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
+        let (org, integration) = (about.lease.organization_id, about.integration_id);
+        let mut tx = self.read(org).await?;
+        let known = store::checkout_sessions::lock_by_provider_id(&mut tx, org, integration, &session.id).await?;
+        let payment = store::attempts::payment_of_session(&mut tx, org, &session.id).await?;
+        tx.close().await?;
+        match (known, payment) {
+            (Some(_), _) => {}
+            (None, Some(payment)) => {
+                self.refresh_link(Hand::Job(about.lease), payment).await?;
+                return Ok(Verdict::Applied);
+            }
+            (None, None) => return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned())),
+        }
+        let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
+        let verdict = match setup {
+            Some(setup) => {
+                let access = self.delivery_access(about).await?;
+                match self.0.stripe.setup_intent(&access.key, setup).await {
+                    Ok(Some(setup)) => self.setup_succeeded(about, setup).await?,
+                    Ok(None) => Verdict::Applied,
+                    Err(error) => return Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
+                }
+            }
+            None => Verdict::Applied,
+        };
+        self.note_session(about, session).await?;
+        Ok(verdict)
+    }
+
+    async fn note_session(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<()> {
         let mut work = self.begin_leased(about.lease).await?;
         let (org, integration) = (work.org, about.integration_id);
         let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
-        let Some(mut known) = known else {
-            let payment = store::attempts::payment_of_session(&mut work.tx, org, &session.id).await?;
-            work.abandon().await?;
-            let Some(payment) = payment else {
-                return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
-            };
-            self.refresh_link(Hand::Job(about.lease), payment).await?;
-            return Ok(Verdict::Applied);
-        };
+        let Some(mut known) = known else { return work.abandon().await };
         let was_open = known.state == SessionState::Open;
         known.state = match session.status {
             SessionStatus::Complete => SessionState::Complete,
@@ -244,14 +267,6 @@ impl App {
             let integration = store::integrations::get(&mut work.tx, org, integration).await?;
             work.tell(tell::checkout_url("customer.checkout_url_expired", &customer, &integration, &known));
         }
-        work.commit().await?;
-        let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
-        let Some(setup) = setup else { return Ok(Verdict::Applied) };
-        let access = self.delivery_access(about).await?;
-        match self.0.stripe.setup_intent(&access.key, setup).await {
-            Ok(Some(setup)) => self.setup_succeeded(about, setup).await,
-            Ok(None) => Ok(Verdict::Applied),
-            Err(error) => Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
-        }
+        work.commit().await
     }
 }
