@@ -356,3 +356,22 @@ async fn p8_a_used_page_whose_method_could_not_be_read_is_asked_about_again() {
     passing(&mut cashier, Duration::minutes(1), "the method is learnt", has_default).await;
     cashier.end().await;
 }
+
+/// Reads are rationed: what is not ours is not read again at every look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_others_move_the_reads_of_the_list_on() {
+    let mut cashier = till("strangers", list_alone()).await;
+    // Nothing of ours happens: Stripe tells of strangers alone, in events that nobody asked for.
+    cashier.advance(Duration::hours(1));
+    at_stripe(&cashier, "/v1/customers", "name=Stranger").await;
+    let told = cashier.scenery.stage.clock.now().unix_timestamp();
+    passing(&mut cashier, Duration::minutes(1), "the read begins after them", async |cashier| {
+        let asked = cashier.sandbox().requests();
+        let last = asked.iter().rev().find(|request| request.path == "/v1/events")?;
+        let since = last.form.iter().find(|(name, _)| name == "created[gte]")?.1.parse::<i64>().ok()?;
+        // They overlap by two minutes.
+        (since >= told - 125).then_some(())
+    })
+    .await;
+    cashier.end().await;
+}
