@@ -18,7 +18,7 @@ pub const DECLINING: &str = "4000000000000341";
 const WANTS_HOLDER: &str = "4000002760003184";
 pub const GOOD_CARD: &str = "4242424242424242";
 pub const GOOD_IBAN: &str = "DE89370400440532013000";
-const BAD_IBAN: &str = "DE62370400440532013001";
+pub const BAD_IBAN: &str = "DE62370400440532013001";
 
 fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()

@@ -9,6 +9,7 @@ mod disputes;
 mod doors;
 mod endpoints;
 mod hands;
+mod late;
 mod limits;
 mod links;
 mod log;

@@ -2,7 +2,7 @@
 //! so that a repeat changes nothing.
 
 use paybridge::app::Periods;
-use paybridge::dev::sandbox::{Action, WebhookFault};
+use paybridge::dev::sandbox::{Action, Fault, WebhookFault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{CreateCheckoutUrlRequest, PaymentState};
@@ -321,6 +321,56 @@ async fn every_live_integration_is_given_its_reconcilers() {
     passing(&mut cashier, Duration::minutes(5), "they are there again", async |_| {
         let query = format!("SELECT count(*) FROM jobs WHERE {kinds}");
         (database.query_one(&query, &[]).await.expect("a count").get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+    cashier.end().await;
+}
+
+/// A page was used, and the read of its method fails after Stripe has said so: the method is asked about again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_used_page_whose_method_could_not_be_read_is_asked_about_again() {
+    let mut cashier = till("half read", sweep_alone()).await;
+    cashier.bare_customer("hooli").await;
+    cashier.all_delivered().await;
+    let page = session(&mut cashier).await;
+    lose(&cashier, "*");
+    cashier.sandbox().complete_session(&page, "4242424242424242", true).expect("the page is completed");
+    // When the method was made can be read, and then nothing more.
+    let setup = cashier.sandbox().object(&page).expect("a page")["setup_intent"].clone();
+    let path = format!("/v1/setup_intents/{}", setup.as_str().expect("a SetupIntent"));
+    cashier.sandbox().add_fault(Fault { skip: 1, times: None, ..Fault::once("GET", &path, Action::Unavailable) });
+    cashier.advance(Duration::hours(24) + Duration::minutes(3));
+    passing(&mut cashier, Duration::minutes(1), "a look has failed", async |cashier| {
+        let asked = cashier.sandbox().requests();
+        (asked.iter().filter(|request| request.status == Some(503)).count() >= 3).then_some(())
+    })
+    .await;
+    let database = cashier.database().await;
+    until("the look is given back", || async {
+        let query = "SELECT FROM jobs WHERE kind = 'reconcile_session' AND failures > 0 AND lease_until IS NULL";
+        (!database.query(query, &[]).await.expect("the jobs").is_empty()).then_some(())
+    })
+    .await;
+    cashier.sandbox().clear_faults();
+    lose(&cashier, "*");
+    passing(&mut cashier, Duration::minutes(1), "the method is learnt", has_default).await;
+    cashier.end().await;
+}
+
+/// Reads are rationed: what is not ours is not read again at every look.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn events_of_others_move_the_reads_of_the_list_on() {
+    let mut cashier = till("strangers", list_alone()).await;
+    // Nothing of ours happens: Stripe tells of strangers alone, in events that nobody asked for.
+    cashier.advance(Duration::hours(1));
+    at_stripe(&cashier, "/v1/customers", "name=Stranger").await;
+    let told = cashier.scenery.stage.clock.now().unix_timestamp();
+    passing(&mut cashier, Duration::minutes(1), "the read begins after them", async |cashier| {
+        let asked = cashier.sandbox().requests();
+        let last = asked.iter().rev().find(|request| request.path == "/v1/events")?;
+        let since = last.form.iter().find(|(name, _)| name == "created[gte]")?.1.parse::<i64>().ok()?;
+        // They overlap by two minutes.
+        (since >= told - 125).then_some(())
     })
     .await;
     cashier.end().await;

@@ -10,7 +10,7 @@ use paybridge::grpc::proto::{
 };
 use tonic::Status;
 
-use crate::cashier::{Cashier, until};
+use crate::cashier::{Cashier, at_stripe, until};
 
 pub const REFUNDS: &str = "/v1/refunds";
 
@@ -47,6 +47,12 @@ pub async fn read(cashier: &Cashier, id: &str) -> Refund {
     let mut payments = cashier.player.api.payments.clone();
     let answer = payments.get_refund(GetRefundRequest { id: id.to_owned() }).await.expect("the refund is read");
     answer.into_inner().refund.expect("a refund")
+}
+
+/// A refund made by hand of all that an intent took.
+pub async fn refund_by_hand(cashier: &Cashier, intent: &str) -> String {
+    let made = at_stripe(cashier, REFUNDS, &format!("payment_intent={intent}")).await;
+    made["id"].as_str().expect("an id").to_owned()
 }
 
 /// Waits until a refund is in a state.

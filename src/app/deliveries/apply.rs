@@ -8,7 +8,7 @@ use time::Duration;
 
 use super::facts::About;
 use crate::app::App;
-use crate::app::payments::Scene;
+use crate::app::payments::{Fetch, Scene};
 use crate::app::tell;
 use crate::app::work::Hand;
 use crate::domain::deliveries::{Delivery, DeliveryState};
@@ -97,9 +97,18 @@ impl App {
         match observed.signal {
             Signal::Ignored { reason } => Ok(Verdict::Ignored(reason)),
             Signal::Intent(intent) => self.intent_told(lease, delivery, request_key.as_deref(), intent).await,
-            Signal::ChargeRefunded(charge) => self.charge_refunded(&about, &charge).await,
-            Signal::Refund(refund) => self.refund_told(&about, &refund).await,
-            Signal::Dispute(dispute) => self.dispute_told(&about, &dispute).await,
+            Signal::ChargeRefunded(charge) => {
+                let intent = charge.provider_payment_intent_id.as_deref();
+                self.settlement_told(lease, delivery, intent, Fetch::RefundsOf(&charge.id)).await
+            }
+            Signal::Refund(refund) => {
+                let intent = refund.provider_payment_intent_id.as_deref();
+                self.settlement_told(lease, delivery, intent, Fetch::Refund(&refund.id)).await
+            }
+            Signal::Dispute(dispute) => {
+                let intent = dispute.provider_payment_intent_id.as_deref();
+                self.settlement_told(lease, delivery, intent, Fetch::Dispute(&dispute.id)).await
+            }
             Signal::MethodAttached(method) => {
                 let customer = method.provider_customer_id.as_deref();
                 self.method_told(&about, &method.id, customer, Some(observed.event_time), None).await
@@ -145,35 +154,37 @@ impl App {
             Err(verdict) => return Ok(verdict),
         };
         let id = payment.id;
-        let attempts = store::attempts::list(&mut tx, org, id).await?;
+        let mut attempts = store::attempts::list(&mut tx, org, id).await?;
         tx.close().await?;
-        let is_link = |attempt: &Attempt| {
+        let is_link = |attempt: &&Attempt| {
             attempt.link().is_some() && attempt.provider_payment_intent_id.as_deref() == Some(intent.id.as_str())
         };
         let open_link = attempts.last().filter(|attempt| attempt.open_link().is_some());
-        if open_link.is_some_and(|link| link.provider_payment_intent_id.is_none() || is_link(link)) {
+        if open_link.is_some_and(|link| link.provider_payment_intent_id.is_none() || is_link(&link)) {
             // Perhaps the one that Stripe has made for the link: the link's page says so.
             self.refresh_link(Hand::Job(lease), id).await?;
             let mut tx = self.read(org).await?;
-            let now_known = store::attempts::list(&mut tx, org, id).await?;
+            attempts = store::attempts::list(&mut tx, org, id).await?;
             tx.close().await?;
-            if now_known.iter().any(is_link) {
-                return Ok(Verdict::Applied);
-            }
-        } else if attempts.iter().any(|attempt| is_link(attempt) && attempt.state != AttemptState::Canceled) {
+        }
+        let is_paid = intent.status == IntentStatus::Succeeded;
+        match attempts.iter().find(is_link).map(|link| &link.state) {
             // What became of it is known already.
-            return Ok(Verdict::Applied);
+            Some(AttemptState::Open | AttemptState::Succeeded) => return Ok(Verdict::Applied),
+            Some(_) if !is_paid => return Ok(Verdict::Applied),
+            // A link that failed leaves an intent behind that a person can still have paid: money all the same (P12).
+            Some(_) => return self.other_intent(lease, delivery, id, &intent, true).await,
+            None => {}
         }
         let told_before = request_key
             .is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
-        let is_paid = intent.status == IntentStatus::Succeeded;
         match &payment.provider_payment_intent_id {
             // The creation of its intent may not be committed yet; but one that was paid is money, whatever waits (P12).
             None if is_ours && payment.state == PaymentState::Pending && (!is_paid || self.is_young(delivery)) => {
                 Ok(Verdict::Unknown("the PaymentIntent is not the payment's, or not yet".to_owned()))
             }
-            None => self.other_intent(lease, delivery, id, &intent).await,
-            Some(own) if *own != intent.id => self.other_intent(lease, delivery, id, &intent).await,
+            None => self.other_intent(lease, delivery, id, &intent, false).await,
+            Some(own) if *own != intent.id => self.other_intent(lease, delivery, id, &intent, false).await,
             Some(_) => {
                 if !(told_before && intent.status == IntentStatus::RequiresPaymentMethod) {
                     self.own_intent(lease, delivery, &payment, &intent).await?;
@@ -181,6 +192,50 @@ impl App {
                 Ok(Verdict::Applied)
             }
         }
+    }
+
+    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts. It may be told before the
+    /// money that it is about: then that is taken in first, so that neither is lost (P6, P7).
+    async fn settlement_told(
+        &self,
+        lease: &Lease,
+        delivery: &Delivery,
+        intent: Option<&str>,
+        fetch: Fetch<'_>,
+    ) -> Result<Verdict> {
+        let Some(intent) = intent else {
+            return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
+        };
+        let access = self.access(lease.organization_id, delivery.integration_id).await?;
+        let mut known = self.payment_of_intent(delivery, intent).await?;
+        if known.is_none() {
+            let read = match self.0.stripe.payment_intent(&access.key, intent).await {
+                Ok(read) => read,
+                Err(error) if error.is_missing() => {
+                    return Ok(Verdict::Ignored("Stripe does not know the PaymentIntent".to_owned()));
+                }
+                Err(error) => return Err(self.stripe_trouble(&access, "payment_intent.read", &error).await),
+            };
+            let verdict = self.intent_told(lease, delivery, None, read).await?;
+            if !matches!(verdict, Verdict::Applied) {
+                return Ok(verdict);
+            }
+            known = self.payment_of_intent(delivery, intent).await?;
+        }
+        let Some(id) = known else {
+            return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
+        };
+        self.read_settlement(lease, id, &access, &fetch).await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// The payment whose money an intent has taken, as far as is known.
+    async fn payment_of_intent(&self, delivery: &Delivery, intent: &str) -> Result<Option<PaymentId>> {
+        let (org, integration) = (delivery.organization_id, delivery.integration_id);
+        let mut tx = self.read(org).await?;
+        let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
+        tx.close().await?;
+        Ok(id)
     }
 
     /// A final state is taken as it is told; one that says what is known already changes nothing; for everything else
@@ -207,14 +262,15 @@ impl App {
         self.refresh_payment(Hand::Job(lease), payment.id).await.map(|_| ())
     }
 
-    /// An intent that names a payment and is not the payment's: of an earlier round, or made by hand. If it has taken money
-    /// for an invoice, that is never silent (P12).
+    /// An intent that names a payment and is not the payment's: of an earlier round, made by hand, or of a link that had
+    /// failed. If it has taken money for an invoice, that is never silent (P12).
     async fn other_intent(
         &self,
         lease: &Lease,
         delivery: &Delivery,
         id: PaymentId,
         intent: &IntentSnapshot,
+        is_links: bool,
     ) -> Result<Verdict> {
         if intent.status != IntentStatus::Succeeded {
             return Ok(Verdict::Ignored("another PaymentIntent of the payment than the one that collects".to_owned()));
@@ -230,7 +286,15 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
-        scene.overpaid(&mut work, delivery.integration_id, &intent).await?;
+        if is_links && scene.payment.integration_id == delivery.integration_id {
+            scene.news(&mut work, News::PaidLate(&intent)).await?;
+        }
+        if scene.payment.provider_payment_intent_id.as_ref() == Some(&intent.id) {
+            // It is the payment's own by now.
+            scene.news(&mut work, News::Intent(&intent)).await?;
+        } else {
+            scene.overpaid(&mut work, delivery.integration_id, &intent).await?;
+        }
         work.commit().await?;
         Ok(Verdict::Applied)
     }

@@ -1,11 +1,10 @@
-//! What Stripe tells about everything but PaymentIntents: methods, customers, sessions, refunds, disputes. Most of it is
-//! fetched rather than believed, so that an old snapshot never overwrites a newer one (P6).
+//! What Stripe tells about methods, customers and sessions. Most of it is fetched rather than believed, so that an old
+//! snapshot never overwrites a newer one (P6).
 
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
 use crate::app::customers::Learnt;
-use crate::app::payments::Fetch;
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -13,9 +12,7 @@ use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::signals::{
-    ChargeSnapshot, DisputeSnapshot, MethodSnapshot, RefundSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
-};
+use crate::domain::signals::{MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot};
 use crate::domain::{Error, IntegrationId, Result};
 use crate::store;
 
@@ -221,20 +218,43 @@ impl App {
         Ok(Verdict::Applied)
     }
 
-    /// A Checkout session was used, or ended unused. Both are final, so the order does not matter.
+    /// A Checkout session was used, or ended unused. Both are final, so the order does not matter. That it was used is
+    /// noted only after its method is learnt: one that is noted as used is not asked about again (P8).
     pub(in crate::app) async fn session_told(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<Verdict> {
+        let (org, integration) = (about.lease.organization_id, about.integration_id);
+        let mut tx = self.read(org).await?;
+        let known = store::checkout_sessions::lock_by_provider_id(&mut tx, org, integration, &session.id).await?;
+        let payment = store::attempts::payment_of_session(&mut tx, org, &session.id).await?;
+        tx.close().await?;
+        match (known, payment) {
+            (Some(_), _) => {}
+            (None, Some(payment)) => {
+                self.refresh_link(Hand::Job(about.lease), payment).await?;
+                return Ok(Verdict::Applied);
+            }
+            (None, None) => return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned())),
+        }
+        let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
+        let verdict = match setup {
+            Some(setup) => {
+                let access = self.delivery_access(about).await?;
+                match self.0.stripe.setup_intent(&access.key, setup).await {
+                    Ok(Some(setup)) => self.setup_succeeded(about, setup).await?,
+                    Ok(None) => Verdict::Applied,
+                    Err(error) => return Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
+                }
+            }
+            None => Verdict::Applied,
+        };
+        self.note_session(about, session).await?;
+        Ok(verdict)
+    }
+
+    async fn note_session(&self, about: &About<'_>, session: &SessionSnapshot) -> Result<()> {
         let mut work = self.begin_leased(about.lease).await?;
         let (org, integration) = (work.org, about.integration_id);
         let known = store::checkout_sessions::lock_by_provider_id(&mut work.tx, org, integration, &session.id).await?;
-        let Some(mut known) = known else {
-            let payment = store::attempts::payment_of_session(&mut work.tx, org, &session.id).await?;
-            work.abandon().await?;
-            let Some(payment) = payment else {
-                return Ok(Verdict::Unknown("the Checkout session was not made by us".to_owned()));
-            };
-            self.refresh_link(Hand::Job(about.lease), payment).await?;
-            return Ok(Verdict::Applied);
-        };
+        let Some(mut known) = known else { return work.abandon().await };
         let was_open = known.state == SessionState::Open;
         known.state = match session.status {
             SessionStatus::Complete => SessionState::Complete,
@@ -247,46 +267,6 @@ impl App {
             let integration = store::integrations::get(&mut work.tx, org, integration).await?;
             work.tell(tell::checkout_url("customer.checkout_url_expired", &customer, &integration, &known));
         }
-        work.commit().await?;
-        let setup = session.provider_setup_intent_id.as_deref().filter(|_| session.status == SessionStatus::Complete);
-        let Some(setup) = setup else { return Ok(Verdict::Applied) };
-        let access = self.delivery_access(about).await?;
-        match self.0.stripe.setup_intent(&access.key, setup).await {
-            Ok(Some(setup)) => self.setup_succeeded(about, setup).await,
-            Ok(None) => Ok(Verdict::Applied),
-            Err(error) => Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
-        }
-    }
-
-    pub(super) async fn charge_refunded(&self, about: &About<'_>, charge: &ChargeSnapshot) -> Result<Verdict> {
-        let intent = charge.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::RefundsOf(&charge.id)).await
-    }
-
-    pub(super) async fn refund_told(&self, about: &About<'_>, refund: &RefundSnapshot) -> Result<Verdict> {
-        let intent = refund.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::Refund(&refund.id)).await
-    }
-
-    pub(super) async fn dispute_told(&self, about: &About<'_>, dispute: &DisputeSnapshot) -> Result<Verdict> {
-        let intent = dispute.provider_payment_intent_id.as_deref();
-        self.settlement_told(about, intent, Fetch::Dispute(&dispute.id)).await
-    }
-
-    /// A refund or a dispute of a payment of ours. What is told may be old; what is read counts.
-    async fn settlement_told(&self, about: &About<'_>, intent: Option<&str>, fetch: Fetch<'_>) -> Result<Verdict> {
-        let (org, integration) = (about.lease.organization_id, about.integration_id);
-        let Some(intent) = intent else {
-            return Ok(Verdict::Ignored("the charge belongs to no PaymentIntent".to_owned()));
-        };
-        let mut tx = self.read(org).await?;
-        let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
-        tx.close().await?;
-        let Some(id) = id else {
-            return Ok(Verdict::Unknown("the PaymentIntent belongs to no payment of ours".to_owned()));
-        };
-        let access = self.delivery_access(about).await?;
-        self.read_settlement(about.lease, id, &access, &fetch).await?;
-        Ok(Verdict::Applied)
+        work.commit().await
     }
 }

@@ -72,7 +72,7 @@ impl App {
         }
     }
 
-    /// Stores the events created at `since` or later, a page a transaction, and returns the newest time among them. The
+    /// Stores the events created at `since` or later, a page a transaction, and returns the newest time that was read. The
     /// list runs from the newest back: only once its end is reached does the time that was read up to move on.
     async fn read_events(
         &self,
@@ -94,9 +94,12 @@ impl App {
             };
             after = page.events.last().map(|event| event.envelope.id.clone());
             let has_more = page.has_more && after.is_some();
-            let is_wanted = |event: &ListedEvent| integration.polls_events || is_missed(event, now);
-            let listed: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_wanted).collect();
-            newest = newest.max(listed.iter().map(|event| event.envelope.created).max());
+            // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
+            let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;
+            let is_wanted = |event: &ListedEvent| integration.polls_events || is_handled(event);
+            let due: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_due).collect();
+            newest = newest.max(due.iter().map(|event| event.envelope.created).max());
+            let listed: Vec<ListedEvent> = due.into_iter().filter(is_wanted).collect();
 
             let mut work = self.begin_leased(lease).await?;
             let now = work.now;
@@ -120,10 +123,9 @@ impl App {
     }
 }
 
-/// Whether an event should have come by webhook by now.
-fn is_missed(event: &ListedEvent, now: OffsetDateTime) -> bool {
-    event.envelope.created <= now - LATE_PERIOD
-        && stripe::signals::handled_types().any(|name| name == event.envelope.event_type)
+/// Whether the endpoint is registered for the event, so that a webhook should have brought it.
+fn is_handled(event: &ListedEvent) -> bool {
+    stripe::signals::handled_types().any(|name| name == event.envelope.event_type)
 }
 
 /// Until when the list is read fast. Where it was not read for long, we or Stripe were down, and so perhaps were

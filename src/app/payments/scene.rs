@@ -54,7 +54,7 @@ impl Scene {
         let before = (self.payment.clone(), self.attempt.clone());
         let here = Circumstances { now: work.now, supports_3ds: self.integration.supports_3ds };
         let told_intent = match &news {
-            News::Intent(intent) | News::Link(_, Some(intent)) => Some(*intent),
+            News::Intent(intent) | News::Link(_, Some(intent)) | News::PaidLate(intent) => Some(*intent),
             _ => None,
         };
         let change = self.payment.apply(self.attempt.as_mut(), news, here);

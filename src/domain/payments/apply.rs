@@ -26,6 +26,9 @@ pub enum News<'a> {
     Withdrawn,
     /// What the payment's own intent says now.
     Intent(&'a IntentSnapshot),
+    /// What an intent says that was paid although its link had failed: a person has had it paid at Stripe, or the bank has
+    /// answered once more. It settles what is not settled, and holds no slot; else the money came in beside (P12).
+    PaidLate(&'a IntentSnapshot),
     /// Stripe refused the confirm outright, with its own word for why.
     ConfirmRefused(Failure),
     /// Somebody, or the clock, wants something that may need the open way closed. [`Payment::objection`] had none.
@@ -127,13 +130,23 @@ impl Payment {
                 }
             }
             News::Link(session, intent) => self.apply_link(attempt.as_deref_mut(), session, intent, here),
+            News::PaidLate(intent) if !self.is_moving() && intent.received() == self.amount => {
+                if let Some(attempt) = attempt.as_deref_mut() {
+                    // A link that has not left us is not needed any more.
+                    attempt.settle(AttemptState::Canceled, None, here.now);
+                }
+                // By this one it was paid: a repeat of the news says nothing more, and money on any other came in beside.
+                self.provider_payment_intent_id = Some(intent.id.clone());
+                self.paid(intent);
+            }
             News::Unknown
             | News::Waits(_)
             | News::Refused(_)
             | News::ConfirmRefused(_)
             | News::Sent(_)
             | News::NothingDue
-            | News::Retried(_) => {}
+            | News::Retried(_)
+            | News::PaidLate(_) => {}
         }
         let paid_twice = self.run_errand(attempt, from, here);
         let waits_anew = from == self.state
