@@ -253,6 +253,25 @@ async fn p1_a_payment_made_elsewhere_counts_once_stripe_can_take_nothing_more() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_a_payment_made_elsewhere_waits_in_peace_for_a_used_link() {
+    let (mut cashier, failed) = declined("used link").await;
+    let (session, _) = cashier.link("link", &failed).await.expect("a link");
+    cashier.sandbox().complete_session(&session, GOOD_IBAN, true).expect("the payer gives an IBAN");
+    let moving = cashier.payment_in("inv", PaymentState::Processing).await;
+    at_rest(&cashier).await;
+    cashier.record_manual("manual", &moving).await.expect("it is taken on");
+    until("Stripe was asked", || async { cashier.posts("/expire").iter().any(|it| it.status.is_some()).then_some(()) })
+        .await;
+    cashier.at_rest(&["submit_payment"]).await;
+    assert_eq!(cashier.posts("/expire").len(), 1, "Stripe has said once that the page was used");
+    assert_eq!(cashier.payment("inv").await.state(), PaymentState::Processing, "the bank will say");
+    cashier.advance(Duration::days(6));
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    cashier.player.told("payment.overpaid", "inv").await.expect("that it was paid twice is told");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     let mut cashier = Cashier::new("both", Options::default()).await;
     cashier.customer("hooli", GOOD_IBAN).await;
