@@ -239,8 +239,8 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// A customer's payments that a change of its link or of its methods may set going: those that wait, and those that
-/// failed for want of a payment method.
+/// A customer's payments that a change of its link or of its methods may set going: those that wait, those that are to ask
+/// the customer on session, and those that failed for want of a payment method.
 pub async fn ids_waiting_for(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -249,13 +249,14 @@ pub async fn ids_waiting_for(
     let waits = dsl::state
         .eq(PaymentState::Pending.as_str())
         .and(dsl::pending_reason.eq(PendingReason::WaitingForCustomer.as_str()));
+    let asks_customer = dsl::state.eq(PaymentState::Processing.as_str()).and(dsl::on_session);
     let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(
         diesel::dsl::sql::<diesel::sql_types::Nullable<diesel::sql_types::Bool>>("(failure->>'code') = ")
             .bind::<Text, _>(Failure::NO_PAYMENT_METHOD),
     );
     Ok(dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))
-        .filter(waits.or(lacks_method))
+        .filter(waits.or(asks_customer).or(lacks_method))
         .order(dsl::id)
         .select(dsl::id)
         .load(conn)

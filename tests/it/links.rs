@@ -15,7 +15,7 @@ use crate::cashier::{Cashier, until};
 /// A card that can be stored, and declines every charge.
 pub const DECLINING: &str = "4000000000000341";
 /// A card whose bank wants to see its holder for every charge.
-const WANTS_HOLDER: &str = "4000002760003184";
+pub const WANTS_HOLDER: &str = "4000002760003184";
 pub const GOOD_CARD: &str = "4242424242424242";
 pub const GOOD_IBAN: &str = "DE89370400440532013000";
 pub const BAD_IBAN: &str = "DE62370400440532013001";
@@ -25,7 +25,7 @@ fn reason(status: &Status) -> String {
 }
 
 /// A till with the customer `hooli` and a payment that was declined.
-async fn declined(name: &str) -> (Cashier, Payment) {
+pub async fn declined(name: &str) -> (Cashier, Payment) {
     let mut cashier = Cashier::new(name, Options::default()).await;
     cashier.customer("hooli", DECLINING).await;
     cashier.pay("hooli", "inv").await;
@@ -291,7 +291,7 @@ async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     cashier.end().await;
 }
 
-async fn supports_3ds(cashier: &mut Cashier) {
+pub async fn supports_3ds(cashier: &mut Cashier) {
     let integration = Integration { id: cashier.integration.id.clone(), supports_3ds: true, ..Integration::default() };
     let request = UpdateIntegrationRequest { integration: Some(integration), update_mask: None };
     cashier.player.api.integrations.update_integration(request).await.expect("3-D Secure is supported");

@@ -1,5 +1,6 @@
 //! One binary for all tests that need real parts: an embedded Postgres, the Stripe sandbox over a socket, servers.
 
+mod accepted;
 mod away;
 mod bad_input;
 mod bad_webhooks;

@@ -386,7 +386,7 @@ async fn a_retry_against_the_banks_advice_needs_force() {
     cashier.all_delivered().await;
     // No test card that can be stored draws this advice, so it is put in the bank's mouth.
     let database = cashier.database().await;
-    let advise = "UPDATE payments SET failure = jsonb_set(failure, '{advice_code}', '\"do_not_try_again\"')";
+    let advise = "UPDATE payment_attempts SET failure = jsonb_set(failure, '{advice_code}', '\"do_not_try_again\"')";
     database.execute(advise, &[]).await.expect("the advice is written");
     let refused = cashier.retry("retry", &failed, false).await.expect_err("the bank said never again");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "DO_NOT_TRY_AGAIN"));

@@ -50,7 +50,12 @@ impl App {
         if version.is_some_and(|version| version != scene.payment.version) {
             return Err(Error::EtagMismatch { kind: "payment", id: id.to_string() });
         }
-        let Some(amount) = amount.filter(|amount| *amount != scene.payment.amount) else { return Ok(scene.payment) };
+        // While a change waits, the amount that it is for is the one to compare with: the present one is a change, too.
+        let due = match scene.payment.errand {
+            Some(Errand::ChangeAmount { minor_units }) => Money { minor_units, ..scene.payment.amount },
+            _ => scene.payment.amount,
+        };
+        let Some(amount) = amount.filter(|amount| *amount != due) else { return Ok(scene.payment) };
         if let Some(objection) = amount.objection() {
             return Err(Error::invalid("payment.amount.minor_units", objection));
         }

@@ -23,7 +23,7 @@ use crate::domain::customers::{Customer, CustomerRef};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
-    Attempt, Errand, Failure, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState,
+    Attempt, AttemptState, Errand, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState,
 };
 use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
 use crate::store;
@@ -104,7 +104,7 @@ impl App {
         }
         let mut scene = Scene::load(&mut work, id).await?;
         store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
-        check_retry(&scene, method, force)?;
+        check_retry(&mut work, &scene, method, force).await?;
         if scene.open_link().is_some() {
             // It is ended first.
             close::ask(&mut work, &mut scene, Errand::Retry { method }, &close::RETRY).await?;
@@ -258,8 +258,9 @@ fn new_payment(
     }
 }
 
-/// Whether a retry is allowed now. Stripe's networks fine merchants who repeat what was refused for good.
-fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
+/// Whether a retry is allowed now. Stripe's networks fine merchants who repeat what was refused for good: what counts is
+/// the newest try of the same method, whatever ways to pay were opened after it.
+async fn check_retry(work: &mut Work, scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
     let payment = &scene.payment;
     let subject = format!("payment/{}", payment.id);
     if !scene.integration.accepts_work() {
@@ -276,9 +277,11 @@ fn check_retry(scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> R
         return Err(Error::not_found("payment method", wanted));
     }
     let wanted = method.or(scene.customer.default_payment_method_id);
-    let is_same = scene.attempt.as_ref().and_then(Attempt::method).is_some_and(|method| Some(method) == wanted);
-    let is_hard = payment.failure.as_ref().is_some_and(Failure::forbids_retry);
-    if is_same && is_hard && !force {
+    let attempts = store::attempts::list(&mut work.tx, work.org, payment.id).await?;
+    let newest = attempts.iter().rev().find(|attempt| attempt.method().is_some_and(|method| Some(method) == wanted));
+    let is_hard = newest
+        .is_some_and(|attempt| matches!(&attempt.state, AttemptState::Failed(failure) if failure.forbids_retry()));
+    if is_hard && !force {
         let message = "the bank advised not to try this payment method again; use another one, or set force";
         return Err(Error::precondition("DO_NOT_TRY_AGAIN", subject, message));
     }

@@ -227,7 +227,9 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
-        let is_ours = scene.attempt.as_ref().is_some_and(|now| now.number == attempt.number);
+        // A webhook, or a read, may have told of it first. It is told once: the same refusal again would count as one of the
+        // customer, who is only about to be asked.
+        let is_ours = scene.attempt.as_ref().is_some_and(|now| now.number == attempt.number && now.is_open());
         match error.verdict() {
             _ if !is_ours => work.end(Outcome::Done).await?,
             stripe::Verdict::Refused => {

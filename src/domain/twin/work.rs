@@ -347,7 +347,7 @@ impl Hand {
                     return Ok(true);
                 }
                 self.tx(|world| {
-                    if world.newest().is_some_and(|newest| newest.number == attempt.number) {
+                    if world.newest().is_some_and(|newest| newest.number == attempt.number && newest.is_open()) {
                         world.news(News::ConfirmRefused(failure));
                     }
                 })

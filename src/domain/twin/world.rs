@@ -11,7 +11,7 @@ use super::stripe::{Card, Stripe, Told, index};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
-use crate::domain::payments::{Attempt, Change, Circumstances, News, Payment, PaymentState, Step, plan};
+use crate::domain::payments::{Attempt, Change, Circumstances, Failure, News, Payment, PaymentState, Step, plan};
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::{Currency, Money, PaymentMethodId};
 
@@ -263,6 +263,13 @@ impl World {
                 (None, None) => false,
             };
             assert!(told, "P2: FAILED without Stripe's word: {:?}", self.payment.failure);
+        }
+        if self.payment.failure.as_ref().is_some_and(Failure::wants_customer)
+            && self.integration.supports_3ds
+            && before.errand.is_none()
+        {
+            let asked = self.newest().is_some_and(|attempt| attempt.body == "on");
+            assert!(asked, "FAILED because the bank wants to see the customer, who was not asked");
         }
     }
 
