@@ -171,7 +171,8 @@ pub async fn lease(
 
 /// Prolongs leases that are still ours, and returns the ids of those. A row that somebody has locked is not waited for: its
 /// job is being ended, and asks for others that are held here, too, so that each would wait for the other. It counts as
-/// ours, and nobody else leases it while it is locked. For the system role.
+/// ours, and nobody else leases it while it is locked. One that was given back a moment ago is held by nobody, and stays
+/// so. For the system role.
 pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: RealDuration) -> Result<Vec<Uuid>> {
     #[derive(QueryableByName)]
     struct Renewed {
@@ -181,7 +182,7 @@ pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: R
     let rows: Vec<Renewed> = diesel::sql_query(
         "WITH held AS (SELECT * FROM unnest($1, $2) AS held (id, epoch)), free AS ( \
              SELECT jobs.id FROM jobs JOIN held ON jobs.id = held.id AND jobs.lease_epoch = held.epoch \
-             FOR NO KEY UPDATE OF jobs SKIP LOCKED \
+             WHERE jobs.lease_until IS NOT NULL FOR NO KEY UPDATE OF jobs SKIP LOCKED \
          ), renewed AS ( \
              UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => $3) \
              FROM free WHERE jobs.id = free.id \
