@@ -178,6 +178,10 @@ pub(super) async fn ask(work: &mut Work, scene: &mut Scene, errand: Errand, allo
         return Err(refused(objection, &scene.payment, allowed));
     }
     scene.news(work, News::Asked(errand)).await?;
+    if scene.payment.errand.is_some() {
+        // Also where it was asked for before, and nothing is new about the payment: its job may be parked (P8).
+        work.ask(JobKind::SubmitPayment, scene.payment.id.0);
+    }
     Ok(())
 }
 
