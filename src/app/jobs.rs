@@ -116,6 +116,7 @@ impl App {
     async fn dispatch(&self, lease: &Lease) -> Result<()> {
         match lease.kind {
             JobKind::SubmitPayment => self.submit_payment(lease).await,
+            JobKind::CancelPayment => self.take_cancellation_over(lease).await,
             JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
             JobKind::RefundPayment => self.finish_refund(lease).await,
             JobKind::ApplyDelivery => self.apply_delivery(lease).await,

@@ -16,7 +16,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::reconcile::Pace;
 use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, IntegrationId, OrganizationId, Result};
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{By, NewJob};
 use crate::store::{self, Hint, Scope};
 use crate::stripe;
 
@@ -93,7 +93,7 @@ impl App {
                 run_at: now,
             };
             let jobs: Vec<NewJob> = missing.into_iter().map(new_job).collect();
-            store::jobs::ask(&mut tx, &jobs, || self.clock().new_id()).await?;
+            store::jobs::ask(&mut tx, &jobs, By::Ourselves, || self.clock().new_id()).await?;
             tx.commit().await?;
             if jobs.is_empty() {
                 return Ok(());

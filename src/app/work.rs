@@ -9,7 +9,7 @@ use crate::crash::{self, Point};
 use crate::domain::events::NewEvent;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{OrganizationId, Result};
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{By, NewJob};
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::store::{self, Hint, Scope, Transaction};
 
@@ -133,7 +133,9 @@ impl Work {
         let clock = app.clock();
         // Asked rows first, a job's own row after them, as everywhere: else two jobs that ask for each other's wait in a
         // circle.
-        store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
+        // What a caller is told is accepted is tried, although its job may have been parked before (P8).
+        let by = if lease.is_some() { By::Ourselves } else { By::Caller };
+        store::jobs::ask(&mut tx, &jobs, by, || clock.new_id()).await?;
         if let Some((lease, end)) = &lease {
             match end {
                 None => store::jobs::hold(&mut tx, lease).await?,

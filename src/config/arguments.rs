@@ -6,9 +6,10 @@ use secrecy::SecretString;
 
 /// Paybridge connects a billing system to Stripe and charges every invoice exactly once.
 ///
-/// Every setting is a flag and an environment variable; the flag wins. Settings that hold secrets are best given as
-/// environment variables or files, because other users of a machine can read command lines. All mistakes in settings
-/// are reported at once, with exit code 64.
+/// Every setting is a flag and an environment variable; the flag wins. What `migrate`, `organization`, `token` and `jobs`
+/// are to do is said by arguments alone. Settings that hold secrets are best given as environment variables or files,
+/// because other users of a machine can read command lines. All mistakes in settings are reported at once, with exit
+/// code 64.
 #[derive(Parser)]
 #[command(name = "paybridge", version, propagate_version = true, max_term_width = 110)]
 pub(super) struct Cli {

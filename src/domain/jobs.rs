@@ -11,6 +11,8 @@ use super::{JobId, OrganizationId};
 pub enum JobKind {
     /// A payment that may have to be sent to Stripe, or to be closed there.
     SubmitPayment,
+    /// A payment whose cancellation a process of the release before payment links has accepted.
+    CancelPayment,
     /// A payment that has been moving for long.
     ReconcilePayment,
     /// A refund to be made at Stripe, or one that has been moving for long.
@@ -43,8 +45,10 @@ pub enum JobKind {
 
 impl JobKind {
     /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 15] = [
+    pub const ALL: [(Self, &'static str); 16] = [
         (Self::SubmitPayment, "submit_payment"),
+        // Nobody asks for it any more. It goes once no process of that release can run beside this one: with the next.
+        (Self::CancelPayment, "cancel_payment"),
         (Self::ReconcilePayment, "reconcile_payment"),
         (Self::RefundPayment, "refund_payment"),
         (Self::ReconcileSession, "reconcile_session"),

@@ -36,9 +36,24 @@ pub struct NewJob {
     pub run_at: OffsetDateTime,
 }
 
+/// Who asks for jobs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// A caller, who is told that it is accepted: a job that is parked is tried again, and what it failed for forgiven.
+    Caller,
+    /// News from Stripe, a timer or another job: what is parked stays so. These come again and again, whatever stands in
+    /// the job's way.
+    Ourselves,
+}
+
 /// Asks for jobs. One that is there already is brought forward, and, if it runs just now, will run again. One that is
 /// asked for twice here counts once: of two repeats of a webhook that come together, say.
-pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl FnMut() -> Uuid) -> Result<()> {
+pub async fn ask(
+    conn: &mut AsyncPgConnection,
+    jobs: &[NewJob],
+    by: By,
+    mut new_id: impl FnMut() -> Uuid,
+) -> Result<()> {
     if jobs.is_empty() {
         return Ok(());
     }
@@ -51,7 +66,9 @@ pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl
              AS new (id, organization_id, kind, object_id, object_key, object_time, run_at) \
          ORDER BY organization_id, kind, object_id, object_key, run_at \
          ON CONFLICT ON CONSTRAINT jobs_object_key DO UPDATE \
-         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at)",
+         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at), \
+             park_time = CASE WHEN $8 THEN NULL ELSE jobs.park_time END, \
+             own_failures = CASE WHEN $8 THEN 0 ELSE jobs.own_failures END",
     )
     .bind::<Array<SqlUuid>, _>(jobs.iter().map(|_| new_id()).collect::<Vec<_>>())
     .bind::<Array<SqlUuid>, _>(jobs.iter().map(|job| job.organization_id.0).collect::<Vec<_>>())
@@ -60,6 +77,7 @@ pub async fn ask(conn: &mut AsyncPgConnection, jobs: &[NewJob], mut new_id: impl
     .bind::<Array<Text>, _>(jobs.iter().map(|job| job.object_key.as_str()).collect::<Vec<_>>())
     .bind::<Array<Nullable<Timestamptz>>, _>(jobs.iter().map(|job| job.object_time).collect::<Vec<_>>())
     .bind::<Array<Timestamptz>, _>(jobs.iter().map(|job| job.run_at).collect::<Vec<_>>())
+    .bind::<Bool, _>(by == By::Caller)
     .execute(conn)
     .await?;
     Ok(())
@@ -171,7 +189,8 @@ pub async fn lease(
 
 /// Prolongs leases that are still ours, and returns the ids of those. A row that somebody has locked is not waited for: its
 /// job is being ended, and asks for others that are held here, too, so that each would wait for the other. It counts as
-/// ours, and nobody else leases it while it is locked. For the system role.
+/// ours, and nobody else leases it while it is locked. One that was given back a moment ago is held by nobody, and stays
+/// so. For the system role.
 pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: RealDuration) -> Result<Vec<Uuid>> {
     #[derive(QueryableByName)]
     struct Renewed {
@@ -181,7 +200,7 @@ pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: R
     let rows: Vec<Renewed> = diesel::sql_query(
         "WITH held AS (SELECT * FROM unnest($1, $2) AS held (id, epoch)), free AS ( \
              SELECT jobs.id FROM jobs JOIN held ON jobs.id = held.id AND jobs.lease_epoch = held.epoch \
-             FOR NO KEY UPDATE OF jobs SKIP LOCKED \
+             WHERE jobs.lease_until IS NOT NULL FOR NO KEY UPDATE OF jobs SKIP LOCKED \
          ), renewed AS ( \
              UPDATE jobs SET lease_until = clock_timestamp() + make_interval(secs => $3) \
              FROM free WHERE jobs.id = free.id \
@@ -310,10 +329,10 @@ pub async fn give_up(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)]) -> Resu
     .await?)
 }
 
-/// Brings an organization's jobs that have failed before forward: what stood in their way is mended.
+/// Brings an organization's jobs that have failed before forward, parked ones too: what stood in their way is mended.
 pub async fn hurry(conn: &mut AsyncPgConnection, org: OrganizationId, now: OffsetDateTime) -> Result<()> {
     diesel::sql_query(
-        "UPDATE jobs SET run_at = LEAST(run_at, $2) WHERE id IN ( \
+        "UPDATE jobs SET run_at = LEAST(run_at, $2), park_time = NULL, own_failures = 0 WHERE id IN ( \
              SELECT id FROM jobs WHERE organization_id = $1 AND failures > 0 ORDER BY id FOR UPDATE)",
     )
     .bind::<SqlUuid, _>(org.0)

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration as RealDuration, Instant};
 
 use paybridge::app::Periods;
-use paybridge::dev::sandbox::{Action, Effect, Fault};
+use paybridge::dev::sandbox::{Action, Effect, Fault, Recorded};
 use paybridge::grpc::proto::{DeleteIntegrationRequest, GetIntegrationRequest, Integration, IntegrationState};
 use serde_json::Value;
 use time::Duration;
@@ -201,5 +201,90 @@ async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
         endpoint(cashier).await.1.filter(|endpoint| endpoint["status"] == "enabled")
     })
     .await;
+    cashier.end().await;
+}
+
+/// Makes the next call to all endpoints take until time is moved, and lets a look come to it.
+async fn look_in_flight(cashier: &Cashier, method: &str) {
+    let path = "/v1/webhook_endpoints";
+    let slow = Action::Delay { milliseconds: 8_000, after_work: false };
+    cashier.sandbox().add_fault(Fault::once(method, path, slow));
+    cashier.advance(Duration::minutes(61));
+    until("the call is in flight", || async {
+        let is_it = |request: &Recorded| request.method == method && request.path == path && request.status.is_none();
+        cashier.sandbox().requests().iter().any(is_it).then_some(())
+    })
+    .await;
+}
+
+/// The look is told that its endpoint is made when nobody else is there any more who could delete it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_that_is_made_while_the_integration_goes_is_not_left_behind() {
+    let mut cashier = till("made late", endpoints_alone()).await;
+    let (old, _) = endpoint(&mut cashier).await;
+    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
+    look_in_flight(&cashier, "POST").await;
+    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force: true };
+    cashier.player.api.integrations.delete_integration(request).await.expect("it begins to go");
+    let database = cashier.database().await;
+    until("it is gone", || async {
+        let gone = database.query_opt("SELECT FROM integrations WHERE state = 'disconnected'", &[]).await;
+        gone.expect("a look")
+    })
+    .await;
+    cashier.advance(Duration::seconds(9));
+    passing(&mut cashier, Duration::minutes(61), "nobody looks any more", async |_| {
+        let jobs = database.query("SELECT FROM jobs WHERE kind = 'check_endpoint'", &[]).await;
+        jobs.expect("a look").is_empty().then_some(())
+    })
+    .await;
+    assert_eq!(cashier.posts("/v1/webhook_endpoints").len(), 2, "another one was made");
+    assert!(endpoints(&cashier).await.is_empty(), "nothing is left at Stripe");
+    cashier.end().await;
+}
+
+/// A worker sleeps through its lease while it looks for endpoints that nobody knows of. Meanwhile another one has made the
+/// endpoint that the integration now lives by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_worker_that_slept_through_its_lease_deletes_no_endpoint() {
+    let mut cashier = till("slept", endpoints_alone()).await;
+    let (old, whole) = endpoint(&mut cashier).await;
+    let whole = whole.expect("an endpoint");
+    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
+    look_in_flight(&cashier, "GET").await;
+    let text = |value: &Value| value.as_str().expect("a text").to_owned();
+    let events = whole["enabled_events"].as_array().expect("events").iter();
+    let mut body: Vec<String> = events.map(|event| format!("enabled_events[]={}", text(event))).collect();
+    let marks = whole["metadata"].as_object().expect("marks").iter();
+    body.extend(marks.map(|(key, value)| format!("metadata[{key}]={}", text(value))));
+    body.extend(["url", "api_version"].map(|name| format!("{name}={}", text(&whole[name]))));
+    let made = text(&at_stripe(&cashier, "/v1/webhook_endpoints", &body.join("&")).await["id"]);
+    let database = cashier.database().await;
+    database.execute("UPDATE integrations SET provider_endpoint_id = $1", &[&made]).await.expect("it is known");
+    let taken = "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = NULL WHERE kind = 'check_endpoint'";
+    database.execute(taken, &[]).await.expect("another worker has the job");
+    let looks = |cashier: &Cashier| {
+        cashier
+            .sandbox()
+            .requests()
+            .iter()
+            .filter(|request| request.method == "GET" && request.path.ends_with(&made))
+            .count()
+    };
+    until("the other one has looked", || async { (looks(&cashier) > 0).then_some(()) }).await;
+    cashier.advance(Duration::seconds(9));
+    until("the sleeper is answered", || async {
+        cashier.sandbox().requests().iter().all(|request| request.status.is_some()).then_some(())
+    })
+    .await;
+    let before = looks(&cashier);
+    passing(&mut cashier, Duration::minutes(61), "they have looked again", async |cashier| {
+        (looks(cashier) >= before + 2).then_some(())
+    })
+    .await;
+    assert!(cashier.sandbox().object(&made).is_some(), "it is there");
+    assert!(
+        !cashier.sandbox().requests().iter().any(|request| request.method == "DELETE" && request.path.ends_with(&made))
+    );
     cashier.end().await;
 }

@@ -20,6 +20,12 @@ use tonic::Code;
 use crate::hands::{PATIENCE, invoice, pay, plain_customer, refused, superuser, until};
 use crate::support::{database, scenery};
 
+/// Four types, to tell events apart by.
+const A: &str = "payment.pending";
+const B: &str = "payment.processing";
+const C: &str = "payment.succeeded";
+const D: &str = "payment.canceled";
+
 fn event(webhook_type: &'static str) -> NewEvent {
     NewEvent {
         webhook_type,
@@ -59,12 +65,12 @@ async fn p5_a_slow_transaction_holds_back_later_positions_and_a_failed_one_leave
     let pool = Pool::new(&url, 4).unwrap();
 
     let mut slow = pool.begin(Scope::Tenant(org)).await.unwrap();
-    append(&mut slow, org, &["a", "b"]).await;
+    append(&mut slow, org, &[A, B]).await;
     let quick = tokio::spawn({
         let pool = pool.clone();
         async move {
             let mut quick = pool.begin(Scope::Tenant(org)).await.unwrap();
-            append(&mut quick, org, &["c"]).await;
+            append(&mut quick, org, &[C]).await;
             quick.commit().await.unwrap();
         }
     });
@@ -77,15 +83,15 @@ async fn p5_a_slow_transaction_holds_back_later_positions_and_a_failed_one_leave
     assert_eq!(read(&pool, org).await, [], "no later position is seen before the earlier ones");
     slow.commit().await.unwrap();
     quick.await.unwrap();
-    assert_eq!(read(&pool, org).await, numbered(&["a", "b", "c"]));
+    assert_eq!(read(&pool, org).await, numbered(&[A, B, C]));
 
     let mut failed = pool.begin(Scope::Tenant(org)).await.unwrap();
     append(&mut failed, org, &["never", "never"]).await;
     drop(failed);
     let mut next = pool.begin(Scope::Tenant(org)).await.unwrap();
-    append(&mut next, org, &["d"]).await;
+    append(&mut next, org, &[D]).await;
     next.commit().await.unwrap();
-    assert_eq!(read(&pool, org).await, numbered(&["a", "b", "c", "d"]));
+    assert_eq!(read(&pool, org).await, numbered(&[A, B, C, D]));
 }
 
 /// Reads a log through changing servers, cut off after a random number of events, until `goal` is reached (a goal of 0
@@ -206,7 +212,7 @@ async fn p5_trimming_takes_a_run_from_the_beginning_even_if_times_stand_in_anoth
     let mut tx = pool.begin(Scope::Tenant(org)).await.unwrap();
     for age in [100, 1, 100, 1] {
         let written = clock.now() - day * age;
-        store::events::append(&mut tx, org, &[event("a")], written, || clock.new_id()).await.unwrap();
+        store::events::append(&mut tx, org, &[event(A)], written, || clock.new_id()).await.unwrap();
     }
     tx.commit().await.unwrap();
     // In batches of two, until nothing goes any more: after each, what is kept is what the head says, without a hole.

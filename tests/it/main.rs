@@ -32,3 +32,4 @@ mod support;
 mod tenants;
 mod unknown;
 mod unknown_refunds;
+mod upgrade;

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use paybridge::dev::sandbox::{Action, Fault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{CreateCustomerRequest, Customer, PaymentState};
+use paybridge::grpc::proto::{CreateCustomerRequest, Customer, PaymentState, RotateIntegrationKeyRequest};
 use time::Duration;
 use tokio_postgres::Client;
 
@@ -55,10 +55,10 @@ async fn a_poison_job_is_parked_the_others_go_on_and_retry_replays_it() {
     .await;
     assert_eq!((parked.0, parked.1), (20, 20), "after 20 failures of its own");
 
-    // It blocks nothing beside it, and asking for it again does not bring it back.
+    // It blocks nothing beside it, and a request that comes again, as after a lost answer, does not bring it back.
     cashier.pay("hooli", "inv-good").await;
     cashier.payment_in("inv-good", PaymentState::Succeeded).await;
-    cashier.pay_as("again", "hooli", "inv-poison", 4900).await.expect("the same invoice again is accepted");
+    cashier.pay("hooli", "inv-poison").await;
     cashier.advance(Duration::hours(2));
     cashier.pay("hooli", "inv-better").await;
     cashier.payment_in("inv-better", PaymentState::Succeeded).await;
@@ -86,6 +86,68 @@ async fn a_poison_job_is_parked_the_others_go_on_and_retry_replays_it() {
     cashier.payment_in("inv-poison", PaymentState::Succeeded).await;
     assert_eq!(cashier.live_charges("inv-poison"), 1, "one charge");
     assert!(jobs(&cashier, &["retry", "--all-parked"]).starts_with("0 jobs are due"), "none is left");
+    cashier.end().await;
+}
+
+/// A parked job of a kind, as if it had failed 20 times for a reason that is mended by now.
+async fn park(database: &Client, kind: &str, organization: &str, object: &str) {
+    let park = format!(
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, own_failures, \
+             lease_epoch, park_time, last_error) \
+         VALUES (gen_random_uuid(), '{organization}', '{kind}', '{object}', '', now() + interval '1 year', 1, 20, 20, \
+             20, now(), 'out of order')"
+    );
+    database.execute(&park, &[]).await.expect("it is parked");
+}
+
+/// What a caller asks for, and is told is accepted, is never left to a job that nobody tries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_callers_request_brings_a_parked_job_back() {
+    let mut cashier = Cashier::new("asked for again", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "4000000000000341").await;
+    let database = cashier.database().await;
+    let mut payments = Vec::new();
+    for invoice in ["inv-retried", "inv-canceled", "inv-canceled-twice"] {
+        payments.push(cashier.pay("hooli", invoice).await);
+        cashier.payment_in(invoice, PaymentState::Failed).await;
+    }
+    cashier.add_method("hooli", &provider_id, "pm_card_visa").await;
+    cashier.all_delivered().await;
+    cashier.at_rest(&["submit_payment"]).await;
+    for payment in &payments {
+        park(&database, "submit_payment", &cashier.player.organization, &payment.id).await;
+    }
+    cashier.retry("retry", &payments[0], false).await.expect("the retry is accepted");
+    cashier.payment_in("inv-retried", PaymentState::Succeeded).await;
+    cashier.cancel(&payments[1]).await.expect("the cancellation is accepted");
+    cashier.payment_in("inv-canceled", PaymentState::Canceled).await;
+    // The cancellation was accepted before, and its job has been parked since: nothing is new about the payment.
+    let errand =
+        r#"UPDATE payments SET errand = '{"kind": "cancel"}', cancel_request_time = now() WHERE invoice_id = $1"#;
+    database.execute(errand, &[&"inv-canceled-twice"]).await.expect("the errand");
+    cashier.cancel(&payments[2]).await.expect("the cancellation is accepted again");
+    cashier.payment_in("inv-canceled-twice", PaymentState::Canceled).await;
+    cashier.end().await;
+}
+
+/// Webhooks come by the thousand, and again and again: what is parked waits for somebody who wants it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn news_from_stripe_leave_a_job_parked_and_a_mended_key_brings_it_back() {
+    let mut cashier = Cashier::new("news", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    cashier.all_delivered().await;
+    let database = cashier.database().await;
+    let customer = cashier.player.customer("hooli").await.expect("a customer").id;
+    park(&database, "push_default_method", &cashier.player.organization, &customer).await;
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    cashier.at_rest(&["apply_delivery"]).await;
+    let query = "SELECT asked, park_time IS NOT NULL FROM jobs WHERE kind = 'push_default_method'";
+    let row = database.query_one(query, &[]).await.expect("the job");
+    assert_eq!((row.get(0), row.get(1)), (2_i64, true), "asked for again, and parked still");
+    let rotate =
+        RotateIntegrationKeyRequest { id: cashier.integration.id.clone(), secret_key: cashier.player.key.clone() };
+    cashier.player.api.integrations.rotate_integration_key(rotate).await.expect("the key is taken");
+    cashier.at_rest(&["push_default_method"]).await;
     cashier.end().await;
 }
 

@@ -6,8 +6,10 @@ use std::time::{Duration as RealDuration, Instant};
 
 use paybridge::dev::sandbox::{Action, WebhookFault};
 use paybridge::dev::stage::Options;
+use paybridge::domain::jobs::Room;
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::{PaymentState, StreamEventsRequest};
+use paybridge::server::administration;
 use rustix::process::{Pid, Signal, kill_process};
 use time::Duration;
 use tokio_postgres::Client;
@@ -18,7 +20,8 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 use crate::cashier::{CONFIRM, Cashier, until};
-use crate::support::program;
+use crate::hands::superuser;
+use crate::support::{database, program};
 
 /// How long a process that is told to go has.
 const GRACE: RealDuration = RealDuration::from_secs(6);
@@ -283,4 +286,26 @@ async fn timers_run_once_and_not_once_a_replica() {
     let row = database.query_one(query, &[]).await.expect("a count");
     assert_eq!((row.get(0), row.get(1)), (1 + ROUNDS, 1 + ROUNDS), "once a round, by one of three");
     cashier.end().await;
+}
+
+/// Who renews has looked at what is held a moment ago. A job that was given back since is nobody's: to hold it for the length
+/// of a lease would keep it from being looked at.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_job_that_was_just_given_back_is_not_held_again_by_a_renewal() {
+    let url = database().await;
+    let app = administration(&url).expect("the use cases");
+    let organization = app.create_organization("Hooli").await.expect("an organization");
+    let job = format!(
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+         VALUES (gen_random_uuid(), '{}', 'submit_payment', gen_random_uuid(), '', now() - interval '1 h', 1, 0, 0)",
+        organization.id
+    );
+    superuser(&url).await.execute(&job, &[]).await.expect("a job");
+    let room = Room { free: 10, organization_max: 10, held: Vec::new() };
+    let lease = app.lease_jobs(&room).await.expect("an answer").pop().expect("the job is due");
+    let held = [(lease.id.0, lease.epoch)];
+    app.give_up_leases(&held).await.expect("it is given back");
+    app.renew_leases(&held).await.expect("an answer");
+    let again = app.lease_jobs(&room).await.expect("an answer").pop().expect("nobody holds it");
+    assert_eq!(again.epoch, lease.epoch + 1);
 }

@@ -271,10 +271,9 @@ impl App {
     /// The job of a method to be detached at Stripe.
     pub(in crate::app) async fn detach_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let method = {
-            let mut tx = self.read(org).await?;
-            store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?
-        };
+        let mut tx = self.read(org).await?;
+        let method = store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?;
+        tx.close().await?;
         let access = self.access(org, method.integration_id).await?;
         // With the number of the try, so that none is answered with a stored 500 for a day.
         let idempotency_key = format!("paybridge-detach-{}-{}", method.id, lease.failures);

@@ -15,10 +15,9 @@ impl App {
     /// Brings a customer and its counterpart at Stripe together.
     pub(in crate::app) async fn sync_customer(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let found = {
-            let mut tx = self.read(org).await?;
-            store::customers::get(&mut tx, org, lease.object_id.into()).await
-        };
+        let mut tx = self.read(org).await?;
+        let found = store::customers::get(&mut tx, org, lease.object_id.into()).await;
+        tx.close().await?;
         let customer = match found {
             Ok(customer) => customer,
             Err(Error::NotFound { .. }) => return self.begin_leased(lease).await?.end(Outcome::Done).await,

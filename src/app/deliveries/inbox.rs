@@ -12,7 +12,7 @@ use crate::crash::{self, Point};
 use crate::domain::deliveries::Delivery;
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, Result};
-use crate::store::jobs::NewJob;
+use crate::store::jobs::{By, NewJob};
 use crate::store::{self, Hint, Pool, Scope};
 
 /// How many webhooks may wait for a commit; more make the door wait (P11).
@@ -78,7 +78,7 @@ async fn write_once(pool: &Pool, clock: &Clock, batch: &[&Delivery]) -> Result<H
         .filter(|delivery| new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())))
         .map(|delivery| job_for(delivery, clock))
         .collect();
-    store::jobs::ask(&mut tx, &jobs, || clock.new_id()).await?;
+    store::jobs::ask(&mut tx, &jobs, By::Ourselves, || clock.new_id()).await?;
     crash::point(Point::BeforeInboxCommit);
     tx.commit().await?;
     crash::point(Point::AfterInboxCommit);

@@ -42,6 +42,7 @@ impl App {
             if let Some(known) = store::requests::known(&mut tx, org, request_id, &hash).await? {
                 return store::integrations::get(&mut tx, org, known.into()).await;
             }
+            tx.close().await?;
         }
         let checked = self.check_key(&new.secret_key).await?;
         let mut work = self.begin(org).await?;
@@ -148,10 +149,9 @@ impl App {
         id: IntegrationId,
         key: &stripe::ApiKey,
     ) -> Result<FrozenRequest> {
-        let newest = {
-            let mut tx = self.read(org).await?;
-            store::requests::newest_frozen(&mut tx, org, Purpose::WebhookEndpoint, id.0).await?
-        };
+        let mut tx = self.read(org).await?;
+        let newest = store::requests::newest_frozen(&mut tx, org, Purpose::WebhookEndpoint, id.0).await?;
+        tx.close().await?;
         let number = match newest {
             Some(frozen) if self.clock().now() - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
             Some(frozen) => frozen.number + 1,

@@ -99,10 +99,9 @@ impl App {
     /// Cancels what can be canceled, and counts what still moves.
     async fn stop_payments(&self, lease: &Lease, id: IntegrationId) -> Result<usize> {
         let org = lease.organization_id;
-        let unsettled = {
-            let mut tx = self.read(org).await?;
-            store::payments::unsettled(&mut tx, org, id).await?
-        };
+        let mut tx = self.read(org).await?;
+        let unsettled = store::payments::unsettled(&mut tx, org, id).await?;
+        tx.close().await?;
         for (payment, state) in &unsettled {
             if *state != PaymentState::Processing {
                 // Busy: what stands in the way ends by itself, and it is looked at again.
@@ -113,8 +112,10 @@ impl App {
             }
         }
         let mut tx = self.read(org).await?;
-        Ok(store::payments::unsettled(&mut tx, org, id).await?.len()
-            + store::refunds::moving(&mut tx, org, id).await?.len())
+        let moving = store::payments::unsettled(&mut tx, org, id).await?.len()
+            + store::refunds::moving(&mut tx, org, id).await?.len();
+        tx.close().await?;
+        Ok(moving)
     }
 
     /// The last step: the endpoint goes at Stripe, then the secrets here. Where the key works no more, the endpoint is

@@ -104,13 +104,16 @@ impl App {
             Some(frozen) => frozen.number + 1,
             None => 1,
         };
-        let kept = self.known_endpoints(org, id).await?;
         let present = self.endpoints_at_stripe(access).await;
-        for stray in present.map_err(|error| job_trouble("webhook_endpoint.list", &error))? {
-            if !kept.contains(&stray) {
-                let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &stray).await;
-                deleted.map_err(|error| job_trouble("webhook_endpoint.delete", &error))?;
-            }
+        let present = present.map_err(|error| job_trouble("webhook_endpoint.list", &error))?;
+        // Only now, and only while the lease is ours: whoever took the job over while we slept may have made the endpoint
+        // that the integration lives by (P8). One that is listed by now and not known will never be.
+        let mut work = self.begin_leased(lease).await?;
+        let kept = known_endpoints(&mut work.tx, org, id).await?;
+        work.commit().await?;
+        for stray in present.iter().filter(|stray| !kept.contains(stray)) {
+            let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, stray).await;
+            deleted.map_err(|error| job_trouble("webhook_endpoint.delete", &error))?;
         }
         let mut work = self.begin_leased(lease).await?;
         let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
@@ -135,8 +138,10 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
         if !matches!(integration.state, IntegrationState::Active | IntegrationState::Paused) {
-            // It is to go: whoever winds it down deletes every endpoint that bears its mark.
-            return work.abandon().await;
+            // It is to go, or has gone: whoever winds it down may have looked for endpoints before this one was there.
+            work.abandon().await?;
+            let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &made.id).await;
+            return deleted.map_err(|error| job_trouble("webhook_endpoint.delete", &error));
         }
         let old = integration.provider_endpoint_id.replace(made.id.clone()).filter(|_| is_old_there);
         let old_secret = match old {
@@ -221,15 +226,6 @@ impl App {
         Ok(newest)
     }
 
-    /// The endpoints that the integration knows of: the present one, and one that was replaced.
-    async fn known_endpoints(&self, org: OrganizationId, id: IntegrationId) -> Result<Vec<String>> {
-        let mut tx = self.read(org).await?;
-        let present = store::integrations::get(&mut tx, org, id).await?.provider_endpoint_id;
-        let old = store::upkeep::old_endpoint(&mut tx, org, id).await?;
-        tx.close().await?;
-        Ok(present.into_iter().chain(old).collect())
-    }
-
     /// The endpoints that bear the integration's mark, whether we know of them or not.
     async fn endpoints_at_stripe(&self, access: &Access) -> Result<Vec<String>, stripe::Error> {
         let all = self.0.stripe.webhook_endpoints(&access.key).await?;
@@ -241,7 +237,9 @@ impl App {
     /// not known, those at Stripe that bear its mark.
     pub(super) async fn endpoints_to_remove(&self, access: &Access) -> Result<Vec<String>> {
         let (org, id) = (access.org, access.integration);
-        let mut endpoints = self.known_endpoints(org, id).await?;
+        let mut tx = self.read(org).await?;
+        let mut endpoints = known_endpoints(&mut tx, org, id).await?;
+        tx.close().await?;
         let newest = self.newest_replacement(org, id).await?;
         if newest.is_some_and(|frozen| !frozen.is_finished) {
             match self.endpoints_at_stripe(access).await {
@@ -257,6 +255,13 @@ impl App {
         }
         Ok(endpoints)
     }
+}
+
+/// The endpoints that the integration knows of: the present one, and one that was replaced.
+async fn known_endpoints(tx: &mut store::Transaction, org: OrganizationId, id: IntegrationId) -> Result<Vec<String>> {
+    let present = store::integrations::get(tx, org, id).await?.provider_endpoint_id;
+    let old = store::upkeep::old_endpoint(tx, org, id).await?;
+    Ok(present.into_iter().chain(old).collect())
 }
 
 async fn finish_replacement(work: &mut Work, id: IntegrationId, frozen: &FrozenRequest) -> Result<()> {

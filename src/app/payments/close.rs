@@ -8,6 +8,7 @@ use super::submit::Flow;
 use super::{Scene, hash_request};
 use crate::app::App;
 use crate::app::work::{Hand, Work};
+use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::{Errand, Manual, News, Objection, Payment, PaymentState};
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::{Error, Money, OrganizationId, PaymentId, Result};
@@ -34,6 +35,20 @@ impl App {
         ask(&mut work, &mut scene, Errand::Cancel, &CANCEL).await?;
         work.commit().await?;
         Ok(scene.payment)
+    }
+
+    /// The job of a payment whose cancellation a process of the release before payment links has accepted, beside this one
+    /// (P8): it has noted when, and asked for this job. It becomes an errand, as our own do.
+    pub(in crate::app) async fn take_cancellation_over(&self, lease: &Lease) -> Result<()> {
+        let mut work = self.begin_leased(lease).await?;
+        let mut scene = Scene::load(&mut work, lease.object_id.into()).await?;
+        let errand = Errand::Cancel;
+        if scene.payment.cancel_request_time.is_some()
+            && scene.payment.objection(scene.attempt.as_ref(), &errand).is_none()
+        {
+            scene.news(&mut work, News::Asked(errand)).await?;
+        }
+        work.end(Outcome::Done).await
     }
 
     /// Changes what is to be collected. Where something at Stripe could take the old amount, it is closed first, and the
@@ -175,6 +190,10 @@ pub(super) async fn ask(work: &mut Work, scene: &mut Scene, errand: Errand, allo
         return Err(refused(objection, &scene.payment, allowed));
     }
     scene.news(work, News::Asked(errand)).await?;
+    if scene.payment.errand.is_some() {
+        // Also where it was asked for before, and nothing is new about the payment: its job may be parked (P8).
+        work.ask(JobKind::SubmitPayment, scene.payment.id.0);
+    }
     Ok(())
 }
 
