@@ -263,6 +263,21 @@ pub async fn ids_waiting_for(
         .await?)
 }
 
+/// An integration's payments with an errand that waits.
+pub async fn with_errands(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Vec<Uuid>> {
+    Ok(dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::errand.is_not_null())
+        .order(dsl::id)
+        .select(dsl::id)
+        .load(conn)
+        .await?)
+}
+
 /// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`.
 pub async fn unsettled(
     conn: &mut AsyncPgConnection,

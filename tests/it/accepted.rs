@@ -1,15 +1,18 @@
 //! What was accepted comes to its end, whatever comes in between: a customer who is to be asked is asked, an amount that
-//! is being changed to is not overtaken silently, and the bank's advice is not forgotten.
+//! is being changed to is not overtaken silently, the bank's advice is not forgotten, and a request about a payment whose
+//! integration has gone ends without Stripe.
 
 use paybridge::dev::sandbox::{Action, Fault, WebhookAction, WebhookFault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{Payment, PaymentState, UpdateCustomerRequest};
+use paybridge::grpc::proto::{
+    DeleteIntegrationRequest, GetIntegrationRequest, IntegrationState, Payment, PaymentState, UpdateCustomerRequest,
+};
 use time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::cashier::{CONFIRM, Cashier, at_stripe, until};
-use crate::links::{WANTS_HOLDER, at_rest, declined, supports_3ds};
+use crate::links::{GOOD_IBAN, WANTS_HOLDER, at_rest, declined, supports_3ds};
 
 fn reason(status: &Status) -> String {
     status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
@@ -19,6 +22,19 @@ fn reason(status: &Status) -> String {
 fn answer_late(cashier: &Cashier, path: &str) {
     let action = Action::Delay { milliseconds: 4_000, after_work: true };
     cashier.sandbox().add_fault(Fault::once("POST", path, action));
+}
+
+async fn disconnect(cashier: &Cashier, force: bool) {
+    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force };
+    let mut integrations = cashier.player.api.integrations.clone();
+    integrations.delete_integration(request).await.expect("it begins to go");
+    until("it is disconnected", || async {
+        let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
+        let mut integrations = cashier.player.api.integrations.clone();
+        let answer = integrations.get_integration(get).await.expect("an answer").into_inner();
+        (answer.integration.expect("an integration").state() == IntegrationState::Disconnected).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -125,5 +141,53 @@ async fn a_payment_that_was_to_ask_its_customer_goes_on_when_the_customer_is_lin
     let failed = cashier.payment_in("inv", PaymentState::Failed).await;
     let code = failed.failure.map(|failure| failure.code).unwrap_or_default();
     assert_eq!(code, "payment_method_not_usable", "the method belonged to the customer it was");
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_request_accepted_after_a_disconnect_comes_to_its_end() {
+    let (mut cashier, canceled) = declined("gone").await;
+    let mut others = Vec::new();
+    for invoice in ["inv-elsewhere", "inv-less", "inv-nothing"] {
+        cashier.pay("hooli", invoice).await;
+        others.push(cashier.payment_in(invoice, PaymentState::Failed).await);
+    }
+    at_rest(&cashier).await;
+    disconnect(&cashier, false).await;
+
+    cashier.cancel(&canceled).await.expect("it is taken on");
+    let left = cashier.payment_in("inv", PaymentState::Canceled).await;
+    assert!(left.outcome_unknown_time.is_some(), "Stripe could not be asked, and that is visible");
+    assert_eq!(left.provider_payment_intent_id, "", "it collects no more");
+    assert_eq!(left.attempts[0].provider_payment_intent_id, canceled.provider_payment_intent_id, "what is left behind");
+    cashier.player.told("payment.canceled", "inv").await.expect("it is told");
+
+    cashier.record_manual("manual", &others[0]).await.expect("it is taken on");
+    let elsewhere = cashier.payment_in("inv-elsewhere", PaymentState::Succeeded).await;
+    assert!(elsewhere.outcome_unknown_time.is_some() && elsewhere.manual_payment.is_some(), "{elsewhere:?}");
+    cashier.change_amount(&others[1], 3000).await.expect("it is taken on");
+    cashier.payment_when("inv-less", "has the new amount", |payment| cents(payment) == (3000, None)).await;
+    cashier.change_amount(&others[2], 0).await.expect("it is taken on");
+    cashier.payment_in("inv-nothing", PaymentState::Succeeded).await;
+    cashier.at_rest(&["submit_payment"]).await;
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_what_moved_at_a_forced_disconnect_is_not_canceled_and_can_be_recorded_as_paid() {
+    let mut cashier = Cashier::new("forced", Options::default()).await;
+    cashier.customer("hooli", GOOD_IBAN).await;
+    cashier.pay("hooli", "inv").await;
+    let moving = cashier.payment_in("inv", PaymentState::Processing).await;
+    at_rest(&cashier).await;
+    disconnect(&cashier, true).await;
+    cashier.cancel(&moving).await.expect("it is taken on");
+    cashier.player.told("payment.cancellation_refused", "inv").await.expect("the bank may have it still");
+    let on = cashier.payment("inv").await;
+    assert_eq!((on.state(), on.cancel_request_time), (PaymentState::Processing, None));
+    cashier.record_manual("manual", &on).await.expect("it is taken on");
+    let settled = cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert!(settled.outcome_unknown_time.is_some(), "what the bank did stays unknown");
+    cashier.at_rest(&["submit_payment"]).await;
     cashier.end().await;
 }

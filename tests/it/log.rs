@@ -86,7 +86,7 @@ async fn p5_a_slow_transaction_holds_back_later_positions_and_a_failed_one_leave
     assert_eq!(read(&pool, org).await, numbered(&[A, B, C]));
 
     let mut failed = pool.begin(Scope::Tenant(org)).await.unwrap();
-    append(&mut failed, org, &["never", "never"]).await;
+    append(&mut failed, org, &[D, D]).await;
     drop(failed);
     let mut next = pool.begin(Scope::Tenant(org)).await.unwrap();
     append(&mut next, org, &[D]).await;

@@ -138,6 +138,10 @@ impl App {
             store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
             work.tell(tell::payment("payment.outcome_unknown", &scene.about()));
         }
+        // What was asked for and waits for Stripe's answer ends without it; its job may just have given up.
+        for payment in store::payments::with_errands(&mut work.tx, org, integration.id).await? {
+            work.ask(JobKind::SubmitPayment, payment);
+        }
         // The same holds for refunds: each one's job says so.
         for refund in store::refunds::moving(&mut work.tx, org, integration.id).await? {
             work.ask(JobKind::RefundPayment, refund.0);

@@ -36,6 +36,11 @@ impl App {
                 work.commit().await?;
                 continue;
             }
+            if scene.payment.errand.is_some() && scene.integration.state == IntegrationState::Disconnected {
+                scene.news(&mut work, News::OutOfReach).await?;
+                work.commit().await?;
+                continue;
+            }
             match scene.plan() {
                 Step::Rest => return work.end(Outcome::Done).await,
                 Step::Decide(news) => {

@@ -35,6 +35,8 @@ pub enum News<'a> {
     Asked(Errand),
     /// What is on its way can't be closed at Stripe.
     CannotClose,
+    /// An errand waits, and the integration is disconnected: Stripe is never asked again.
+    OutOfReach,
     /// The link exists, and is about to leave us.
     LinkMade(&'a SessionSnapshot),
     /// Stripe did not make the link, and never will.
@@ -119,6 +121,7 @@ impl Payment {
                 self.errand = Some(errand);
             }
             News::CannotClose => goes_on = self.give_errand_up(),
+            News::OutOfReach => goes_on = self.end_errand_alone(attempt.as_deref_mut(), here),
             News::LinkMade(session) => self.link_made(attempt.as_deref_mut(), session),
             News::LinkRefused(failure) => {
                 // One that was made meanwhile has left us, whatever a slower try was told.
@@ -206,6 +209,8 @@ impl Payment {
         let charge = intent.latest_charge.clone();
         // A link may hold the slot while the intent is being closed for it: what the intent says is not about the link.
         let waits_for_link = attempt.as_ref().is_some_and(|attempt| attempt.open_link().is_some());
+        // Where no try of ours is open, a person has it on its way at Stripe: our customer is not to be asked beside that.
+        let is_ours = attempt.as_ref().is_some_and(|attempt| attempt.is_open() && attempt.confirms(&intent.id));
         match intent.status {
             IntentStatus::Succeeded => {
                 if let Some(attempt) = attempt {
@@ -232,11 +237,13 @@ impl Payment {
             IntentStatus::Processing | IntentStatus::RequiresCapture => {
                 goes_on(attempt, intent, here);
                 self.enter(PaymentState::Processing);
+                self.on_session &= is_ours;
             }
             IntentStatus::RequiresAction => {
                 goes_on(attempt, intent, here);
                 let since = self.action_time.filter(|_| self.state == PaymentState::RequiresAction);
                 self.enter(PaymentState::RequiresAction);
+                self.on_session &= is_ours;
                 self.action_time = since.or(Some(here.now));
                 self.next_action_url.clone_from(&intent.next_action_url);
             }

@@ -4,7 +4,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, Failure, Payment, PaymentState};
+use super::{Attempt, AttemptState, Circumstances, Failure, Payment, PaymentState};
 use crate::domain::PaymentMethodId;
 
 /// What is to be done once the open way is closed.
@@ -122,6 +122,26 @@ impl Payment {
                 self.fail(Failure::ours("action_expired", text));
             }
         }
+    }
+
+    /// Ends the errand without Stripe, which can't be asked any more (P8). What moves may still be paid there, so only a
+    /// payment made elsewhere, which is a fact, is noted; whoever wanted it canceled is told that it goes on. Of what does
+    /// not move an unconfirmed intent may be left, which nobody here confirms. Either is visible: the outcome is unknown.
+    pub(super) fn end_errand_alone(&mut self, attempt: Option<&mut Attempt>, here: Circumstances) -> bool {
+        if self.is_moving() && !self.errand.as_ref().is_some_and(Errand::outlasts) {
+            return self.give_errand_up();
+        }
+        let Some(errand) = self.errand.take() else { return false };
+        if let Some(attempt) = attempt.filter(|_| !self.is_moving()) {
+            attempt.settle(AttemptState::Canceled, None, here.now);
+        }
+        if !self.is_moving() {
+            self.intent_number += 1;
+            self.provider_payment_intent_id = None;
+        }
+        self.carry_out(errand);
+        self.unknown_since = Some(here.now);
+        false
     }
 
     /// What is on its way can't be closed. Whether somebody is to be told that it can't be canceled.

@@ -106,11 +106,11 @@ fn collect(
     methods: &[PaymentMethod],
 ) -> Step {
     let decide = |news| Step::Decide(Box::new(news));
-    if !integration.accepts_work() {
-        return decide(News::Withdrawn);
-    }
     if payment.amount.minor_units == 0 {
         return decide(News::NothingDue);
+    }
+    if !integration.accepts_work() {
+        return decide(News::Withdrawn);
     }
     match customer.link_state {
         LinkState::Pending => return decide(News::Waits(PendingReason::WaitingForCustomer)),

@@ -30,7 +30,7 @@ use super::payments::{
 use super::signals::{IntentStatus, SessionStatus};
 
 /// Seeds that have failed once.
-const KEPT: [u64; 5] = [2, 158, 1_995, 4_066, 50_339];
+const KEPT: [u64; 7] = [2, 158, 1_995, 4_066, 4_392, 50_339, 57_667];
 /// How many schedules an ordinary test run plays.
 const SCHEDULES: u64 = 100_000;
 /// How many choices the scheduler makes while there are faults.
