@@ -200,7 +200,7 @@ async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
     let page = player.api.events.list_events(only("payment.dispute_updated")).await.unwrap().into_inner();
     assert_eq!((page.events.len(), page.next_position, page.last_position), (0, last, last));
     let refused = player.api.events.list_events(only("payment.succeded")).await.expect_err("it is misspelt");
-    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+    assert_eq!(refused.code(), Code::InvalidArgument);
     scenery.stage.strike().await;
 }
 

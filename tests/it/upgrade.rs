@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use paybridge::dev::stage::Options;
 use paybridge::domain::jobs::JobKind;
-use paybridge::grpc::proto::PaymentState;
+use paybridge::grpc::proto::{Payment, PaymentState};
 use tokio_postgres::Client;
 
 use crate::cashier::Cashier;
+use crate::links::{at_rest, declined};
 
 /// The kinds of jobs that the release before the parking of jobs, refunds and links knows.
 const KNOWN_BEFORE: [&str; 12] = [
@@ -34,6 +34,14 @@ async fn cancel_as_before(database: &Client, payment: &str) {
     database.execute(&noted, &[]).await.expect("it is noted");
 }
 
+/// A till at rest with a payment that was refused, and a look behind it.
+async fn refused(name: &str) -> (Cashier, Payment, Client) {
+    let (cashier, payment) = declined(name).await;
+    at_rest(&cashier).await;
+    let database = cashier.database().await;
+    (cashier, payment, database)
+}
+
 /// Asks for a job as any release does.
 async fn ask(database: &Client, kind: &str, payment: &str) {
     let asked = format!(
@@ -46,13 +54,7 @@ async fn ask(database: &Client, kind: &str, payment: &str) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_a_cancellation_that_the_release_before_has_acknowledged_is_carried_out() {
-    let mut cashier = Cashier::new("acknowledged before", Options::default()).await;
-    cashier.customer("hooli", "4000000000000341").await;
-    let payment = cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Failed).await;
-    cashier.all_delivered().await;
-    cashier.at_rest(&["submit_payment"]).await;
-    let database = cashier.database().await;
+    let (mut cashier, payment, database) = refused("acknowledged before").await;
     cancel_as_before(&database, &payment.id).await;
     ask(&database, "cancel_payment", &payment.id).await;
     cashier.payment_in("inv", PaymentState::Canceled).await;
@@ -78,13 +80,7 @@ fn migration(number: &str, direction: &str) -> String {
 /// Whoever goes back runs these, newest first; all of it is undone at the end of the transaction.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_going_back_leaves_no_job_that_the_release_before_does_not_know_and_loses_no_cancellation() {
-    let mut cashier = Cashier::new("going back", Options::default()).await;
-    cashier.customer("hooli", "4000000000000341").await;
-    let payment = cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Failed).await;
-    cashier.all_delivered().await;
-    cashier.at_rest(&["submit_payment"]).await;
-    let database = cashier.database().await;
+    let (cashier, payment, database) = refused("going back").await;
     database.batch_execute("BEGIN").await.expect("a transaction");
     cancel_as_before(&database, &payment.id).await;
     let errand = format!(r#"UPDATE payments SET errand = '{{"kind": "cancel"}}' WHERE id = '{}'"#, payment.id);
@@ -111,13 +107,7 @@ async fn p8_going_back_leaves_no_job_that_the_release_before_does_not_know_and_l
 /// What would be lost, or charged beside, keeps the schema from going back, and says what to do.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_going_back_is_refused_while_the_release_before_would_charge_beside_a_link_or_forget_what_was_accepted() {
-    let mut cashier = Cashier::new("not back", Options::default()).await;
-    cashier.customer("hooli", "4000000000000341").await;
-    let payment = cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Failed).await;
-    cashier.all_delivered().await;
-    cashier.at_rest(&["submit_payment"]).await;
-    let database = cashier.database().await;
+    let (cashier, payment, database) = refused("not back").await;
     let refusal = async |before: &str| {
         let down = format!("{before}; {}; {}", migration("000009", "down"), migration("000008", "down"));
         database.batch_execute("BEGIN").await.expect("a transaction");
