@@ -27,17 +27,8 @@ impl App {
         for _ in 0..STEPS_MAX {
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
-            if scene.payment.lacked_method()
-                && scene.customer.default_payment_method_id.is_some()
-                && scene.open_link().is_none()
-            {
-                // A method has arrived: the one try that Paybridge makes on its own.
-                scene.news(&mut work, News::Retried(None)).await?;
-                work.commit().await?;
-                continue;
-            }
-            if scene.payment.errand.is_some() && scene.integration.state == IntegrationState::Disconnected {
-                scene.news(&mut work, News::OutOfReach).await?;
+            if let Some(news) = foregone(&scene) {
+                scene.news(&mut work, news).await?;
                 work.commit().await?;
                 continue;
             }
@@ -295,6 +286,16 @@ impl App {
         self.begin_leased(lease).await?.end(Outcome::Done).await?;
         Ok(Flow::Break(()))
     }
+}
+
+/// What is decided before anything is planned.
+fn foregone(scene: &Scene) -> Option<News<'static>> {
+    if scene.payment.errand.is_some() && scene.integration.state == IntegrationState::Disconnected {
+        return Some(News::OutOfReach);
+    }
+    let has_method = scene.customer.default_payment_method_id.is_some();
+    // A method has arrived: the one try that Paybridge makes on its own.
+    (scene.payment.lacked_method() && has_method && scene.open_link().is_none()).then_some(News::Retried(None))
 }
 
 fn confirm_key(payment: PaymentId, number: i32) -> String {
