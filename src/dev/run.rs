@@ -37,7 +37,6 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     let clock = Clock::scaled(Clock::system().now(), settings.clock_speed);
     let kept_time = keep_time(&clock, folder.join("clock"));
     println!("Starting the Stripe sandbox and Paybridge …");
-    let shown_url = database_url.clone();
     let stage = Stage::set_up(
         database_url,
         clock,
@@ -53,7 +52,7 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     )
     .await?;
     let token = token(&stage, &folder).await?;
-    greet(&stage, &token, &shown_url);
+    greet(&stage, &token);
 
     let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
     let end = lifecycle.run().await?;
@@ -109,7 +108,7 @@ async fn token(stage: &Stage, folder: &Path) -> Result<String> {
 }
 
 /// Says how to begin. The calls are the README's, under the same request ids, so that whoever pastes both repeats them.
-fn greet(stage: &Stage, token: &str, database: &str) {
+fn greet(stage: &Stage, token: &str) {
     let grpc = stage.servers[0].grpc.trim_start_matches("http://");
     let call = format!("grpcurl -plaintext -H 'authorization: Bearer {token}'");
     println!(
@@ -144,6 +143,7 @@ Everything is kept until `paybridge dev --fresh`. Ctrl-C stops it.
 ",
         http = stage.servers[0].http,
         sandbox = stage.sandbox.url(),
+        database = stage.database_url,
         key = sandbox::SECRET_KEY,
     );
 }

@@ -31,7 +31,7 @@ use crate::domain::{Error, OrganizationId, Result};
 const WAITING_MAX: usize = 4;
 /// How many events a subscriber reads at once.
 const READ_SIZE: usize = 50;
-/// How many types a filter may name, and how long each may be.
+/// How many types a filter may name.
 const TYPES_MAX: usize = 64;
 /// The wait advised to a client whose stream ends with this process; other replicas are there at once.
 const RESUME_AFTER: Duration = Duration::from_millis(100);

@@ -4,19 +4,12 @@
 
 use paybridge::dev::sandbox::{Action, Fault, WebhookAction, WebhookFault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{
-    DeleteIntegrationRequest, GetIntegrationRequest, IntegrationState, Payment, PaymentState, UpdateCustomerRequest,
-};
+use paybridge::grpc::proto::{IntegrationState, Payment, PaymentState, UpdateCustomerRequest};
 use time::Duration;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Code;
 
-use crate::cashier::{CONFIRM, Cashier, at_stripe, until};
+use crate::cashier::{CONFIRM, Cashier, at_stripe, reason, until};
 use crate::links::{GOOD_IBAN, WANTS_HOLDER, at_rest, declined, supports_3ds};
-
-fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
-}
 
 /// Lets the next request to a path be answered late, after its work was done.
 fn answer_late(cashier: &Cashier, path: &str) {
@@ -25,14 +18,9 @@ fn answer_late(cashier: &Cashier, path: &str) {
 }
 
 async fn disconnect(cashier: &Cashier, force: bool) {
-    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force };
-    let mut integrations = cashier.player.api.integrations.clone();
-    integrations.delete_integration(request).await.expect("it begins to go");
+    cashier.disconnect(force).await;
     until("it is disconnected", || async {
-        let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
-        let mut integrations = cashier.player.api.integrations.clone();
-        let answer = integrations.get_integration(get).await.expect("an answer").into_inner();
-        (answer.integration.expect("an integration").state() == IntegrationState::Disconnected).then_some(())
+        (cashier.integration_now().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;
 }

@@ -9,14 +9,16 @@ use paybridge::dev::stage::Options;
 use paybridge::dev::story::{Player, Scenery};
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::{
-    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, CreatePaymentUrlRequest, Integration,
-    ListPaymentMethodsRequest, Money, Payment, PaymentMethod, PaymentMethodKind, PaymentState,
-    RecordManualPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest,
+    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, CreatePaymentUrlRequest,
+    DeleteIntegrationRequest, GetIntegrationRequest, Integration, ListPaymentMethodsRequest, Money, Payment,
+    PaymentMethod, PaymentMethodKind, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
+    UpdatePaymentRequest,
 };
 use prost_types::Timestamp;
 use serde_json::Value;
 use tokio_postgres::NoTls;
 use tonic::Status;
+use tonic_types::StatusExt as _;
 
 use crate::support::scenery;
 
@@ -38,6 +40,11 @@ pub async fn until<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl F
         let _ = tokio::time::timeout(RealDuration::from_millis(25), std::future::pending::<()>()).await;
     }
     panic!("waited in vain until {what}");
+}
+
+/// Why a call was refused.
+pub fn reason(status: &Status) -> String {
+    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
 /// One organization with its Stripe account, on a stage of its own.
@@ -218,6 +225,19 @@ impl Cashier {
         let mut payments = self.player.api.payments.clone();
         let answer = payments.cancel_payment(CancelPaymentRequest { id: payment.id.clone() }).await?;
         Ok(answer.into_inner().payment.expect("a payment"))
+    }
+
+    /// The integration as it is now.
+    pub async fn integration_now(&self) -> Integration {
+        let get = GetIntegrationRequest { id: self.integration.id.clone() };
+        let answer = self.player.api.integrations.clone().get_integration(get).await.expect("an answer");
+        answer.into_inner().integration.expect("an integration")
+    }
+
+    /// Asks for the integration to be disconnected; that takes its time.
+    pub async fn disconnect(&self, force: bool) {
+        let request = DeleteIntegrationRequest { id: self.integration.id.clone(), force };
+        self.player.api.integrations.clone().delete_integration(request).await.expect("it begins to go");
     }
 
     pub async fn payment(&mut self, invoice: &str) -> Payment {

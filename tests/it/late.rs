@@ -2,22 +2,19 @@
 
 use paybridge::dev::sandbox::{HandPayment, WebhookFault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{Payment, PaymentState, RefundState};
+use paybridge::grpc::proto::{Payment, PaymentState, RefundPaymentRequest, RefundState};
 use time::Duration;
 
 use crate::cashier::Cashier;
-use crate::links::{BAD_IBAN, DECLINING, GOOD_CARD, at_rest};
+use crate::links::{BAD_IBAN, DECLINING, GOOD_CARD, at_rest, declined};
 use crate::reconcile::passing;
 use crate::refunding::{ask, listed, refund, refund_by_hand, refund_in};
 
 /// A till whose customer's debit through a link was refused by the bank; with the link's intent, which a person can still
 /// have paid at Stripe.
 async fn refused_debit(name: &str) -> (Cashier, Payment, String) {
-    let mut cashier = Cashier::new(name, Options::default()).await;
-    cashier.customer("hooli", DECLINING).await;
-    cashier.pay("hooli", "inv").await;
-    let declined = cashier.payment_in("inv", PaymentState::Failed).await;
-    let (session, _) = cashier.link("link", &declined).await.expect("a link");
+    let (mut cashier, payment) = declined(name).await;
+    let (session, _) = cashier.link("link", &payment).await.expect("a link");
     cashier.sandbox().complete_session(&session, BAD_IBAN, true).expect("the payer gives an IBAN");
     cashier.payment_in("inv", PaymentState::Processing).await;
     cashier.advance(Duration::days(6));
@@ -55,8 +52,7 @@ async fn p12_money_that_comes_late_by_a_link_beside_another_payment_is_told_and_
     assert_eq!(twice.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
     assert_eq!(cashier.player.count("payment.overpaid", "inv"), 1);
     let charge = cashier.charges("inv").into_iter().find(|it| it.status == "succeeded").expect("a charge").charge;
-    let request =
-        paybridge::grpc::proto::RefundPaymentRequest { provider_charge_id: charge, ..ask("back", &twice, None) };
+    let request = RefundPaymentRequest { provider_charge_id: charge, ..ask("back", &twice, None) };
     let back = refund(&cashier, request).await.expect("it can be refunded");
     refund_in(&cashier, &back.id, RefundState::Succeeded).await;
     cashier.end().await;

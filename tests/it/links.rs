@@ -7,10 +7,9 @@ use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::{Integration, Payment, PaymentAttemptKind, PaymentState, UpdateIntegrationRequest};
 use prost_types::Timestamp;
 use time::Duration;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Code;
 
-use crate::cashier::{Cashier, until};
+use crate::cashier::{Cashier, reason, until};
 
 /// A card that can be stored, and declines every charge.
 pub const DECLINING: &str = "4000000000000341";
@@ -19,10 +18,6 @@ pub const WANTS_HOLDER: &str = "4000002760003184";
 pub const GOOD_CARD: &str = "4242424242424242";
 pub const GOOD_IBAN: &str = "DE89370400440532013000";
 pub const BAD_IBAN: &str = "DE62370400440532013001";
-
-fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
-}
 
 /// A till with the customer `hooli` and a payment that was declined.
 pub async fn declined(name: &str) -> (Cashier, Payment) {

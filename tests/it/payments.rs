@@ -10,23 +10,15 @@ use paybridge::grpc::proto::{
     create_payment_request::Customer,
 };
 use time::Duration;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use tonic::Code;
 
-use crate::cashier::{CONFIRM, Cashier, at_stripe, until};
-
-/// A card that can be stored, and declines every charge.
-const DECLINING: &str = "4000000000000341";
-const GOOD_IBAN: &str = "DE89370400440532013000";
+use crate::cashier::{CONFIRM, Cashier, at_stripe, reason, until};
+use crate::links::{DECLINING, GOOD_IBAN};
 
 async fn till(name: &str, method: &str) -> Cashier {
     let mut cashier = Cashier::new(name, Options::default()).await;
     cashier.customer("hooli", method).await;
     cashier
-}
-
-fn reason(status: &Status) -> String {
-    status.get_details_error_info().map(|info| info.reason).unwrap_or_default()
 }
 
 /// Two servers are asked by many at once to charge, retry and cancel; meanwhile the database is watched.

@@ -7,13 +7,12 @@ use paybridge::dev::sandbox::{Action, Effect, Fault, HandPayment, WebhookAction,
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
-    DeleteIntegrationRequest, GetIntegrationRequest, GetRefundRequest, IntegrationState, ListRefundsRequest, Payment,
-    PaymentState, RefundPaymentRequest, RefundState,
+    GetRefundRequest, IntegrationState, ListRefundsRequest, Payment, PaymentState, RefundPaymentRequest, RefundState,
 };
 use time::Duration;
 use tonic::Code;
 
-use crate::cashier::{Cashier, at_stripe, until};
+use crate::cashier::{at_stripe, until};
 use crate::hands::{refused, violations};
 use crate::refunding::{
     REFUNDS, ask, end, listed, made_once, paid_till, read, refund, refund_in, silence, states_told, taken_and_back,
@@ -338,15 +337,8 @@ async fn a_refund_written_by_the_release_before_is_a_refund_like_any_other() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disconnect_waits_for_refunds_and_afterwards_none_is_accepted() {
     let (mut cashier, payment) = paid_till("refund disconnect", "pm_card_pendingRefund", Options::default()).await;
-    let state = async |cashier: &Cashier| {
-        let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
-        let mut integrations = cashier.player.api.integrations.clone();
-        let answer = integrations.get_integration(get).await.expect("an answer").into_inner();
-        answer.integration.expect("an integration").state()
-    };
     let slow = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    let disconnect = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force: false };
-    cashier.player.api.integrations.delete_integration(disconnect).await.expect("it is taken");
+    cashier.disconnect(false).await;
     let late = refund(&cashier, ask("r2", &payment, Some(500))).await.expect("still accepted");
     for refund in [&slow, &late] {
         until("Stripe has made it", || async {
@@ -355,13 +347,13 @@ async fn a_disconnect_waits_for_refunds_and_afterwards_none_is_accepted() {
         .await;
     }
     cashier.advance(Duration::minutes(2));
-    assert_eq!(state(&cashier).await, IntegrationState::Disconnecting, "it waits for what moves");
+    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Disconnecting, "it waits for what moves");
     cashier.advance(Duration::days(2));
     refund_in(&cashier, &slow.id, RefundState::Succeeded).await;
     refund_in(&cashier, &late.id, RefundState::Succeeded).await;
     until("it is disconnected", || async {
         cashier.advance(Duration::minutes(1));
-        (state(&cashier).await == IntegrationState::Disconnected).then_some(())
+        (cashier.integration_now().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;
     let answer = cashier.player.api.payments.refund_payment(ask("r3", &payment, Some(100))).await;
@@ -380,8 +372,7 @@ async fn a_forced_disconnect_leaves_no_refund_waiting_for_ever() {
     cashier.cut(REFUNDS, 1_000, Effect::NotDone);
     let lost = refund(&cashier, ask("r2", &payment, Some(500))).await.expect("it is accepted");
     until("its outcome is unknown", || async { read(&cashier, &lost.id).await.outcome_unknown_time.map(|_| ()) }).await;
-    let disconnect = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force: true };
-    cashier.player.api.integrations.delete_integration(disconnect).await.expect("it is taken");
+    cashier.disconnect(true).await;
     cashier
         .player
         .event("the end", |event| (event.webhook_type == "payment_provider.disconnected").then_some(()))

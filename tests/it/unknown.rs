@@ -186,9 +186,7 @@ async fn p2_a_revoked_key_pauses_is_told_once_and_a_new_key_resumes() {
         let waiting = cashier.payment(invoice).await;
         assert!(matches!(waiting.state(), PaymentState::Processing | PaymentState::Pending), "{:?}", waiting.state());
     }
-    let get = paybridge::grpc::proto::GetIntegrationRequest { id: cashier.integration.id.clone() };
-    let paused = cashier.player.api.integrations.get_integration(get).await.expect("an answer").into_inner();
-    assert_eq!(paused.integration.expect("an integration").state(), IntegrationState::Paused);
+    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Paused);
 
     cashier.sandbox().clear_faults();
     let new_key = "sk_test_rotated";
