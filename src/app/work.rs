@@ -131,10 +131,10 @@ impl Work {
     pub(super) async fn commit(self) -> Result<()> {
         let Self { mut tx, org, now, app, events, jobs, lease } = self;
         let clock = app.clock();
-        // Asked rows first, a job's own row after them, as everywhere: else two jobs that ask for each other's wait in a
-        // circle.
         // What a caller is told is accepted is tried, although its job may have been parked before (P8).
         let by = if lease.is_some() { By::Ourselves } else { By::Caller };
+        // Asked rows first, a job's own row after them, as everywhere: else two jobs that ask for each other's wait in a
+        // circle.
         store::jobs::ask(&mut tx, &jobs, by, || clock.new_id()).await?;
         if let Some((lease, end)) = &lease {
             match end {

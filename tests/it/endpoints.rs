@@ -6,7 +6,7 @@ use std::time::{Duration as RealDuration, Instant};
 
 use paybridge::app::Periods;
 use paybridge::dev::sandbox::{Action, Effect, Fault, Recorded};
-use paybridge::grpc::proto::{DeleteIntegrationRequest, GetIntegrationRequest, Integration, IntegrationState};
+use paybridge::grpc::proto::IntegrationState;
 use serde_json::Value;
 use time::Duration;
 
@@ -20,15 +20,9 @@ fn endpoints_alone() -> Periods {
 
 /// The endpoint that the integration knows of, as it is at Stripe.
 async fn endpoint(cashier: &mut Cashier) -> (String, Option<Value>) {
-    let id = integration(cashier).await.provider_webhook_endpoint_id;
+    let id = cashier.integration_now().await.provider_webhook_endpoint_id;
     let there = cashier.sandbox().object(&id);
     (id, there)
-}
-
-async fn integration(cashier: &mut Cashier) -> Integration {
-    let get = GetIntegrationRequest { id: cashier.integration.id.clone() };
-    let answer = cashier.player.api.integrations.get_integration(get).await.expect("an answer").into_inner();
-    answer.integration.expect("an integration")
 }
 
 /// All endpoints at Stripe of the player's account.
@@ -165,11 +159,10 @@ async fn an_endpoint_of_another_version_is_replaced_and_both_secrets_count_until
 async fn a_disconnect_removes_an_endpoint_that_was_being_replaced_too() {
     let mut cashier = till("disconnected", endpoints_alone()).await;
     replaced(&mut cashier).await;
-    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), ..Default::default() };
-    cashier.player.api.integrations.delete_integration(request).await.expect("it begins to go");
+    cashier.disconnect(false).await;
     cashier.sandbox().clear_faults();
     passing(&mut cashier, Duration::minutes(5), "it is disconnected", async |cashier| {
-        (integration(cashier).await.state() == IntegrationState::Disconnected).then_some(())
+        (cashier.integration_now().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;
     assert!(endpoints(&cashier).await.is_empty(), "nothing is left at Stripe");
@@ -195,7 +188,7 @@ async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
     };
     until("it is told", || async { (told(&cashier) > 0).then_some(()) }).await;
     assert_eq!(told(&cashier), 1, "once");
-    assert_eq!(integration(&mut cashier).await.state(), IntegrationState::Active, "payments go on");
+    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Active, "payments go on");
     cashier.sandbox().clear_faults();
     passing(&mut cashier, Duration::minutes(61), "it is mended", async |cashier| {
         endpoint(cashier).await.1.filter(|endpoint| endpoint["status"] == "enabled")
@@ -204,10 +197,11 @@ async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
     cashier.end().await;
 }
 
-/// Makes the next call to all endpoints take until time is moved, and lets a look come to it.
-async fn look_in_flight(cashier: &Cashier, method: &str) {
+/// Makes the next call to all endpoints take until time is moved, before its work is done or after, and lets a look come to
+/// it.
+async fn look_in_flight(cashier: &Cashier, method: &str, after_work: bool) {
     let path = "/v1/webhook_endpoints";
-    let slow = Action::Delay { milliseconds: 8_000, after_work: false };
+    let slow = Action::Delay { milliseconds: 8_000, after_work };
     cashier.sandbox().add_fault(Fault::once(method, path, slow));
     cashier.advance(Duration::minutes(61));
     until("the call is in flight", || async {
@@ -223,9 +217,8 @@ async fn an_endpoint_that_is_made_while_the_integration_goes_is_not_left_behind(
     let mut cashier = till("made late", endpoints_alone()).await;
     let (old, _) = endpoint(&mut cashier).await;
     call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
-    look_in_flight(&cashier, "POST").await;
-    let request = DeleteIntegrationRequest { id: cashier.integration.id.clone(), force: true };
-    cashier.player.api.integrations.delete_integration(request).await.expect("it begins to go");
+    look_in_flight(&cashier, "POST", false).await;
+    cashier.disconnect(true).await;
     let database = cashier.database().await;
     until("it is gone", || async {
         let gone = database.query_opt("SELECT FROM integrations WHERE state = 'disconnected'", &[]).await;
@@ -251,7 +244,7 @@ async fn p8_a_worker_that_slept_through_its_lease_deletes_no_endpoint() {
     let (old, whole) = endpoint(&mut cashier).await;
     let whole = whole.expect("an endpoint");
     call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
-    look_in_flight(&cashier, "GET").await;
+    look_in_flight(&cashier, "GET", false).await;
     let text = |value: &Value| value.as_str().expect("a text").to_owned();
     let events = whole["enabled_events"].as_array().expect("events").iter();
     let mut body: Vec<String> = events.map(|event| format!("enabled_events[]={}", text(event))).collect();
@@ -286,5 +279,43 @@ async fn p8_a_worker_that_slept_through_its_lease_deletes_no_endpoint() {
     assert!(
         !cashier.sandbox().requests().iter().any(|request| request.method == "DELETE" && request.path.ends_with(&made))
     );
+    cashier.end().await;
+}
+
+/// The sleeper is told of the endpoint that it made when another worker has put it in place, and the integration is being
+/// wound down: it is not the sleeper's to delete.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_worker_that_slept_while_its_endpoint_was_made_does_not_delete_it() {
+    let mut cashier = till("slept making", endpoints_alone()).await;
+    let (old, _) = endpoint(&mut cashier).await;
+    call(&cashier, reqwest::Method::DELETE, &format!("/v1/webhook_endpoints/{old}")).await;
+    look_in_flight(&cashier, "POST", true).await;
+    let database = cashier.database().await;
+    let taken = "UPDATE jobs SET lease_epoch = lease_epoch + 1, lease_until = NULL WHERE kind = 'check_endpoint'";
+    database.execute(taken, &[]).await.expect("another worker has the job");
+    let made = until("it is in place", || async {
+        let placed = "SELECT provider_endpoint_id FROM integrations WHERE provider_endpoint_id <> $1";
+        Some(database.query_opt(placed, &[&old]).await.expect("a look")?.get::<_, String>(0))
+    })
+    .await;
+    database.execute("UPDATE integrations SET state = 'disconnecting'", &[]).await.expect("it is to go");
+    cashier.advance(Duration::seconds(9));
+    until("the sleeper is answered", || async {
+        cashier.sandbox().requests().iter().all(|request| request.status.is_some()).then_some(())
+    })
+    .await;
+    // What the sleeper is about to do takes less than what comes now: it is looked at again an hour later.
+    cashier.all_delivered().await;
+    database.execute("UPDATE integrations SET state = 'active'", &[]).await.expect("it stays after all");
+    let looks = |cashier: &Cashier| {
+        let requests = cashier.sandbox().requests();
+        requests.iter().filter(|request| request.method == "GET" && request.path.ends_with(&made)).count()
+    };
+    let before = looks(&cashier);
+    passing(&mut cashier, Duration::minutes(61), "the other one has looked again", async |cashier| {
+        (looks(cashier) > before).then_some(())
+    })
+    .await;
+    assert!(cashier.sandbox().object(&made).is_some(), "it is there");
     cashier.end().await;
 }

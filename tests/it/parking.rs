@@ -10,6 +10,7 @@ use time::Duration;
 use tokio_postgres::Client;
 
 use crate::cashier::{Cashier, until};
+use crate::links::{DECLINING, WANTS_HOLDER, supports_3ds};
 use crate::support::program;
 
 /// From now on no event of this invoice can be written.
@@ -104,10 +105,10 @@ async fn park(database: &Client, kind: &str, organization: &str, object: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p8_a_callers_request_brings_a_parked_job_back() {
     let mut cashier = Cashier::new("asked for again", Options::default()).await;
-    let provider_id = cashier.customer("hooli", "4000000000000341").await;
+    let provider_id = cashier.customer("hooli", DECLINING).await;
     let database = cashier.database().await;
     let mut payments = Vec::new();
-    for invoice in ["inv-retried", "inv-canceled", "inv-canceled-twice"] {
+    for invoice in ["inv-retried", "inv-canceled", "inv-canceled-twice", "inv-changed-twice"] {
         payments.push(cashier.pay("hooli", invoice).await);
         cashier.payment_in(invoice, PaymentState::Failed).await;
     }
@@ -127,6 +128,37 @@ async fn p8_a_callers_request_brings_a_parked_job_back() {
     database.execute(errand, &[&"inv-canceled-twice"]).await.expect("the errand");
     cashier.cancel(&payments[2]).await.expect("the cancellation is accepted again");
     cashier.payment_in("inv-canceled-twice", PaymentState::Canceled).await;
+    let errand =
+        r#"UPDATE payments SET errand = '{"kind": "change_amount", "minor_units": 3000}' WHERE invoice_id = $1"#;
+    database.execute(errand, &[&"inv-changed-twice"]).await.expect("the errand");
+    cashier.change_amount(&payments[3], 3000).await.expect("the change is accepted again");
+    cashier
+        .payment_when("inv-changed-twice", "has the amount", |payment| {
+            payment.amount.as_ref().is_some_and(|amount| amount.minor_units == 3000)
+        })
+        .await;
+    cashier.end().await;
+}
+
+/// The drain of a disconnect comes by every minute: it is no caller, and what is parked stays in sight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disconnect_that_waits_leaves_a_job_parked() {
+    let mut cashier = Cashier::new("drain", Options::default()).await;
+    supports_3ds(&mut cashier).await;
+    cashier.customer("hooli", WANTS_HOLDER).await;
+    cashier.pay("hooli", "inv").await;
+    let asked = cashier.payment_in("inv", PaymentState::RequiresAction).await;
+    cashier.at_rest(&["submit_payment"]).await;
+    let database = cashier.database().await;
+    park(&database, "submit_payment", &cashier.player.organization, &asked.id).await;
+    cashier.disconnect(false).await;
+    let query = "SELECT asked, park_time IS NOT NULL FROM jobs WHERE kind = 'submit_payment'";
+    let job = until("it is asked for", || async {
+        let job = database.query_opt(query, &[]).await.expect("a look")?;
+        (job.get::<_, i64>(0) > 1).then_some(job)
+    })
+    .await;
+    assert!(job.get::<_, bool>(1), "and parked still");
     cashier.end().await;
 }
 

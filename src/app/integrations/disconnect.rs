@@ -5,6 +5,7 @@ use time::Duration;
 
 use crate::app::payments::Scene;
 use crate::app::tell;
+use crate::app::work::Hand;
 use crate::app::{Access, App};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -105,7 +106,7 @@ impl App {
         for (payment, state) in &unsettled {
             if *state != PaymentState::Processing {
                 // Busy: what stands in the way ends by itself, and it is looked at again.
-                match self.cancel_payment(org, (*payment).into()).await {
+                match self.cancel_by(Hand::Job(lease), (*payment).into()).await {
                     Ok(_) | Err(Error::FailedPrecondition { .. }) => {}
                     Err(error) => return Err(error),
                 }
@@ -138,15 +139,16 @@ impl App {
             store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
             work.tell(tell::payment("payment.outcome_unknown", &scene.about()));
         }
-        // What was asked for and waits for Stripe's answer ends without it; its job may just have given up.
-        for payment in store::payments::with_errands(&mut work.tx, org, integration.id).await? {
-            work.ask(JobKind::SubmitPayment, payment);
-        }
         // The same holds for refunds: each one's job says so.
         for refund in store::refunds::moving(&mut work.tx, org, integration.id).await? {
             work.ask(JobKind::RefundPayment, refund.0);
         }
         let mut integration = store::integrations::lock(&mut work.tx, org, integration.id).await?;
+        // What was asked for and waits for Stripe's answer ends without it; its job may just have given up. Listed under the
+        // lock, which every request takes: none comes in between (P8).
+        for payment in store::payments::with_errands(&mut work.tx, org, integration.id).await? {
+            work.ask(JobKind::SubmitPayment, payment);
+        }
         if is_gone {
             integration.provider_endpoint_id = None;
         }

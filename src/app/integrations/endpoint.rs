@@ -138,8 +138,9 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
         if !matches!(integration.state, IntegrationState::Active | IntegrationState::Paused) {
-            // It is to go, or has gone: whoever winds it down may have looked for endpoints before this one was there.
-            work.abandon().await?;
+            // It is to go, or has gone: whoever winds it down may have looked for endpoints before this one was there. Only
+            // while the lease is ours: whoever took the job over may have put this very one in place (P8).
+            work.commit().await?;
             let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &made.id).await;
             return deleted.map_err(|error| job_trouble("webhook_endpoint.delete", &error));
         }

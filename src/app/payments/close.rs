@@ -21,7 +21,12 @@ const CLOCKS_APART_MAX: Duration = Duration::from_hours(24);
 impl App {
     /// Asks for a payment to be canceled. The answer is its present state; `CANCELED` is told by an event.
     pub async fn cancel_payment(&self, org: OrganizationId, id: PaymentId) -> Result<Payment> {
-        let mut work = self.begin(org).await?;
+        self.cancel_by(Hand::Caller(org), id).await
+    }
+
+    /// As [`cancel_payment`](Self::cancel_payment), by whosever hand it is.
+    pub(in crate::app) async fn cancel_by(&self, hand: Hand<'_>, id: PaymentId) -> Result<Payment> {
+        let mut work = self.begin_by(hand).await?;
         let mut scene = Scene::load(&mut work, id).await?;
         match scene.payment.state {
             PaymentState::Canceled => return Ok(scene.payment),
@@ -65,12 +70,11 @@ impl App {
         if version.is_some_and(|version| version != scene.payment.version) {
             return Err(Error::EtagMismatch { kind: "payment", id: id.to_string() });
         }
-        // While a change waits, the amount that it is for is the one to compare with: the present one is a change, too.
-        let due = match scene.payment.errand {
-            Some(Errand::ChangeAmount { minor_units }) => Money { minor_units, ..scene.payment.amount },
-            _ => scene.payment.amount,
+        // While a change waits, the present amount is a change, too, and the one that waits is asked for again.
+        let waits = matches!(scene.payment.errand, Some(Errand::ChangeAmount { .. }));
+        let Some(amount) = amount.filter(|amount| waits || *amount != scene.payment.amount) else {
+            return Ok(scene.payment);
         };
-        let Some(amount) = amount.filter(|amount| *amount != due) else { return Ok(scene.payment) };
         if let Some(objection) = amount.objection() {
             return Err(Error::invalid("payment.amount.minor_units", objection));
         }

@@ -128,14 +128,17 @@ impl Payment {
     /// payment made elsewhere, which is a fact, is noted; whoever wanted it canceled is told that it goes on. Of what does
     /// not move an unconfirmed intent may be left, which nobody here confirms. Either is visible: the outcome is unknown.
     pub(super) fn end_errand_alone(&mut self, attempt: Option<&mut Attempt>, here: Circumstances) -> bool {
-        if self.is_moving() && !self.errand.as_ref().is_some_and(Errand::outlasts) {
+        // A payment that is to ask its customer, and has not, was refused: nothing of it is on its way.
+        let is_asking = self.on_session && !attempt.as_ref().is_some_and(|attempt| attempt.is_open());
+        let is_on_its_way = self.is_moving() && !is_asking;
+        if is_on_its_way && !self.errand.as_ref().is_some_and(Errand::outlasts) {
             return self.give_errand_up();
         }
         let Some(errand) = self.errand.take() else { return false };
-        if let Some(attempt) = attempt.filter(|_| !self.is_moving()) {
-            attempt.settle(AttemptState::Canceled, None, here.now);
-        }
-        if !self.is_moving() {
+        if !is_on_its_way {
+            if let Some(attempt) = attempt {
+                attempt.settle(AttemptState::Canceled, None, here.now);
+            }
             self.intent_number += 1;
             self.provider_payment_intent_id = None;
         }

@@ -182,8 +182,13 @@ fn any_news() -> impl Strategy<Value = News<'static>> {
     .into_iter()
     .map(|intent| &*Box::leak(Box::new(intent)))
     .collect();
+    let paid: Vec<&'static IntentSnapshot> =
+        intents.iter().copied().filter(|intent| intent.status == IntentStatus::Succeeded).collect();
     prop_oneof![
         3 => proptest::sample::select(intents).prop_map(News::Intent),
+        1 => proptest::sample::select(paid).prop_map(News::PaidLate),
+        1 => Just(News::CannotClose),
+        1 => Just(News::OutOfReach),
         1 => Just(News::Sent(1)),
         1 => Just(News::Unknown),
         1 => Just(News::NothingDue),

@@ -185,3 +185,21 @@ fn what_cannot_be_closed_goes_on_and_a_payment_recorded_elsewhere_waits_for_it()
         assert_eq!(payment.errand.is_some(), matches!(errand, Errand::RecordManual(_)));
     }
 }
+
+#[test]
+fn p8_without_stripe_an_errand_ends_and_only_what_is_on_its_way_goes_on() {
+    // The bank wanted to see the customer, who was not asked: nothing is on its way.
+    let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
+    payment.on_session = true;
+    attempt.state = AttemptState::Failed(Failure::ours("authentication_required", ""));
+    let mut unasked = payment.clone();
+    unasked.apply(Some(&mut attempt), News::Withdrawn, HERE);
+    let change = unasked.apply(Some(&mut attempt), News::OutOfReach, HERE);
+    assert_eq!((unasked.state, change.goes_on, &unasked.errand), (PaymentState::Canceled, false, &None));
+    assert_eq!(unasked.unknown_since, Some(NOW), "an intent may be left at Stripe");
+
+    attempt.state = AttemptState::Open;
+    payment.apply(Some(&mut attempt), News::Withdrawn, HERE);
+    let change = payment.apply(Some(&mut attempt), News::OutOfReach, HERE);
+    assert_eq!((payment.state, change.goes_on, payment.errand), (PaymentState::Processing, true, None));
+}
