@@ -50,6 +50,9 @@ table! {
         provider_old_endpoint_id -> Nullable<Text>,
         sealed_old_webhook_secret -> Nullable<Bytea>,
         endpoint_fault -> Nullable<Text>,
+        list_walk_after -> Nullable<Text>,
+        list_walk_since -> Nullable<Timestamptz>,
+        list_walk_newest -> Nullable<Timestamptz>,
     }
 }
 

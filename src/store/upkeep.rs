@@ -13,15 +13,21 @@ use crate::domain::jobs::JobKind;
 use crate::domain::{IntegrationId, OrganizationId, Result};
 
 /// How far the events list has been read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Queryable, AsChangeset)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Queryable, AsChangeset)]
 #[diesel(table_name = super::schema::integrations, treat_none_as_null = true)]
 pub struct ListProgress {
-    /// The `created` of the newest event seen; the next read overlaps.
+    /// The `created` of the newest event seen by a read that came to its end; the next read overlaps.
     pub poll_time: Option<OffsetDateTime>,
     /// When the list was last read to its end.
     pub list_read_time: Option<OffsetDateTime>,
     /// Until when it is read fast.
     pub list_fast_until: Option<OffsetDateTime>,
+    /// The last event that a read passed, of which the end is not reached: the read goes on after it.
+    pub list_walk_after: Option<String>,
+    /// How far back that read goes.
+    pub list_walk_since: Option<OffsetDateTime>,
+    /// The `created` of the newest event that it has seen.
+    pub list_walk_newest: Option<OffsetDateTime>,
 }
 
 /// How far the events list has been read.
@@ -32,7 +38,14 @@ pub async fn list_progress(
 ) -> Result<ListProgress> {
     let row: Option<ListProgress> = dsl::integrations
         .find((org.0, id.0))
-        .select((dsl::poll_time, dsl::list_read_time, dsl::list_fast_until))
+        .select((
+            dsl::poll_time,
+            dsl::list_read_time,
+            dsl::list_fast_until,
+            dsl::list_walk_after,
+            dsl::list_walk_since,
+            dsl::list_walk_newest,
+        ))
         .first(conn)
         .await
         .optional()?;
@@ -44,7 +57,7 @@ pub async fn set_list_progress(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     id: IntegrationId,
-    progress: ListProgress,
+    progress: &ListProgress,
 ) -> Result<()> {
     diesel::update(dsl::integrations.find((org.0, id.0))).set(progress).execute(conn).await?;
     Ok(())

@@ -9,6 +9,7 @@ mod deliveries;
 mod disputes;
 mod doors;
 mod endpoints;
+mod events_list;
 mod hands;
 mod late;
 mod limits;

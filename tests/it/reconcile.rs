@@ -1,5 +1,5 @@
-//! What nobody told: webhooks are lost, and all that they would have told is found, through the same way as a webhook (P6),
-//! so that a repeat changes nothing.
+//! What nobody told: webhooks are lost, and what has been moving for too long is asked about, through the same way as a
+//! webhook (P6), so that a repeat changes nothing.
 
 use paybridge::app::Periods;
 use paybridge::dev::sandbox::{Action, Fault, WebhookFault};
@@ -14,11 +14,6 @@ use crate::links::GOOD_IBAN;
 /// Longer than any test looks.
 pub const NEVER: Duration = Duration::days(365);
 
-/// Only the events list is read.
-fn list_alone() -> Periods {
-    Periods { sweep: NEVER, endpoint: NEVER, ..Periods::default() }
-}
-
 /// Only stale objects are asked about.
 fn sweep_alone() -> Periods {
     Periods { list_test: NEVER, endpoint: NEVER, ..Periods::default() }
@@ -28,7 +23,7 @@ pub async fn till(name: &str, periods: Periods) -> Cashier {
     Cashier::new(name, Options { periods, ..Options::default() }).await
 }
 
-fn lose(cashier: &Cashier, event: &str) {
+pub fn lose(cashier: &Cashier, event: &str) {
     cashier.sandbox().add_webhook_fault(WebhookFault { event: event.to_owned(), ..WebhookFault::default() });
 }
 
@@ -37,23 +32,6 @@ pub async fn mended(cashier: &Cashier, kind: &str) -> u64 {
     let text = cashier.metrics().await;
     let name = format!("paybridge_mended_total{{kind=\"{kind}\"}} ");
     text.lines().find_map(|line| line.strip_prefix(&name)?.parse().ok()).unwrap_or_default()
-}
-
-/// How many events there are, once all of them were seen.
-async fn all_told(cashier: &Cashier) -> usize {
-    let database = cashier.database().await;
-    until("all events were seen", || async {
-        let head = database.query_one("SELECT last_position FROM event_heads", &[]).await.expect("a head");
-        let seen = cashier.player.events().len();
-        (i64::try_from(seen).ok() == Some(head.get(0))).then_some(seen)
-    })
-    .await
-}
-
-/// How many events of Stripe's are stored.
-async fn deliveries(cashier: &Cashier) -> i64 {
-    let database = cashier.database().await;
-    database.query_one("SELECT count(*) FROM deliveries", &[]).await.expect("a count").get(0)
 }
 
 /// Asks again and again, and lets time pass by `step` between.
@@ -75,104 +53,26 @@ pub async fn passing<T>(
 }
 
 /// A link to store a method for `hooli`; its session's id.
-async fn session(cashier: &mut Cashier) -> String {
+pub async fn session(cashier: &mut Cashier) -> String {
     let customer_id = cashier.player.customer("hooli").await.expect("a customer").id;
     let ask = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
     let answer = cashier.player.api.customers.create_checkout_url(ask).await.expect("a link").into_inner();
     answer.checkout_url.rsplit('/').next().expect("a session").to_owned()
 }
 
-async fn has_default(cashier: &mut Cashier) -> Option<()> {
+pub async fn has_default(cashier: &mut Cashier) -> Option<()> {
     let customer = cashier.player.customer("hooli").await.expect("a customer");
     (!customer.default_payment_method_id.is_empty()).then_some(())
 }
 
 /// The statuses of the refunds that were told.
-fn refunds(cashier: &Cashier) -> Vec<String> {
+pub fn refunds(cashier: &Cashier) -> Vec<String> {
     let events = cashier.player.events();
     let refund = |object: Option<Object>| match object {
         Some(Object::Refund(refund)) => Some(refund.status),
         _ => None,
     };
     events.into_iter().filter_map(|event| refund(event.object)).collect()
-}
-
-/// Every webhook is lost; a page is completed, an invoice collected, money sent back, a method detached.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_what_every_webhook_missed_is_found_in_the_events_list_and_a_repeat_changes_nothing() {
-    let mut cashier = till("all lost", list_alone()).await;
-    lose(&cashier, "*");
-    let before = mended(&cashier, "event").await;
-    cashier.bare_customer("hooli").await;
-    let page = session(&mut cashier).await;
-    cashier.sandbox().complete_session(&page, GOOD_IBAN, true).expect("the page is completed");
-    passing(&mut cashier, Duration::minutes(1), "the method is found", has_default).await;
-    cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Processing).await;
-    until("it is at the bank", || async { (cashier.live_charges("inv") == 1).then_some(()) }).await;
-    cashier.advance(Duration::days(6));
-    let paid = passing(&mut cashier, Duration::minutes(1), "the debit's end is found", async |cashier| {
-        let payment = cashier.payment("inv").await;
-        (payment.state() == PaymentState::Succeeded).then_some(payment)
-    })
-    .await;
-    let body = format!("payment_intent={}&amount=900", paid.provider_payment_intent_id);
-    at_stripe(&cashier, "/v1/refunds", &body).await;
-    passing(&mut cashier, Duration::minutes(1), "the refund is found", async |cashier| {
-        (refunds(cashier) == ["succeeded"]).then_some(())
-    })
-    .await;
-    let method = cashier.methods("hooli").await[0].provider_payment_method_id.clone();
-    cashier.sandbox().detach_by_hand(&method).expect("it is detached");
-    passing(&mut cashier, Duration::minutes(1), "the detached method is found", async |cashier| {
-        cashier.methods("hooli").await.is_empty().then_some(())
-    })
-    .await;
-    assert!(mended(&cashier, "event").await >= before + 4, "what only the list brought is counted");
-
-    // Now all of it comes by webhook after all.
-    cashier.at_rest(&["apply_delivery", "push_default_method"]).await;
-    cashier.sandbox().clear_faults();
-    let told = all_told(&cashier).await;
-    let events = cashier.sandbox().events(&cashier.player.account);
-    let stored = deliveries(&cashier).await;
-    for event in &events {
-        cashier.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
-    }
-    cashier.all_delivered().await;
-    assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
-    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
-    let after = cashier.payment("inv").await;
-    assert_eq!(
-        (after.state(), after.amount_refunded.map(|money| money.minor_units)),
-        (PaymentState::Succeeded, Some(900))
-    );
-    cashier.end().await;
-}
-
-/// What webhooks brought costs nothing more: the list is read, and no object is read for it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_events_that_webhooks_brought_are_known_to_the_list_by_their_id() {
-    let mut cashier = till("all told", list_alone()).await;
-    cashier.customer("hooli", "pm_card_visa").await;
-    cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Succeeded).await;
-    cashier.all_delivered().await;
-    let told = all_told(&cashier).await;
-    let stored = deliveries(&cashier).await;
-    cashier.sandbox().forget_requests();
-    cashier.advance(Duration::minutes(3));
-    until("the list is read", || async {
-        let is_read = |path: &str| path == "/v1/events";
-        cashier.sandbox().requests().iter().any(|request| is_read(&request.path)).then_some(())
-    })
-    .await;
-    cashier.at_rest(&["apply_delivery"]).await;
-    let others: Vec<String> = cashier.sandbox().requests().into_iter().map(|request| request.path).collect();
-    assert!(others.iter().all(|path| path == "/v1/events"), "nothing else is read: {others:?}");
-    assert_eq!(all_told(&cashier).await, told, "nothing is told twice");
-    assert_eq!(deliveries(&cashier).await, stored, "nothing was new");
-    cashier.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -354,24 +254,5 @@ async fn p8_a_used_page_whose_method_could_not_be_read_is_asked_about_again() {
     cashier.sandbox().clear_faults();
     lose(&cashier, "*");
     passing(&mut cashier, Duration::minutes(1), "the method is learnt", has_default).await;
-    cashier.end().await;
-}
-
-/// Reads are rationed: what is not ours is not read again at every look.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn events_of_others_move_the_reads_of_the_list_on() {
-    let mut cashier = till("strangers", list_alone()).await;
-    // Nothing of ours happens: Stripe tells of strangers alone, in events that nobody asked for.
-    cashier.advance(Duration::hours(1));
-    at_stripe(&cashier, "/v1/customers", "name=Stranger").await;
-    let told = cashier.scenery.stage.clock.now().unix_timestamp();
-    passing(&mut cashier, Duration::minutes(1), "the read begins after them", async |cashier| {
-        let asked = cashier.sandbox().requests();
-        let last = asked.iter().rev().find(|request| request.path == "/v1/events")?;
-        let since = last.form.iter().find(|(name, _)| name == "created[gte]")?.1.parse::<i64>().ok()?;
-        // They overlap by two minutes.
-        (since >= told - 125).then_some(())
-    })
-    .await;
     cashier.end().await;
 }

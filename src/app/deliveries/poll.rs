@@ -13,7 +13,7 @@ use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::store::upkeep::ListProgress;
-use crate::stripe::events::{EventQuery, ListedEvent};
+use crate::stripe::events::{EventPage, EventQuery, ListedEvent};
 use crate::{store, stripe};
 
 /// How far a read goes back behind the newest event seen: events may be listed late.
@@ -44,18 +44,14 @@ impl App {
             IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
         let mut tx = self.read(org).await?;
-        let before = store::upkeep::list_progress(&mut tx, org, id).await?;
+        let mut progress = store::upkeep::list_progress(&mut tx, org, id).await?;
         tx.close().await?;
-        let since = before.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD));
-        let newest = self.read_events(lease, &integration, since - OVERLAP, now).await?;
+        self.read_events(lease, &integration, &mut progress, now).await?;
         let usual = self.list_period(&integration);
-        let progress = ListProgress {
-            poll_time: newest.max(before.poll_time),
-            list_read_time: Some(now),
-            list_fast_until: fast_until(&before, integration.create_time, usual, now),
-        };
+        progress.list_fast_until = fast_until(&progress, integration.create_time, usual, now);
+        progress.list_read_time = Some(now);
         let mut work = self.begin_leased(lease).await?;
-        store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
+        store::upkeep::set_list_progress(&mut work.tx, org, id, &progress).await?;
         let is_fast = progress.list_fast_until.is_some_and(|until| now < until);
         let again = self.look_again(work.now, if is_fast { usual.min(FAST_READS) } else { usual });
         work.end(again).await
@@ -72,55 +68,84 @@ impl App {
         }
     }
 
-    /// Stores the events created at `since` or later, a page a transaction, and returns the newest time that was read. The
-    /// list runs from the newest back: only once its end is reached does the time that was read up to move on.
+    /// Reads the list to its end: from the newest event back, or from where the last read was cut off. Only at the end
+    /// does the time that was read up to move on.
     async fn read_events(
         &self,
         lease: &Lease,
         integration: &Integration,
-        since: OffsetDateTime,
+        progress: &mut ListProgress,
         now: OffsetDateTime,
-    ) -> Result<Option<OffsetDateTime>> {
-        let (org, id) = (integration.organization_id, integration.id);
-        let access = self.access(org, id).await?;
-        let mut newest = None;
-        let mut after: Option<String> = None;
+    ) -> Result<()> {
+        let access = self.access(integration.organization_id, integration.id).await?;
         loop {
-            let query =
-                EventQuery { created_gte: Some(since), starting_after: after.as_deref(), ..EventQuery::default() };
-            let page = match self.0.stripe.events(&access.key, &query).await {
-                Ok(page) => page,
+            let since = *progress.list_walk_since.get_or_insert_with(|| {
+                progress.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD)) - OVERLAP
+            });
+            let after = progress.list_walk_after.as_deref();
+            let query = EventQuery { created_gte: Some(since), starting_after: after, ..EventQuery::default() };
+            let has_more = match self.0.stripe.events(&access.key, &query).await {
+                Ok(page) => self.keep_page(lease, integration, page, progress, now).await?,
+                // An event is listed for 30 days: a read that was cut off before that begins anew.
+                Err(error) if after.is_some() && error.code() == Some("resource_missing") => {
+                    forget_walk(progress);
+                    true
+                }
                 Err(error) => return Err(self.stripe_trouble(&access, "event.list", &error).await),
             };
-            after = page.events.last().map(|event| event.envelope.id.clone());
-            let has_more = page.has_more && after.is_some();
-            // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
-            let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;
-            let is_wanted = |event: &ListedEvent| integration.polls_events || is_handled(event);
-            let due: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_due).collect();
-            newest = newest.max(due.iter().map(|event| event.envelope.created).max());
-            let listed: Vec<ListedEvent> = due.into_iter().filter(is_wanted).collect();
-
-            let mut work = self.begin_leased(lease).await?;
-            let now = work.now;
-            let found: Vec<Delivery> =
-                listed.into_iter().map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
-            let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
-            for delivery in &found {
-                if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
-                    work.ask_for(job_for(delivery, self.clock()));
-                }
-            }
-            work.commit().await?;
-            if !integration.polls_events && !new.is_empty() {
-                tracing::info!(integration.id = %id, events = new.len(), "the events list has what no webhook brought");
-                mended("event", new.len());
-            }
             if !has_more {
-                return Ok(newest);
+                progress.poll_time = progress.poll_time.max(progress.list_walk_newest);
+                forget_walk(progress);
+                return Ok(());
             }
         }
     }
+
+    /// Stores the events of a page and where the next one begins, in one transaction. Tells whether there is a next one.
+    async fn keep_page(
+        &self,
+        lease: &Lease,
+        integration: &Integration,
+        page: EventPage,
+        progress: &mut ListProgress,
+        now: OffsetDateTime,
+    ) -> Result<bool> {
+        let (org, id) = (integration.organization_id, integration.id);
+        progress.list_walk_after = page.events.last().map(|event| event.envelope.id.clone());
+        let has_more = page.has_more && progress.list_walk_after.is_some();
+        // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
+        let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;
+        let is_wanted = |event: &ListedEvent| integration.polls_events || is_handled(event);
+        let due: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_due).collect();
+        let newest = due.iter().map(|event| event.envelope.created).max();
+        progress.list_walk_newest = progress.list_walk_newest.max(newest);
+        let listed: Vec<ListedEvent> = due.into_iter().filter(is_wanted).collect();
+
+        let mut work = self.begin_leased(lease).await?;
+        let now = work.now;
+        let found: Vec<Delivery> =
+            listed.into_iter().map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
+        let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
+        for delivery in &found {
+            if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
+                work.ask_for(job_for(delivery, self.clock()));
+            }
+        }
+        if has_more {
+            store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
+        }
+        work.commit().await?;
+        if !integration.polls_events && !new.is_empty() {
+            tracing::info!(integration.id = %id, events = new.len(), "the events list has what no webhook brought");
+            mended("event", new.len());
+        }
+        Ok(has_more)
+    }
+}
+
+/// No read is on its way any more.
+fn forget_walk(progress: &mut ListProgress) {
+    (progress.list_walk_after, progress.list_walk_since, progress.list_walk_newest) = (None, None, None);
 }
 
 /// Whether the endpoint is registered for the event, so that a webhook should have brought it.

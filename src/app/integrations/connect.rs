@@ -99,7 +99,7 @@ impl App {
             // Reading begins a little before now: what happened while we connected is not lost.
             let from = work.now - Duration::minutes(5);
             let progress = ListProgress { poll_time: Some(from), ..ListProgress::default() };
-            store::upkeep::set_list_progress(&mut work.tx, work.org, id, progress).await?;
+            store::upkeep::set_list_progress(&mut work.tx, work.org, id, &progress).await?;
             self.start_reconcilers(work, &integration);
             work.tell(tell::provider("payment_provider.connected", &integration));
         } else {
