@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
+use super::schema::payment_attempts::dsl as attempts;
 use super::schema::payments::dsl;
 use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, PendingReason};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
@@ -278,16 +279,23 @@ pub async fn with_errands(
         .await?)
 }
 
-/// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`.
+/// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`, or one that has
+/// failed and for which a link is being made.
 pub async fn unsettled(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
 ) -> Result<Vec<(Uuid, PaymentState)>> {
     let states = [PaymentState::Pending, PaymentState::Processing, PaymentState::RequiresAction];
+    let open_attempt = attempts::payment_attempts
+        .filter(attempts::organization_id.eq(dsl::organization_id).and(attempts::payment_id.eq(dsl::id)))
+        .filter(attempts::state.eq("open"));
+    let is_failed = dsl::state.eq(PaymentState::Failed.as_str());
     let rows: Vec<(Uuid, String)> = dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        .filter(dsl::state.eq_any(states.map(PaymentState::as_str)))
+        .filter(
+            dsl::state.eq_any(states.map(PaymentState::as_str)).or(is_failed.and(diesel::dsl::exists(open_attempt))),
+        )
         .order(dsl::id)
         .select((dsl::id, dsl::state))
         .load(conn)

@@ -68,6 +68,24 @@ pub async fn known(
     }
 }
 
+/// Notes which of a payment's attempts a `request_id` that was just taken for the payment stands for.
+pub async fn note_attempt(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    request_id: &str,
+    number: i32,
+) -> Result<()> {
+    let target = dsl::request_ids.find((org.0, request_id));
+    diesel::update(target).set(dsl::attempt_number.eq(number)).execute(conn).await?;
+    Ok(())
+}
+
+/// The attempt that a `request_id` stands for; none where an earlier release took it.
+pub async fn attempt_of(conn: &mut AsyncPgConnection, org: OrganizationId, request_id: &str) -> Result<Option<i32>> {
+    let number = dsl::request_ids.find((org.0, request_id)).select(dsl::attempt_number).first(conn).await;
+    Ok(number.optional()?.flatten())
+}
+
 /// Forgets at most `limit` request ids that were taken before `before`. For the system role.
 pub async fn forget(conn: &mut AsyncPgConnection, before: OffsetDateTime, limit: i64) -> Result<usize> {
     Ok(diesel::sql_query(

@@ -76,6 +76,7 @@ table! {
         body_hash -> Bytea,
         resource_id -> Uuid,
         create_time -> Timestamptz,
+        attempt_number -> Nullable<Integer>,
     }
 }
 
@@ -287,3 +288,4 @@ table! {
 }
 
 allow_tables_to_appear_in_same_query!(payments, refunds);
+allow_tables_to_appear_in_same_query!(payments, payment_attempts);

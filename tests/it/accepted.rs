@@ -11,6 +11,8 @@ use tonic::Code;
 use crate::cashier::{CONFIRM, Cashier, at_stripe, reason, until};
 use crate::links::{GOOD_IBAN, WANTS_HOLDER, at_rest, declined, supports_3ds};
 
+const SESSIONS: &str = "/v1/checkout/sessions";
+
 /// Lets the next request to a path be answered late, after its work was done.
 fn answer_late(cashier: &Cashier, path: &str) {
     let action = Action::Delay { milliseconds: 4_000, after_work: true };
@@ -156,7 +158,8 @@ async fn p8_a_request_accepted_after_a_disconnect_comes_to_its_end() {
     cashier.change_amount(&others[1], 3000).await.expect("it is taken on");
     cashier.payment_when("inv-less", "has the new amount", |payment| cents(payment) == (3000, None)).await;
     cashier.change_amount(&others[2], 0).await.expect("it is taken on");
-    cashier.payment_in("inv-nothing", PaymentState::Succeeded).await;
+    let nothing = cashier.payment_in("inv-nothing", PaymentState::Succeeded).await;
+    assert!(nothing.outcome_unknown_time.is_some(), "an intent is left behind here, too");
     cashier.at_rest(&["submit_payment"]).await;
     cashier.end().await;
 }
@@ -177,5 +180,28 @@ async fn p1_what_moved_at_a_forced_disconnect_is_not_canceled_and_can_be_recorde
     let settled = cashier.payment_in("inv", PaymentState::Succeeded).await;
     assert!(settled.outcome_unknown_time.is_some(), "what the bank did stays unknown");
     cashier.at_rest(&["submit_payment"]).await;
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_no_link_outlives_a_disconnect() {
+    let (mut cashier, failed) = declined("late link").await;
+    at_rest(&cashier).await;
+    answer_late(&cashier, SESSIONS);
+    let before = cashier.posts(SESSIONS).len();
+    let making = async {
+        let refused = cashier.link("link", &failed).await.expect_err("nobody gets it");
+        assert_eq!(reason(&refused), "PAYMENT_URL_REFUSED");
+    };
+    let leaving = async {
+        until("Stripe has made the page", || async { (cashier.posts(SESSIONS).len() > before).then_some(()) }).await;
+        disconnect(&cashier, false).await;
+    };
+    tokio::join!(making, leaving);
+    cashier.payment_in("inv", PaymentState::Canceled).await;
+    until("nobody can pay there", || async {
+        cashier.posts("/expire").iter().any(|post| post.status == Some(200)).then_some(())
+    })
+    .await;
     cashier.end().await;
 }

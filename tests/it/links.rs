@@ -120,6 +120,44 @@ async fn a_link_that_ends_unused_fails_and_another_one_may_be_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_request_stands_for_its_own_link_whatever_came_after() {
+    let (mut cashier, failed) = declined("repeats").await;
+    let (first, _) = cashier.link("first", &failed).await.expect("a link");
+    let (same, _) = cashier.link("meanwhile", &failed).await.expect("the open one");
+    assert_eq!(same, first);
+    cashier.advance(Duration::hours(25));
+    let ended = cashier.payment_in("inv", PaymentState::Failed).await;
+    let (second, _) = cashier.link("second", &ended).await.expect("another link");
+    assert_ne!(second, first);
+    for (request, link) in [("first", ""), ("meanwhile", ""), ("second", &second)] {
+        let (answer, payment) = cashier.link(request, &ended).await.expect("it is known");
+        assert_eq!((answer.as_str(), payment.state()), (link, PaymentState::RequiresAction), "{request}");
+    }
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repeated_request_for_a_link_that_was_refused_is_refused_alike() {
+    let (cashier, failed) = declined("refused link").await;
+    let broken = Action::ServerError { work: Effect::NotDone };
+    cashier.sandbox().add_fault(Fault { times: None, ..Fault::once("POST", "/v1/checkout/sessions", broken) });
+    let first = until("Stripe will never make it", || async {
+        let refused = cashier.link("link", &failed).await.expect_err("Stripe is broken");
+        (refused.code() != Code::Unavailable).then_some(refused)
+    })
+    .await;
+    assert_eq!((first.code(), reason(&first).as_str()), (Code::FailedPrecondition, "PAYMENT_URL_REFUSED"));
+    cashier.sandbox().clear_faults();
+    let again = cashier.link("link", &failed).await.expect_err("the same answer");
+    assert_eq!((reason(&again), again.message()), (reason(&first), first.message()));
+    let (made, _) = cashier.link("another", &failed).await.expect("another request may do better");
+    assert_eq!(status_of(&cashier, &made), "open");
+    let again = cashier.link("link", &failed).await.expect_err("still the same answer");
+    assert_eq!((reason(&again), again.message()), (reason(&first), first.message()));
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_debit_through_a_link_is_processing_until_the_bank_answers() {
     for (iban, outcome) in [(GOOD_IBAN, PaymentState::Succeeded), (BAD_IBAN, PaymentState::Failed)] {
         let (mut cashier, failed) = declined("debit").await;

@@ -26,7 +26,8 @@ pub(super) const LINK_END_PERIOD: Duration = Duration::MINUTE;
 const STEPS_MAX: usize = 4;
 
 impl App {
-    /// Makes a link to a page where the payer pays the invoice; the open one, if there is one.
+    /// Makes a link to a page where the payer pays the invoice; the open one, if there is one. A repeated request stands for
+    /// its own link, whatever links came after it.
     pub async fn create_payment_url(
         &self,
         org: OrganizationId,
@@ -39,13 +40,17 @@ impl App {
         store::requests::claim(&mut work.tx, org, &request_id).await?;
         let is_known = store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some();
         let mut scene = Scene::load(&mut work, id).await?;
-        if !is_known {
+        let number = if is_known {
+            store::requests::attempt_of(&mut work.tx, org, &request_id).await?.unwrap_or(scene.payment.attempt_number)
+        } else {
             if scene.open_link().is_none() {
                 self.freeze_link(&mut work, &mut scene, success_url).await?;
             }
+            let number = scene.payment.attempt_number;
             store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
-        }
-        let number = scene.payment.attempt_number;
+            store::requests::note_attempt(&mut work.tx, org, &request_id, number).await?;
+            number
+        };
         work.commit().await?;
         for _ in 0..STEPS_MAX {
             let mut work = self.begin(org).await?;
@@ -65,13 +70,11 @@ impl App {
             }
         }
         let (payment, attempts) = self.get_payment(org, super::PaymentRef::Id(id)).await?;
-        let link = attempts.into_iter().next_back().and_then(|attempt| attempt.open_link().cloned());
-        if is_known || link.as_ref().is_some_and(|link| link.url.is_some()) {
-            return Ok((payment, link));
-        }
-        let state = payment.state.as_str().to_uppercase();
-        let message = format!("the payment has become {state} before the link was there; read it");
-        Err(Error::precondition("PAYMENT_URL_REFUSED", format!("payment/{id}"), message))
+        let link = match attempts.into_iter().find(|attempt| attempt.number == number) {
+            Some(attempt) => link_of(&payment, &attempt)?,
+            None => None,
+        };
+        Ok((payment, link))
     }
 
     /// Writes the link that is to be made, with its frozen request. From here on it holds the slot.
@@ -194,4 +197,16 @@ impl App {
             .or_else(|| integration.success_redirect_url.clone())
             .unwrap_or_else(|| self.0.settings.default_success_url.clone())
     }
+}
+
+/// The link that an attempt stands for: none if it was used or has ended; and why, if it never came to be.
+fn link_of(payment: &Payment, attempt: &Attempt) -> Result<Option<Link>> {
+    if attempt.link().is_none_or(|link| link.provider_session_id.is_some()) {
+        return Ok(attempt.open_link().cloned());
+    }
+    let message = match &attempt.state {
+        AttemptState::Failed(failure) => failure.message.clone(),
+        _ => format!("the payment was {} before the link was there; read it", payment.state.as_str().to_uppercase()),
+    };
+    Err(Error::precondition("PAYMENT_URL_REFUSED", format!("payment/{}", payment.id), message))
 }

@@ -22,7 +22,7 @@ pub enum News<'a> {
     NothingDue,
     /// The caller wants another try.
     Retried(Option<PaymentMethodId>),
-    /// It can't be collected any more; closed if nothing that could take money exists at Stripe.
+    /// It can't be collected any more: canceled once nothing at Stripe can take money for it.
     Withdrawn,
     /// What the payment's own intent says now.
     Intent(&'a IntentSnapshot),
@@ -103,13 +103,15 @@ impl Payment {
                 self.attempt_number = number;
                 self.enter(PaymentState::Processing);
             }
-            News::NothingDue if self.state == PaymentState::Pending => self.enter(PaymentState::Succeeded),
+            News::NothingDue if self.state == PaymentState::Pending => {
+                let unknown_since = self.unknown_since;
+                self.enter(PaymentState::Succeeded);
+                // What was left at Stripe unasked, when its integration went, is left there still.
+                self.unknown_since = unknown_since;
+            }
             News::Retried(method) if matches!(self.state, PaymentState::Failed | PaymentState::Pending) => {
                 self.requested_method_id = method;
                 self.enter(PaymentState::Pending);
-            }
-            News::Withdrawn if !self.is_moving() && self.is_closed(attempt.as_deref()) => {
-                self.enter(PaymentState::Canceled);
             }
             News::Withdrawn => {
                 self.errand.get_or_insert(Errand::Cancel);

@@ -69,8 +69,10 @@ pub fn plan(
         };
     }
     if let Some(link) = link {
-        // The link opens only after Stripe has answered that the intent is closed (P1).
+        // The link opens only after Stripe has answered that the intent is closed (P1), and none opens at an integration
+        // that is being disconnected: nobody would hear of what is paid there.
         return match (&payment.provider_payment_intent_id, &link.provider_session_id) {
+            (_, None) if !integration.accepts_work() => Step::Decide(Box::new(News::Withdrawn)),
             (Some(_), _) => Step::CloseIntent,
             (None, None) => Step::MakeLink,
             (None, Some(_)) => Step::Rest,
