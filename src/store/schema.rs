@@ -53,6 +53,7 @@ table! {
         list_walk_after -> Nullable<Text>,
         list_walk_since -> Nullable<Timestamptz>,
         list_walk_newest -> Nullable<Timestamptz>,
+        forbidden_actions -> Array<Text>,
     }
 }
 

@@ -125,6 +125,32 @@ pub async fn set_endpoint_fault(
     Ok(())
 }
 
+/// Notes that the present key may not make a call; whether that is new.
+pub async fn note_forbidden(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: IntegrationId,
+    action: &str,
+) -> Result<bool> {
+    let noted = diesel::sql_query(
+        "UPDATE integrations SET forbidden_actions = array_append(forbidden_actions, $3) \
+         WHERE organization_id = $1 AND id = $2 AND NOT $3 = ANY (forbidden_actions)",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<SqlUuid, _>(id.0)
+    .bind::<Text, _>(action)
+    .execute(conn)
+    .await?;
+    Ok(noted == 1)
+}
+
+/// Another key has come: what it may not do is still to be seen.
+pub async fn forget_forbidden(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<()> {
+    let target = dsl::integrations.find((org.0, id.0));
+    diesel::update(target).set(dsl::forbidden_actions.eq(Vec::<String>::new())).execute(conn).await?;
+    Ok(())
+}
+
 /// At most `limit` reconcilers that live integrations lack. For the system role.
 pub async fn missing_reconcilers(
     conn: &mut AsyncPgConnection,

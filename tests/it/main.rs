@@ -20,6 +20,7 @@ mod pairs;
 mod parking;
 mod payload;
 mod payments;
+mod permissions;
 mod readme;
 mod reconcile;
 mod refunding;

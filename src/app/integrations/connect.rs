@@ -250,6 +250,7 @@ impl App {
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
+        store::upkeep::forget_forbidden(&mut work.tx, org, id).await?;
         work.commit().await?;
         self.resume_integration(org, id).await
     }

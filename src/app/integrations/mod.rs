@@ -12,12 +12,16 @@ use std::time::Duration;
 use secrecy::ExposeSecret;
 
 use super::tell;
+use super::work::Work;
 use super::{Access, App};
 use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpdate};
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 use crate::store::integrations::Secret;
 use crate::{store, stripe};
+
+/// What Stripe calls the objects of which nothing is collected: a key that may not touch them can still collect.
+const BESIDE_COLLECTING: [&str; 3] = ["event.", "refund.", "webhook_endpoint."];
 
 /// What a caller is told when a call to Stripe did not bring a definite answer.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
@@ -85,24 +89,49 @@ impl App {
         Ok(integration)
     }
 
-    /// What a failed call means for a job; besides, a key that must be mended pauses the integration.
+    /// What a failed call means for a job; besides, a key that must be mended pauses the integration, or, where nothing is
+    /// collected with the call, no more than what needs it.
     pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
-        if error.is_key_trouble()
-            && let Err(error) = self.pause_integration(access, action, error).await
-        {
-            return error;
+        let is_beside = BESIDE_COLLECTING.iter().any(|object| action.starts_with(object));
+        let told = match error {
+            stripe::Error::Forbidden { .. } if is_beside => self.tell_forbidden(access, action, error).await,
+            _ if error.is_key_trouble() => self.pause_integration(access, action, error).await,
+            _ => Ok(()),
+        };
+        match told {
+            Ok(()) => job_trouble(action, error),
+            Err(error) => error,
         }
-        job_trouble(action, error)
+    }
+
+    /// The key may not make a call without which everything else can go on: told once for each key.
+    async fn tell_forbidden(&self, access: &Access, action: &str, error: &stripe::Error) -> Result<()> {
+        let (org, id) = (access.org, access.integration);
+        let (mut work, integration, is_present) = self.lock_with_key(access).await?;
+        if !is_present || !store::upkeep::note_forbidden(&mut work.tx, org, id, action).await? {
+            return Ok(());
+        }
+        let code = error.code().unwrap_or("permission_missing");
+        work.tell(tell::provider_error(&integration, action, &error.to_string(), code));
+        tracing::warn!(integration.id = %id, %error, action, "what needs a permission waits until the key is mended");
+        work.commit().await
+    }
+
+    /// Locks an integration, within a new change; whether the key that a call was made with is still its key.
+    async fn lock_with_key(&self, access: &Access) -> Result<(Work, Integration, bool)> {
+        let (org, id) = (access.org, access.integration);
+        let mut work = self.begin(org).await?;
+        let integration = store::integrations::lock(&mut work.tx, org, id).await?;
+        let present = store::integrations::secret(&mut work.tx, &self.0.sealer, org, id, Secret::Key).await?;
+        let is_present = present.is_some_and(|key| key.expose_secret() == access.key.expose_secret());
+        Ok((work, integration, is_present))
     }
 
     /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once,
     /// and not at all if another key has taken its place meanwhile.
     pub(super) async fn pause_integration(&self, access: &Access, action: &str, error: &stripe::Error) -> Result<()> {
-        let (org, id) = (access.org, access.integration);
-        let mut work = self.begin(org).await?;
-        let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
-        let present = store::integrations::secret(&mut work.tx, &self.0.sealer, org, id, Secret::Key).await?;
-        let is_present = present.is_some_and(|key| key.expose_secret() == access.key.expose_secret());
+        let id = access.integration;
+        let (mut work, mut integration, is_present) = self.lock_with_key(access).await?;
         if integration.state != IntegrationState::Active || !is_present {
             return Ok(());
         }

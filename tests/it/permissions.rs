@@ -1,0 +1,96 @@
+//! A key that lacks a permission with which nothing is collected: what needs it stands still and is told of once, and
+//! nothing else does. (One that is revoked, or may not charge, pauses the integration: `away`.)
+
+use paybridge::dev::sandbox::{Action, Fault};
+use paybridge::dev::stage::Options;
+use paybridge::grpc::proto::{IntegrationState, PaymentState, RefundState, RotateIntegrationKeyRequest};
+use time::Duration;
+
+use crate::cashier::{Cashier, until};
+use crate::reconcile::{NEVER, passing};
+use crate::refunding::{REFUNDS, ask, listed, paid_till, read, refund, refund_by_hand, refund_in};
+
+fn forbid(cashier: &Cashier, method: &str, path: &str) {
+    cashier.sandbox().add_fault(Fault { times: None, ..Fault::once(method, path, Action::Forbidden) });
+}
+
+/// How often it was told that a call is not allowed.
+async fn told(cashier: &Cashier, action: &str) -> usize {
+    let database = cashier.database().await;
+    let query = "SELECT payload::text FROM events WHERE webhook_type = 'payment_provider.error'";
+    let rows = database.query(query, &[]).await.expect("the log");
+    rows.iter().filter(|row| row.get::<_, String>(0).contains(action)).count()
+}
+
+/// Collecting goes on.
+async fn collects(cashier: &mut Cashier, invoice: &str) {
+    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Active);
+    cashier.pay("hooli", invoice).await;
+    cashier.payment_in(invoice, PaymentState::Succeeded).await;
+}
+
+/// The same key again: somebody has given it the permission.
+async fn mend(cashier: &Cashier) {
+    cashier.sandbox().clear_faults();
+    let (id, secret_key) = (cashier.integration.id.clone(), cashier.player.key.clone());
+    let rotate = RotateIntegrationKeyRequest { id, secret_key };
+    let mut integrations = cashier.player.api.integrations.clone();
+    integrations.rotate_integration_key(rotate).await.expect("the key is taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_key_that_may_not_refund_leaves_refunds_pending_and_goes_on_collecting() {
+    let (mut cashier, payment) = paid_till("no refunds", "pm_card_visa", Options::default()).await;
+    forbid(&cashier, "POST", REFUNDS);
+    let mut asked = Vec::new();
+    for (request, cents) in [("first", 100), ("second", 200)] {
+        asked.push(refund(&cashier, ask(request, &payment, Some(cents))).await.expect("it is accepted").id);
+    }
+    passing(&mut cashier, Duration::MINUTE, "both were tried again", async |cashier| {
+        (cashier.posts(REFUNDS).iter().filter(|post| post.status == Some(403)).count() >= 6).then_some(())
+    })
+    .await;
+    assert_eq!(told(&cashier, "refund.create").await, 1, "told once");
+    collects(&mut cashier, "inv-2").await;
+    for id in &asked {
+        assert_eq!(read(&cashier, id).await.state(), RefundState::Pending, "not done is not failed");
+    }
+    mend(&cashier).await;
+    for id in &asked {
+        refund_in(&cashier, id, RefundState::Succeeded).await;
+    }
+    forbid(&cashier, "POST", REFUNDS);
+    refund(&cashier, ask("third", &payment, Some(300))).await.expect("it is accepted");
+    until("what another key lacks is told anew", || async {
+        (told(&cashier, "refund.create").await == 2).then_some(())
+    })
+    .await;
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_key_that_may_not_read_events_or_refunds_goes_on_collecting() {
+    let periods = paybridge::app::Periods { sweep: NEVER, endpoint: NEVER, ..paybridge::app::Periods::default() };
+    let options = Options { periods, ..Options::default() };
+    let (mut cashier, payment) = paid_till("no reads", "pm_card_visa", options).await;
+    forbid(&cashier, "GET", "/v1/events*");
+    forbid(&cashier, "GET", "/v1/refunds*");
+    let made = refund_by_hand(&cashier, &payment.provider_payment_intent_id).await;
+    passing(&mut cashier, Duration::MINUTE, "both were tried again", async |cashier| {
+        let asked = cashier.sandbox().requests();
+        let refused =
+            |path: &str| asked.iter().filter(|it| it.path.starts_with(path) && it.status == Some(403)).count() >= 3;
+        (refused("/v1/events") && refused("/v1/refunds")).then_some(())
+    })
+    .await;
+    for action in ["event.list", "refund.read"] {
+        assert_eq!(told(&cashier, action).await, 1, "{action} is told once");
+    }
+    collects(&mut cashier, "inv-2").await;
+    mend(&cashier).await;
+    until("the refund is known", || async {
+        listed(&cashier, &payment).await.iter().any(|it| it.provider_refund_id == made).then_some(())
+    })
+    .await;
+    cashier.end().await;
+}
