@@ -90,7 +90,10 @@ impl Answer {
             },
             500.. => self.unknown(Doubt::ServerError, detail),
             _ if !from_stripe => self.unknown(Doubt::Unreadable, detail),
-            400 if mismatch => Error::IdempotencyMismatch(Box::new(detail)),
+            400 if mismatch => {
+                tracing::error!(%detail, "a request went out under a key that Stripe has seen with another body (P2)");
+                Error::IdempotencyMismatch(Box::new(detail))
+            }
             400 | 404 => Error::Invalid(Box::new(detail)),
             401 => Error::Unauthorized(Box::new(detail)),
             402 => Error::Declined(Box::new(detail)),

@@ -20,6 +20,12 @@ const LATE: Duration = Duration::from_secs(1);
 /// For how long nothing may have to be done before it counts as quiet, real time.
 const QUIET_FOR: Duration = Duration::from_millis(300);
 
+/// Jobs that are held or overdue: since before `$1`, unix seconds. Reconcilers are held all the time, for they never end;
+/// they count once they are late.
+const OPEN: &str = "((lease_until > clock_timestamp() \
+     AND kind NOT IN ('poll_events', 'sweep_integration', 'check_endpoint')) \
+     OR (run_at < to_timestamp($1::float8) AND park_time IS NULL))";
+
 impl Run {
     /// Moves the clock until the banks have answered everything, a few hours at a time; the system comes to rest after
     /// each step.
@@ -50,9 +56,10 @@ impl Run {
         for _ in 0..TRIES_MAX {
             if !self.quiet(REST_WITHIN).await {
                 self.note(format!(
-                    "{:?} were not enough for what was due, {} after the start",
+                    "{:?} were not enough for what was due, {} after the start: {}",
                     REST_WITHIN,
-                    self.time.passed()
+                    self.time.passed(),
+                    self.due().await?
                 ));
                 return Ok(false);
             }
@@ -91,15 +98,31 @@ impl Run {
         .await
     }
 
-    /// Jobs that are held or overdue. Reconcilers are held all the time, for they never end; they count once they are late.
+    /// How many jobs are open.
     pub(super) async fn open_jobs(&self) -> Result<i64> {
-        let late = f64::from(self.settings.clock_speed) * LATE.as_secs_f64();
-        let counted = "SELECT count(*) FROM jobs WHERE (lease_until > clock_timestamp() \
-             AND kind NOT IN ('poll_events', 'sweep_integration', 'check_endpoint')) \
-             OR (run_at < to_timestamp($1::float8) AND park_time IS NULL)";
-        #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
-        let due = self.time.seconds() as f64 - late;
-        Ok(self.database.connect().await?.query_one(counted, &[&due]).await?.get(0))
+        let counted = format!("SELECT count(*) FROM jobs WHERE {OPEN}");
+        Ok(self.database.connect().await?.query_one(&counted, &[&self.late()]).await?.get(0))
+    }
+
+    /// What is to be done now, for people.
+    async fn due(&self) -> Result<String> {
+        let listed = format!(
+            "SELECT format('%s %s, %s, %s s late', kind, object_id, \
+             CASE WHEN lease_until > clock_timestamp() THEN 'held' ELSE 'free' END, \
+             extract(epoch FROM to_timestamp($1::float8) - run_at)::bigint) \
+             FROM jobs WHERE {OPEN} ORDER BY run_at LIMIT 20"
+        );
+        let jobs = self.database.connect().await?.query(&listed, &[&self.late()]).await?;
+        let jobs: Vec<String> = jobs.iter().map(|job| job.get(0)).collect();
+        let (people, webhook) = (self.workload.people.len(), self.sandbox.next_delivery());
+        let now = self.time.seconds();
+        Ok(format!("jobs {jobs:?}, {people} people act, the next webhook is due at {webhook:?}, it is {now}"))
+    }
+
+    /// What should have been done before this is late, unix seconds.
+    #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
+    fn late(&self) -> f64 {
+        self.time.seconds() as f64 - f64::from(self.settings.clock_speed) * LATE.as_secs_f64()
     }
 
     /// How many jobs are held just now.

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use super::book::Book;
 use super::callers::{Organization, Repeats, call};
 use super::plan::{CustomerPlan, InvoicePlan, Plan, Script, Wallet};
-use super::{lock, pause};
+use super::{REST_WITHIN, lock, pause};
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
 use crate::grpc::proto::create_payment_request::Customer;
@@ -27,8 +27,9 @@ use crate::grpc::proto::{
 const CALLERS: usize = 12;
 /// How many unsettled payments there are before callers wait, so that the faults strike payments of every age.
 const BACKLOG_MAX: usize = 200;
-/// How long a caller waits for a payment to be as it wants it, real time.
-const PATIENCE: Duration = Duration::from_mins(1);
+/// How long a caller waits for a payment to be as it wants it, real time. Some never are, and whoever waits keeps the
+/// system from rest: it must be well within the time that it is given for that.
+const PATIENCE: Duration = Duration::from_secs(REST_WITHIN.as_secs() / 2);
 
 /// See the module's text.
 pub(super) struct Workload {
