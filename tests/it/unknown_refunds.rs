@@ -163,11 +163,32 @@ async fn p2_a_stored_500_whose_refund_is_never_made_leads_to_a_new_key_after_the
     let (cashier, payment) = paid_till("refund never", "pm_card_visa", Options::default()).await;
     cashier.sandbox().forget_requests();
     cashier.fault(REFUNDS, 1, Action::ServerError { work: Effect::NotDone });
-    let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
+    // Of all that was taken: a second one would be refused.
+    let asked = refund(&cashier, ask("r1", &payment, None)).await.expect("it is accepted");
     dead_key_seen(&cashier).await;
     wait_out(&cashier, &[1, 4, 25]).await;
     made_once(&cashier, &asked).await;
     frozen_bodies(&cashier, 2);
+    end(cashier).await;
+}
+
+/// Stripe may do the work of a key hours after it has stored an error of its own for it. Of a part, nothing would keep a
+/// second refund from going through beside it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_part_is_not_sent_under_another_key_while_stripe_may_still_do_the_work_of_the_first() {
+    let (cashier, payment) = paid_till("refund part", "pm_card_visa", Options::default()).await;
+    silence(&cashier);
+    for (request, work, keys) in
+        [("late", Effect::DoneLater { seconds: 5 * 60 * 60 }, 1), ("never", Effect::NotDone, 2)]
+    {
+        cashier.sandbox().forget_requests();
+        cashier.fault(REFUNDS, 1, Action::ServerError { work });
+        let asked = refund(&cashier, ask(request, &payment, Some(1000))).await.expect("it is accepted");
+        dead_key_seen(&cashier).await;
+        wait_out(&cashier, &[1, 4, 25, 20 * 60]).await;
+        made_once(&cashier, &asked).await;
+        frozen_bodies(&cashier, keys);
+    }
     end(cashier).await;
 }
 

@@ -3,7 +3,8 @@
 //!
 //! Whatever the answer, the refund is read before its state is believed, for a repeated key answers with what was true
 //! when it was first sent. A key that says nothing any more (a stored 500, or older than 20 h) is settled by the list of
-//! the charge's refunds, where ours bears its mark; if it is not there after the reads that P2 names, another key follows.
+//! the charge's refunds, where ours bears its mark; if it is not there after the reads that P2 names, another key follows:
+//! for a part of a charge only once the first key is forgotten, since a second part would go through.
 
 use super::{Fetch, Scene, hash_request};
 use crate::app::reconcile::mended;
@@ -181,7 +182,10 @@ impl App {
         }
         let dead = *refund.dead_key_time.get_or_insert(now);
         refund.unknown_since.get_or_insert(now);
-        let next_read = DEAD_KEY_READS.iter().map(|wait| dead + *wait).find(|read| *read > now);
+        // Of a part, a second one would go through beside the first: not before Stripe has forgotten the old key.
+        let last_read = refund.amount.map(|_| frozen.create_time + KEY_AGE_MAX);
+        let reads = DEAD_KEY_READS.iter().map(|wait| dead + *wait).chain(last_read);
+        let next_read = reads.filter(|read| *read > now).min();
         let mut work = self.begin_leased(lease).await?;
         let next = if let Some(next_read) = next_read {
             next_read
