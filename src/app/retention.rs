@@ -21,6 +21,17 @@ impl App {
     /// Removes what is past its retention, and makes the partitions of the coming days. For a timer; two processes doing it
     /// at once would do no harm.
     pub(super) async fn retire_old(&self) -> Result<()> {
+        // One that fails does not keep the others from their work.
+        let ended = [
+            self.retire_deliveries().await,
+            self.forget_request_ids().await,
+            self.forget_budgets().await,
+            self.trim_logs().await,
+        ];
+        ended.into_iter().collect()
+    }
+
+    async fn retire_deliveries(&self) -> Result<()> {
         let now = self.clock().now();
         let pool = &self.0.pool;
         let mut tx = pool.begin(Scope::System).await?;
@@ -31,21 +42,26 @@ impl App {
         let mut tx = pool.begin(Scope::System).await?;
         let first_kept = (now - self.0.settings.delivery_retention).date();
         store::deliveries::drop_partitions(&mut tx, first_kept).await?;
-        tx.commit().await?;
+        tx.commit().await
+    }
 
+    async fn forget_request_ids(&self) -> Result<()> {
+        let before = self.clock().now() - REQUEST_ID_RETENTION;
         loop {
-            let mut tx = pool.begin(Scope::System).await?;
-            let gone = store::requests::forget(&mut tx, now - REQUEST_ID_RETENTION, BATCH).await?;
+            let mut tx = self.0.pool.begin(Scope::System).await?;
+            let gone = store::requests::forget(&mut tx, before, BATCH).await?;
             tx.commit().await?;
             if gone == 0 {
-                break;
+                return Ok(());
             }
         }
-        self.forget_budgets().await?;
+    }
+
+    async fn trim_logs(&self) -> Result<()> {
+        let before = self.clock().now() - self.0.settings.event_retention;
         for organization in self.list_organizations().await? {
             loop {
-                let before = now - self.0.settings.event_retention;
-                let mut tx = pool.begin(Scope::System).await?;
+                let mut tx = self.0.pool.begin(Scope::System).await?;
                 let gone = store::events::trim(&mut tx, organization.id, before, BATCH).await?;
                 tx.commit().await?;
                 if gone == 0 {

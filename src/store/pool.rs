@@ -11,8 +11,12 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, TransactionManager
 use super::error::unavailable;
 use crate::domain::{Error, OrganizationId, Result};
 
-/// How long a caller waits for a free connection.
+/// How long a caller waits for a free connection, and then for the beginning of its transaction.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// After how many seconds a server that has vanished without a word is given up, unless `DATABASE_URL` says otherwise: the
+/// system's own limits are hours.
+const VANISHED: [(&str, u32); 3] = [("connect_timeout", 5), ("tcp_user_timeout", 10), ("keepalives_idle", 5)];
 
 /// Connections to the database; clones share them.
 #[derive(Clone)]
@@ -33,6 +37,7 @@ impl Pool {
     pub fn new(url: &str, size: usize) -> Result<Self> {
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
+        let url = with_limits(url);
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
         let pool = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
         Ok(Self(pool))
@@ -43,10 +48,10 @@ impl Pool {
         let sql = match scope {
             Scope::Tenant(organization_id) => format!(
                 "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; \
-                 SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '20s'"
+                 SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s'"
             ),
             Scope::System => "BEGIN; SET LOCAL ROLE paybridge_system; SET LOCAL statement_timeout = '30s'; \
-                 SET LOCAL idle_in_transaction_session_timeout = '20s'"
+                 SET LOCAL idle_in_transaction_session_timeout = '5s'"
                 .to_owned(),
         };
         // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
@@ -54,12 +59,17 @@ impl Pool {
         let mut last = None;
         for _ in 0..=self.0.status().max_size {
             let mut connection = self.connection().await?;
-            match AnsiTransactionManager::begin_transaction_sql(&mut *connection, &sql).await {
-                Ok(()) => return Ok(Transaction(Some(connection))),
-                Err(error) => {
+            let begun = AnsiTransactionManager::begin_transaction_sql(&mut *connection, &sql);
+            match tokio::time::timeout(WAIT_TIMEOUT, begun).await {
+                Ok(Ok(())) => return Ok(Transaction(Some(connection))),
+                Ok(Err(error)) => {
                     tracing::debug!(%error, "a pooled connection is dead");
                     drop(Object::take(connection));
                     last = Some(error);
+                }
+                Err(_) => {
+                    drop(Object::take(connection));
+                    return Err(unavailable(&"no transaction could be begun in time"));
                 }
             }
         }
@@ -73,6 +83,18 @@ impl Pool {
             Ok(Err(error)) => Err(unavailable(&error)),
             Err(_) => Err(unavailable(&"no connection became free in time")),
         }
+    }
+}
+
+/// The address with time limits before what it says itself, which counts where it names the same ones.
+fn with_limits(url: &str) -> String {
+    let limits = |separator| VANISHED.map(|(name, seconds)| format!("{name}={seconds}")).join(separator);
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return format!("{} {url}", limits(" "));
+    }
+    match url.split_once('?') {
+        Some((place, own)) => format!("{place}?{}&{own}", limits("&")),
+        None => format!("{url}?{}", limits("&")),
     }
 }
 
@@ -131,6 +153,30 @@ impl Drop for Transaction {
                     tracing::debug!(%error, "a transaction could not be rolled back; its connection is given up");
                 }
             });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio_postgres::Config;
+
+    use super::with_limits;
+
+    #[test]
+    fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_otherwise() {
+        for (url, user_timeout) in [
+            ("postgresql://me@host/db", 10),
+            ("postgres://me@host/db?application_name=x&tcp_user_timeout=60", 60),
+            ("host=/run/postgresql user=me dbname=db", 10),
+            ("host=host tcp_user_timeout=60", 60),
+        ] {
+            let config: Config = with_limits(url).parse().expect("an address");
+            assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(user_timeout)), "{url}");
+            assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5), "{url}");
+            assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(5)), "{url}");
         }
     }
 }
