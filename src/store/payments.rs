@@ -8,7 +8,6 @@ use uuid::Uuid;
 
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
-use super::schema::payment_attempts::dsl as attempts;
 use super::schema::payments::dsl;
 use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, PendingReason};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
@@ -280,29 +279,35 @@ pub async fn with_errands(
 }
 
 /// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`, or one that has
-/// failed and for which a link is being made.
+/// failed and for which a link is being made. Either half has a small index of its own: it is asked for under locks.
 pub async fn unsettled(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
 ) -> Result<Vec<(Uuid, PaymentState)>> {
-    let states = [PaymentState::Pending, PaymentState::Processing, PaymentState::RequiresAction];
-    let open_attempt = attempts::payment_attempts
-        .filter(attempts::organization_id.eq(dsl::organization_id).and(attempts::payment_id.eq(dsl::id)))
-        .filter(attempts::state.eq("open"));
-    let is_failed = dsl::state.eq(PaymentState::Failed.as_str());
-    let rows: Vec<(Uuid, String)> = dsl::payments
-        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        .filter(
-            dsl::state.eq_any(states.map(PaymentState::as_str)).or(is_failed.and(diesel::dsl::exists(open_attempt))),
-        )
-        .order(dsl::id)
-        .select((dsl::id, dsl::state))
-        .load(conn)
-        .await?;
+    #[derive(QueryableByName)]
+    struct Found {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+        #[diesel(sql_type = Text)]
+        state: String,
+    }
+    let rows: Vec<Found> = diesel::sql_query(
+        "SELECT id, state FROM payments \
+             WHERE organization_id = $1 AND integration_id = $2 AND state IN ('pending', 'processing', 'requires_action') \
+         UNION ALL SELECT p.id, p.state FROM payment_attempts AS a \
+             JOIN payments AS p ON p.organization_id = a.organization_id AND p.id = a.payment_id \
+             WHERE a.organization_id = $1 AND a.state = 'open' AND p.integration_id = $2 AND p.state = 'failed' \
+         ORDER BY id",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<SqlUuid, _>(integration.0)
+    .load(conn)
+    .await?;
     rows.into_iter()
-        .map(|(id, state)| {
-            PaymentState::parse(&state).map(|parsed| (id, parsed)).ok_or_else(|| unreadable("payments", "state", state))
+        .map(|row| {
+            let state = PaymentState::parse(&row.state);
+            Ok((row.id, state.ok_or_else(|| unreadable("payments", "state", &row.state))?))
         })
         .collect()
 }

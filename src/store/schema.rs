@@ -289,4 +289,3 @@ table! {
 }
 
 allow_tables_to_appear_in_same_query!(payments, refunds);
-allow_tables_to_appear_in_same_query!(payments, payment_attempts);

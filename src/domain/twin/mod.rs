@@ -24,6 +24,7 @@ use time::Duration;
 use self::stripe::{Card, Told, index};
 use self::work::{Hand, Shared, new_attempt};
 use self::world::{Kind, Lease, World, new_payment};
+use super::integrations::IntegrationState;
 use super::payments::{
     Attempt, AttemptState, Errand, Link, Manual, News, Payment, PaymentState, Step, Way, link_objection,
 };
@@ -410,4 +411,28 @@ fn schedules_reach_every_state_and_every_way() {
     ] {
         assert!(reached.contains(wanted), "{wanted} is never reached: {reached:?}");
     }
+}
+
+/// At an integration that is being disconnected nobody would hear of what is paid on a link: what is not out yet never is.
+#[test]
+fn p1_a_link_in_the_making_is_withdrawn_while_its_integration_is_disconnected() {
+    let mut world = World::new(1, false);
+    world.payment.state = PaymentState::Failed;
+    world.payment.attempt_number = 1;
+    let attempt = new_attempt(&world, 1, Way::Link(Link::default()));
+    world.attempts.push(attempt);
+    for intent in [None, Some("pi_1".to_owned())] {
+        world.payment.provider_payment_intent_id = intent;
+        world.integration.state = IntegrationState::Active;
+        assert!(matches!(world.plan(), Step::MakeLink | Step::CloseIntent));
+        for state in [IntegrationState::Disconnecting, IntegrationState::Disconnected] {
+            world.integration.state = state;
+            assert_eq!(world.plan(), Step::Decide(Box::new(News::Withdrawn)));
+        }
+    }
+    world.news(News::Withdrawn);
+    assert_eq!(world.payment.errand, Some(Errand::Cancel), "once its intent is closed, too");
+    world.payment.provider_payment_intent_id = None;
+    world.news(News::Withdrawn);
+    assert_eq!((world.payment.state, world.newest().map(Attempt::is_open)), (PaymentState::Canceled, Some(false)));
 }
