@@ -160,7 +160,9 @@ impl App {
             store::jobs::release(&mut tx, lease, now + backoff_away(lease.failures), Some(&text)).await?;
             false
         } else {
-            store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, OWN_FAILURES_MAX, now).await?
+            // A reconciler has no end, and nobody else does its work: it goes on, however often it fails.
+            let failures_max = if JobKind::RECONCILERS.contains(&lease.kind) { i32::MAX } else { OWN_FAILURES_MAX };
+            store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, failures_max, now).await?
         };
         tx.commit().await?;
         if is_parked {

@@ -21,6 +21,7 @@ mod wake;
 mod work;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -34,8 +35,10 @@ pub use self::reconcile::Periods;
 pub use self::timers::Timer;
 use self::wake::Wake;
 use crate::clock::Clock;
+use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payments::KEY_AGE_MAX;
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+use crate::store::integrations::Secret;
 use crate::store::{self, Hint, Pool, Scope, Sealer};
 use crate::stripe;
 
@@ -122,24 +125,37 @@ impl App {
         self.0.pool.begin(Scope::Tenant(org)).await
     }
 
-    /// An integration's API key, opened. Calls with it keep within its account's limits.
+    /// An integration's API key, opened, unless the integration is paused: Stripe has refused the key, and is not asked
+    /// again before it is mended.
     async fn access(&self, org: OrganizationId, integration: IntegrationId) -> Result<Access> {
+        let (known, access) = self.any_access(org, integration).await?;
+        if known.state == IntegrationState::Paused {
+            return Err(Error::Unavailable {
+                reason: "STRIPE_UNAVAILABLE",
+                message: "the integration is paused until its key is mended".to_owned(),
+                retry_after: Duration::from_mins(1),
+            });
+        }
+        Ok(access)
+    }
+
+    /// An integration and its API key, opened. Calls with it keep within its account's limits.
+    async fn any_access(&self, org: OrganizationId, id: IntegrationId) -> Result<(Integration, Access)> {
         let mut tx = self.read(org).await?;
-        let which = store::integrations::Secret::Key;
-        let key = store::integrations::secret(&mut tx, &self.0.sealer, org, integration, which).await?;
-        let account = store::integrations::account(&mut tx, org, integration).await?;
+        let integration = store::integrations::get(&mut tx, org, id).await?;
+        let key = store::integrations::secret(&mut tx, &self.0.sealer, org, id, Secret::Key).await?;
         tx.close().await?;
         let key = key.ok_or_else(|| {
             Error::precondition(
                 "INTEGRATION_DISCONNECTED",
-                format!("integration/{integration}"),
+                format!("integration/{id}"),
                 "the integration is disconnected; connect the Stripe account anew",
             )
         })?;
-        let key = match account {
-            Some((account, livemode)) => self.0.stripe.key(key, &account, livemode, org),
+        let key = match &integration.provider_account_id {
+            Some(account) => self.0.stripe.key(key, account, integration.livemode, org),
             None => stripe::ApiKey::unpaced(key),
         };
-        Ok(Access { org, integration, key })
+        Ok((integration, Access { org, integration: id, key }))
     }
 }

@@ -236,17 +236,6 @@ pub async fn secret(
     sealed.flatten().map(|sealed| sealer.open(&sealed, place(org, id, which))).transpose()
 }
 
-/// The Stripe account, once it is known, and whether the key is a live one.
-pub async fn account(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    id: IntegrationId,
-) -> Result<Option<(String, bool)>> {
-    let row = dsl::integrations.find((org.0, id.0)).select((dsl::provider_account_id, dsl::livemode));
-    let found: Option<(Option<String>, bool)> = row.first(conn).await.optional()?;
-    Ok(found.and_then(|(account, livemode)| account.map(|account| (account, livemode))))
-}
-
 /// Whether it is to be disconnected without waiting for what moves.
 pub async fn is_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<bool> {
     Ok(dsl::integrations

@@ -144,10 +144,10 @@ pub async fn note_forbidden(
     Ok(noted == 1)
 }
 
-/// Another key has come: what it may not do is still to be seen.
+/// Another key has come: what it may not do, at the endpoint too, is still to be seen.
 pub async fn forget_forbidden(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<()> {
-    let target = dsl::integrations.find((org.0, id.0));
-    diesel::update(target).set(dsl::forbidden_actions.eq(Vec::<String>::new())).execute(conn).await?;
+    let none = (dsl::forbidden_actions.eq(Vec::<String>::new()), dsl::endpoint_fault.eq(None::<String>));
+    diesel::update(dsl::integrations.find((org.0, id.0))).set(none).execute(conn).await?;
     Ok(())
 }
 

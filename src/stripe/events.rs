@@ -95,8 +95,10 @@ pub struct ListedEvent {
 /// One page of the events list, newest first.
 #[derive(Clone, Debug)]
 pub struct EventPage {
-    /// The events.
+    /// The events. One that can't be read is logged, and left out: it must not stand before all others (P6).
     pub events: Vec<ListedEvent>,
+    /// The id of the page's last one, read or not: a walk goes on from there.
+    pub last: Option<String>,
     /// Whether there are more in the direction asked for.
     pub has_more: bool,
 }
@@ -126,8 +128,17 @@ impl Client {
             .push_some("starting_after", query.starting_after)
             .into_body();
         let page: Page<Value> = self.send(key, Call::get("/v1/events", None, &form)).await?;
-        let events: Result<_, _> = page.data.iter().map(listed).collect();
-        Ok(EventPage { events: events?, has_more: page.has_more })
+        let id = |event: &Value| event.get("id").and_then(Value::as_str).map(str::to_owned);
+        let read = |event: &Value| {
+            let read = listed(event);
+            if let Err(error) = &read {
+                tracing::error!(event = id(event), %error, "an event of Stripe's list can't be read, and is passed over");
+            }
+            read.ok()
+        };
+        let events = page.data.iter().filter_map(read).collect();
+        let last = page.data.iter().rev().find_map(id);
+        Ok(EventPage { events, last, has_more: page.has_more })
     }
 
     /// Reads one event, for up to 30 days.
@@ -185,10 +196,22 @@ mod tests {
         let page = script.client().events(&key, &query).await.unwrap();
         assert_eq!((page.events.len(), page.has_more), (2, true));
         assert_eq!(page.events[0].envelope.request.id.as_deref(), Some("req_1"));
+        assert_eq!(page.last.as_deref(), Some("evt_1"));
         let stored = EventEnvelope::parse(page.events[1].body.as_bytes()).unwrap();
         assert_eq!(stored, page.events[1].envelope);
         let target = "/v1/events?limit=100&types[0]=charge.refunded&types[1]=refund.created\
             &created[gte]=1700000000&ending_before=evt_0";
         assert_eq!(script.requests()[0].target, target);
+    }
+
+    #[tokio::test]
+    async fn p6_an_event_that_can_not_be_read_is_passed_over_and_stands_before_no_other() {
+        let page = r#"{"object":"list","has_more":true,"data":[
+            {"id":"evt_3","type":"x","created":"soon"}, 7,
+            {"id":"evt_2","type":"x","created":1700000000}, {"id":"evt_1"}]}"#;
+        let script = Script::new(|_| answer(200, page)).await;
+        let page = script.client().events(&key(), &EventQuery::default()).await.unwrap();
+        let read: Vec<_> = page.events.iter().map(|event| event.envelope.id.as_str()).collect();
+        assert_eq!((read, page.last.as_deref(), page.has_more), (vec!["evt_2"], Some("evt_1"), true));
     }
 }

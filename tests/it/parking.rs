@@ -214,3 +214,29 @@ async fn a_job_that_fails_because_stripe_is_away_is_never_parked() {
     cashier.player.customer_when("gavin", "is made at Stripe", is_made).await.expect("it goes on");
     cashier.end().await;
 }
+
+/// What watches over an integration has no end and no other hands: it fails for as long as it fails, and then goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_reconciler_is_never_parked() {
+    let mut cashier = Cashier::new("watch", Options::default()).await;
+    cashier.customer("hooli", "pm_card_visa").await;
+    let database = cashier.database().await;
+    let block = "CREATE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+            RAISE EXCEPTION 'nobody sweeps'; END $$; \
+        CREATE TRIGGER poison BEFORE UPDATE OF sweep_time ON integrations FOR EACH ROW EXECUTE FUNCTION poison();";
+    database.batch_execute(block).await.expect("the trigger is set");
+    until("it has failed for long", || async {
+        cashier.advance(Duration::minutes(31));
+        job(&database, "sweep_integration").await.filter(|(_, own, _)| *own > 22)
+    })
+    .await;
+    let watched = job(&database, "sweep_integration").await.expect("the job");
+    assert!(!watched.2, "it is tried still");
+    database.batch_execute("DROP TRIGGER poison ON integrations").await.expect("the trigger is gone");
+    until("it sweeps again", || async {
+        cashier.advance(Duration::minutes(31));
+        job(&database, "sweep_integration").await.filter(|(failures, ..)| *failures == 0)
+    })
+    .await;
+    cashier.end().await;
+}

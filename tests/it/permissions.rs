@@ -1,9 +1,11 @@
 //! A key that lacks a permission with which nothing is collected: what needs it stands still and is told of once, and
-//! nothing else does. (One that is revoked, or may not charge, pauses the integration: `away`.)
+//! nothing else does. One that may not collect, or hear of what it collects, pauses the integration.
 
 use paybridge::dev::sandbox::{Action, Fault};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{IntegrationState, PaymentState, RefundState, RotateIntegrationKeyRequest};
+use paybridge::grpc::proto::{
+    CreateCustomerRequest, IntegrationState, PaymentState, RefundState, RotateIntegrationKeyRequest,
+};
 use time::Duration;
 
 use crate::cashier::{Cashier, until};
@@ -92,5 +94,39 @@ async fn p6_a_key_that_may_not_read_events_or_refunds_goes_on_collecting() {
         listed(&cashier, &payment).await.iter().any(|it| it.provider_refund_id == made).then_some(())
     })
     .await;
+    cashier.end().await;
+}
+
+/// Where nobody posts webhooks, the list is all that tells of what was collected.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_key_that_may_not_read_the_only_list_of_events_pauses_the_integration() {
+    let options = Options { polls_events: true, ..Options::default() };
+    let mut cashier = Cashier::new("deaf", options).await;
+    forbid(&cashier, "GET", "/v1/events*");
+    until("it is paused", || async {
+        (cashier.integration_now().await.state() == IntegrationState::Paused).then_some(())
+    })
+    .await;
+    assert_eq!(told(&cashier, "event.list").await, 1, "told once");
+    // Stripe is not asked again before the key is mended.
+    cashier.sandbox().forget_requests();
+    let newcomer = CreateCustomerRequest {
+        external_id: "gavin".to_owned(),
+        sync_with_provider: true,
+        ..CreateCustomerRequest::default()
+    };
+    cashier.player.api.customers.create_customer(newcomer).await.expect("it is accepted");
+    let database = cashier.database().await;
+    until("its job has come by", || async {
+        cashier.advance(Duration::minutes(5));
+        let query = "SELECT FROM jobs WHERE kind = 'sync_customer' AND failures > 2 AND own_failures = 0";
+        database.query_opt(query, &[]).await.expect("a look")
+    })
+    .await;
+    assert_eq!(cashier.sandbox().requests().len(), 0, "no call");
+    mend(&cashier).await;
+    cashier.at_rest(&["sync_customer"]).await;
+    let customer = cashier.player.customer("gavin").await.expect("a customer");
+    assert!(customer.provider_customer_id.starts_with("cus_"), "{customer:?}");
     cashier.end().await;
 }

@@ -6,12 +6,12 @@ use time::{Duration, OffsetDateTime};
 
 use super::inbox::job_for;
 use super::new_delivery;
-use crate::app::App;
 use crate::app::reconcile::mended;
-use crate::domain::Result;
+use crate::app::{Access, App, stripe_unavailable};
 use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{Lease, Outcome};
+use crate::domain::{Error, Result};
 use crate::store::upkeep::ListProgress;
 use crate::stripe::events::{EventPage, EventQuery, ListedEvent};
 use crate::{store, stripe};
@@ -87,17 +87,29 @@ impl App {
             let has_more = match self.0.stripe.events(&access.key, &query).await {
                 Ok(page) => self.keep_page(lease, integration, page, progress, now).await?,
                 // An event is listed for 30 days: a read that was cut off before that begins anew.
-                Err(error) if after.is_some() && error.code() == Some("resource_missing") => {
+                Err(error) if after.is_some() && error.verdict() == stripe::Verdict::Refused => {
+                    tracing::info!(integration.id = %integration.id, %error, "the events list is read from its newest on");
                     forget_walk(progress);
                     true
                 }
-                Err(error) => return Err(self.stripe_trouble(&access, "event.list", &error).await),
+                Err(error) => return Err(self.list_trouble(integration, &access, &error).await),
             };
             if !has_more {
                 progress.poll_time = progress.poll_time.max(progress.list_walk_newest);
                 forget_walk(progress);
                 return Ok(());
             }
+        }
+    }
+
+    /// A page can't be read. Where nobody else brings events, nothing may be collected of which nothing would be heard.
+    async fn list_trouble(&self, integration: &Integration, access: &Access, error: &stripe::Error) -> Error {
+        if !integration.polls_events || !error.is_key_trouble() {
+            return self.stripe_trouble(access, "event.list", error).await;
+        }
+        match self.pause_integration(access, "event.list", error).await {
+            Ok(()) => stripe_unavailable(error),
+            Err(error) => error,
         }
     }
 
@@ -111,7 +123,7 @@ impl App {
         now: OffsetDateTime,
     ) -> Result<bool> {
         let (org, id) = (integration.organization_id, integration.id);
-        progress.list_walk_after = page.events.last().map(|event| event.envelope.id.clone());
+        progress.list_walk_after.clone_from(&page.last);
         let has_more = page.has_more && progress.list_walk_after.is_some();
         // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
         let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;

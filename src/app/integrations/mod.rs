@@ -21,7 +21,7 @@ use crate::store::integrations::Secret;
 use crate::{store, stripe};
 
 /// What Stripe calls the objects of which nothing is collected: a key that may not touch them can still collect.
-const BESIDE_COLLECTING: [&str; 3] = ["event.", "refund.", "webhook_endpoint."];
+const BESIDE_COLLECTING: [&str; 3] = ["event.", "refund.", "dispute."];
 
 /// What a caller is told when a call to Stripe did not bring a definite answer.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
@@ -156,6 +156,7 @@ impl App {
         let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
         let customers = store::customers::pending_links(&mut work.tx, org, id).await?;
         store::jobs::hurry(&mut work.tx, org, work.now).await?;
+        work.ask(JobKind::CheckEndpoint, id.0);
         if integration.state == IntegrationState::Paused {
             integration.state = IntegrationState::Active;
             integration.pause_reason = None;

@@ -29,6 +29,15 @@ struct Found {
 }
 
 impl Fetch<'_> {
+    /// The call, as operators and `payment_provider.error` name it.
+    fn action(&self) -> &'static str {
+        match self {
+            Self::RefundsOf(_) => "refund.list",
+            Self::Refund(_) => "refund.read",
+            Self::Dispute(_) => "dispute.read",
+        }
+    }
+
     async fn read(&self, stripe: &stripe::Client, key: &stripe::ApiKey) -> Result<Found, stripe::Error> {
         Ok(match self {
             Self::RefundsOf(charge) => Found { refunds: stripe.refunds_of(key, charge).await?, ..Found::default() },
@@ -55,7 +64,7 @@ impl App {
             tx.close().await?;
             let found = match fetch.read(&self.0.stripe, &access.key).await {
                 Ok(found) => found,
-                Err(error) => return Err(self.stripe_trouble(access, "refund.read", &error).await),
+                Err(error) => return Err(self.stripe_trouble(access, fetch.action(), &error).await),
             };
             let mut work = self.begin_leased(lease).await?;
             let scene = Scene::load(&mut work, id).await?;
