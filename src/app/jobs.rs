@@ -155,13 +155,14 @@ impl App {
         };
         let now = self.clock().now();
         let (kind, failures) = (lease.kind.as_str(), lease.failures + 1);
+        let is_endless = JobKind::RECONCILERS.contains(&lease.kind);
         let mut tx = self.read(lease.organization_id).await?;
         let is_parked = if matches!(error, Error::Unavailable { .. }) {
             store::jobs::release(&mut tx, lease, now + backoff_away(lease.failures), Some(&text)).await?;
             false
         } else {
             // A reconciler has no end, and nobody else does its work: it goes on, however often it fails.
-            let failures_max = if JobKind::RECONCILERS.contains(&lease.kind) { i32::MAX } else { OWN_FAILURES_MAX };
+            let failures_max = if is_endless { i32::MAX } else { OWN_FAILURES_MAX };
             store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, failures_max, now).await?
         };
         tx.commit().await?;
@@ -169,6 +170,11 @@ impl App {
             tracing::error!(
                 job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
                 error = %text, "a job is parked: mend what it fails for, then `paybridge jobs retry` it"
+            );
+        } else if is_endless && failures >= OWN_FAILURES_MAX {
+            tracing::error!(
+                job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
+                error = %text, "what watches over an integration has failed for long"
             );
         } else {
             tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job failed");

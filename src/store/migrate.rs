@@ -8,6 +8,8 @@ use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
+use super::pool::with_limits;
+
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
 /// The SQL that makes the three roles; a database administrator runs it where the migrating user may not.
@@ -16,7 +18,7 @@ pub const ROLES_SQL: &str = include_str!("../../migrations/roles.sql");
 /// Makes the roles if they are missing, and runs what migrations are pending; returns their names. Needs the
 /// multi-thread runtime.
 pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
-    let mut connection = AsyncPgConnection::establish(database_url)
+    let mut connection = AsyncPgConnection::establish(&with_limits(database_url))
         .await
         .context("the database can't be reached; check DATABASE_URL")?;
     connection.batch_execute(ROLES_SQL).await.context(
@@ -38,7 +40,7 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
 
 /// Whether every migration of this binary has been run. Asked as whoever serves, who may read that and change nothing.
 pub async fn is_current(database_url: &str) -> anyhow::Result<bool> {
-    let mut connection = AsyncPgConnection::establish(database_url)
+    let mut connection = AsyncPgConnection::establish(&with_limits(database_url))
         .await
         .context("the database can't be reached; check DATABASE_URL")?;
     let is_there: Row = diesel::sql_query("SELECT to_regclass('__diesel_schema_migrations')::text AS value")

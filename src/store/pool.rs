@@ -16,7 +16,8 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// After how many seconds a server that has vanished without a word is given up, unless `DATABASE_URL` says otherwise: the
 /// system's own limits are hours.
-const VANISHED: [(&str, u32); 3] = [("connect_timeout", 5), ("tcp_user_timeout", 10), ("keepalives_idle", 5)];
+const VANISHED: [(&str, u32); 4] =
+    [("connect_timeout", 5), ("tcp_user_timeout", 10), ("keepalives_idle", 5), ("keepalives_interval", 2)];
 
 /// Connections to the database; clones share them.
 #[derive(Clone)]
@@ -87,13 +88,15 @@ impl Pool {
 }
 
 /// The address with time limits before what it says itself, which counts where it names the same ones.
-fn with_limits(url: &str) -> String {
+pub(super) fn with_limits(url: &str) -> String {
     let limits = |separator| VANISHED.map(|(name, seconds)| format!("{name}={seconds}")).join(separator);
     if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
         return format!("{} {url}", limits(" "));
     }
-    match url.split_once('?') {
-        Some((place, own)) => format!("{place}?{}&{own}", limits("&")),
+    // A password may hold what else begins the options.
+    let place = url.find('@').unwrap_or_default();
+    match url[place..].find('?') {
+        Some(options) => format!("{}{}&{}", &url[..=place + options], limits("&"), &url[place + options + 1..]),
         None => format!("{url}?{}", limits("&")),
     }
 }
@@ -169,6 +172,9 @@ mod tests {
     fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_otherwise() {
         for (url, user_timeout) in [
             ("postgresql://me@host/db", 10),
+            ("postgresql://host/db?user=me", 10),
+            ("postgresql://me:pa?ss@[::1]:5432/db?tcp_user_timeout=60", 60),
+            ("postgresql://me:pa?ss@host/db", 10),
             ("postgres://me@host/db?application_name=x&tcp_user_timeout=60", 60),
             ("host=/run/postgresql user=me dbname=db", 10),
             ("host=host tcp_user_timeout=60", 60),
@@ -176,6 +182,9 @@ mod tests {
             let config: Config = with_limits(url).parse().expect("an address");
             assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(user_timeout)), "{url}");
             assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5), "{url}");
+            assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(2)), "{url}");
+            assert!(!config.get_hosts().is_empty());
+            assert!(config.get_password().is_none_or(|password| password == b"pa?ss"), "{url}");
             assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(5)), "{url}");
         }
     }

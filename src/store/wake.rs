@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_postgres::{AsyncMessage, NoTls};
 
+use super::pool::with_limits;
 use crate::domain::OrganizationId;
 
 /// The channel's name.
@@ -57,7 +58,7 @@ async fn relay_once(
     outgoing: &mut mpsc::Receiver<Hint>,
     heard: std::sync::Arc<impl Fn(Hint) + Send + Sync + 'static>,
 ) -> Result<(), tokio_postgres::Error> {
-    let (client, mut connection) = tokio_postgres::connect(url, NoTls).await?;
+    let (client, mut connection) = tokio_postgres::connect(&with_limits(url), NoTls).await?;
     let mut driver = tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(note) = message

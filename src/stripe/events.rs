@@ -138,6 +138,9 @@ impl Client {
         };
         let events = page.data.iter().filter_map(read).collect();
         let last = page.data.iter().rev().find_map(id);
+        if page.has_more && last.is_none() {
+            return Err(Error::unknown(Doubt::Unreadable, "the list goes on after a page on which no event has an id"));
+        }
         Ok(EventPage { events, last, has_more: page.has_more })
     }
 

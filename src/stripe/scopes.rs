@@ -27,6 +27,13 @@ enum Probe {
     Write(&'static str, &'static str),
 }
 
+impl Scope {
+    /// Whether invoices can be collected without it.
+    pub fn is_beside_collecting(&self) -> bool {
+        ["rak_refund_", "rak_dispute_", "rak_event_", "rak_webhook_"].iter().any(|it| self.permission.starts_with(it))
+    }
+}
+
 /// What a probe found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {

@@ -4,8 +4,10 @@
 use paybridge::dev::sandbox::{Action, Fault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::{
-    CreateCustomerRequest, IntegrationState, PaymentState, RefundState, RotateIntegrationKeyRequest,
+    CheckIntegrationRequest, CreateCustomerRequest, IntegrationState, PaymentState, RefundState,
+    RotateIntegrationKeyRequest,
 };
+use paybridge::stripe::scopes::SCOPES;
 use time::Duration;
 
 use crate::cashier::{Cashier, until};
@@ -128,5 +130,37 @@ async fn p6_a_key_that_may_not_read_the_only_list_of_events_pauses_the_integrati
     cashier.at_rest(&["sync_customer"]).await;
     let customer = cashier.player.customer("gavin").await.expect("a customer");
     assert!(customer.provider_customer_id.starts_with("cus_"), "{customer:?}");
+    cashier.end().await;
+}
+
+/// What a check of a paused integration looks for is what collecting needs; the rest is told, and stays as it is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_check_resumes_an_integration_whose_key_may_collect_again_whatever_else_it_lacks() {
+    let mut cashier = Cashier::new("check", Options::default()).await;
+    cashier.customer("hooli", "pm_card_visa").await;
+    let key = "rk_test_restricted";
+    let all = SCOPES.iter().map(|scope| scope.permission);
+    let without = |lacking: &[&str]| all.clone().filter(|scope| !lacking.contains(scope)).collect::<Vec<_>>();
+    let give = |cashier: &Cashier, scopes: &[&str]| {
+        cashier.sandbox().add_key(key, &cashier.player.account, Some(scopes));
+    };
+    give(&cashier, &without(&[]));
+    let (id, secret_key) = (cashier.integration.id.clone(), key.to_owned());
+    let rotate = RotateIntegrationKeyRequest { id, secret_key };
+    cashier.player.api.integrations.rotate_integration_key(rotate).await.expect("the key is taken");
+
+    give(&cashier, &without(&["rak_payment_intent_write", "rak_refund_write"]));
+    cashier.pay("hooli", "inv").await;
+    until("it is paused", || async {
+        (cashier.integration_now().await.state() == IntegrationState::Paused).then_some(())
+    })
+    .await;
+    let check = CheckIntegrationRequest { id: cashier.integration.id.clone() };
+    cashier.player.api.integrations.check_integration(check.clone()).await.expect("a look");
+    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Paused, "it still may not collect");
+    give(&cashier, &without(&["rak_refund_write"]));
+    let found = cashier.player.api.integrations.check_integration(check).await.expect("a look").into_inner();
+    assert!(format!("{found:?}").contains("rak_refund_write"), "what is missing is told");
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
     cashier.end().await;
 }

@@ -78,6 +78,7 @@ impl App {
         now: OffsetDateTime,
     ) -> Result<()> {
         let access = self.access(integration.organization_id, integration.id).await?;
+        let mut has_begun_anew = false;
         loop {
             let since = *progress.list_walk_since.get_or_insert_with(|| {
                 progress.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD)) - OVERLAP
@@ -87,9 +88,10 @@ impl App {
             let has_more = match self.0.stripe.events(&access.key, &query).await {
                 Ok(page) => self.keep_page(lease, integration, page, progress, now).await?,
                 // An event is listed for 30 days: a read that was cut off before that begins anew.
-                Err(error) if after.is_some() && error.verdict() == stripe::Verdict::Refused => {
+                Err(error) if after.is_some() && error.verdict() == stripe::Verdict::Refused && !has_begun_anew => {
                     tracing::info!(integration.id = %integration.id, %error, "the events list is read from its newest on");
                     forget_walk(progress);
+                    has_begun_anew = true;
                     true
                 }
                 Err(error) => return Err(self.list_trouble(integration, &access, &error).await),
@@ -104,7 +106,8 @@ impl App {
 
     /// A page can't be read. Where nobody else brings events, nothing may be collected of which nothing would be heard.
     async fn list_trouble(&self, integration: &Integration, access: &Access, error: &stripe::Error) -> Error {
-        if !integration.polls_events || !error.is_key_trouble() {
+        let is_deaf = integration.polls_events && integration.state == IntegrationState::Active;
+        if !is_deaf || !error.is_key_trouble() {
             return self.stripe_trouble(access, "event.list", error).await;
         }
         match self.pause_integration(access, "event.list", error).await {

@@ -5,12 +5,12 @@ use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integra
 use crate::domain::{IntegrationId, OrganizationId, Result};
 use crate::stripe;
 use crate::stripe::accounts::KeyClass;
-use crate::stripe::scopes::Proof;
+use crate::stripe::scopes::{Proof, Scope};
 
 use super::stripe_unavailable;
 
 impl App {
-    /// What is right and what is wrong. A paused integration whose key turns out good is resumed.
+    /// What is right and what is wrong. A paused integration whose key turns out good for collecting is resumed.
     pub async fn check_integration(
         &self,
         org: OrganizationId,
@@ -27,16 +27,19 @@ impl App {
             }
             Err(error) => return Err(stripe_unavailable(&error)),
         }
+        let mut can_collect = true;
         if KeyClass::of(&access.key).is_ok_and(|class| class.restricted) {
             let probed = self.0.stripe.probe_scopes(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
+            // Where the events list is all that tells, collecting needs it.
+            let tells_all = |scope: &Scope| integration.polls_events && scope.permission == "rak_event_read";
+            let is_needed = |scope: &Scope| !scope.is_beside_collecting() || tells_all(scope);
+            can_collect = !probed.iter().any(|found| found.proof == Proof::Missing && is_needed(found.scope));
             findings.extend(probed.iter().map(scope_finding));
         }
         if let Some(endpoint) = &integration.provider_endpoint_id {
             findings.push(self.check_endpoint(&integration, &access.key, endpoint).await?);
         }
-        let is_sound =
-            findings.iter().all(|finding| matches!(finding.state, FindingState::Ok | FindingState::Unproved));
-        if integration.state == IntegrationState::Paused && is_sound {
+        if integration.state == IntegrationState::Paused && can_collect {
             return Ok((self.resume_integration(org, id).await?, findings));
         }
         Ok((integration, findings))

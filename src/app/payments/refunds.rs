@@ -6,6 +6,8 @@
 //! the charge's refunds, where ours bears its mark; if it is not there after the reads that P2 names, another key follows:
 //! for a part of a charge only once the first key is forgotten, since a second part would go through.
 
+use time::Duration;
+
 use super::{Fetch, Scene, hash_request};
 use crate::app::reconcile::mended;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
@@ -16,6 +18,9 @@ use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
+
+/// How long Stripe keeps a key at least.
+const KEY_KEPT: Duration = Duration::DAY;
 
 impl App {
     /// Accepts a refund. The answer is its present state: `pending` when it is new.
@@ -183,7 +188,8 @@ impl App {
         let dead = *refund.dead_key_time.get_or_insert(now);
         refund.unknown_since.get_or_insert(now);
         // Of a part, a second one would go through beside the first: not before Stripe has forgotten the old key.
-        let last_read = refund.amount.map(|_| frozen.create_time + KEY_AGE_MAX);
+        let last_send = dead.min(frozen.create_time + KEY_AGE_MAX);
+        let last_read = refund.amount.map(|_| last_send + KEY_KEPT);
         let reads = DEAD_KEY_READS.iter().map(|wait| dead + *wait).chain(last_read);
         let next_read = reads.filter(|read| *read > now).min();
         let mut work = self.begin_leased(lease).await?;
