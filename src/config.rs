@@ -76,8 +76,6 @@ pub fn misspelt(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
         .filter(|name| name.strip_prefix(PREFIX).is_some_and(|rest| !is_kubernetes(rest)))
         .filter(|name| !is_known(name))
         .collect();
-    #[cfg(feature = "dev")]
-    found.retain(|name| name != crate::crash::VARIABLE);
     found.sort();
     found
 }

@@ -22,6 +22,9 @@ use crate::domain::signals::{DisputeSnapshot, IntentSnapshot};
 /// The provider's name in Lago's payloads.
 const STRIPE: &str = "stripe";
 
+/// What a payment of Lago's has as its `payment_provider_type`: the class there.
+const STRIPE_CLASS: &str = "PaymentProviders::StripeProvider";
+
 fn at(time: OffsetDateTime) -> String {
     time.format(&Rfc3339).unwrap_or_default()
 }
@@ -36,13 +39,13 @@ pub(super) struct About<'a> {
 }
 
 /// What a change of a payment tells: the payment's own event, and the invoice's where Lago's `payment_status` changes.
-pub(super) fn payment_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
+pub(super) fn payment_changed(about: &About<'_>, change: Change, by: Option<&IntentSnapshot>) -> Vec<NewEvent> {
     let mut told = Vec::new();
     if change.goes_on {
         told.push(payment("payment.cancellation_refused", about));
     }
-    if change.paid_twice {
-        told.push(payment("payment.overpaid", about));
+    if let Some(intent) = by.filter(|_| change.paid_twice) {
+        told.push(overpaid(about, intent, intent.received()));
     }
     if change.is_news() {
         told.extend(state_changed(about, change));
@@ -334,7 +337,7 @@ pub(super) fn payment_object(about: &About<'_>) -> PaymentObject {
         r#type: if payment.manual.is_some() { "manual" } else { "provider" }.to_owned(),
         reference: payment.manual.as_ref().map(|manual| manual.reference.clone()),
         payment_provider_code: about.integration.code.clone(),
-        payment_provider_type: STRIPE.to_owned(),
+        payment_provider_type: STRIPE_CLASS.to_owned(),
         external_payment_id: payment.provider_payment_intent_id.clone(),
         provider_payment_id: payment.provider_payment_intent_id.clone(),
         provider_customer_id: about.customer.provider_customer_id.clone(),

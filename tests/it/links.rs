@@ -4,6 +4,7 @@
 use futures_util::future::join_all;
 use paybridge::dev::sandbox::{Action, Effect, Fault};
 use paybridge::dev::stage::Options;
+use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{Integration, Payment, PaymentAttemptKind, PaymentState, UpdateIntegrationRequest};
 use prost_types::Timestamp;
 use time::Duration;
@@ -319,6 +320,18 @@ async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     cashier.advance(Duration::days(6));
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     cashier.player.told("payment.overpaid", "inv").await.expect("that it was paid twice is told");
+    let charge = cashier.payment("inv").await.provider_charge_id;
+    let told = cashier.player.events().into_iter().find_map(|event| match event.object {
+        Some(Object::Payment(told)) if event.webhook_type == "payment.overpaid" => Some(told),
+        _ => None,
+    });
+    let told = told.expect("it is told");
+    assert_eq!(
+        (told.provider_charge_id, told.amount_cents),
+        (Some(charge), Some(4900)),
+        "how much, and by which charge"
+    );
+    assert_eq!(told.payment_provider_type, "PaymentProviders::StripeProvider", "as in Lago");
     at_rest(&cashier).await;
     assert_eq!(cashier.player.count("payment.overpaid", "inv"), 1);
     cashier.end().await;

@@ -66,7 +66,7 @@ impl Scene {
         if self.payment != before.0 {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
-        work.tell_all(tell::payment_changed(&self.about(), change));
+        work.tell_all(tell::payment_changed(&self.about(), change, told_intent));
         if let Some(intent) = told_intent.filter(|_| change.has_settled()) {
             self.note_settlement(work, intent).await?;
         }
