@@ -44,6 +44,7 @@ pub(super) fn payment_changed(about: &About<'_>, change: Change, by: Option<&Int
     if change.goes_on {
         told.push(payment("payment.cancellation_refused", about));
     }
+    // Only what an intent says is money that comes in.
     if let Some(intent) = by.filter(|_| change.paid_twice) {
         told.push(overpaid(about, intent, intent.received()));
     }

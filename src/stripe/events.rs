@@ -97,7 +97,7 @@ pub struct ListedEvent {
 pub struct EventPage {
     /// The events. One that can't be read is logged, and left out: it must not stand before all others (P6).
     pub events: Vec<ListedEvent>,
-    /// The id of the page's last one, read or not: a walk goes on from there.
+    /// The id of the page's last one, read or not: a walk goes on from there. There is one wherever there are more.
     pub last: Option<String>,
     /// Whether there are more in the direction asked for.
     pub has_more: bool,

@@ -27,10 +27,16 @@ enum Probe {
     Write(&'static str, &'static str),
 }
 
+/// Whether invoices can be collected without what Stripe calls `object`: `refund`, `payment_intent`, …
+pub fn is_beside_collecting(object: &str) -> bool {
+    ["refund", "dispute", "event", "webhook"].contains(&object)
+}
+
 impl Scope {
-    /// Whether invoices can be collected without it.
-    pub fn is_beside_collecting(&self) -> bool {
-        ["rak_refund_", "rak_dispute_", "rak_event_", "rak_webhook_"].iter().any(|it| self.permission.starts_with(it))
+    /// What it is a permission on: `refund`, `payment_intent`, …
+    pub fn object(&self) -> &'static str {
+        let named = self.permission.trim_start_matches("rak_");
+        named.rsplit_once('_').map_or(named, |(object, _)| object)
     }
 }
 

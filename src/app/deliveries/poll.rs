@@ -126,8 +126,7 @@ impl App {
         now: OffsetDateTime,
     ) -> Result<bool> {
         let (org, id) = (integration.organization_id, integration.id);
-        progress.list_walk_after.clone_from(&page.last);
-        let has_more = page.has_more && progress.list_walk_after.is_some();
+        progress.list_walk_after = page.last;
         // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
         let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;
         let is_wanted = |event: &ListedEvent| integration.polls_events || is_handled(event);
@@ -146,7 +145,7 @@ impl App {
                 work.ask_for(job_for(delivery, self.clock()));
             }
         }
-        if has_more {
+        if page.has_more {
             store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
         }
         work.commit().await?;
@@ -154,7 +153,7 @@ impl App {
             tracing::info!(integration.id = %id, events = new.len(), "the events list has what no webhook brought");
             mended("event", new.len());
         }
-        Ok(has_more)
+        Ok(page.has_more)
     }
 }
 

@@ -5,7 +5,7 @@ use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integra
 use crate::domain::{IntegrationId, OrganizationId, Result};
 use crate::stripe;
 use crate::stripe::accounts::KeyClass;
-use crate::stripe::scopes::{Proof, Scope};
+use crate::stripe::scopes::{Proof, Scope, is_beside_collecting};
 
 use super::stripe_unavailable;
 
@@ -31,8 +31,8 @@ impl App {
         if KeyClass::of(&access.key).is_ok_and(|class| class.restricted) {
             let probed = self.0.stripe.probe_scopes(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
             // Where the events list is all that tells, collecting needs it.
-            let tells_all = |scope: &Scope| integration.polls_events && scope.permission == "rak_event_read";
-            let is_needed = |scope: &Scope| !scope.is_beside_collecting() || tells_all(scope);
+            let tells_all = |scope: &Scope| integration.polls_events && scope.object() == "event";
+            let is_needed = |scope: &Scope| !is_beside_collecting(scope.object()) || tells_all(scope);
             can_collect = !probed.iter().any(|found| found.proof == Proof::Missing && is_needed(found.scope));
             findings.extend(probed.iter().map(scope_finding));
         }

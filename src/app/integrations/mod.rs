@@ -18,10 +18,8 @@ use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpda
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 use crate::store::integrations::Secret;
+use crate::stripe::scopes::is_beside_collecting;
 use crate::{store, stripe};
-
-/// What Stripe calls the objects of which nothing is collected: a key that may not touch them can still collect.
-const BESIDE_COLLECTING: [&str; 3] = ["event.", "refund.", "dispute."];
 
 /// What a caller is told when a call to Stripe did not bring a definite answer.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
@@ -92,7 +90,7 @@ impl App {
     /// What a failed call means for a job; besides, a key that must be mended pauses the integration, or, where nothing is
     /// collected with the call, no more than what needs it.
     pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
-        let is_beside = BESIDE_COLLECTING.iter().any(|object| action.starts_with(object));
+        let is_beside = action.split_once('.').is_some_and(|(object, _)| is_beside_collecting(object));
         let told = match error {
             stripe::Error::Forbidden { .. } if is_beside => self.tell_forbidden(access, action, error).await,
             _ if error.is_key_trouble() => self.pause_integration(access, action, error).await,

@@ -211,7 +211,8 @@ pub(super) fn refused(objection: Objection, payment: &Payment, allowed: &Allowed
             Error::precondition(reason, subject, format!("the payment is {state}; {what}"))
         }
         Objection::Busy => {
-            let message = "an earlier change waits for Stripe's answer, or for the bank's where it has the payment already; try again later";
+            let message = "an earlier change waits for Stripe's answer, or for the bank's where it has the payment already; \
+                           try again later";
             Error::precondition("PAYMENT_BUSY", subject, message)
         }
     }
