@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use secrecy::{ExposeSecret, SecretBox, SecretString};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_postgres::NoTls;
 
 use super::postgres::Postgres;
@@ -30,6 +30,8 @@ use crate::store;
 
 /// The login that servers use: no superuser, a member of the three roles.
 const LOGIN: &str = "paybridge";
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
 /// How long anything on a stage may take to come up.
 const START_TIMEOUT: RealDuration = RealDuration::from_secs(20);
 /// A key that seals what is of no worth.
@@ -126,6 +128,15 @@ fn seldom() -> Periods {
     Periods { poll_test, list_test: year, list_live: year, endpoint: year, ..Periods::default() }
 }
 
+/// Binds an address without listening on it, so that a process of ours can listen there, and the kernel gives the port to
+/// nobody else meanwhile.
+fn reserve(address: SocketAddr) -> Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    Ok(socket)
+}
+
 /// Where a server listens.
 #[derive(Clone, Debug)]
 pub struct Address {
@@ -197,9 +208,9 @@ impl Stage {
 
     /// Starts a worker, as a process of `program`, and waits until it is ready. Returns where its HTTP door is.
     pub async fn add_worker(&self, program: &Path) -> Result<String> {
-        let http = TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 0))).await?;
+        let http = reserve(SocketAddr::from(([127, 0, 0, 1], 0)))?;
         let address = format!("http://{}", http.local_addr()?);
-        self.spawn(program, "worker", None, http)?;
+        self.spawn(program, "worker", None, http.local_addr()?)?;
         self.wait_until_ready(&address).await?;
         Ok(address)
     }
@@ -221,18 +232,21 @@ impl Stage {
         let is_first = self.servers.is_empty();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (grpc, http) = if is_first { (self.options.grpc_listen, self.options.http_listen) } else { (any, any) };
-        let grpc = TcpListener::bind(grpc).await.with_context(|| format!("the gRPC API can't listen on {grpc}"))?;
-        let http = TcpListener::bind(http).await.with_context(|| format!("the HTTP door can't listen on {http}"))?;
-        let address =
-            Address { grpc: format!("http://{}", grpc.local_addr()?), http: format!("http://{}", http.local_addr()?) };
+        let grpc = reserve(grpc).with_context(|| format!("the gRPC API can't listen on {grpc}"))?;
+        let http = reserve(http).with_context(|| format!("the HTTP door can't listen on {http}"))?;
+        let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
+        let address = Address { grpc: format!("http://{grpc_address}"), http: format!("http://{http_address}") };
         if is_first && !self.options.polls_events {
             self.webhook_url = Some(address.http.clone());
         }
-        match self.options.program.clone() {
-            Some(program) => self.spawn(&program, "serve", Some(grpc), http)?,
-            None => self.start_here(grpc, http).await?,
+        if let Some(program) = self.options.program.clone() {
+            self.spawn(&program, "serve", Some(grpc_address), http_address)?;
+            // The sockets hold the ports until the process listens on them.
+            self.wait_until_ready(&address.http).await?;
+        } else {
+            self.start_here(grpc.listen(BACKLOG)?, http.listen(BACKLOG)?).await?;
+            self.wait_until_ready(&address.http).await?;
         }
-        self.wait_until_ready(&address.http).await?;
         self.servers.push(address.clone());
         Ok(address)
     }
@@ -281,21 +295,19 @@ impl Stage {
         })
     }
 
-    /// Starts a process. The listeners only found free ports: it binds them itself.
-    fn spawn(&self, program: &Path, task: &str, grpc: Option<TcpListener>, http: TcpListener) -> Result<()> {
+    /// Starts a process that listens on these addresses, which the caller holds reserved until it is ready.
+    fn spawn(&self, program: &Path, task: &str, grpc: Option<SocketAddr>, http: SocketAddr) -> Result<()> {
         let mut command = Command::new(program);
         if let Some(grpc) = grpc {
             command
-                .env("PAYBRIDGE_GRPC_LISTEN", grpc.local_addr()?.to_string())
+                .env("PAYBRIDGE_GRPC_LISTEN", grpc.to_string())
                 .env("PAYBRIDGE_MAX_STREAMS_PER_ORGANIZATION", self.options.max_streams_per_organization.to_string())
                 .env("PAYBRIDGE_WORKER_CONCURRENCY", self.options.worker_concurrency.to_string());
         }
-        let http_listen = http.local_addr()?;
-        drop(http);
         command
             .arg(task)
             .env("DATABASE_URL", &self.database_url)
-            .env("PAYBRIDGE_HTTP_LISTEN", http_listen.to_string())
+            .env("PAYBRIDGE_HTTP_LISTEN", http.to_string())
             .env("PAYBRIDGE_STRIPE_BASE_URL", self.sandbox.url())
             .env("PAYBRIDGE_ENCRYPTION_KEYS", format!("stage:{}", STANDARD.encode(SEAL_KEY)))
             .env("PAYBRIDGE_DEFAULT_SUCCESS_URL", format!("{}/thanks", self.sandbox.url()))
