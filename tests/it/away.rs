@@ -19,7 +19,7 @@ use time::OffsetDateTime;
 use tonic::Code;
 
 use crate::hands::{invoice, pay, plain_customer, ready_customer, refused, synced, until, webhook_secret};
-use crate::support::{program, scenery};
+use crate::support::{http, program, scenery};
 
 async fn start_postgres(folder: Arc<tempfile::TempDir>) -> Postgres {
     let options = postgres::Options { durable: false, ..postgres::Options::default() };
@@ -28,8 +28,7 @@ async fn start_postgres(folder: Arc<tempfile::TempDir>) -> Postgres {
 }
 
 async fn status_of(url: &str) -> u16 {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    client.get(url).send().await.expect("the process lives").status().as_u16()
+    http().get(url).send().await.expect("the process lives").status().as_u16()
 }
 
 /// An event that is of no concern to us, signed as Stripe does.
@@ -40,8 +39,7 @@ async fn post_event(url: &str, secret: &SecretString, now: OffsetDateTime) -> re
     });
     let body = event.to_string();
     let header = signature::header(body.as_bytes(), std::slice::from_ref(secret), now);
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    client.post(url).header("stripe-signature", header).body(body).send().await.expect("the process lives")
+    http().post(url).header("stripe-signature", header).body(body).send().await.expect("the process lives")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

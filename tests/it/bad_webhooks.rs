@@ -12,6 +12,7 @@ use time::Duration;
 
 use crate::cashier::{CREATE, Cashier, at_stripe, until};
 use crate::links::DECLINING;
+use crate::support::http;
 
 /// Posts a body to the integration's own address, signed as Stripe does; the status of the answer.
 async fn post(cashier: &Cashier, body: &str) -> u16 {
@@ -21,8 +22,7 @@ async fn post(cashier: &Cashier, body: &str) -> u16 {
     let url =
         format!("{}/webhooks/stripe/{}/{}", stage.servers[0].http, cashier.player.organization, cashier.integration.id);
     let header = signature::header(body.as_bytes(), &[SecretString::from(secret)], stage.clock.now());
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let answer = client.post(url).header("stripe-signature", header).body(body.to_owned()).send().await;
+    let answer = http().post(url).header("stripe-signature", header).body(body.to_owned()).send().await;
     answer.expect("the door answers").status().as_u16()
 }
 

@@ -20,7 +20,7 @@ use tokio_postgres::NoTls;
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use crate::support::scenery;
+use crate::support::{http, scenery};
 
 /// How long a test waits for anything, real time.
 const PATIENCE: RealDuration = RealDuration::from_secs(45);
@@ -216,9 +216,8 @@ impl Cashier {
 
     /// What Prometheus reads at the first server.
     pub async fn metrics(&self) -> String {
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
         let url = format!("{}/metrics", self.scenery.stage.servers[0].http);
-        client.get(url).send().await.expect("an answer").text().await.expect("a text")
+        http().get(url).send().await.expect("an answer").text().await.expect("a text")
     }
 
     pub async fn cancel(&self, payment: &Payment) -> Result<Payment, Status> {
@@ -332,8 +331,7 @@ impl Cashier {
 
 /// What a person does in Stripe's dashboard, through its API.
 pub async fn at_stripe(cashier: &Cashier, path: &str, body: &str) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let answer = client
+    let answer = http()
         .post(format!("{}{path}", cashier.sandbox().url()))
         .bearer_auth(&cashier.player.key)
         .header("content-type", "application/x-www-form-urlencoded")

@@ -9,14 +9,10 @@ use serde_json::json;
 use time::Duration;
 
 use crate::hands::{census, superuser, until, webhook_secret};
-use crate::support::scenery;
-
-fn client() -> reqwest::Client {
-    reqwest::Client::builder().no_proxy().build().expect("a client")
-}
+use crate::support::{http, scenery};
 
 async fn post(url: &str, header: Option<String>, body: impl Into<reqwest::Body>) -> u16 {
-    let mut request = client().post(url).body(body);
+    let mut request = http().post(url).body(body);
     if let Some(header) = header {
         request = request.header("stripe-signature", header);
     }

@@ -12,6 +12,7 @@ use time::Duration;
 
 use crate::cashier::{Cashier, at_stripe, until};
 use crate::reconcile::{NEVER, mended, passing, till};
+use crate::support::http;
 
 /// Only endpoints are looked at.
 fn endpoints_alone() -> Periods {
@@ -33,8 +34,7 @@ async fn endpoints(cashier: &Cashier) -> Vec<Value> {
 
 /// A call to Stripe of a person with the account's key.
 async fn call(cashier: &Cashier, method: reqwest::Method, path: &str) -> Value {
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-    let request = client.request(method, format!("{}{path}", cashier.sandbox().url())).bearer_auth(&cashier.player.key);
+    let request = http().request(method, format!("{}{path}", cashier.sandbox().url())).bearer_auth(&cashier.player.key);
     let answer = request.send().await.expect("the sandbox answers");
     assert!(answer.status().is_success(), "{path}: {}", answer.status());
     serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")

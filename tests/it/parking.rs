@@ -11,7 +11,7 @@ use tokio_postgres::Client;
 
 use crate::cashier::{Cashier, until};
 use crate::links::{DECLINING, WANTS_HOLDER, supports_3ds};
-use crate::support::program;
+use crate::support::{http, program};
 
 /// From now on no event of this invoice can be written.
 async fn poison(database: &Client, invoice: &str) {
@@ -75,8 +75,7 @@ async fn a_poison_job_is_parked_the_others_go_on_and_retry_replays_it() {
     assert_eq!(elsewhere.lines().count(), 1, "nothing of another organization: {elsewhere}");
     let worker = cashier.scenery.stage.add_worker(&program()).await.expect("a worker");
     until("the metrics show it", || async {
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let metrics = client.get(format!("{worker}/metrics")).send().await.ok()?.text().await.ok()?;
+        let metrics = http().get(format!("{worker}/metrics")).send().await.ok()?.text().await.ok()?;
         metrics.contains(r#"paybridge_jobs_parked{kind="submit_payment"} 1"#).then_some(())
     })
     .await;

@@ -21,7 +21,7 @@ use tonic_types::StatusExt as _;
 
 use crate::cashier::{CONFIRM, Cashier, until};
 use crate::hands::superuser;
-use crate::support::{database, program};
+use crate::support::{database, http, program};
 
 /// How long a process that is told to go has.
 const GRACE: RealDuration = RealDuration::from_secs(6);
@@ -39,8 +39,7 @@ impl Worker {
     }
 
     async fn get(&self, path: &str) -> (u16, String) {
-        let client = reqwest::Client::builder().no_proxy().build().expect("a client");
-        let answer = client.get(format!("{}{path}", self.http)).send().await.expect("the worker answers");
+        let answer = http().get(format!("{}{path}", self.http)).send().await.expect("the worker answers");
         (answer.status().as_u16(), answer.text().await.expect("a body"))
     }
 }

@@ -21,7 +21,7 @@ use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
 
 use crate::hands::{invoice, pay, plain_customer, ready_customer, refusal};
-use crate::support::scenery;
+use crate::support::{http, scenery};
 
 /// What a refusal tells, with the id that was asked for taken out.
 fn told<T: Debug>(answer: Result<Response<T>, Status>, id: &str) -> (Code, String) {
@@ -240,11 +240,10 @@ async fn p10_what_is_anothers_is_answered_as_what_does_not_exist() {
     }
     assert_eq!(possessions(&mut theirs.api, &customer.id).await, before, "nothing of theirs has changed");
 
-    let client = reqwest::Client::builder().no_proxy().build().unwrap();
     let post = async |organization: &str, integration: &str| {
         let door = &scenery.stage.servers[0].http;
         let url = format!("{door}/webhooks/stripe/{organization}/{integration}");
-        let answer = client.post(url).header("stripe-signature", "t=1,v1=00").body("{}").send().await.unwrap();
+        let answer = http().post(url).header("stripe-signature", "t=1,v1=00").body("{}").send().await.unwrap();
         (answer.status().as_u16(), answer.text().await.unwrap())
     };
     let mixed = post(&ours.organization, &renamed.integration).await;

@@ -16,6 +16,16 @@ pub fn program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_paybridge"))
 }
 
+/// The HTTP client of all tests: building one reads the machine's certificates, which takes longer than most requests.
+/// It keeps no connection open, since each test has a runtime of its own.
+pub fn http() -> &'static reqwest::Client {
+    static CLIENT: OnceLock<reqwest::Client> = OnceLock::new();
+    CLIENT.get_or_init(|| {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        reqwest::Client::builder().no_proxy().pool_max_idle_per_host(0).build().expect("a client")
+    })
+}
+
 /// The one Postgres of this process. It need not survive a crash of the machine, so it does not wait for the disk.
 pub fn postgres() -> &'static Postgres {
     static SERVER: OnceLock<(tempfile::TempDir, Postgres)> = OnceLock::new();
