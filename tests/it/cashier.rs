@@ -10,7 +10,7 @@ use paybridge::dev::story::{Player, Scenery};
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::{
     CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, CreatePaymentUrlRequest,
-    DeleteIntegrationRequest, GetIntegrationRequest, Integration, ListPaymentMethodsRequest, Money, Payment,
+    DeleteIntegrationRequest, Event, GetIntegrationRequest, Integration, ListPaymentMethodsRequest, Money, Payment,
     PaymentMethod, PaymentMethodKind, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
     UpdatePaymentRequest,
 };
@@ -224,6 +224,16 @@ impl Cashier {
         let mut payments = self.player.api.payments.clone();
         let answer = payments.cancel_payment(CancelPaymentRequest { id: payment.id.clone() }).await?;
         Ok(answer.into_inner().payment.expect("a payment"))
+    }
+
+    /// All events of the log.
+    pub async fn events(&self) -> Vec<Event> {
+        self.player.all_events().await.expect("the stream brings what the log holds")
+    }
+
+    /// How many events of a type about an invoice the log holds.
+    pub async fn count(&self, webhook_type: &str, invoice: &str) -> usize {
+        self.player.count(webhook_type, invoice).await.expect("the stream brings what the log holds")
     }
 
     /// The integration as it is now.

@@ -307,10 +307,10 @@ async fn ending(cashier: &mut Cashier, copy: &Copy, made: &[String]) -> Ending {
     let mut told = Vec::new();
     for invoice in &invoices {
         for kind in ["payment.processing", "payment.succeeded", "invoice.payment_failure"] {
-            told.push((kind, cashier.player.count(kind, invoice)));
+            told.push((kind, cashier.count(kind, invoice).await));
         }
     }
-    let events = cashier.player.events();
+    let events = cashier.events().await;
     let disputes_lost = events.iter().filter(|event| match &event.object {
         Some(Object::PaymentDisputeLost(lost)) => {
             lost.invoice.as_ref().is_some_and(|invoice| invoice.lago_id == invoices[2])
@@ -350,7 +350,7 @@ async fn p6_shuffled_and_doubled_webhooks_end_in_the_default_that_stripe_shows()
     })
     .await;
     // What is read while nobody can be told stays told: each of the three was told as it came and went.
-    let events = cashier.player.events();
+    let events = cashier.events().await;
     let count = |kind: &str, id: &str| {
         let about = |object: &Option<Object>| matches!(object, Some(Object::PaymentMethod(told)) if told.provider_method_id == id);
         events.iter().filter(|event| event.webhook_type == kind && about(&event.object)).count()
@@ -385,7 +385,7 @@ async fn p6_a_method_found_detached_by_a_read_is_told_as_detached_once() {
     cashier.sandbox().resend(&newest(&cashier, "payment_method.detached")).expect("it is sent");
     cashier.all_delivered().await;
     assert!(cashier.methods("hooli").await.is_empty(), "it is gone");
-    let told = cashier.player.events();
+    let told = cashier.events().await;
     let told = told.iter().filter(|event| event.webhook_type == "payment_method.detached").count();
     assert_eq!(told, 1, "and told so, once");
     cashier.end().await;

@@ -6,12 +6,12 @@ use std::time::{Duration as RealDuration, Instant};
 
 use paybridge::app::Periods;
 use paybridge::dev::sandbox::{Action, Effect, Fault, Recorded};
-use paybridge::grpc::proto::IntegrationState;
+use paybridge::grpc::proto::{Event, IntegrationState};
 use serde_json::Value;
 use time::Duration;
 
 use crate::cashier::{Cashier, at_stripe, until};
-use crate::reconcile::{NEVER, mended, passing, till};
+use crate::reconcile::{NEVER, mended, mended_reaches, passing, till};
 use crate::support::http;
 
 /// Only endpoints are looked at.
@@ -75,9 +75,9 @@ async fn an_endpoint_that_was_changed_at_stripe_is_put_right_and_what_it_missed_
         .await;
         webhooks_flow(&mut cashier, &provider_id).await;
     }
-    assert!(mended(&cashier, "endpoint").await >= before + 3, "what was mended is counted");
+    mended_reaches(&cashier, "endpoint", before + 3).await;
     assert_eq!(endpoints(&cashier).await.len(), 1, "it is the same one");
-    let told = cashier.player.events().iter().any(|event| event.webhook_type == "payment_provider.error");
+    let told = cashier.events().await.iter().any(|event| event.webhook_type == "payment_provider.error");
     assert!(!told, "what could be mended is not told");
     cashier.end().await;
 }
@@ -183,11 +183,9 @@ async fn an_endpoint_that_can_not_be_mended_is_told_once_and_pauses_nothing() {
         (refused(cashier) >= 3).then_some(())
     })
     .await;
-    let told = |cashier: &Cashier| {
-        cashier.player.events().iter().filter(|event| event.webhook_type == "payment_provider.error").count()
-    };
-    until("it is told", || async { (told(&cashier) > 0).then_some(()) }).await;
-    assert_eq!(told(&cashier), 1, "once");
+    let is_error = |event: &Event| event.webhook_type == "payment_provider.error";
+    cashier.player.event("the error", |event| is_error(event).then_some(())).await.expect("it is told");
+    assert_eq!(cashier.events().await.iter().filter(|event| is_error(event)).count(), 1, "once");
     assert_eq!(cashier.integration_now().await.state(), IntegrationState::Active, "payments go on");
     cashier.sandbox().clear_faults();
     passing(&mut cashier, Duration::minutes(61), "it is mended", async |cashier| {

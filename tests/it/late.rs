@@ -32,8 +32,8 @@ async fn p12_money_that_comes_late_by_a_link_that_failed_settles_the_payment() {
     at_rest(&cashier).await;
     assert_eq!(paid.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
     assert_eq!(cashier.live_charges("inv"), 1);
-    assert_eq!(cashier.player.count("payment.succeeded", "inv"), 1);
-    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 0, "it was paid once");
+    assert_eq!(cashier.count("payment.succeeded", "inv").await, 1);
+    assert_eq!(cashier.count("payment.overpaid", "inv").await, 0, "it was paid once");
     cashier.retry("retry", &paid, true).await.expect_err("and is not taken twice");
     let back = refund(&cashier, ask("back", &paid, None)).await.expect("it can be refunded");
     refund_in(&cashier, &back.id, RefundState::Succeeded).await;
@@ -50,7 +50,7 @@ async fn p12_money_that_comes_late_by_a_link_beside_another_payment_is_told_and_
     at_rest(&cashier).await;
     let twice = cashier.payment("inv").await;
     assert_eq!(twice.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
-    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 1);
+    assert_eq!(cashier.count("payment.overpaid", "inv").await, 1);
     let charge = cashier.charges("inv").into_iter().find(|it| it.status == "succeeded").expect("a charge").charge;
     let request = RefundPaymentRequest { provider_charge_id: charge, ..ask("back", &twice, None) };
     let back = refund(&cashier, request).await.expect("it can be refunded");

@@ -60,8 +60,8 @@ async fn p1_a_link_opens_after_the_intent_is_closed_and_is_paid_once() {
     let link = paid.attempts.last().expect("an attempt");
     assert_eq!(link.kind(), PaymentAttemptKind::Link);
     assert!(link.provider_payment_intent_id.starts_with("pi_"));
-    assert_eq!(cashier.player.count("payment.succeeded", "inv"), 1, "told once");
-    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 0);
+    assert_eq!(cashier.count("payment.succeeded", "inv").await, 1, "told once");
+    assert_eq!(cashier.count("payment.overpaid", "inv").await, 0);
     let (none, _) = cashier.link("link", &paid).await.expect("a repeated request is answered");
     assert_eq!(none, "", "its link is used");
     let refused = cashier.link("late", &paid).await.expect_err("it is paid");
@@ -171,7 +171,7 @@ async fn a_debit_through_a_link_is_processing_until_the_bank_answers() {
         cashier.payment_in("inv", outcome).await;
         at_rest(&cashier).await;
         let failures = if outcome == PaymentState::Failed { 2 } else { 1 };
-        assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), failures, "{outcome:?}");
+        assert_eq!(cashier.count("invoice.payment_failure", "inv").await, failures, "{outcome:?}");
         assert_eq!(cashier.live_charges("inv"), usize::from(outcome == PaymentState::Succeeded));
         cashier.end().await;
     }
@@ -321,7 +321,7 @@ async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     cashier.player.told("payment.overpaid", "inv").await.expect("that it was paid twice is told");
     let charge = cashier.payment("inv").await.provider_charge_id;
-    let told = cashier.player.events().into_iter().find_map(|event| match event.object {
+    let told = cashier.events().await.into_iter().find_map(|event| match event.object {
         Some(Object::Payment(told)) if event.webhook_type == "payment.overpaid" => Some(told),
         _ => None,
     });
@@ -333,7 +333,7 @@ async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     );
     assert_eq!(told.payment_provider_type, "PaymentProviders::StripeProvider", "as in Lago");
     at_rest(&cashier).await;
-    assert_eq!(cashier.player.count("payment.overpaid", "inv"), 1);
+    assert_eq!(cashier.count("payment.overpaid", "inv").await, 1);
     cashier.end().await;
 }
 
@@ -353,7 +353,7 @@ async fn a_bank_that_wants_to_see_the_customer_is_asked_again_on_session_on_the_
     assert!(asked.next_action_url.contains("/3ds/"), "{asked:?}");
     let told = cashier.player.told("payment.requires_action", "inv").await.expect("it is told");
     assert!(format!("{told:?}").contains(&asked.next_action_url), "with the link");
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 0, "nothing has failed");
+    assert_eq!(cashier.count("invoice.payment_failure", "inv").await, 0, "nothing has failed");
     assert_eq!(cashier.intents("inv").len(), 1, "the same intent");
     cashier.sandbox().authenticate(&asked.provider_payment_intent_id, true).expect("the customer proves who they are");
     let paid = cashier.payment_in("inv", PaymentState::Succeeded).await;
@@ -374,7 +374,7 @@ async fn an_action_that_nobody_finishes_is_taken_back_after_a_day_and_the_invoic
     let ended = cashier.payment_in("inv", PaymentState::Failed).await;
     assert_eq!(ended.failure.as_ref().map(|it| it.code.as_str()), Some("action_expired"));
     assert_eq!(status_of(&cashier, &asked.provider_payment_intent_id), "canceled", "Stripe has closed it first");
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 1);
+    assert_eq!(cashier.count("invoice.payment_failure", "inv").await, 1);
     let (session, _) = cashier.link("link", &ended).await.expect("it can be paid another way");
     cashier.sandbox().complete_session(&session, GOOD_CARD, true).expect("the payer pays");
     cashier.payment_in("inv", PaymentState::Succeeded).await;

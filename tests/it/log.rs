@@ -173,7 +173,7 @@ async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
         pay(&mut player, invoice("hooli", &format!("inv-{number}"), 0, "EUR")).await.unwrap();
         player.told("invoice.payment_status_updated", &format!("inv-{number}")).await.unwrap();
     }
-    let all = player.events();
+    let all = player.all_events().await.unwrap();
     let last = all.last().unwrap().position;
     let scanning = async {
         let (mut seen, mut scanned) = (Vec::new(), 0);
@@ -262,7 +262,7 @@ async fn p5_a_trimmed_log_says_where_it_begins_and_goes_on() {
     plain_customer(&mut player, "hooli").await;
     pay(&mut player, invoice("hooli", "old", 0, "EUR")).await.unwrap();
     player.told("invoice.payment_status_updated", "old").await.unwrap();
-    let last = player.events().last().unwrap().position;
+    let last = player.all_events().await.unwrap().last().unwrap().position;
 
     scenery.stage.clock.advance(time::Duration::days(91));
     let database = superuser(&scenery.stage.database_url).await;
@@ -318,7 +318,7 @@ async fn p5_a_position_that_is_not_there_is_answered_with_those_that_are() {
         pay(&mut player, invoice("hooli", &format!("inv-{number}"), 0, "EUR")).await.unwrap();
         player.told("invoice.payment_status_updated", &format!("inv-{number}")).await.unwrap();
     }
-    let last = player.events().last().unwrap().position;
+    let last = player.all_events().await.unwrap().last().unwrap().position;
     let (mut other, _) = Player::connected(&scenery, "short log").await.unwrap();
     let told = |event: &paybridge::grpc::proto::Event| (event.position == 1).then_some(());
     other.event("its first event", told).await.unwrap();

@@ -56,7 +56,7 @@ async fn p1_a_storm_of_tries_on_two_servers_charges_once() {
     assert!(cashier.posts("/confirm").iter().all(|confirm| confirm.path.contains(intent)), "and confirmed it");
     let most = database.query_one("SELECT max(open) FROM open_at_once", &[]).await.expect("a count");
     assert_eq!(most.get::<_, Option<i64>>(0), Some(1), "never two open attempts");
-    assert_eq!(cashier.player.count("payment.succeeded", "inv"), 1, "told once");
+    assert_eq!(cashier.count("payment.succeeded", "inv").await, 1, "told once");
     cashier.end().await;
 }
 
@@ -229,7 +229,7 @@ async fn p4_a_state_is_not_changed_without_its_event_nor_its_job() {
     cashier.player.told("payment.succeeded", "inv").await.expect("it is told");
     cashier.all_delivered().await;
     for (webhook_type, times) in [("payment.succeeded", 1), ("invoice.payment_failure", 1), ("payment.processing", 2)] {
-        assert_eq!(cashier.player.count(webhook_type, "inv"), times, "{webhook_type}: exactly once for each time");
+        assert_eq!(cashier.count(webhook_type, "inv").await, times, "{webhook_type}: exactly once for each time");
     }
     cashier.end().await;
 }
@@ -254,7 +254,7 @@ async fn p7_a_late_failure_or_cancellation_does_not_unsettle_what_is_paid() {
     let after = cashier.payment("inv").await;
     assert_eq!(after.state(), PaymentState::Succeeded, "settled stays settled");
     assert_eq!(after.etag, paid.etag, "nothing about it has changed");
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 1, "the decline was told when it happened");
+    assert_eq!(cashier.count("invoice.payment_failure", "inv").await, 1, "the decline was told when it happened");
     let refused = cashier.cancel(&paid).await.expect_err("what is paid is not canceled");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "PAYMENT_NOT_CANCELABLE"));
     let refused = cashier.retry("late", &paid, true).await.expect_err("nor tried again");
@@ -333,10 +333,10 @@ async fn p7_disputes_are_facts_beside_the_state_and_a_lost_one_is_told_once() {
     dispute_told(&mut cashier, "lost").await;
     cashier.all_delivered().await;
     assert_eq!(cashier.payment("inv").await.state(), PaymentState::Succeeded, "a dispute changes no state");
-    let lost = cashier.player.events();
+    let lost = cashier.events().await;
     let lost = lost.iter().filter(|event| event.webhook_type == "invoice.payment_dispute_lost").count();
     assert_eq!(lost, 1, "a lost dispute is told once");
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 0, "and is no failure");
+    assert_eq!(cashier.count("invoice.payment_failure", "inv").await, 0, "and is no failure");
     cashier.end().await;
 }
 
@@ -364,9 +364,9 @@ async fn p7_a_debit_that_the_bank_refuses_is_failed_once_and_one_taken_back_late
     cashier.payment_in("inv-back", PaymentState::Succeeded).await;
     dispute_told(&mut cashier, "lost").await;
     cashier.all_delivered().await;
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv"), 1, "before success it is a failure, told once");
+    assert_eq!(cashier.count("invoice.payment_failure", "inv").await, 1, "before success it is a failure, told once");
     assert_eq!(cashier.payment("inv-back").await.state(), PaymentState::Succeeded, "after success it is a dispute");
-    assert_eq!(cashier.player.count("invoice.payment_failure", "inv-back"), 0);
+    assert_eq!(cashier.count("invoice.payment_failure", "inv-back").await, 0);
     cashier.end().await;
 }
 

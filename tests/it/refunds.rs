@@ -190,7 +190,7 @@ async fn p12_an_overpayment_is_told_with_its_charge_and_refunded_by_it() {
     assert_eq!(taken_and_back(&cashier, &payment.attempts[0].provider_charge_id), (4900, 0), "and nothing else");
     // One made by hand at Stripe for the surplus' intent finds its way to the payment as well.
     let again = cashier.sandbox().pay_by_hand(&by_hand).expect("it is paid");
-    until("it is told, too", || async { (cashier.player.count("payment.overpaid", "inv") == 2).then_some(()) }).await;
+    until("it is told, too", || async { (cashier.count("payment.overpaid", "inv").await == 2).then_some(()) }).await;
     at_stripe(&cashier, REFUNDS, &format!("payment_intent={}", again["id"].as_str().expect("an id"))).await;
     let both = |it: &Payment| it.amount_refunded.as_ref().is_some_and(|money| money.minor_units == 1400);
     let after = cashier.payment_when("inv", "counts both", both).await;

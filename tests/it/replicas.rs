@@ -131,7 +131,7 @@ async fn p8_a_worker_that_slept_through_its_lease_writes_nothing() {
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     assert_eq!(cashier.live_charges("inv"), 1, "one charge");
     assert_eq!(cashier.payment("inv").await.attempts.len(), 1, "one attempt");
-    until("it is told", || async { (cashier.player.count("payment.succeeded", "inv") == 1).then_some(()) }).await;
+    until("it is told", || async { (cashier.count("payment.succeeded", "inv").await == 1).then_some(()) }).await;
     cashier.end().await;
 }
 

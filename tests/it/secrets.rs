@@ -149,7 +149,7 @@ async fn p9_no_secret_is_in_any_table_reply_event_or_log() {
     }
     let mut places = dump(&database).await;
     places.push(("the replies".to_owned(), answers));
-    places.push(("the events".to_owned(), format!("{:?}", player.events())));
+    places.push(("the events".to_owned(), format!("{:?}", player.all_events().await.unwrap())));
     let logged = std::fs::read_to_string(&log).unwrap();
     assert!(logged.contains("DEBUG"), "the process logs all it can: {logged}");
     places.push(("the log".to_owned(), logged));

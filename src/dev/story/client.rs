@@ -21,8 +21,8 @@ use crate::grpc::proto::payment_service_client::PaymentServiceClient;
 use crate::grpc::proto::stream_events_request::Start;
 use crate::grpc::proto::stream_events_response::Message;
 use crate::grpc::proto::{
-    CreateIntegrationRequest, Customer, Event, GetCustomerRequest, GetPaymentRequest, Integration, Payment,
-    StreamEventsRequest, get_customer_request, get_payment_request,
+    CreateIntegrationRequest, Customer, Event, GetCustomerRequest, GetPaymentRequest, Integration, ListEventsRequest,
+    Payment, StreamEventsRequest, get_customer_request, get_payment_request,
 };
 
 /// How long the story waits for anything, real time.
@@ -204,9 +204,23 @@ impl Player {
         answer.integration.context("the answer holds no integration")
     }
 
-    /// All events so far.
+    /// All events that the stream has brought so far; the log may hold more.
     pub fn events(&self) -> Vec<Event> {
         self.events.lock().expect("no holder panics").clone()
+    }
+
+    /// All events of the log: waits until the stream has brought those that it holds now.
+    pub async fn all_events(&self) -> Result<Vec<Event>> {
+        let newest = ListEventsRequest { after_position: 0, page_size: 1, webhook_types: Vec::new() };
+        let last = self.api.events.clone().list_events(newest).await?.into_inner().last_position;
+        let mut grown = self.grown.clone();
+        let caught_up =
+            grown.wait_for(|_| self.events().last().is_some_and(|event| event.position >= last) || last == 0);
+        let in_time = tokio::time::timeout(PATIENCE, caught_up).await;
+        in_time
+            .with_context(|| format!("the stream did not reach position {last}"))?
+            .context("the stream has ended")?;
+        Ok(self.events())
     }
 
     /// Waits for an event that `wanted` takes, looking at all so far; `what` says what was waited for.
@@ -238,10 +252,10 @@ impl Player {
         .await
     }
 
-    /// How often an event of a type was told about an invoice so far.
-    pub fn count(&self, webhook_type: &str, invoice: &str) -> usize {
-        let events = self.events();
-        events.iter().filter(|event| event.webhook_type == webhook_type && is_about(event, invoice)).count()
+    /// How many events of a type about an invoice the log holds.
+    pub async fn count(&self, webhook_type: &str, invoice: &str) -> Result<usize> {
+        let events = self.all_events().await?;
+        Ok(events.iter().filter(|event| event.webhook_type == webhook_type && is_about(event, invoice)).count())
     }
 
     /// The payment of an invoice, as it is now.

@@ -99,7 +99,7 @@ pub(super) async fn charge_once(scenery: &mut Scenery) -> Result<()> {
         let entries = charges(scenery, &player, invoice);
         hold!(entries.len() == 1, "one charge for {invoice}, not {}", entries.len());
         hold!(entries[0].amount == 4900 && entries[0].currency == "eur", "of 49.00 EUR");
-        hold!(player.count("payment.succeeded", invoice) == 1, "told once");
+        hold!(player.count("payment.succeeded", invoice).await? == 1, "told once");
     }
     let other = CreatePaymentRequest {
         request_id: "other-amount".to_owned(),
@@ -147,7 +147,7 @@ pub(super) async fn decline_and_retry(scenery: &mut Scenery) -> Result<()> {
     hold!(paid.provider_payment_intent_id == failed.provider_payment_intent_id, "on the same PaymentIntent");
     hold!(paid.attempts.len() == 2, "with two attempts");
     hold!(successes(&charges(scenery, &player, "inv-8")) == 1, "one charge took money");
-    hold!(player.count("invoice.payment_failure", "inv-8") == 1, "one refusal is told once");
+    hold!(player.count("invoice.payment_failure", "inv-8").await? == 1, "one refusal is told once");
     Ok(())
 }
 
