@@ -26,6 +26,7 @@ mod reconcile;
 mod refunding;
 mod refunds;
 mod replicas;
+mod restricted_keys;
 mod secrets;
 mod stored;
 mod story;

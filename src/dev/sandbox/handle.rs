@@ -123,8 +123,14 @@ impl Sandbox {
             }
             let now = self.0.seconds();
             inner.state.account(account, is_live(key), &country, &currency, now);
-            inner.state.keys.insert(key.to_owned(), Key { account: account.to_owned(), scopes, revoked: false });
+            let known = Key { account: account.to_owned(), scopes, revoked: false, hides_account: false };
+            inner.state.keys.insert(key.to_owned(), known);
         });
+    }
+
+    /// From now on the 403s that the key is answered with don't name its account.
+    pub fn hide_account(&self, key: &str) {
+        self.0.with(|inner| inner.state.keys.get_mut(key).map(|key| key.hides_account = true));
     }
 
     /// From now on the key is answered with 401.

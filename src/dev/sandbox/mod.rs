@@ -97,6 +97,7 @@ impl Sandbox {
             account: ACCOUNT.to_owned(),
             scopes: None,
             revoked: false,
+            hides_account: false,
         });
         // A second installation fails, and means that there is a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();

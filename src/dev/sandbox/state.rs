@@ -30,6 +30,9 @@ pub(super) struct Key {
     pub scopes: Option<BTreeSet<String>>,
     /// Answers 401 from now on.
     pub revoked: bool,
+    /// Its 403s don't name the account: not all of Stripe's do.
+    #[serde(default)]
+    pub hides_account: bool,
 }
 
 /// One mode of one account.
