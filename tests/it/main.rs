@@ -33,6 +33,7 @@ mod story;
 mod strangers;
 mod support;
 mod tenants;
+mod texts;
 mod unknown;
 mod unknown_refunds;
 mod upgrade;
