@@ -15,6 +15,7 @@ mod late;
 mod limits;
 mod links;
 mod log;
+mod old_versions;
 mod pace;
 mod pairs;
 mod parking;

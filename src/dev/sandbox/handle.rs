@@ -144,6 +144,15 @@ impl Sandbox {
             .read(|inner| inner.state.holder(id).and_then(|slot| inner.state.accounts[&slot].objects.get(id).cloned()))
     }
 
+    /// Makes `version` the default API version of an account's test mode: what its events list renders in.
+    pub fn set_account_version(&self, account: &str, version: &str) {
+        self.0.with(|inner| {
+            if let Some(known) = inner.state.accounts.get_mut(account) {
+                known.api_version = Some(version.to_owned());
+            }
+        });
+    }
+
     /// The secret that an endpoint's webhooks are signed with: Stripe tells it once, tests may ask again.
     pub fn webhook_secret(&self, endpoint: &str) -> Option<String> {
         self.0.look(|inner| {

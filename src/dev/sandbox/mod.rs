@@ -45,6 +45,7 @@ mod test_methods;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod versions;
 mod webhook_endpoints;
 
 use std::sync::Arc;

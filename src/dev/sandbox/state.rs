@@ -46,6 +46,9 @@ pub(super) struct Account {
     pub country: String,
     /// Lower case.
     pub default_currency: String,
+    /// The version in which the events list renders; `None`: the sandbox's own.
+    #[serde(default)]
+    pub api_version: Option<String>,
     /// Unix seconds.
     pub created: i64,
     /// All objects by id, in Stripe's own shape.
