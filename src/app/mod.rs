@@ -152,10 +152,9 @@ impl App {
                 "the integration is disconnected; connect the Stripe account anew",
             )
         })?;
-        let key = match &integration.provider_account_id {
-            Some(account) => self.0.stripe.key(key, account, integration.livemode, org),
-            None => stripe::ApiKey::unpaced(key),
-        };
+        // Where Stripe names no account, the integration stands for it.
+        let account = integration.provider_account_id.clone().unwrap_or_else(|| id.to_string());
+        let key = self.0.stripe.key(key, &account, integration.livemode, org);
         Ok((integration, Access { org, integration: id, key }))
     }
 }

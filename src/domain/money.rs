@@ -2,7 +2,18 @@
 
 use std::fmt;
 
-/// An ISO 4217 code, three upper-case letters. Whether Stripe takes it is for Stripe to say.
+/// Every currency in which Stripe charges anywhere, from the list in its refusal of unknown ones ("Stripe currently supports
+/// these currencies: …") and the page <https://docs.stripe.com/currencies>, less those that are no money any more. Which of
+/// them an account takes is for Stripe to say.
+const SUPPORTED: &str = "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BWP BYN BZD \
+    CAD CDF CHF CLP CNY COP CRC CVE CZK DJF DKK DOP DZD EGP ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG \
+    HUF IDR ILS INR ISK JMD JOD JPY KES KGS KHR KMF KRW KWD KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MUR \
+    MVR MWK MXN MYR MZN NAD NGN NIO NOK NPR NZD OMR PAB PEN PGK PHP PKR PLN PYG QAR RON RSD RUB RWF SAR SBD SCR SEK SGD \
+    SHP SLE SOS SRD STD SVC SZL THB TJS TND TOP TRY TTD TWD TZS UAH UGX USD UYU UZS VND VUV WST XAF XCD XCG XOF XPF YER \
+    ZAR ZMW";
+
+/// An ISO 4217 code, three upper-case letters. One that Stripe sends is taken as it is; see [`Currency::is_supported`] for
+/// those that callers may send.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Currency([u8; 3]);
 
@@ -26,13 +37,18 @@ impl Currency {
         self.as_str().to_ascii_lowercase()
     }
 
-    /// Minor units that every amount in this currency must be a multiple of (Stripe's "special case" currencies: ISK
-    /// and UGX have no minor unit but are written with two decimals; the three-decimal ones end in 0).
-    fn granularity(self) -> i64 {
+    /// Whether Stripe charges in it anywhere.
+    pub fn is_supported(self) -> bool {
+        SUPPORTED.split(' ').any(|code| code == self.as_str())
+    }
+
+    /// Minor units that every amount in this currency must be a multiple of, and why: Stripe's "special cases"
+    /// (<https://docs.stripe.com/currencies#special-cases>).
+    fn granularity(self) -> (i64, &'static str) {
         match &self.0 {
-            b"ISK" | b"UGX" => 100,
-            b"BHD" | b"JOD" | b"KWD" | b"OMR" | b"TND" => 10,
-            _ => 1,
+            b"ISK" | b"UGX" => (100, "two decimals, of which Stripe takes whole units only: 100000 is 1,000"),
+            b"BHD" | b"JOD" | b"KWD" | b"OMR" | b"TND" => (10, "three decimals, the last of which is 0: 5000 is 5.000"),
+            _ => (1, ""),
         }
     }
 }
@@ -49,7 +65,8 @@ impl fmt::Display for Currency {
     }
 }
 
-/// An amount in the currency's minor units (cents; whole yen for JPY).
+/// An amount in the currency's minor units as Stripe counts them, which is not always as ISO 4217 does: cents for EUR,
+/// whole yen for JPY, hundredths for ISK and UGX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Money {
     /// Minor units.
@@ -70,9 +87,12 @@ impl Money {
         if self.minor_units > Self::MAX_MINOR_UNITS {
             return Some(format!("must be at most {}", Self::MAX_MINOR_UNITS));
         }
-        let granularity = self.currency.granularity();
-        (self.minor_units % granularity != 0)
-            .then(|| format!("must be a multiple of {granularity} in {}", self.currency))
+        let (step, why) = self.currency.granularity();
+        let below = self.minor_units - self.minor_units % step;
+        (below != self.minor_units).then(|| {
+            let (currency, above) = (self.currency, below + step);
+            format!("must be a multiple of {step} in {currency}, such as {below} or {above}: its amounts have {why}")
+        })
     }
 }
 
@@ -102,5 +122,35 @@ mod tests {
         for bad in [money(-1, "EUR"), money(1_000_000_000_000, "EUR"), money(4950, "ISK"), money(4901, "KWD")] {
             assert!(bad.objection().is_some(), "{bad}");
         }
+        assert_eq!(money(100_000, "ISK").objection(), None, "1,000 krónur");
+        assert_eq!(money(1_000, "JPY").objection(), None, "1,000 yen");
+        let objection = money(5001, "KWD").objection().unwrap();
+        assert!(objection.contains("5000 or 5010"), "{objection}");
+    }
+
+    #[test]
+    fn the_tables_for_callers_list_the_special_cases() {
+        let readme = include_str!("../../README.md");
+        let proto = include_str!("../../proto/paybridge/v1/money.proto");
+        for step in [10, 100] {
+            let is_special = |code: &&str| Currency::parse(code).unwrap().granularity().0 == step;
+            let codes: Vec<&str> = SUPPORTED.split(' ').filter(is_special).collect();
+            let row = format!("| {} |", codes.join(" "));
+            assert!(!codes.is_empty() && readme.contains(&row) && proto.contains(&row), "{row}");
+        }
+    }
+
+    #[test]
+    fn only_currencies_that_stripe_charges_in_are_supported() {
+        let is_supported = |code| Currency::parse(code).unwrap().is_supported();
+        for code in ["EUR", "usd", "JPY", "ISK", "UGX", "KWD", "ZMW", "XAF", "AED"] {
+            assert!(is_supported(code), "{code}");
+        }
+        for code in ["XXQ", "XXX", "XAU", "DEM", "HRK", "BTC"] {
+            assert!(!is_supported(code), "{code}");
+        }
+        let codes: Vec<&str> = SUPPORTED.split(' ').collect();
+        assert!(codes.is_sorted_by(|left, right| left < right), "each once, in order");
+        assert!(codes.iter().all(|code| Currency::parse(code).is_some()));
     }
 }

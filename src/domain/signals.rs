@@ -89,12 +89,12 @@ pub enum IntentStatus {
 }
 
 impl IntentStatus {
-    /// The status of this name.
+    /// The status of this name. Until API version 2019-02-11 methods were called sources.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
-            "requires_payment_method" => Self::RequiresPaymentMethod,
+            "requires_payment_method" | "requires_source" => Self::RequiresPaymentMethod,
             "requires_confirmation" => Self::RequiresConfirmation,
-            "requires_action" => Self::RequiresAction,
+            "requires_action" | "requires_source_action" => Self::RequiresAction,
             "processing" => Self::Processing,
             "requires_capture" => Self::RequiresCapture,
             "succeeded" => Self::Succeeded,

@@ -25,8 +25,10 @@ impl IntegrationService for Door {
         let (organization, request) = self.admit(request).await?;
         let (request_id, new) = convert::new_integration(request)?;
         let work = |app: App| async move { app.create_integration(organization, request_id, new).await };
-        let integration = Some(convert::integration(self.finish(work).await?));
-        Ok(Response::new(CreateIntegrationResponse { integration }))
+        let (integration, findings) = self.finish(work).await?;
+        let findings = findings.into_iter().map(convert::finding).collect();
+        let integration = Some(convert::integration(integration));
+        Ok(Response::new(CreateIntegrationResponse { integration, findings }))
     }
 
     async fn get_integration(&self, request: Request<GetIntegrationRequest>) -> Answer<GetIntegrationResponse> {
@@ -64,8 +66,10 @@ impl IntegrationService for Door {
         let (organization, request) = self.admit(request).await?;
         let (id, key) = convert::new_key(request)?;
         let work = |app: App| async move { app.rotate_integration_key(organization, id, key).await };
-        let integration = Some(convert::integration(self.finish(work).await?));
-        Ok(Response::new(RotateIntegrationKeyResponse { integration }))
+        let (integration, findings) = self.finish(work).await?;
+        let findings = findings.into_iter().map(convert::finding).collect();
+        let integration = Some(convert::integration(integration));
+        Ok(Response::new(RotateIntegrationKeyResponse { integration, findings }))
     }
 
     async fn check_integration(&self, request: Request<CheckIntegrationRequest>) -> Answer<CheckIntegrationResponse> {

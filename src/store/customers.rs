@@ -233,6 +233,24 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
+/// The Stripe id of a customer that is linked by an integration, whichever comes first in the index.
+pub async fn any_linked(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+) -> Result<Option<String>> {
+    let found: Option<Option<String>> = dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::provider_customer_id.is_not_null().and(dsl::delete_time.is_null()))
+        .filter(dsl::link_state.eq("linked"))
+        .order(dsl::provider_customer_id)
+        .select(dsl::provider_customer_id)
+        .first(conn)
+        .await
+        .optional()?;
+    Ok(found.flatten())
+}
+
 /// Live customers whose link through an integration is pending.
 pub async fn pending_links(
     conn: &mut AsyncPgConnection,

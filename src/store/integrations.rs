@@ -1,12 +1,13 @@
 //! Rows of integrations, and the sealed secrets that stand in them (P9).
 
 use diesel::prelude::*;
+use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use secrecy::SecretString;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::{unreadable, violates};
+use super::error::unreadable;
 use super::schema::integrations::dsl;
 use super::seal::{Place, Sealer};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -119,24 +120,44 @@ fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place {
     Place { organization_id: org, integration_id: id, column }
 }
 
-fn named_conflict(error: diesel::result::Error, integration: &Integration) -> Error {
-    let message = if violates(&error, "integrations_code_key") {
-        format!("an integration with the code {} exists; choose another code, or use that one", integration.code)
-    } else if violates(&error, "integrations_account_key") {
-        "this Stripe account is connected already; rotate that integration's key, or disconnect it first".to_owned()
-    } else {
-        return error.into();
-    };
-    Error::AlreadyExists { kind: "integration", id: integration.code.clone(), message }
+/// The refusal of an account that `known` holds already.
+pub fn account_held_by(known: &Integration) -> Error {
+    let message = format!(
+        "this Stripe account is connected already, as the integration {} ({}); rotate that integration's key, or \
+         disconnect it first",
+        known.code, known.id
+    );
+    Error::AlreadyExists { kind: "integration", id: known.id.to_string(), message }
 }
 
-/// Inserts an integration.
+/// Refuses an integration whose code or account another one holds, and names that one. Whoever else asks for the same
+/// organization waits until the transaction ends, so that of two that come at once the second finds the first.
+pub async fn refuse_held(conn: &mut AsyncPgConnection, new: &Integration) -> Result<()> {
+    diesel::sql_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
+        .bind::<Text, _>(format!("integrations of {}", new.organization_id))
+        .execute(conn)
+        .await?;
+    for known in live(conn, new.organization_id).await?.iter().filter(|known| known.id != new.id) {
+        if known.code == new.code {
+            let (code, id) = (&known.code, known.id.to_string());
+            let message =
+                format!("an integration with the code {code} exists ({id}); choose another code, or use that one");
+            return Err(Error::AlreadyExists { kind: "integration", id, message });
+        }
+        let is_same_account = new.provider_account_id.is_some() && known.provider_account_id == new.provider_account_id;
+        if is_same_account && known.livemode == new.livemode {
+            return Err(account_held_by(known));
+        }
+    }
+    Ok(())
+}
+
+/// Inserts an integration that [`refuse_held`] has let pass.
 pub async fn insert(conn: &mut AsyncPgConnection, integration: &Integration) -> Result<()> {
     diesel::insert_into(dsl::integrations)
         .values((Row::from(integration), dsl::force_disconnect.eq(false)))
         .execute(conn)
-        .await
-        .map_err(|error| named_conflict(error, integration))?;
+        .await?;
     Ok(())
 }
 
@@ -195,8 +216,7 @@ pub async fn save(conn: &mut AsyncPgConnection, integration: &mut Integration, n
     diesel::update(dsl::integrations.find((integration.organization_id.0, integration.id.0)))
         .set(Row::from(&*integration))
         .execute(conn)
-        .await
-        .map_err(|error| named_conflict(error, integration))?;
+        .await?;
     Ok(())
 }
 

@@ -244,6 +244,26 @@ mod tests {
     }
 
     #[test]
+    fn the_account_of_a_key_is_learned_from_the_text_of_a_missing_permission_alone() {
+        let named = |status, object: &str| error(status, &[], &stripe(object)).named_account().map(str::to_owned);
+        let text = |message: &str| format!(r#"{{"type":"invalid_request_error","message":"{message}"}}"#);
+        let lacks = "The provided key 'rk_test_*****abc' does not have the required permissions for this endpoint";
+        let own = Some("acct_1PJBLEBBLEfV".to_owned());
+        for tail in [
+            "on account 'acct_1PJBLEBBLEfV'. Having the 'rak_accounts_kyc_basic_read' permission would allow this.",
+            "on account 'acct_1PJBLEBBLEfV'. The permissions are not available. See acct_1PJBLEBBLEfV.",
+        ] {
+            assert_eq!(named(403, &text(&format!("{lacks} {tail}"))), own);
+        }
+        assert_eq!(named(403, &text(&format!("{lacks}."))), None, "not every text names it");
+        assert_eq!(named(403, &text("acct_1 may not act for acct_2")), None, "which of the two?");
+        assert_eq!(named(403, &text("no acct_ at all")), None);
+        assert_eq!(named(404, &text("No such account: 'acct_1'")), None);
+        let foreign = r#"{"type":"invalid_request_error","code":"account_invalid","message":"no access to 'acct_9'"}"#;
+        assert_eq!(named(403, foreign), None);
+    }
+
+    #[test]
     fn a_replayed_error_says_so() {
         let body = stripe(r#"{"type":"api_error"}"#);
         let replayed = |error| matches!(error, Error::Unknown { replayed: true, .. });

@@ -17,6 +17,9 @@ use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::Payment;
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
+/// The longest name of a product that Stripe takes, in characters.
+const PRODUCT_NAME_MAX: usize = 250;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct WireSession {
     id: String,
@@ -90,8 +93,7 @@ pub fn payment_body(
         (metadata::PAYMENT_ID, payment.id.to_string()),
         (metadata::ATTEMPT_ID, format!("{}/{number}", payment.id)),
     ];
-    let invoice = if payment.invoice_number.is_empty() { &payment.invoice_id } else { &payment.invoice_number };
-    let name = format!("Invoice {invoice}");
+    let name = product_name(payment);
     Form::new()
         .push("mode", "payment")
         .push("customer", provider_customer_id)
@@ -106,6 +108,20 @@ pub fn payment_body(
         .push("payment_intent_data[setup_future_usage]", "off_session")
         .push_map("payment_intent_data[metadata]", &marks)
         .into_body()
+}
+
+/// What the page says is paid: the invoice. Of a number that leaves no room for more the page shows the number, and as
+/// much of it as fits.
+fn product_name(payment: &Payment) -> String {
+    let invoice = if payment.invoice_number.is_empty() { &payment.invoice_id } else { &payment.invoice_number };
+    let name = format!("Invoice {invoice}");
+    if name.chars().count() <= PRODUCT_NAME_MAX {
+        return name;
+    }
+    if invoice.chars().count() <= PRODUCT_NAME_MAX {
+        return invoice.clone();
+    }
+    invoice.chars().take(PRODUCT_NAME_MAX - 1).chain(['…']).collect()
 }
 
 impl Client {

@@ -207,6 +207,20 @@ impl Error {
         matches!(self, Self::Unauthorized(_) | Self::Forbidden { .. })
     }
 
+    /// The account that a refusal for lack of a permission names in its text (`… on account 'acct_…'`). Stripe does not
+    /// document it, and not every such text names one. Every other error is silent: it may speak of somebody else's.
+    pub fn named_account(&self) -> Option<&str> {
+        let Self::Forbidden { detail, .. } = self else { return None };
+        // `account_invalid` names an account that the key has nothing to do with.
+        let message = detail.message.as_deref().filter(|_| detail.code.as_deref() != Some("account_invalid"))?;
+        let (start, _) = message.match_indices("acct_").next()?;
+        let rest = &message[start..];
+        let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap_or(rest.len());
+        let named = &rest[..end];
+        let is_only_one = message.matches("acct_").count() == message.matches(named).count();
+        (named.len() > "acct_".len() && is_only_one).then_some(named)
+    }
+
     /// When to come again, in the clock's time, if the call was held back, by us or by Stripe's limiter. Nothing is wrong
     /// with what was asked for.
     pub fn held_back(&self) -> Option<Duration> {

@@ -33,10 +33,24 @@ pub(super) struct WireIntent {
     customer: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     latest_charge: Option<String>,
+    /// In place of `latest_charge` until API version 2022-11-15; newest first.
+    charges: Option<Charges>,
     last_payment_error: Option<WireFailure>,
     next_action: Option<NextAction>,
+    /// In place of `next_action` until API version 2019-02-11.
+    next_source_action: Option<NextAction>,
     #[serde(default, deserialize_with = "or_default")]
     metadata: Metadata,
+}
+
+#[derive(Debug, Deserialize)]
+struct Charges {
+    data: Vec<ChargeId>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ChargeId {
+    id: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -57,6 +71,8 @@ struct WireFailure {
 #[derive(Debug, Deserialize)]
 struct NextAction {
     redirect_to_url: Option<RedirectToUrl>,
+    /// In place of `redirect_to_url` until API version 2019-02-11.
+    authorize_with_url: Option<RedirectToUrl>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -71,14 +87,17 @@ fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IntentStatus, D:
 
 impl From<WireIntent> for IntentSnapshot {
     fn from(wire: WireIntent) -> Self {
-        let url = wire.next_action.and_then(|action| action.redirect_to_url).and_then(|redirect| redirect.url);
+        let action = wire.next_action.or(wire.next_source_action);
+        let redirect = action.and_then(|action| action.redirect_to_url.or(action.authorize_with_url));
+        let url = redirect.and_then(|redirect| redirect.url);
+        let charges = wire.charges.map(|charges| charges.data).unwrap_or_default();
         Self {
             id: wire.id,
             status: wire.status,
             amount: money(wire.amount, wire.currency),
             amount_received: wire.amount_received,
             provider_customer_id: wire.customer,
-            latest_charge: wire.latest_charge,
+            latest_charge: wire.latest_charge.or(charges.into_iter().next().map(|charge| charge.id)),
             last_payment_error: wire.last_payment_error.map(Failure::from),
             next_action_url: url.map(|url| url.expose().to_owned()),
             payment_id: mark(&wire.metadata, metadata::PAYMENT_ID),

@@ -2,7 +2,8 @@
 //! cannot exist. Stripe looks at the permission before it looks for the object, so 403 means that the permission is
 //! missing, and 404 proves that it is there.
 //!
-//! A secret key (`sk_…`) may do everything, and needs no probe beyond [`Client::account`].
+//! A secret key (`sk_…`) may do everything, and needs no probe. To read the account is none of these permissions: Stripe
+//! offers it to few restricted keys.
 
 use tokio::task::JoinSet;
 
@@ -11,12 +12,14 @@ use super::error::Error;
 use super::object::Acknowledged;
 use super::pace::ApiKey;
 
-/// One permission that we need.
+/// One permission that we use.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// Stripe's name for it, as its messages and its key pages have it.
+    /// Stripe's name for it in its messages.
     pub permission: &'static str,
-    /// What we need it for, for people.
+    /// What the page for restricted keys in Stripe's dashboard calls it: the row and what to choose there.
+    pub title: &'static str,
+    /// What we use it for, for people; completes "to …".
     pub needed_to: &'static str,
     probe: Probe,
 }
@@ -29,7 +32,7 @@ enum Probe {
 
 /// Whether invoices can be collected without what Stripe calls `object`: `refund`, `payment_intent`, …
 pub fn is_beside_collecting(object: &str) -> bool {
-    ["refund", "dispute", "event", "webhook"].contains(&object)
+    ["refund", "dispute", "event", "webhook", "setup_intent"].contains(&object)
 }
 
 impl Scope {
@@ -37,6 +40,16 @@ impl Scope {
     pub fn object(&self) -> &'static str {
         let named = self.permission.trim_start_matches("rak_");
         named.rsplit_once('_').map_or(named, |(object, _)| object)
+    }
+
+    /// Whether nothing can be collected without it. Where nobody posts webhooks (`polls_events`) the events list is all
+    /// that reports outcomes; where Stripe posts them, an endpoint has to be registered, unless there is one.
+    pub fn is_needed(&self, polls_events: bool, has_endpoint: bool) -> bool {
+        match self.object() {
+            "event" => polls_events,
+            "webhook" => !polls_events && !has_endpoint,
+            object => !is_beside_collecting(object),
+        }
     }
 }
 
@@ -60,64 +73,101 @@ pub struct Finding {
     pub proof: Proof,
 }
 
-const fn read(permission: &'static str, needed_to: &'static str, route: &'static str) -> Scope {
-    Scope { permission, needed_to, probe: Probe::Read(route) }
+/// What the probes of a key found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// Every permission, in the order of [`SCOPES`].
+    pub findings: Vec<Finding>,
+    /// The account that a refusal named; see [`Error::named_account`].
+    pub account: Option<String>,
 }
 
-const fn write(permission: &'static str, needed_to: &'static str, route: &'static str, id: &'static str) -> Scope {
-    Scope { permission, needed_to, probe: Probe::Write(route, id) }
-}
-
-/// Everything that we need. A permission to write includes the one to read.
-pub static SCOPES: [Scope; 10] = [
-    read("rak_account_read", "check the key", "/v1/account"),
-    write("rak_customer_write", "create, link and change customers", "/v1/customers/{id}", "cus_paybridgeprobe"),
-    write(
-        "rak_payment_method_write",
-        "list and detach payment methods",
-        "/v1/payment_methods/{id}/detach",
-        "pm_paybridgeprobe",
-    ),
-    write(
-        "rak_checkout_session_write",
-        "make Checkout links",
-        "/v1/checkout/sessions/{id}/expire",
-        "cs_test_paybridgeprobe",
-    ),
-    read("rak_setup_intent_read", "see which payment method a link has stored", "/v1/setup_intents"),
-    write("rak_payment_intent_write", "charge invoices", "/v1/payment_intents/{id}/cancel", "pi_paybridgeprobe"),
-    write("rak_refund_write", "make and follow refunds", "/v1/refunds/{id}", "re_paybridgeprobe"),
-    read("rak_dispute_read", "follow disputes", "/v1/disputes"),
-    read("rak_event_read", "find what webhooks missed", "/v1/events"),
-    write("rak_webhook_write", "register the webhook endpoint", "/v1/webhook_endpoints/{id}", "we_paybridgeprobe"),
+/// Every permission that we use. One to write includes the one to read.
+pub static SCOPES: [Scope; 9] = [
+    Scope {
+        permission: "rak_customer_write",
+        title: "Customers: Write",
+        needed_to: "create, link and change customers",
+        probe: Probe::Write("/v1/customers/{id}", "cus_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_payment_method_write",
+        title: "PaymentMethods: Write",
+        needed_to: "list and detach payment methods",
+        probe: Probe::Write("/v1/payment_methods/{id}/detach", "pm_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_checkout_session_write",
+        title: "Checkout Sessions: Write",
+        needed_to: "create pages that store a payment method or pay an invoice",
+        probe: Probe::Write("/v1/checkout/sessions/{id}/expire", "cs_test_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_payment_intent_write",
+        title: "PaymentIntents: Write",
+        needed_to: "charge invoices",
+        probe: Probe::Write("/v1/payment_intents/{id}/cancel", "pi_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_webhook_write",
+        title: "Webhook Endpoints: Write",
+        needed_to: "register and repair the webhook endpoint",
+        probe: Probe::Write("/v1/webhook_endpoints/{id}", "we_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_event_read",
+        title: "Events: Read",
+        needed_to: "find what webhooks missed, and everything where no webhooks are posted",
+        probe: Probe::Read("/v1/events"),
+    },
+    Scope {
+        permission: "rak_refund_write",
+        title: "Charges and Refunds: Write",
+        needed_to: "create and follow refunds",
+        probe: Probe::Write("/v1/refunds/{id}", "re_paybridgeprobe"),
+    },
+    Scope {
+        permission: "rak_setup_intent_read",
+        title: "SetupIntents: Read",
+        needed_to: "learn the mandates of SEPA payment methods before they are first charged",
+        probe: Probe::Read("/v1/setup_intents"),
+    },
+    Scope {
+        permission: "rak_dispute_read",
+        title: "Disputes: Read",
+        needed_to: "follow disputes",
+        probe: Probe::Read("/v1/disputes"),
+    },
 ];
 
 impl Client {
-    /// Finds out what the key may do, all probes side by side, in the order of [`SCOPES`]. Fails only if Stripe does not
-    /// accept the key at all.
-    pub async fn probe_scopes(&self, key: &ApiKey) -> Result<Vec<Finding>, Error> {
+    /// Finds out what the key may do, all probes at once. Fails only if Stripe does not accept the key at all.
+    pub async fn probe_scopes(&self, key: &ApiKey) -> Result<Probed, Error> {
         let mut probes = JoinSet::new();
         for (index, scope) in SCOPES.iter().enumerate() {
             let (client, key) = (self.clone(), key.clone());
             probes.spawn(async move { (index, client.probe(&key, scope.probe).await) });
         }
-        let mut findings = Vec::with_capacity(SCOPES.len());
-        for (index, outcome) in probes.join_all().await {
-            if matches!(outcome, Err(Error::Unauthorized(_))) {
-                return outcome.map(|()| Vec::new());
+        let mut outcomes = probes.join_all().await;
+        outcomes.sort_by_key(|(index, _)| *index);
+        let mut probed = Probed { findings: Vec::with_capacity(SCOPES.len()), account: None };
+        for (index, outcome) in outcomes {
+            if let Err(error) = &outcome {
+                if matches!(error, Error::Unauthorized(_)) {
+                    return Err(error.clone());
+                }
+                probed.account = probed.account.or_else(|| error.named_account().map(str::to_owned));
             }
             let scope = &SCOPES[index];
-            findings.push((index, Finding { scope, proof: proof(scope.probe, outcome) }));
+            probed.findings.push(Finding { scope, proof: proof(scope.probe, outcome) });
         }
-        findings.sort_by_key(|(index, _)| *index);
-        Ok(findings.into_iter().map(|(_, finding)| finding).collect())
+        Ok(probed)
     }
 
     async fn probe(&self, key: &ApiKey, probe: Probe) -> Result<(), Error> {
-        // A key of its own for every probe: a replayed answer would tell of permissions that were.
+        // A key of its own for every probe: a replayed answer would report permissions that were.
         let idempotency_key = self.clock.new_id().to_string();
         let call = match probe {
-            Probe::Read("/v1/account") => Call::get("/v1/account", None, ""),
             Probe::Read(route) => Call::get(route, None, "limit=1"),
             Probe::Write(route, id) => Call::post(route, Some(id), &idempotency_key, ""),
         };
@@ -143,7 +193,7 @@ mod tests {
     const FORBIDDEN: &str = r#"{"error":{"type":"invalid_request_error","message":"Having the 'rak_x' permission"}}"#;
 
     async fn findings(script: &Script) -> Vec<Finding> {
-        script.client().probe_scopes(&key()).await.unwrap()
+        script.client().probe_scopes(&key()).await.unwrap().findings
     }
 
     #[tokio::test]
@@ -181,6 +231,22 @@ mod tests {
         keys.sort_unstable();
         keys.dedup();
         assert_eq!((keys.len(), posts), (12, 12));
+    }
+
+    /// The page for restricted keys has the same words, so that nobody has to guess.
+    #[test]
+    fn the_readme_lists_every_scope_and_whether_collecting_needs_it() {
+        let readme = include_str!("../../README.md");
+        for scope in &SCOPES {
+            let needed = match (scope.is_needed(false, false), scope.is_needed(true, false)) {
+                (true, true) => "always",
+                (true, false) => "with webhooks",
+                (false, true) => "without webhooks",
+                (false, false) => "no",
+            };
+            let row = format!("| {} | `{}` | {} | {needed} |", scope.title, scope.permission, scope.needed_to);
+            assert!(readme.contains(&row), "README.md must hold: {row}");
+        }
     }
 
     #[tokio::test]

@@ -72,6 +72,13 @@ const HANDLED: [(&str, Read); 27] = [
     ("setup_intent.succeeded", setup),
 ];
 
+/// Names that types of event had in earlier API versions, which an account's events list may still render in: understood,
+/// and not registered for.
+const RENAMED: [(&str, &str); 2] = [
+    ("charge.refund.updated", "refund.updated"),
+    ("payment_method.card_automatically_updated", "payment_method.automatically_updated"),
+];
+
 /// The types of event that we handle, in alphabetical order.
 pub fn handled_types() -> impl Iterator<Item = &'static str> {
     HANDLED.iter().map(|(name, _)| *name)
@@ -95,7 +102,9 @@ pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
 }
 
 fn read(envelope: &EventEnvelope, body: &[u8]) -> Result<Signal, serde_json::Error> {
-    match HANDLED.iter().find(|(name, _)| *name == envelope.event_type) {
+    let renamed = RENAMED.iter().find(|(old, _)| *old == envelope.event_type);
+    let event_type = renamed.map_or(envelope.event_type.as_str(), |(_, new)| new);
+    match HANDLED.iter().find(|(name, _)| *name == event_type) {
         Some((_, read)) => read(serde_json::from_slice::<Event>(body)?.data),
         None => Ok(ignored(&format!("events of type {} are not handled", scrub(&envelope.event_type)))),
     }

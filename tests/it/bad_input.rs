@@ -198,6 +198,37 @@ async fn an_invoice_that_nothing_of_the_customers_can_pay_is_refused() {
     scenery.stage.strike().await;
 }
 
+/// The unit of an amount is Stripe's: two decimals for ISK, in which only whole krónur are taken; three for KWD, of which
+/// the last is 0.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_amount_that_its_currency_does_not_have_is_refused_with_the_amounts_that_are_possible() {
+    let scenery = scenery(Options::default()).await;
+    let (mut player, _) = Player::connected(&scenery, "units").await.unwrap();
+    plain_customer(&mut player, "hooli").await;
+    let before = census(&scenery.stage).await;
+    scenery.stage.sandbox.forget_requests();
+    for (units, currency, field, words) in [
+        (1, "ISK", "amount.minor_units", &["multiple of 100", "0 or 100"][..]),
+        (150_050, "UGX", "amount.minor_units", &["multiple of 100", "150000 or 150100"]),
+        (5001, "KWD", "amount.minor_units", &["multiple of 10 ", "5000 or 5010"]),
+        (0, "XXQ", "amount.currency_code", &["XXQ", "Stripe"]),
+        (4900, "XXQ", "amount.currency_code", &["XXQ", "Stripe"]),
+        (4900, "EURO", "amount.currency_code", &["three"]),
+    ] {
+        let answer = player.api.payments.create_payment(invoice("hooli", "inv", units, currency)).await;
+        let (_, details) = refused(answer, Code::InvalidArgument, "INVALID_FIELDS");
+        let violations = &details.bad_request().unwrap().field_violations;
+        assert_eq!(violations.len(), 1, "{units} {currency}: {violations:?}");
+        assert_eq!(violations[0].field, field, "{units} {currency}");
+        for word in words {
+            assert!(violations[0].description.contains(word), "{word} in {}", violations[0].description);
+        }
+    }
+    assert_eq!(census(&scenery.stage).await, before, "nothing is stored");
+    assert!(scenery.stage.sandbox.requests().is_empty(), "nothing reaches Stripe");
+    scenery.stage.strike().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_payment_in_the_wrong_state_says_what_would_be_allowed() {
     let scenery = scenery(Options::default()).await;

@@ -5,8 +5,9 @@ use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integra
 use crate::domain::{IntegrationId, OrganizationId, Result};
 use crate::stripe;
 use crate::stripe::accounts::KeyClass;
-use crate::stripe::scopes::{Proof, Scope, is_beside_collecting};
+use crate::stripe::scopes::Proof;
 
+use super::key::scope_finding;
 use super::stripe_unavailable;
 
 impl App {
@@ -19,8 +20,11 @@ impl App {
         let (integration, access) = self.any_access(org, id).await?;
         let mut findings = Vec::new();
         match self.0.stripe.account(&access.key).await {
-            Ok(_) => findings.push(finding(FindingSubject::Key, "", FindingState::Ok, "")),
-            Err(error) if error.is_key_trouble() => {
+            // To read the account is not what a restricted key is for.
+            Ok(_) | Err(stripe::Error::Forbidden { .. }) => {
+                findings.push(finding(FindingSubject::Key, "", FindingState::Ok, ""));
+            }
+            Err(error @ stripe::Error::Unauthorized(_)) => {
                 let message = format!("{error}; rotate the key");
                 findings.push(finding(FindingSubject::Key, "", FindingState::Wrong, &message));
                 return Ok((integration, findings));
@@ -30,11 +34,11 @@ impl App {
         let mut can_collect = true;
         if KeyClass::of(&access.key).is_ok_and(|class| class.restricted) {
             let probed = self.0.stripe.probe_scopes(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
-            // Where the events list is all that tells, collecting needs it.
-            let tells_all = |scope: &Scope| integration.polls_events && scope.object() == "event";
-            let is_needed = |scope: &Scope| !is_beside_collecting(scope.object()) || tells_all(scope);
-            can_collect = !probed.iter().any(|found| found.proof == Proof::Missing && is_needed(found.scope));
-            findings.extend(probed.iter().map(scope_finding));
+            let has_endpoint = integration.provider_endpoint_id.is_some();
+            let is_needed =
+                |found: &stripe::scopes::Finding| found.scope.is_needed(integration.polls_events, has_endpoint);
+            can_collect = !probed.findings.iter().any(|found| found.proof == Proof::Missing && is_needed(found));
+            findings.extend(probed.findings.iter().map(scope_finding));
         }
         if let Some(endpoint) = &integration.provider_endpoint_id {
             findings.push(self.check_endpoint(&integration, &access.key, endpoint).await?);
@@ -68,15 +72,6 @@ impl App {
             Err(error) => Err(stripe_unavailable(&error)),
         }
     }
-}
-
-fn scope_finding(probed: &stripe::scopes::Finding) -> Finding {
-    let (state, message) = match &probed.proof {
-        Proof::Proved => (FindingState::Ok, String::new()),
-        Proof::Missing => (FindingState::Missing, format!("needed to {}", probed.scope.needed_to)),
-        Proof::Unproved(why) => (FindingState::Unproved, why.clone()),
-    };
-    finding(FindingSubject::Scope, probed.scope.permission, state, &message)
 }
 
 fn finding(subject: FindingSubject, name: &str, state: FindingState, message: &str) -> Finding {

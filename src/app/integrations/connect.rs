@@ -5,64 +5,62 @@
 use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
 
+use super::key::{CheckedKey, Sameness, scope_finding};
 use super::stripe_unavailable;
 use crate::app::payments::hash_request;
 use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
-use crate::domain::integrations::{Integration, IntegrationState, NewIntegration};
+use crate::domain::integrations::{Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
 use crate::store::requests::{FrozenRequest, Purpose};
 use crate::store::upkeep::ListProgress;
-use crate::stripe::accounts::{Account, KeyClass};
 use crate::{store, stripe};
 
 /// After how long a job looks whether the call that connects came to its end.
 const CONNECT_PERIOD: Duration = Duration::seconds(30);
 
-/// What is known of a key that Stripe accepts.
-struct CheckedKey {
-    key: SecretString,
-    class: KeyClass,
-    account: Account,
-}
-
 impl App {
-    /// Connects a Stripe account: the key is checked at once, and webhooks are registered.
+    /// Connects a Stripe account: the key is checked at once, and webhooks are registered. Of a restricted key, what it may
+    /// do comes along, unless the same request was answered before.
     pub async fn create_integration(
         &self,
         org: OrganizationId,
         request_id: Option<String>,
         new: NewIntegration,
-    ) -> Result<Integration> {
+    ) -> Result<(Integration, Vec<Finding>)> {
         let hash = integration_hash(&new);
         if let Some(request_id) = &request_id {
             let mut tx = self.read(org).await?;
             if let Some(known) = store::requests::known(&mut tx, org, request_id, &hash).await? {
-                return store::integrations::get(&mut tx, org, known.into()).await;
+                return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
             }
             tx.close().await?;
         }
-        let checked = self.check_key(&new.secret_key).await?;
+        let polls_events = self.0.settings.webhook_base_url.is_none();
+        let checked = self.check_key(&new.secret_key, |scope| scope.is_needed(polls_events, false)).await?;
+        // It may be this very request that holds the account since a moment ago: its id is looked at first.
+        let compared = self.refuse_connected(org, &checked).await;
         let mut work = self.begin(org).await?;
         if let Some(request_id) = &request_id {
             // The same request may have come twice, and the other one may have been quicker.
             store::requests::claim(&mut work.tx, org, request_id).await?;
             if let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await? {
-                return store::integrations::get(&mut work.tx, org, known.into()).await;
+                return Ok((store::integrations::get(&mut work.tx, org, known.into()).await?, Vec::new()));
             }
         }
-        let integration = self.insert_integration(&mut work, &new, &checked).await?;
+        let integration = self.insert_integration(&mut work, &new, &checked, &compared?).await?;
         if let Some(request_id) = &request_id {
             store::requests::take(&mut work.tx, org, request_id, &hash, integration.id.0, work.now).await?;
         }
         work.commit().await?;
+        let findings = checked.findings.iter().map(scope_finding).collect();
         if integration.polls_events {
-            return Ok(integration);
+            return Ok((integration, findings));
         }
         self.register_endpoint(org, integration.id).await?;
-        self.get_integration(org, integration.id).await
+        Ok((self.get_integration(org, integration.id).await?, findings))
     }
 
     async fn insert_integration(
@@ -70,6 +68,7 @@ impl App {
         work: &mut Work,
         new: &NewIntegration,
         checked: &CheckedKey,
+        compared: &[IntegrationId],
     ) -> Result<Integration> {
         let polls_events = self.0.settings.webhook_base_url.is_none();
         let id: IntegrationId = self.clock().new_id().into();
@@ -81,7 +80,7 @@ impl App {
             state: if polls_events { IntegrationState::Active } else { IntegrationState::Connecting },
             pause_reason: None,
             livemode: checked.class.livemode,
-            provider_account_id: Some(checked.account.id.clone()),
+            provider_account_id: checked.account.clone(),
             key_hint: hint(&checked.key),
             provider_endpoint_id: None,
             polls_events,
@@ -92,6 +91,7 @@ impl App {
             create_time: work.now,
             update_time: work.now,
         };
+        self.refuse_connected_since(&mut work.tx, &integration, compared).await?;
         store::integrations::insert(&mut work.tx, &integration).await?;
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
@@ -221,30 +221,45 @@ impl App {
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// Gives an integration another key of the same account, and resumes what waited for it.
+    /// Gives an integration another key of the same account, and resumes what waited for it. Of a restricted key, what it
+    /// may do comes along.
     pub async fn rotate_integration_key(
         &self,
         org: OrganizationId,
         id: IntegrationId,
         key: SecretString,
-    ) -> Result<Integration> {
+    ) -> Result<(Integration, Vec<Finding>)> {
         let known = self.get_integration(org, id).await?;
         let subject = format!("integration/{id}");
         if known.state == IntegrationState::Disconnected {
             let message = "the integration is disconnected; connect the Stripe account anew";
             return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
         }
-        let checked = self.check_key(&key).await?;
-        let is_same_account = known.provider_account_id.as_deref() == Some(checked.account.id.as_str());
-        if !is_same_account || known.livemode != checked.class.livemode {
-            let message =
-                "the key belongs to another Stripe account or mode; connect that one as an integration of its own";
-            return Err(Error::precondition("KEY_OF_OTHER_ACCOUNT", subject, message));
+        let has_endpoint = known.provider_endpoint_id.is_some();
+        let checked = self.check_key(&key, |scope| scope.is_needed(known.polls_events, has_endpoint)).await?;
+        match self.same_account(&known, &checked).await? {
+            Sameness::Same => {}
+            Sameness::Other => {
+                let message =
+                    "the key belongs to another Stripe account or mode; connect that one as an integration of its own";
+                return Err(Error::precondition("KEY_OF_OTHER_ACCOUNT", subject, message));
+            }
+            Sameness::Unproved(why) => {
+                let message = format!(
+                    "it is not proved that the key is of this integration's Stripe account: {why}. Take a key that may \
+                     read it, or one of another account: connect that as an integration of its own"
+                );
+                return Err(Error::precondition("ACCOUNT_NOT_PROVED", subject, message));
+            }
         }
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
         if integration.state == IntegrationState::Disconnected {
             return Err(Error::EtagMismatch { kind: "integration", id: id.to_string() });
+        }
+        if integration.provider_account_id.is_none() {
+            integration.provider_account_id = checked.account;
+            store::integrations::refuse_held(&mut work.tx, &integration).await?;
         }
         integration.key_hint = hint(&checked.key);
         let sealer = &self.0.sealer;
@@ -252,39 +267,8 @@ impl App {
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
         store::upkeep::forget_forbidden(&mut work.tx, org, id).await?;
         work.commit().await?;
-        self.resume_integration(org, id).await
-    }
-
-    /// Checks a key with Stripe: its class, that it is accepted, and that it may do what we need.
-    async fn check_key(&self, key: &SecretString) -> Result<CheckedKey> {
-        let refused = |reason, message: String| Error::precondition(reason, "secret_key", message);
-        let key = SecretString::from(key.expose_secret().trim());
-        let class = KeyClass::of(&key).map_err(|refusal| refused("KEY_NOT_SECRET", refusal.to_string()))?;
-        // Whose limits it counts against is what is asked for here.
-        let unpaced = stripe::ApiKey::unpaced(key.clone());
-        let account = match self.0.stripe.account(&unpaced).await {
-            Ok(account) => account,
-            Err(error @ stripe::Error::Unauthorized(_)) => {
-                return Err(refused("KEY_REJECTED", format!("Stripe does not accept this key: {error}")));
-            }
-            Err(error @ stripe::Error::Forbidden { .. }) => {
-                return Err(refused("KEY_LACKS_PERMISSION", error.to_string()));
-            }
-            Err(error) => return Err(stripe_unavailable(&error)),
-        };
-        if class.restricted {
-            let findings = self.0.stripe.probe_scopes(&unpaced).await.map_err(|error| stripe_unavailable(&error))?;
-            let missing: Vec<_> = findings
-                .iter()
-                .filter(|finding| finding.proof == stripe::scopes::Proof::Missing)
-                .map(|finding| format!("{} (to {})", finding.scope.permission, finding.scope.needed_to))
-                .collect();
-            if !missing.is_empty() {
-                let message = format!("the restricted key lacks {}; add them at Stripe", missing.join(", "));
-                return Err(refused("KEY_LACKS_PERMISSION", message));
-            }
-        }
-        Ok(CheckedKey { key, class, account })
+        let findings = checked.findings.iter().map(scope_finding).collect();
+        Ok((self.resume_integration(org, id).await?, findings))
     }
 }
 

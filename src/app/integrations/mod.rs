@@ -1,11 +1,12 @@
 //! Integrations: connecting, reading, changing. Connecting and rotating check the key with Stripe within the call
-//! (`connect`); winding down is a job (`disconnect`), and so is looking after the webhook endpoint (`endpoint`); `check`
+//! (`connect`, `key`); winding down is a job (`disconnect`), and so is looking after the webhook endpoint (`endpoint`); `check`
 //! looks and changes nothing.
 
 mod check;
 mod connect;
 mod disconnect;
 mod endpoint;
+mod key;
 
 use std::time::Duration;
 

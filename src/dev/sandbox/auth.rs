@@ -16,6 +16,7 @@ pub(super) struct Caller {
     pub livemode: bool,
     key: String,
     scopes: Option<std::collections::BTreeSet<String>>,
+    hides_account: bool,
 }
 
 /// The key of an `Authorization` header: a bearer token, or the user name of basic authentication.
@@ -56,25 +57,28 @@ pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller
                 account: known.account.clone(),
                 livemode,
                 scopes: known.scopes.clone(),
+                hides_account: known.hides_account,
                 key,
             })
         }
     }
 }
 
-/// 403 where a restricted key lacks the endpoint's permission. Write implies read.
+/// 403 where a restricted key lacks the endpoint's permission. Write implies read; charges and refunds are one row of
+/// Stripe's dashboard, "Charges and Refunds".
 pub(super) fn permit(caller: &Caller, endpoint: &Endpoint) -> Result<(), Refusal> {
     let Some(scopes) = &caller.scopes else { return Ok(()) };
     let wanted = format!("rak_{}", endpoint.permission);
     let writing = wanted.replace("_read", "_write");
-    if scopes.contains(&wanted) || scopes.contains(&writing) {
+    let row = |scope: &str| scope.replace("rak_refund_", "rak_charge_");
+    if scopes.iter().any(|scope| [row(&wanted), row(&writing)].contains(&row(scope))) {
         return Ok(());
     }
+    let account = if caller.hides_account { String::new() } else { format!(" on account '{}'", caller.account) };
     let message = format!(
-        "The provided key '{}' does not have the required permissions for this endpoint on account '{}'. Having the \
-         '{wanted}' permission would allow this request to continue.",
+        "The provided key '{}' does not have the required permissions for this endpoint{account}. Having the '{wanted}' \
+         permission would allow this request to continue.",
         masked(&caller.key),
-        caller.account
     );
     Err(Refusal::new(403, "invalid_request_error", message).early())
 }

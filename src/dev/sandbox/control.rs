@@ -23,7 +23,7 @@ const HELP: &[&str] = &[
     "GET    /_sandbox/clock                               {now}",
     "POST   /_sandbox/advance                             {seconds}",
     "POST   /_sandbox/accounts                            {id, country, default_currency} gives {key}",
-    "POST   /_sandbox/keys                                {account, key, scopes} gives {key}",
+    "POST   /_sandbox/keys                                {account, key, scopes, hides_account} gives {key}",
     "POST   /_sandbox/keys/revoke                         {key}",
     "GET    /_sandbox/objects/ID                          an object as it is now",
     "GET    /_sandbox/deliveries                          webhooks that are not acknowledged yet",
@@ -108,6 +108,8 @@ struct NewKey {
     account: String,
     key: Option<String>,
     scopes: Option<Vec<String>>,
+    #[serde(default)]
+    hides_account: bool,
 }
 
 fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value> {
@@ -141,6 +143,9 @@ fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value>
             let scopes: Option<Vec<&str>> =
                 wanted.scopes.as_ref().map(|scopes| scopes.iter().map(String::as_str).collect());
             sandbox.add_key(&key, &wanted.account, scopes.as_deref());
+            if wanted.hides_account {
+                sandbox.hide_account(&key);
+            }
             Ok(json!({ "key": key }))
         }
         ["keys", "revoke"] => {

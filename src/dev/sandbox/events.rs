@@ -6,6 +6,7 @@ use super::act::{Act, Call};
 use super::lists;
 use super::refusal::{Answer, Refusal};
 use super::state::{Account, Event, text};
+use super::versions;
 
 /// How long events can be read, in seconds.
 const KEPT: i64 = 30 * 24 * 60 * 60;
@@ -80,7 +81,8 @@ pub(super) const TYPES: &[&str] = &[
 pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
     prune(act.account, act.now);
     let event = act.account.events.iter().find(|event| event.id == call.id());
-    event.map(shown).ok_or_else(|| Refusal::missing("event", call.id(), "id"))
+    let shown = event.map(|event| versions::render(act.account, shown(event)));
+    shown.ok_or_else(|| Refusal::missing("event", call.id(), "id"))
 }
 
 /// `GET /v1/events`
@@ -111,7 +113,7 @@ pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
     let mut page = lists::page(&ids, call, "event")?;
     for place in page["data"].as_array_mut().into_iter().flatten() {
         if let Some(event) = matching.iter().find(|event| event.id == text(place, "/id")) {
-            *place = shown(event);
+            *place = versions::render(act.account, shown(event));
         }
     }
     Ok(page)

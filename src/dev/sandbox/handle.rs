@@ -123,8 +123,14 @@ impl Sandbox {
             }
             let now = self.0.seconds();
             inner.state.account(account, is_live(key), &country, &currency, now);
-            inner.state.keys.insert(key.to_owned(), Key { account: account.to_owned(), scopes, revoked: false });
+            let known = Key { account: account.to_owned(), scopes, revoked: false, hides_account: false };
+            inner.state.keys.insert(key.to_owned(), known);
         });
+    }
+
+    /// From now on the 403s that the key is answered with don't name its account.
+    pub fn hide_account(&self, key: &str) {
+        self.0.with(|inner| inner.state.keys.get_mut(key).map(|key| key.hides_account = true));
     }
 
     /// From now on the key is answered with 401.
@@ -136,6 +142,15 @@ impl Sandbox {
     pub fn object(&self, id: &str) -> Option<Value> {
         self.0
             .read(|inner| inner.state.holder(id).and_then(|slot| inner.state.accounts[&slot].objects.get(id).cloned()))
+    }
+
+    /// Makes `version` the default API version of an account's test mode: what its events list renders in.
+    pub fn set_account_version(&self, account: &str, version: &str) {
+        self.0.with(|inner| {
+            if let Some(known) = inner.state.accounts.get_mut(account) {
+                known.api_version = Some(version.to_owned());
+            }
+        });
     }
 
     /// The secret that an endpoint's webhooks are signed with: Stripe tells it once, tests may ask again.

@@ -45,6 +45,7 @@ mod test_methods;
 #[cfg(test)]
 mod tests;
 mod timers;
+mod versions;
 mod webhook_endpoints;
 
 use std::sync::Arc;
@@ -97,6 +98,7 @@ impl Sandbox {
             account: ACCOUNT.to_owned(),
             scopes: None,
             revoked: false,
+            hides_account: false,
         });
         // A second installation fails, and means that there is a provider.
         let _ = rustls::crypto::ring::default_provider().install_default();

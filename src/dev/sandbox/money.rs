@@ -6,14 +6,14 @@ const ZERO_DECIMALS: &[&str] =
     &["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"];
 const THREE_DECIMALS: &[&str] = &["bhd", "jod", "kwd", "omr", "tnd"];
 const TWO_DECIMALS: &[&str] = &[
-    "aed", "afn", "all", "amd", "ang", "aoa", "ars", "aud", "awg", "azn", "bam", "bbd", "bdt", "bmd", "bnd", "bob",
-    "brl", "bsd", "bwp", "byn", "bzd", "cad", "cdf", "chf", "cny", "cop", "crc", "cve", "czk", "dkk", "dop", "dzd",
-    "egp", "etb", "eur", "fjd", "fkp", "gbp", "gel", "gip", "gmd", "gtq", "gyd", "hkd", "hnl", "htg", "huf", "idr",
-    "ils", "inr", "isk", "jmd", "kes", "kgs", "khr", "kyd", "kzt", "lak", "lbp", "lkr", "lrd", "lsl", "mad", "mdl",
-    "mkd", "mmk", "mnt", "mop", "mur", "mvr", "mwk", "mxn", "myr", "mzn", "nad", "ngn", "nio", "nok", "npr", "nzd",
-    "pab", "pen", "pgk", "php", "pkr", "pln", "qar", "ron", "rsd", "rub", "sar", "sbd", "scr", "sek", "sgd", "shp",
-    "sos", "srd", "std", "szl", "thb", "tjs", "top", "try", "ttd", "twd", "tzs", "uah", "ugx", "usd", "uyu", "uzs",
-    "wst", "xcd", "yer", "zar", "zmw",
+    "aed", "afn", "all", "amd", "ang", "aoa", "ars", "aud", "awg", "azn", "bam", "bbd", "bdt", "bgn", "bmd", "bnd",
+    "bob", "brl", "bsd", "bwp", "byn", "bzd", "cad", "cdf", "chf", "cny", "cop", "crc", "cve", "czk", "dkk", "dop",
+    "dzd", "egp", "etb", "eur", "fjd", "fkp", "gbp", "gel", "ghs", "gip", "gmd", "gtq", "gyd", "hkd", "hnl", "htg",
+    "huf", "idr", "ils", "inr", "isk", "jmd", "kes", "kgs", "khr", "kyd", "kzt", "lak", "lbp", "lkr", "lrd", "lsl",
+    "mad", "mdl", "mkd", "mmk", "mnt", "mop", "mur", "mvr", "mwk", "mxn", "myr", "mzn", "nad", "ngn", "nio", "nok",
+    "npr", "nzd", "pab", "pen", "pgk", "php", "pkr", "pln", "qar", "ron", "rsd", "rub", "sar", "sbd", "scr", "sek",
+    "sgd", "shp", "sle", "sos", "srd", "std", "svc", "szl", "thb", "tjs", "top", "try", "ttd", "twd", "tzs", "uah",
+    "ugx", "usd", "uyu", "uzs", "wst", "xcd", "xcg", "yer", "zar", "zmw",
 ];
 
 /// Stripe's minimum charges, in minor units.
@@ -56,7 +56,8 @@ pub(super) fn currency(given: &str) -> Result<String, Refusal> {
     if [ZERO_DECIMALS, THREE_DECIMALS, TWO_DECIMALS].iter().any(|known| known.contains(&lower.as_str())) {
         return Ok(lower);
     }
-    let message = format!("Invalid currency: {given}. Stripe doesn't support this currency.");
+    let known = [TWO_DECIMALS, ZERO_DECIMALS, THREE_DECIMALS].concat().join(", ");
+    let message = format!("Invalid currency: {lower}. Stripe currently supports these currencies: {known}");
     Err(Refusal::invalid(message).at("currency").early())
 }
 
@@ -117,5 +118,8 @@ mod tests {
         assert!(check_amount(1235, "kwd", "amount").is_err());
         assert!(check_amount(MOST + 1, "eur", "amount").is_err());
         assert!(currency("xyz").is_err());
+        for (amount, currency) in [(1, "isk"), (150, "ugx"), (5001, "kwd")] {
+            assert!(check_amount(amount, currency, "amount").is_err(), "{amount} {currency}");
+        }
     }
 }

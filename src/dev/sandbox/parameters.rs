@@ -37,6 +37,8 @@ pub(super) struct Parameter {
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
     Text,
+    /// A text of at most so many characters.
+    Short(usize),
     Integer,
     Boolean,
     Time,
@@ -111,9 +113,10 @@ fn typed(word: &str, groups: &BTreeMap<String, BTreeMap<String, Parameter>>) -> 
         "timestamp" => Kind::Time,
         "range" => Kind::Range,
         "map" => Kind::Strings,
-        word => match (word.strip_prefix('@'), word.strip_prefix("enum:")) {
-            (Some(group), _) => Kind::Object(groups[group].clone()),
-            (_, Some(choices)) => Kind::Choice(choices.split('|').map(str::to_owned).collect()),
+        word => match (word.strip_prefix('@'), word.strip_prefix("enum:"), word.strip_prefix("string:")) {
+            (Some(group), ..) => Kind::Object(groups[group].clone()),
+            (_, Some(choices), _) => Kind::Choice(choices.split('|').map(str::to_owned).collect()),
+            (.., Some(most)) => Kind::Short(most.parse().expect("a length is a number")),
             _ => panic!("the parameter table has an unknown type: {word}"),
         },
     };
@@ -259,8 +262,19 @@ fn scalar(kind: &Kind, text: &str, path: &str) -> Result<Value, Refusal> {
         Kind::Choice(choices) if !choices.iter().any(|choice| choice == text) => {
             Err(Refusal::invalid(format!("Invalid {path}: must be one of {}", choices.join(", "))).at(path))
         }
+        Kind::Short(most) if text.chars().count() > *most => {
+            let message = format!("Invalid string: {}; must be at most {most} characters", shortened(text));
+            Err(Refusal::invalid(message).at(path))
+        }
         _ => Ok(Value::from(text)),
     }
+}
+
+/// A long text as error messages show it: its two ends.
+fn shortened(text: &str) -> String {
+    let letters: Vec<char> = text.chars().collect();
+    let ends = [&letters[..letters.len().min(20)], &letters[letters.len().saturating_sub(5)..]];
+    ends.map(|end| end.iter().collect::<String>()).join("...")
 }
 
 /// Metadata: at most 50 keys of at most 40 characters without brackets, values of at most 500; an empty value

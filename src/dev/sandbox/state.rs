@@ -30,6 +30,9 @@ pub(super) struct Key {
     pub scopes: Option<BTreeSet<String>>,
     /// Answers 401 from now on.
     pub revoked: bool,
+    /// Its 403s don't name the account: not all of Stripe's do.
+    #[serde(default)]
+    pub hides_account: bool,
 }
 
 /// One mode of one account.
@@ -43,6 +46,9 @@ pub(super) struct Account {
     pub country: String,
     /// Lower case.
     pub default_currency: String,
+    /// The version in which the events list renders; `None`: the sandbox's own.
+    #[serde(default)]
+    pub api_version: Option<String>,
     /// Unix seconds.
     pub created: i64,
     /// All objects by id, in Stripe's own shape.

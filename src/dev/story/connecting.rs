@@ -36,7 +36,7 @@ pub(super) async fn connect(scenery: &mut Scenery) -> Result<()> {
     sandbox.add_key("rk_test_narrow", &player.account, Some(&without_payments));
     let answer = player.api.integrations.create_integration(request("narrow", "rk_test_narrow")).await;
     let status = refused(answer, Code::FailedPrecondition, "KEY_LACKS_PERMISSION")?;
-    hold!(status.message().contains("rak_payment_intent_write"), "the refusal names the missing permission");
+    hold!(status.message().contains("PaymentIntents: Write"), "the refusal names the missing permission");
 
     narrator.say("a good one is connected, and a webhook endpoint registered");
     let integration = player.connect_stripe().await?;

@@ -125,13 +125,19 @@ fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &prot
 }
 
 impl Fields {
+    /// One address, or several, separated by commas, as billing systems keep them. Stripe gets the first.
     fn email(&mut self, field: &str, email: String) -> String {
-        let is_plausible = email.is_empty()
-            || email.split_once('@').is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty());
-        if !is_plausible || email.contains(char::is_whitespace) {
-            self.object(field, "must be an email address");
+        let is_plausible = |address: &str| {
+            let parts = address.split_once('@');
+            parts.is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty())
+                && !address.contains(char::is_whitespace)
+        };
+        let mut addresses = email.split(',').map(str::trim);
+        let is_first_good = email.trim().is_empty() || addresses.next().is_some_and(is_plausible);
+        if !is_first_good || !addresses.all(|address| address.is_empty() || is_plausible(address)) {
+            self.object(field, "must be an e-mail address, or several with commas between them, the first for Stripe");
         }
-        self.text(field, email, EMAIL_LENGTH_MAX)
+        self.text(field, email.trim().to_owned(), EMAIL_LENGTH_MAX)
     }
 
     fn address(&mut self, field: &str, address: proto::Address) -> Address {

@@ -137,8 +137,13 @@ impl Fields {
         };
         // Upper case only: `eur` and `EUR` would be two bodies for one request_id.
         let is_upper = money.currency_code.chars().all(|it| it.is_ascii_uppercase());
-        let Some(currency) = Currency::parse(&money.currency_code).filter(|_| is_upper) else {
-            self.object(&format!("{field}.currency_code"), "must be an ISO 4217 code of three upper case letters");
+        let currency = Currency::parse(&money.currency_code).filter(|_| is_upper);
+        let Some(currency) = currency.filter(|currency| currency.is_supported()) else {
+            let objection = currency
+                .map_or("must be an ISO 4217 code of three upper case letters".to_owned(), |code| {
+                    format!("must be a currency in which Stripe charges, and {code} is none")
+                });
+            self.object(&format!("{field}.currency_code"), objection);
             if money.minor_units < 0 {
                 self.object(&format!("{field}.minor_units"), "must not be negative");
             }
@@ -295,6 +300,9 @@ mod tests {
         assert_eq!(objections(of(-1, "EUR")), ["amount.minor_units"]);
         assert_eq!(objections(of(1, "eur")), ["amount.currency_code"]);
         assert_eq!(objections(of(-1, "")), ["amount.currency_code", "amount.minor_units"]);
+        assert_eq!(objections(of(0, "XXQ")), ["amount.currency_code"]);
+        assert_eq!(objections(of(1, "ISK")), ["amount.minor_units"]);
+        assert_eq!(objections(of(100_000, "ISK")), [""; 0]);
     }
 
     #[test]

@@ -145,3 +145,59 @@ fn sessions_setups_methods_and_mandates_are_read() {
         assert!(matches!(told, Signal::MandateUpdated { active: found, .. } if found == active), "{status}");
     }
 }
+
+/// What one event says, rendered in an old API version and in ours.
+fn same_signal(event_type: &str, old: &Value, new: &Value) {
+    let mut event: Value = serde_json::from_slice(&event(event_type, old, &Value::Null)).unwrap();
+    event["api_version"] = json!("2018-11-08");
+    let read = observe(event.to_string().as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(read.signal, signal(event_type, new));
+}
+
+#[test]
+fn an_intent_before_2022_11_15_has_its_charges_in_place_of_the_latest() {
+    let mut old = intent_json();
+    old.as_object_mut().unwrap().remove("latest_charge");
+    old["charges"] = json!({"object": "list", "has_more": false, "url": "/v1/charges?payment_intent=pi_1", "data": [
+        {"id": "ch_1", "object": "charge", "created": 1_700_000_010, "paid": false},
+        {"id": "ch_0", "object": "charge", "created": 1_700_000_000, "paid": false},
+    ]});
+    same_signal("payment_intent.payment_failed", &old, &intent_json());
+    let mut untried = intent_json();
+    untried["latest_charge"] = Value::Null;
+    old["charges"]["data"] = json!([]);
+    same_signal("payment_intent.canceled", &old, &untried);
+}
+
+#[test]
+fn an_intent_before_2019_02_11_speaks_of_sources() {
+    let mut new = intent_json();
+    let mut old = new.clone();
+    old["status"] = json!("requires_source");
+    old["last_payment_error"]["source"] = old["last_payment_error"]["payment_method"].take();
+    same_signal("payment_intent.payment_failed", &old, &new);
+    let link = "https://hooks.stripe.com/redirect/authenticate/src_1";
+    new["status"] = json!("requires_action");
+    new["next_action"] = json!({"type": "redirect_to_url", "redirect_to_url": {"url": link}});
+    old["status"] = json!("requires_source_action");
+    old["next_source_action"] = json!({"type": "authorize_with_url", "authorize_with_url": {"url": link}});
+    same_signal("payment_intent.requires_action", &old, &new);
+}
+
+#[test]
+fn refunds_of_a_charge_that_old_versions_render_with_it_do_not_matter() {
+    let new = json!({"id": "ch_1", "payment_intent": "pi_1", "amount_refunded": 100});
+    let mut old = new.clone();
+    old["refunds"] = json!({"object": "list", "data": [{"id": "re_1", "amount": 100}]});
+    old["source"] = json!({"id": "card_1", "object": "card"});
+    same_signal("charge.refunded", &old, &new);
+}
+
+#[test]
+fn an_event_under_the_name_that_its_type_had_is_understood() {
+    let refund = json!({"id": "re_1", "amount": 100, "currency": "eur", "status": "failed", "charge": "ch_1"});
+    assert_eq!(signal("charge.refund.updated", &refund), signal("refund.updated", &refund));
+    let method = json!({"id": "pm_1", "type": "card", "created": 1, "customer": "cus_1"});
+    let renamed = signal("payment_method.card_automatically_updated", &method);
+    assert_eq!(renamed, signal("payment_method.automatically_updated", &method));
+}

@@ -37,7 +37,25 @@ async fn a_restricted_key_can_do_what_its_permissions_say_and_tells_what_it_lack
         let message = reply.error(403, "")["message"].as_str().unwrap();
         assert!(message.contains(scope) && message.contains(ACCOUNT), "{message}");
     }
-    assert_eq!(caller.get("/v1/account", &[]).await.status, 403);
+    let reply = caller.get("/v1/account", &[]).await;
+    assert!(reply.error(403, "")["message"].as_str().unwrap().contains("rak_accounts_kyc_basic_read"));
+    sandbox.hide_account("rk_test_some");
+    let reply = caller.get("/v1/account", &[]).await;
+    let message = reply.error(403, "")["message"].as_str().unwrap();
+    assert!(message.contains("permission") && !message.contains(ACCOUNT), "{message}");
+}
+
+#[tokio::test]
+async fn a_key_that_may_write_charges_may_write_refunds() {
+    let sandbox = sandbox().await;
+    sandbox.add_key("rk_test_charges", ACCOUNT, Some(&["rak_charge_write"]));
+    let caller = Caller::with_key(&sandbox, "rk_test_charges");
+    caller.post("/v1/refunds/re_none", &[]).await.error(404, "resource_missing");
+    caller.get("/v1/refunds", &[]).await.ok();
+    sandbox.add_key("rk_test_reading", ACCOUNT, Some(&["rak_charge_read"]));
+    let caller = Caller::with_key(&sandbox, "rk_test_reading");
+    caller.get("/v1/refunds", &[]).await.ok();
+    assert_eq!(caller.post("/v1/refunds/re_none", &[]).await.status, 403);
 }
 
 #[tokio::test]

@@ -60,7 +60,7 @@ impl Document {
             any.map_or_else(|| vec![theirs], |all| all.iter().map(|one| self.resolve(one)).collect());
         let is = |kind: &str| choices.iter().any(|choice| choice["type"] == kind);
         let fits = match &ours.kind {
-            Kind::Text => is("string"),
+            Kind::Text | Kind::Short(_) => is("string"),
             Kind::Integer | Kind::Time => is("integer"),
             Kind::Boolean => is("boolean"),
             Kind::Range => is("integer") && is("object"),
