@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdict, by_id, named, tenant_of};
-use crate::dev::chaos::evidence::{Evidence, Intent};
+use crate::dev::chaos::evidence::{EventRow, Evidence, Intent};
 use crate::dev::sandbox::LedgerEntry;
 
 fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
@@ -67,7 +67,8 @@ pub(super) fn recorded(evidence: &Evidence) -> Verdict {
 pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
     let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for event in evidence.events.iter().filter(|event| event.webhook_type == "payment.overpaid") {
+    let is_told = |event: &&EventRow| matches!(event.webhook_type.as_str(), "payment.overpaid" | "payment.underpaid");
+    for event in evidence.events.iter().filter(is_told) {
         *told.entry((&event.payment, &event.intent)).or_default() += 1;
     }
     let mut breaches = Vec::new();
@@ -79,7 +80,9 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     }
     for row in &evidence.overpayments {
         let count = told.remove(&(row.payment.as_str(), row.intent.as_str())).unwrap_or_default();
-        if count != 1 {
+        // What has settled its payment is told only if it was not just what was due.
+        let settled = evidence.payments.iter().any(|payment| payment.id == row.payment && payment.intent == row.intent);
+        if count != 1 && !(settled && count == 0) {
             breaches.push(format!("the overpayment {} of payment {} was told {count} times", row.intent, row.payment));
         }
         if !evidence.outside.beside.contains(&row.intent) {
@@ -101,6 +104,13 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
             breaches.push(format!("{}: {took} took money, too, which was told {count} times", named(payment)));
         }
     }
+    // The payer was faster than a change of the amount: what its own intent took too much is measured against that.
+    let refused = evidence.events.iter().filter(|event| event.webhook_type == "payment.amount_change_refused");
+    let refused: BTreeSet<&str> = refused.map(|event| event.payment.as_str()).collect();
+    told.retain(|(of, intent), count| {
+        let is_own = evidence.intents.get(*intent).is_some_and(|it| own(of, it));
+        !(refused.contains(of) && is_own && *count == 1)
+    });
     breaches.extend(
         told.keys().map(|(payment, intent)| {
             format!("an overpayment of {payment} by {intent:?} was told, and is not recorded")
