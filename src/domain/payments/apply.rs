@@ -142,7 +142,7 @@ impl Payment {
                     attempt.settle(AttemptState::Failed(failure), None, here.now);
                 }
             }
-            News::Link(session, intent) => self.apply_link(attempt.as_deref_mut(), session, intent, here),
+            News::Link(session, intent) => self.apply_link(attempt, session, intent, here),
             News::PaidBeside(intent) => self.paid_beside(intent, change),
             News::Unknown
             | News::Waits(_)

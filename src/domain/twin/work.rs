@@ -127,7 +127,7 @@ impl Hand {
                     let is_attached = self.read(|world| world.attached).await?;
                     self.tx(|world| {
                         if is_attached {
-                            world.hear_of_method()
+                            world.hear_of_method();
                         }
                     })
                     .await?;

@@ -253,9 +253,8 @@ fn samples() -> Vec<Value> {
         json!({ "refund": with(json!({ "provider_refund_id": "re_1", "failure_reason": "lost_or_stolen_card",
             "amount_refunded_cents": 100, "lago_refund_id": id, "outcome_unknown_at": "2026-01-02T03:04:05Z" })) }),
         json!({ "dispute": with(json!({ "provider_dispute_id": "du_1", "reason": "fraudulent" })) }),
-        json!({ "payment_provider": {
-            "lago_payment_provider_id": id, "payment_provider": "stripe", "payment_provider_code": "stripe-eu",
-            "payment_provider_name": "Stripe EU", "provider_account_id": "acct_1",
+        json!({ "payment_provider": { "lago_payment_provider_id": id, "payment_provider": "stripe",
+            "payment_provider_code": "stripe-eu", "payment_provider_name": "Stripe EU", "provider_account_id": "acct_1",
             "provider_webhook_endpoint_id": "we_1" } }),
         json!({ "provider_event": {
             "payment_provider_code": "stripe-eu", "payment_provider": "stripe", "provider_event_id": "evt_1",
