@@ -26,7 +26,7 @@ pub(super) fn render(account: &Account, mut event: Value) -> Value {
         "charge" if version <= WITH_CHARGES => {
             let id = text(object, "/id").to_owned();
             let refunds = newest_first(account, "refund", |refund| text(refund, "/charge") == id);
-            object["refunds"] = list(refunds, &format!("/v1/charges/{id}/refunds"));
+            object["refunds"] = list(&refunds, &format!("/v1/charges/{id}/refunds"));
         }
         _ => {}
     }
@@ -43,7 +43,7 @@ fn list_charges(account: &Account, intent: &mut Value) {
     if let Some(fields) = intent.as_object_mut() {
         fields.remove("latest_charge");
     }
-    intent["charges"] = list(charges, &format!("/v1/charges?payment_intent={id}"));
+    intent["charges"] = list(&charges, &format!("/v1/charges?payment_intent={id}"));
 }
 
 fn name_sources(intent: &mut Value) {
@@ -72,6 +72,6 @@ fn newest_first(account: &Account, kind: &str, keep: impl Fn(&Value) -> bool) ->
     ids.iter().rev().filter_map(|id| account.objects.get(id)).filter(|object| keep(object)).cloned().collect()
 }
 
-fn list(data: Vec<Value>, url: &str) -> Value {
+fn list(data: &[Value], url: &str) -> Value {
     json!({ "object": "list", "data": data, "has_more": false, "url": url })
 }

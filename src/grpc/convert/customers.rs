@@ -23,7 +23,7 @@ pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Re
     let customer = NewCustomer {
         external_id: fields.required_text("external_id", request.external_id, TEXT_LENGTH_MAX),
         name: fields.text("name", request.name, TEXT_LENGTH_MAX),
-        email: fields.email("email", request.email),
+        email: fields.email("email", &request.email),
         phone: fields.text("phone", request.phone, PHONE_LENGTH_MAX),
         address: request.address.map(|address| fields.address("address", address)),
         integration: request.integration.map(|integration| match integration {
@@ -101,7 +101,7 @@ pub(in crate::grpc) fn customer_update(
 fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &proto::Customer) {
     match path {
         "name" => update.name = Some(fields.text("customer.name", from.name.clone(), TEXT_LENGTH_MAX)),
-        "email" => update.email = Some(fields.email("customer.email", from.email.clone())),
+        "email" => update.email = Some(fields.email("customer.email", &from.email)),
         "phone" => update.phone = Some(fields.text("customer.phone", from.phone.clone(), PHONE_LENGTH_MAX)),
         "address" => {
             update.address = Some(from.address.clone().map(|address| fields.address("customer.address", address)));
@@ -126,7 +126,7 @@ fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &prot
 
 impl Fields {
     /// One address, or several, separated by commas, as billing systems keep them. Stripe gets the first.
-    fn email(&mut self, field: &str, email: String) -> String {
+    fn email(&mut self, field: &str, email: &str) -> String {
         let is_plausible = |address: &str| {
             let parts = address.split_once('@');
             parts.is_some_and(|(local, domain)| !local.is_empty() && !domain.is_empty())
