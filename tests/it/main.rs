@@ -15,6 +15,7 @@ mod late;
 mod limits;
 mod links;
 mod log;
+mod methods;
 mod pace;
 mod pairs;
 mod parking;

@@ -48,6 +48,10 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     {
         return Err(not_attached(text(&call.params, "/invoice_settings/default_payment_method")));
     }
+    let source = text(&call.params, "/source");
+    if !source.is_empty() {
+        sources::check(act, source)?;
+    }
     act.insert(customer.clone());
     let given = text(&call.params, "/payment_method");
     if !given.is_empty() {
@@ -64,7 +68,6 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
             act.put(&customer);
         }
     }
-    let source = text(&call.params, "/source");
     act.emit("customer.created", &customer);
     if !source.is_empty() {
         sources::attach_to(act, source, &id)?;

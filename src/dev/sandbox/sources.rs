@@ -48,6 +48,18 @@ pub(super) fn attach(act: &mut Act, call: &Call) -> Answer {
     Ok(old_form(&attach_to(act, text(&call.params, "/source"), call.id())?))
 }
 
+/// Whether a customer could be made with this token or source: nothing is left behind where its bank refuses.
+pub(super) fn check(act: &Act, source: &str) -> Result<(), Refusal> {
+    if source.starts_with("src_") {
+        return act.referenced("payment_method", source, "source").map(|_| ());
+    }
+    let Some(Known::Card(number)) = test_methods::shared(source).filter(|_| source.starts_with("tok_")) else {
+        return Err(Refusal { status: 400, ..Refusal::missing("token", source, "source") });
+    };
+    let declined = test_methods::card_of(number).filter(|card| card.refuses_setup).and_then(|card| card.charge);
+    declined.map_or(Ok(()), |decline| Err(payment_methods::declined(&decline)))
+}
+
 /// Gives a customer a card by token, or a source; the first becomes its default.
 pub(super) fn attach_to(act: &mut Act, source: &str, customer: &str) -> Answer {
     let method = if source.starts_with("src_") {

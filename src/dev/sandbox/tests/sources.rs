@@ -52,6 +52,8 @@ async fn an_old_card_is_a_payment_method_too_and_the_first_is_the_default() {
 async fn the_newest_that_is_left_takes_the_place_of_a_default_that_is_deleted() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
+    caller.post("/v1/customers", &[("source", "tok_chargeDeclined")]).await.error(402, "card_declined");
+    assert!(told(&sandbox).is_empty(), "nothing is left behind");
     let form = [("name", "Jenny Rosen"), ("source", "tok_visa")];
     let customer = caller.post("/v1/customers", &form).await.ok();
     let (customer, first) = (id(&customer), customer["default_source"].as_str().unwrap().to_owned());
