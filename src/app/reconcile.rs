@@ -7,6 +7,7 @@ use std::time::Duration as RealDuration;
 
 use time::{Duration, OffsetDateTime};
 
+use super::customers::if_allowed;
 use super::deliveries::About;
 use super::work::Work;
 use super::{App, KEY_AGE_MAX};
@@ -108,6 +109,11 @@ impl App {
         let (org, id) = (lease.organization_id, lease.object_id.into());
         let mut work = self.begin_leased(lease).await?;
         let integration = store::integrations::get(&mut work.tx, org, id).await?;
+        if integration.state == IntegrationState::Active {
+            work.abandon().await?;
+            self.report_expiring(lease, &integration).await?;
+            work = self.begin_leased(lease).await?;
+        }
         let now = work.now;
         match integration.state {
             IntegrationState::Disconnected => return work.end(Outcome::Done).await,
@@ -168,7 +174,7 @@ impl App {
         session: &SessionSnapshot,
     ) -> Result<Option<OffsetDateTime>, stripe::Error> {
         let Some(setup) = &session.provider_setup_intent_id else { return Ok(None) };
-        let setup = self.0.stripe.setup_intent(key, setup).await?;
+        let setup = if_allowed(self.0.stripe.setup_intent(key, setup).await)?.flatten();
         let Some(method) = setup.and_then(|setup| setup.provider_payment_method_id) else { return Ok(None) };
         match self.0.stripe.payment_method(key, &method).await {
             Ok(method) => Ok(Some(method.created)),

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::OrganizationId;
 
 /// Every `webhook_type` that there is.
-pub const WEBHOOK_TYPES: [&str; 29] = [
+pub const WEBHOOK_TYPES: [&str; 32] = [
     "customer.payment_provider_created",
     "customer.payment_provider_linked",
     "customer.payment_provider_deleted",
@@ -18,6 +18,9 @@ pub const WEBHOOK_TYPES: [&str; 29] = [
     "customer.checkout_url_expired",
     "payment_method.created",
     "payment_method.set_as_default",
+    "payment_method.unset_as_default",
+    "payment_method.updated",
+    "payment_method.expiring",
     "payment_method.detached",
     "payment.pending",
     "payment.processing",
@@ -290,7 +293,8 @@ pub struct RedirectToUrl {
     pub url: String,
 }
 
-/// `payment_method.created`, `payment_method.detached`, `payment_method.set_as_default`; also inside `payment`.
+/// `payment_method.created`, `payment_method.detached`, `payment_method.set_as_default`,
+/// `payment_method.unset_as_default`, `payment_method.updated`, `payment_method.expiring`; also inside `payment`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct PaymentMethodObject {

@@ -1,6 +1,8 @@
 //! Payment methods, and the rule that picks a customer's default: a pure function of dated facts, so that the order in
 //! which Stripe tells them does not matter (P6).
 
+use std::collections::BTreeSet;
+
 use time::OffsetDateTime;
 
 use super::{Currency, CustomerId, IntegrationId, OrganizationId, PaymentMethodId};
@@ -57,6 +59,46 @@ pub struct MethodDetails {
     pub bank_code: Option<String>,
 }
 
+/// Whether a SEPA method may be debited, as far as is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mandate<'a> {
+    /// By Stripe's `mandate_…`.
+    Active(&'a str),
+    /// Every mandate that is known has ended: a debit would be refused.
+    Inactive,
+    /// None is known. There may be one all the same, so a debit is tried, and Stripe's answer decides.
+    Unknown,
+}
+
+/// The mandates of a SEPA method, by Stripe's ids. Facts are only ever added, and an id that has ended stays so, so the
+/// order in which they arrive does not matter (P6).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mandates {
+    /// All of which anything is known.
+    pub known: BTreeSet<String>,
+    /// Those of them that permit no debits any more.
+    pub ended: BTreeSet<String>,
+}
+
+impl Mandates {
+    /// Notes what was learned about a mandate.
+    pub fn note(&mut self, id: &str, is_active: bool) {
+        self.known.insert(id.to_owned());
+        if !is_active {
+            self.ended.insert(id.to_owned());
+        }
+    }
+
+    /// What they permit.
+    pub fn state(&self) -> Mandate<'_> {
+        match self.known.difference(&self.ended).next() {
+            Some(id) => Mandate::Active(id),
+            None if self.known.is_empty() => Mandate::Unknown,
+            None => Mandate::Inactive,
+        }
+    }
+}
+
 /// A Stripe PaymentMethod attached to a customer of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PaymentMethod {
@@ -74,14 +116,14 @@ pub struct PaymentMethod {
     pub kind: String,
     /// What a person recognises it by.
     pub details: MethodDetails,
-    /// Stripe's mandate, for SEPA.
-    pub provider_mandate_id: Option<String>,
-    /// A mandate of this method that ended; it permits no debits any more, whatever is told of it later.
-    pub ended_mandate_id: Option<String>,
+    /// What permits debits, for SEPA.
+    pub mandates: Mandates,
     /// The earliest time at which we know it to have been attached; `None` where only its choice is known yet.
     pub attach_time: Option<OffsetDateTime>,
     /// The latest time at which somebody chose it as the default.
     pub choose_time: Option<OffsetDateTime>,
+    /// The latest time at which somebody unset it as Stripe's default, and chose none.
+    pub unset_time: Option<OffsetDateTime>,
     /// When it was detached. Detaching is for ever.
     pub detach_time: Option<OffsetDateTime>,
     /// When we first stored it.
@@ -89,9 +131,16 @@ pub struct PaymentMethod {
 }
 
 impl PaymentMethod {
-    /// Whether a mandate permits to debit it.
-    pub fn has_mandate(&self) -> bool {
-        self.provider_mandate_id.is_some() && self.provider_mandate_id != self.ended_mandate_id
+    /// Whether it is a bank account of Stripe's old Sources API (`src_…`). Stripe refuses to debit those until they are
+    /// migrated to PaymentMethods: "Using a SEPA Debit Source … is no longer a valid integration path".
+    pub fn is_legacy_sepa(&self) -> bool {
+        self.kind == MethodKind::SepaDebit.as_str() && self.provider_payment_method_id.starts_with("src_")
+    }
+
+    /// Whether nothing that is known stands against a charge: a mandate that is unknown does.
+    pub fn can_be_charged(&self) -> bool {
+        let is_sepa = self.kind == MethodKind::SepaDebit.as_str();
+        !is_sepa || (!self.is_legacy_sepa() && matches!(self.mandates.state(), Mandate::Active(_)))
     }
 
     /// Whether it may be a default: attached, and of an allowed kind.
@@ -101,19 +150,46 @@ impl PaymentMethod {
 
     /// The newest fact in favour of it, whole seconds (Stripe's resolution), a choice before an attachment of the same
     /// second; Stripe's id breaks the last tie, so that every order of events ends in the same default (P6).
-    pub fn claim(&self) -> Option<(i64, bool, &str)> {
+    pub fn claim(&self) -> Option<Claim<'_>> {
         let attached = self.attach_time.map(|time| (time.unix_timestamp(), false));
-        let chosen = self.choose_time.map(|time| (time.unix_timestamp(), true));
-        attached.max(chosen).map(|(second, is_choice)| (second, is_choice, self.provider_payment_method_id.as_str()))
+        attached
+            .max(self.choice())
+            .map(|(second, is_choice)| (second, is_choice, self.provider_payment_method_id.as_str()))
+    }
+
+    /// The second at which the customer was left without a default, because this one was unset. One that was detached by
+    /// then does not count: Stripe itself unsets a detached default.
+    pub fn unset(&self) -> Option<i64> {
+        let second = self.unset_time?.unix_timestamp();
+        self.detach_time.is_none_or(|detached| detached.unix_timestamp() > second).then_some(second)
+    }
+
+    fn choice(&self) -> Option<(i64, bool)> {
+        self.choose_time.map(|time| (time.unix_timestamp(), true))
+    }
+
+    /// The same without its attachment.
+    fn claim_by_choice(&self) -> Option<Claim<'_>> {
+        self.choice().map(|(second, is_choice)| (second, is_choice, self.provider_payment_method_id.as_str()))
     }
 }
 
-/// The default: the eligible method with the newest fact in its favour.
+/// A fact in favour of a method: its second, whether it is a choice, and Stripe's id of the method.
+type Claim<'a> = (i64, bool, &'a str);
+
+/// The default: the eligible method with the newest fact in its favour, newer than a choice of none; of one second the
+/// choice of a method comes last, that of none next, an attachment first. To be attached is no such fact for a method that
+/// cannot be charged, or whose mandate is unknown, while there is one that can: it does not displace that one.
 pub fn default_method<'a>(methods: &'a [PaymentMethod], allowed: &[MethodKind]) -> Option<&'a PaymentMethod> {
-    methods
-        .iter()
-        .filter(|method| method.is_eligible(allowed) && method.claim().is_some())
-        .max_by(|left, right| left.claim().cmp(&right.claim()))
+    let eligible = || methods.iter().filter(move |method| method.is_eligible(allowed));
+    let is_any_good = eligible().any(|method| method.can_be_charged() && method.claim().is_some());
+    let unset = methods.iter().filter_map(PaymentMethod::unset).max();
+    let is_newer = |claim: &Claim<'_>| unset.is_none_or(|unset| claim.0 > unset || (claim.0 == unset && claim.1));
+    let claim = |method: &'a PaymentMethod| {
+        let claim = if is_any_good && !method.can_be_charged() { method.claim_by_choice() } else { method.claim() };
+        claim.filter(is_newer)
+    };
+    eligible().filter(|method| claim(method).is_some()).max_by_key(|method| claim(method))
 }
 
 #[cfg(test)]
@@ -135,10 +211,10 @@ mod tests {
             provider_payment_method_id: name.to_owned(),
             kind: kind.to_owned(),
             details: MethodDetails::default(),
-            provider_mandate_id: None,
-            ended_mandate_id: None,
+            mandates: Mandates::default(),
             attach_time: attached.map(at),
             choose_time: chosen.map(at),
+            unset_time: None,
             detach_time: detached.then(|| at(99)),
             create_time: at(0),
         }
@@ -146,6 +222,43 @@ mod tests {
 
     fn chosen(methods: &[PaymentMethod], allowed: &[MethodKind]) -> Option<String> {
         default_method(methods, allowed).map(|method| method.provider_payment_method_id.clone())
+    }
+
+    fn mandated(mut method: PaymentMethod) -> PaymentMethod {
+        method.mandates.note("mandate_1", true);
+        method
+    }
+
+    #[test]
+    fn a_mandate_that_has_ended_stays_so_and_a_new_one_counts() {
+        let mut mandates = Mandates::default();
+        assert_eq!(mandates.state(), Mandate::Unknown);
+        mandates.note("mandate_1", false);
+        mandates.note("mandate_1", true);
+        assert_eq!(mandates.state(), Mandate::Inactive, "whatever is told of it later");
+        mandates.note("mandate_2", true);
+        assert_eq!(mandates.state(), Mandate::Active("mandate_2"));
+        mandates.note("mandate_2", false);
+        mandates.note("mandate_1", true);
+        assert_eq!(mandates.state(), Mandate::Inactive);
+    }
+
+    #[test]
+    fn a_newly_attached_method_that_may_not_be_chargeable_displaces_none_that_is() {
+        let card = method("pm_card", "card", Some(1), None, false);
+        let unknown = method("pm_sepa", "sepa_debit", Some(2), None, false);
+        let mut inactive = unknown.clone();
+        inactive.mandates.note("mandate_1", false);
+        let legacy = mandated(PaymentMethod { provider_payment_method_id: "src_1".to_owned(), ..unknown.clone() });
+        for newer in [&unknown, &inactive, &legacy] {
+            assert_eq!(chosen(&[card.clone(), newer.clone()], &BOTH).as_deref(), Some("pm_card"), "{newer:?}");
+            let alone = chosen(std::slice::from_ref(newer), &BOTH);
+            assert_eq!(alone.as_deref(), Some(newer.provider_payment_method_id.as_str()), "it displaces none");
+        }
+        let known = mandated(unknown.clone());
+        assert_eq!(chosen(&[card.clone(), known], &BOTH).as_deref(), Some("pm_sepa"));
+        let by_hand = PaymentMethod { choose_time: unknown.attach_time, ..unknown };
+        assert_eq!(chosen(&[card, by_hand], &BOTH).as_deref(), Some("pm_sepa"), "a choice is followed");
     }
 
     #[test]
@@ -162,13 +275,35 @@ mod tests {
     #[test]
     fn detached_and_disallowed_methods_are_never_the_default() {
         let detached = method("pm_gone", "card", Some(5), Some(6), true);
-        let sepa = method("pm_sepa", "sepa_debit", Some(4), None, false);
+        let sepa = mandated(method("pm_sepa", "sepa_debit", Some(4), None, false));
         let other = method("pm_link", "link", Some(9), None, false);
         let card = method("pm_card", "card", Some(1), None, false);
         let all = [detached, sepa, other, card];
         assert_eq!(chosen(&all, &BOTH).as_deref(), Some("pm_sepa"));
         assert_eq!(chosen(&all, &[MethodKind::Card]).as_deref(), Some("pm_card"));
         assert_eq!(chosen(&all[..1], &BOTH), None);
+    }
+
+    #[test]
+    fn a_default_that_was_unset_leaves_none_until_one_is_chosen_or_added() {
+        let unset = |second: i64, mut method: PaymentMethod| {
+            method.unset_time = Some(OffsetDateTime::UNIX_EPOCH + Duration::seconds(second));
+            method
+        };
+        let other = method("pm_other", "card", Some(1), None, false);
+        let was_default = unset(5, method("pm_was", "card", Some(2), Some(3), false));
+        assert_eq!(chosen(&[other.clone(), was_default.clone()], &BOTH), None);
+        let added = |second| method("pm_new", "card", Some(second), None, false);
+        assert_eq!(chosen(&[was_default.clone(), added(6)], &BOTH).as_deref(), Some("pm_new"));
+        assert_eq!(chosen(&[was_default.clone(), added(5)], &BOTH), None, "a choice counts more than an attachment");
+        let again = method("pm_other", "card", Some(1), Some(5), false);
+        assert_eq!(chosen(&[was_default.clone(), again], &BOTH).as_deref(), Some("pm_other"));
+        // Detached at 99: later, or by then.
+        let detached_later =
+            PaymentMethod { detach_time: method("", "card", None, None, true).detach_time, ..was_default };
+        assert_eq!(chosen(&[other.clone(), detached_later.clone()], &BOTH), None);
+        let by_stripe = unset(99, detached_later);
+        assert_eq!(chosen(&[other, by_stripe], &BOTH).as_deref(), Some("pm_other"), "Stripe itself has unset it");
     }
 
     #[test]

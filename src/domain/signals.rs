@@ -19,6 +19,8 @@ pub struct Observation {
     pub livemode: bool,
     /// `request.idempotency_key`: which call caused it; `None` where Stripe or a person in the dashboard did.
     pub request_key: Option<String>,
+    /// It is rendered in an API version of before 2017-05-25, which names the call and hides its key: it may be ours.
+    pub hides_request_key: bool,
     /// What it says.
     pub signal: Signal,
 }
@@ -51,23 +53,16 @@ pub enum Signal {
     CustomerUpdated {
         /// Stripe's `cus_…`.
         provider_customer_id: String,
-        /// The new default, if `previous_attributes` touch it; the inner `None`: there is none any more.
-        default_changed_to: Option<Option<String>>,
+        /// What became of the default, if `previous_attributes` say that another one counts now.
+        default_change: Option<DefaultChange>,
     },
     /// `customer.deleted`.
     CustomerDeleted {
         /// Stripe's `cus_…`.
         provider_customer_id: String,
     },
-    /// `mandate.updated`.
-    MandateUpdated {
-        /// Stripe's `mandate_…`.
-        provider_mandate_id: String,
-        /// The method that it belongs to.
-        provider_payment_method_id: String,
-        /// Whether it still permits debits.
-        active: bool,
-    },
+    /// `mandate.updated`, and `charge.pending` of a debit, which names its mandate.
+    Mandate(MandateSnapshot),
     /// Of no concern to us.
     Ignored {
         /// Why, for an operator.
@@ -203,6 +198,26 @@ pub struct MethodSnapshot {
     pub created: OffsetDateTime,
 }
 
+/// Another default of a customer at Stripe: `invoice_settings.default_payment_method`, else the old `default_source`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DefaultChange {
+    /// Stripe's id of the method before; `None`: there was none.
+    pub from: Option<String>,
+    /// Stripe's id of the method from now on; `None`: there is none.
+    pub to: Option<String>,
+}
+
+/// A mandate at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MandateSnapshot {
+    /// Stripe's `mandate_…`.
+    pub id: String,
+    /// The method that it belongs to.
+    pub provider_payment_method_id: String,
+    /// Whether it permits debits.
+    pub is_active: bool,
+}
+
 /// A SetupIntent that succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetupSnapshot {
@@ -210,7 +225,7 @@ pub struct SetupSnapshot {
     pub id: String,
     /// Stripe's `cus_…`.
     pub provider_customer_id: Option<String>,
-    /// Stripe's `pm_…`.
+    /// Stripe's `pm_…` of what was stored. Behind iDEAL, Bancontact and Sofort that is the SEPA method made of it.
     pub provider_payment_method_id: Option<String>,
     /// Stripe's `mandate_…`, for SEPA.
     pub provider_mandate_id: Option<String>,

@@ -265,3 +265,37 @@ pub async fn pending_links(
         .load(conn)
         .await?)
 }
+
+/// Stripe's own default of a customer as it was last told or written: columns of its row that are no part of the noun.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Queryable, AsChangeset)]
+#[diesel(table_name = super::schema::customers, treat_none_as_null = true)]
+pub struct ProviderDefault {
+    /// Stripe's id of a PaymentMethod, or of an old card or source; `None`: there is none.
+    #[diesel(column_name = provider_default_id)]
+    pub method: Option<String>,
+    /// When it became that; `None`: nothing is known.
+    #[diesel(column_name = provider_default_time)]
+    pub time: Option<OffsetDateTime>,
+}
+
+/// What is known of Stripe's own default of a customer.
+pub async fn provider_default(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: CustomerId,
+) -> Result<ProviderDefault> {
+    let query = dsl::customers.find((org.0, id.0)).select((dsl::provider_default_id, dsl::provider_default_time));
+    let row: Option<ProviderDefault> = query.first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("customer", id))
+}
+
+/// Notes what Stripe's own default of a customer is. The customer is locked.
+pub async fn set_provider_default(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: CustomerId,
+    default: &ProviderDefault,
+) -> Result<()> {
+    diesel::update(dsl::customers.find((org.0, id.0))).set(default).execute(conn).await?;
+    Ok(())
+}

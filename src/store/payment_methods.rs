@@ -1,13 +1,14 @@
 //! Rows of payment methods: dated facts, from which the default follows.
 
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Integer, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::rows::{from_json, to_json};
 use super::schema::payment_methods::dsl;
-use crate::domain::payment_methods::PaymentMethod;
+use crate::domain::payment_methods::{Mandate, Mandates, PaymentMethod};
 use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, PaymentMethodId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -26,10 +27,20 @@ struct Row {
     choose_time: Option<OffsetDateTime>,
     detach_time: Option<OffsetDateTime>,
     create_time: OffsetDateTime,
+    mandate_ids: Vec<String>,
+    ended_mandate_ids: Vec<String>,
+    unset_time: Option<OffsetDateTime>,
 }
 
 impl Row {
     fn new(method: &PaymentMethod) -> Result<Self> {
+        let Mandates { known, ended } = &method.mandates;
+        // What the release before this one reads: a mandate counts there unless it is the ended one.
+        let ended_one = ended.last().cloned();
+        let one = match method.mandates.state() {
+            Mandate::Active(id) => Some(id.to_owned()),
+            Mandate::Inactive | Mandate::Unknown => ended_one.clone(),
+        };
         Ok(Self {
             organization_id: method.organization_id.0,
             id: method.id.0,
@@ -38,16 +49,27 @@ impl Row {
             provider_payment_method_id: method.provider_payment_method_id.clone(),
             kind: method.kind.clone(),
             details: to_json(&method.details)?,
-            provider_mandate_id: method.provider_mandate_id.clone(),
-            ended_mandate_id: method.ended_mandate_id.clone(),
+            provider_mandate_id: one,
+            ended_mandate_id: ended_one,
             attach_time: method.attach_time,
             choose_time: method.choose_time,
             detach_time: method.detach_time,
             create_time: method.create_time,
+            mandate_ids: known.iter().cloned().collect(),
+            ended_mandate_ids: ended.iter().cloned().collect(),
+            unset_time: method.unset_time,
         })
     }
 
     fn parse(self) -> Result<PaymentMethod> {
+        let mut mandates = Mandates {
+            known: self.mandate_ids.into_iter().collect(),
+            ended: self.ended_mandate_ids.into_iter().collect(),
+        };
+        // What the release before this one has written.
+        for id in self.provider_mandate_id.iter().chain(&self.ended_mandate_id) {
+            mandates.note(id, self.ended_mandate_id.as_ref() != Some(id));
+        }
         Ok(PaymentMethod {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
@@ -56,10 +78,10 @@ impl Row {
             provider_payment_method_id: self.provider_payment_method_id,
             kind: self.kind,
             details: from_json("payment_methods", "details", self.details)?,
-            provider_mandate_id: self.provider_mandate_id,
-            ended_mandate_id: self.ended_mandate_id,
+            mandates,
             attach_time: self.attach_time,
             choose_time: self.choose_time,
+            unset_time: self.unset_time,
             detach_time: self.detach_time,
             create_time: self.create_time,
         })
@@ -151,4 +173,47 @@ pub async fn list(
         query = query.filter(dsl::id.lt(after));
     }
     query.load(conn).await?.into_iter().map(Row::parse).collect()
+}
+
+/// Takes at most `limit` cards whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported yet:
+/// it counts as reported from here on. One that is being written just now is left for the next time: whoever writes it may
+/// hold several.
+pub async fn take_expiring(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    month: i32,
+    limit: i64,
+) -> Result<Vec<PaymentMethod>> {
+    #[derive(QueryableByName)]
+    struct Taken {
+        #[diesel(sql_type = SqlUuid)]
+        id: Uuid,
+    }
+    let taken: Vec<Taken> = diesel::sql_query(
+        "UPDATE payment_methods SET reported_expiry = $3 WHERE organization_id = $1 AND id IN ( \
+             SELECT id FROM payment_methods \
+             WHERE organization_id = $1 AND integration_id = $2 AND kind = 'card' AND detach_time IS NULL \
+                 AND (details ->> 'exp_year')::integer * 12 + (details ->> 'exp_month')::integer = $3 \
+                 AND reported_expiry IS DISTINCT FROM \
+                     (details ->> 'exp_year')::integer * 12 + (details ->> 'exp_month')::integer \
+             LIMIT $4 FOR UPDATE SKIP LOCKED) \
+         RETURNING id",
+    )
+    .bind::<SqlUuid, _>(org.0)
+    .bind::<SqlUuid, _>(integration.0)
+    .bind::<Integer, _>(month)
+    .bind::<BigInt, _>(limit)
+    .load(conn)
+    .await?;
+    let ids: Vec<Uuid> = taken.into_iter().map(|row| row.id).collect();
+    dsl::payment_methods
+        .filter(dsl::organization_id.eq(org.0).and(dsl::id.eq_any(ids)))
+        .order(dsl::id)
+        .select(Row::as_select())
+        .load(conn)
+        .await?
+        .into_iter()
+        .map(Row::parse)
+        .collect()
 }

@@ -102,6 +102,8 @@ table! {
         create_time -> Timestamptz,
         update_time -> Timestamptz,
         delete_time -> Nullable<Timestamptz>,
+        provider_default_id -> Nullable<Text>,
+        provider_default_time -> Nullable<Timestamptz>,
     }
 }
 
@@ -120,6 +122,10 @@ table! {
         choose_time -> Nullable<Timestamptz>,
         detach_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
+        mandate_ids -> Array<Text>,
+        ended_mandate_ids -> Array<Text>,
+        unset_time -> Nullable<Timestamptz>,
+        reported_expiry -> Nullable<Integer>,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Stripe's customers: the provider side of ours.
 
 use serde::Deserialize;
+use serde_json::Value;
 
 use super::client::{Call, Client};
 use super::error::Error;
@@ -9,6 +10,7 @@ use super::metadata;
 use super::object::{Acknowledged, or_default, reference};
 use super::pace::ApiKey;
 use crate::domain::customers::{Address, Customer, CustomerUpdate};
+use crate::domain::signals::DefaultChange;
 
 /// A customer at Stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,8 +19,8 @@ pub struct ProviderCustomer {
     pub id: String,
     /// It was deleted at Stripe: the id still answers, and that is all it does.
     pub deleted: bool,
-    /// `invoice_settings.default_payment_method`.
-    pub default_payment_method: Option<String>,
+    /// What Stripe charges by default: `invoice_settings.default_payment_method`, else the old `default_source`.
+    pub default_method: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -27,19 +29,43 @@ pub(super) struct WireCustomer {
     #[serde(default)]
     deleted: bool,
     #[serde(default, deserialize_with = "or_default")]
-    pub invoice_settings: InvoiceSettings,
+    invoice_settings: InvoiceSettings,
+    #[serde(default, deserialize_with = "reference")]
+    default_source: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
-pub(super) struct InvoiceSettings {
+struct InvoiceSettings {
     #[serde(default, deserialize_with = "reference")]
-    pub default_payment_method: Option<String>,
+    default_payment_method: Option<String>,
+}
+
+/// The old value of a field that an update replaced: absent where it did not, null where there was none.
+#[derive(Deserialize)]
+struct Replaced(#[serde(deserialize_with = "reference")] Option<String>);
+
+impl WireCustomer {
+    /// What Stripe charges by default.
+    fn default_method(&self) -> Option<&String> {
+        self.invoice_settings.default_payment_method.as_ref().or(self.default_source.as_ref())
+    }
+
+    /// What became of the default, given an update's `previous_attributes`; `None` if the same one counts as before.
+    pub fn default_change(&self, previous: &Value) -> Result<Option<DefaultChange>, serde_json::Error> {
+        let replaced = |pointer: &str| previous.pointer(pointer).map(Replaced::deserialize).transpose();
+        let method = replaced("/invoice_settings/default_payment_method")?;
+        let source = replaced("/default_source")?;
+        let method = method.map_or_else(|| self.invoice_settings.default_payment_method.clone(), |it| it.0);
+        let from = method.or_else(|| source.map_or_else(|| self.default_source.clone(), |it| it.0));
+        let to = self.default_method().cloned();
+        Ok((from != to).then_some(DefaultChange { from, to }))
+    }
 }
 
 impl From<WireCustomer> for ProviderCustomer {
     fn from(wire: WireCustomer) -> Self {
-        let default_payment_method = wire.invoice_settings.default_payment_method;
-        Self { id: wire.id, deleted: wire.deleted, default_payment_method }
+        let default_method = wire.default_method().cloned();
+        Self { id: wire.id, deleted: wire.deleted, default_method }
     }
 }
 
@@ -209,7 +235,12 @@ mod tests {
         assert!(read(r#"{"id":"cus_1","object":"customer","deleted":true}"#).deleted);
         let expanded =
             read(r#"{"id":"cus_1","invoice_settings":{"default_payment_method":{"id":"pm_1","type":"card"}}}"#);
-        assert_eq!(expanded.default_payment_method.as_deref(), Some("pm_1"));
-        assert_eq!(read(r#"{"id":"cus_1","invoice_settings":null}"#).default_payment_method, None);
+        assert_eq!(expanded.default_method.as_deref(), Some("pm_1"));
+        assert_eq!(read(r#"{"id":"cus_1","invoice_settings":null,"default_source":null}"#).default_method, None);
+        let old = read(r#"{"id":"cus_1","invoice_settings":{},"default_source":{"id":"card_1","object":"card"}}"#);
+        assert_eq!(old.default_method.as_deref(), Some("card_1"));
+        let both =
+            read(r#"{"id":"cus_1","invoice_settings":{"default_payment_method":"pm_1"},"default_source":"card_1"}"#);
+        assert_eq!(both.default_method.as_deref(), Some("pm_1"), "Stripe's order");
     }
 }

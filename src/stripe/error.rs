@@ -266,9 +266,9 @@ impl Error {
 impl From<&Detail> for Failure {
     /// A refusal, as a payment keeps it.
     fn from(detail: &Detail) -> Self {
-        let code = detail.code.clone().or_else(|| detail.error_type.clone());
+        let code = detail.code.as_deref().or(detail.error_type.as_deref());
         Self {
-            code: code.unwrap_or_else(|| "unknown".to_owned()),
+            code: Self::code_of(code.unwrap_or("unknown")).to_owned(),
             message: detail.message.clone().unwrap_or_default(),
             decline_code: detail.decline_code.clone(),
             advice_code: detail.advice_code.clone(),

@@ -44,6 +44,9 @@ pub struct EventRequest {
     pub id: Option<String>,
     /// The call's idempotency key: ours, if the call was.
     pub idempotency_key: Option<String>,
+    /// The version names the call alone: whether it had a key is not said.
+    #[serde(skip)]
+    pub hides_key: bool,
 }
 
 /// API versions before 2017-05-25, in which the list may still render, have the call's bare id here.
@@ -56,7 +59,7 @@ fn request<'de, D: Deserializer<'de>>(deserializer: D) -> Result<EventRequest, D
     }
     Ok(match Option::<Request>::deserialize(deserializer)? {
         Some(Request::Whole(request)) => request,
-        Some(Request::Id(id)) => EventRequest { id: Some(id), idempotency_key: None },
+        Some(Request::Id(id)) => EventRequest { id: Some(id), idempotency_key: None, hides_key: true },
         None => EventRequest::default(),
     })
 }

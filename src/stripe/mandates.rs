@@ -2,12 +2,32 @@
 
 use serde::Deserialize;
 
+use super::client::{Call, Client};
+use super::error::Error;
 use super::object::reference;
+use super::pace::ApiKey;
+use crate::domain::signals::MandateSnapshot;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct WireMandate {
-    pub id: String,
-    pub status: String,
+    id: String,
+    status: String,
     #[serde(default, deserialize_with = "reference")]
-    pub payment_method: Option<String>,
+    payment_method: Option<String>,
+}
+
+impl WireMandate {
+    /// What it says, if it names its method. A pending one is on its way to be active.
+    pub fn snapshot(self) -> Option<MandateSnapshot> {
+        let is_active = self.status != "inactive";
+        self.payment_method.map(|method| MandateSnapshot { id: self.id, provider_payment_method_id: method, is_active })
+    }
+}
+
+impl Client {
+    /// Reads whether a mandate permits debits.
+    pub async fn is_mandate_active(&self, key: &ApiKey, id: &str) -> Result<bool, Error> {
+        let mandate: WireMandate = self.send(key, Call::get("/v1/mandates/{id}", Some(id), "")).await?;
+        Ok(mandate.status != "inactive")
+    }
 }

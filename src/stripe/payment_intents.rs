@@ -110,7 +110,7 @@ impl From<WireIntent> for IntentSnapshot {
 impl From<WireFailure> for Failure {
     fn from(wire: WireFailure) -> Self {
         Self {
-            code: wire.code.or(wire.error_type).unwrap_or_else(|| "unknown".to_owned()),
+            code: Self::code_of(wire.code.or(wire.error_type).as_deref().unwrap_or("unknown")).to_owned(),
             message: wire.message.unwrap_or_default(),
             decline_code: wire.decline_code,
             advice_code: wire.advice_code,

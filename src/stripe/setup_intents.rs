@@ -2,10 +2,11 @@
 
 use serde::Deserialize;
 
+use super::charges::WireDetails;
 use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
-use super::object::{Page, reference};
+use super::object::{Page, or_default, reference};
 use super::pace::ApiKey;
 use crate::domain::signals::SetupSnapshot;
 
@@ -19,16 +20,39 @@ pub(super) struct WireSetup {
     payment_method: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     mandate: Option<String>,
+    latest_attempt: Option<WireAttempt>,
+}
+
+/// The newest attempt: its id in events, the whole object where it is read.
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum WireAttempt {
+    Id(#[expect(dead_code, reason = "only the whole object says anything")] String),
+    Whole {
+        #[serde(default, deserialize_with = "or_default")]
+        payment_method_details: WireDetails,
+    },
 }
 
 impl WireSetup {
     /// What it brought, if it has succeeded.
     pub fn success(self) -> Option<SetupSnapshot> {
-        (self.status == "succeeded").then_some(SetupSnapshot {
+        if self.status != "succeeded" {
+            return None;
+        }
+        let generated = match self.latest_attempt {
+            Some(WireAttempt::Whole { payment_method_details }) => payment_method_details.generated(),
+            Some(WireAttempt::Id(_)) | None => None,
+        };
+        let (method, mandate) = match generated {
+            Some((method, mandate)) => (Some(method), mandate),
+            None => (self.payment_method, self.mandate),
+        };
+        Some(SetupSnapshot {
             id: self.id,
             provider_customer_id: self.customer,
-            provider_payment_method_id: self.payment_method,
-            provider_mandate_id: self.mandate,
+            provider_payment_method_id: method,
+            provider_mandate_id: mandate,
         })
     }
 }
@@ -36,7 +60,7 @@ impl WireSetup {
 impl Client {
     /// Reads a SetupIntent; `None` while it has not succeeded.
     pub async fn setup_intent(&self, key: &ApiKey, id: &str) -> Result<Option<SetupSnapshot>, Error> {
-        let call = Call::get("/v1/setup_intents/{id}", Some(id), "");
+        let call = Call::get("/v1/setup_intents/{id}", Some(id), "expand[0]=latest_attempt");
         Ok(self.send::<WireSetup>(key, call).await?.success())
     }
 
@@ -46,7 +70,8 @@ impl Client {
         key: &ApiKey,
         provider_customer_id: &str,
     ) -> Result<Vec<SetupSnapshot>, Error> {
-        let query = Form::new().push("customer", provider_customer_id).push("limit", 100).into_body();
+        let form = Form::new().push("customer", provider_customer_id).push("limit", 100);
+        let query = form.push_list("expand", ["data.latest_attempt"]).into_body();
         let page: Page<WireSetup> = self.send(key, Call::get("/v1/setup_intents", None, &query)).await?;
         Ok(page.data.into_iter().filter_map(WireSetup::success).collect())
     }

@@ -42,12 +42,13 @@ struct Data {
 type Read = fn(Data) -> Result<Signal, serde_json::Error>;
 
 /// The events that we handle, and how each is read.
-const HANDLED: [(&str, Read); 27] = [
+const HANDLED: [(&str, Read); 28] = [
     ("charge.dispute.closed", dispute),
     ("charge.dispute.created", dispute),
     ("charge.dispute.funds_reinstated", dispute),
     ("charge.dispute.funds_withdrawn", dispute),
     ("charge.dispute.updated", dispute),
+    ("charge.pending", charge_pending),
     ("charge.refunded", charge_refunded),
     ("checkout.session.async_payment_failed", session),
     ("checkout.session.async_payment_succeeded", session),
@@ -97,6 +98,7 @@ pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
         account: envelope.account,
         livemode: envelope.livemode,
         request_key: envelope.request.idempotency_key,
+        hides_request_key: envelope.request.hides_key,
         signal,
     })
 }
@@ -124,6 +126,12 @@ fn intent(data: Data) -> Result<Signal, serde_json::Error> {
 
 fn charge_refunded(data: Data) -> Result<Signal, serde_json::Error> {
     Ok(Signal::ChargeRefunded(object::<WireCharge>(data)?.into()))
+}
+
+/// A debit on its way to the bank: its mandate may be told nowhere else.
+fn charge_pending(data: Data) -> Result<Signal, serde_json::Error> {
+    let mandate = object::<WireCharge>(data)?.mandate();
+    Ok(mandate.map_or_else(|| ignored("the charge names no mandate"), Signal::Mandate))
 }
 
 fn refund(data: Data) -> Result<Signal, serde_json::Error> {
@@ -160,20 +168,15 @@ fn customer_deleted(data: Data) -> Result<Signal, serde_json::Error> {
 }
 
 fn customer_updated(data: Data) -> Result<Signal, serde_json::Error> {
-    // The old value may be null: what counts is that the field is named at all.
-    let touched = data.previous_attributes.pointer("/invoice_settings/default_payment_method").is_some();
+    let previous = data.previous_attributes.clone();
     let customer = object::<WireCustomer>(data)?;
-    let default = customer.invoice_settings.default_payment_method;
-    Ok(Signal::CustomerUpdated { provider_customer_id: customer.id, default_changed_to: touched.then_some(default) })
+    let default_change = customer.default_change(&previous)?;
+    Ok(Signal::CustomerUpdated { provider_customer_id: customer.id, default_change })
 }
 
 fn mandate_updated(data: Data) -> Result<Signal, serde_json::Error> {
-    let mandate = object::<WireMandate>(data)?;
-    let Some(provider_payment_method_id) = mandate.payment_method else {
-        return Ok(ignored("the mandate names no payment method"));
-    };
-    let active = mandate.status != "inactive";
-    Ok(Signal::MandateUpdated { provider_mandate_id: mandate.id, provider_payment_method_id, active })
+    let mandate = object::<WireMandate>(data)?.snapshot();
+    Ok(mandate.map_or_else(|| ignored("the mandate names no payment method"), Signal::Mandate))
 }
 
 #[cfg(test)]

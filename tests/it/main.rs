@@ -17,6 +17,7 @@ mod late;
 mod limits;
 mod links;
 mod log;
+mod methods;
 mod old_versions;
 mod pace;
 mod page_amounts;

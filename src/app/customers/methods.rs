@@ -8,20 +8,23 @@ use crate::app::{Access, App, tell};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payment_methods::{MethodKind, PaymentMethod, default_method};
-use crate::domain::signals::{MethodSnapshot, SetupSnapshot};
+use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method};
+use crate::domain::signals::{MandateSnapshot, MethodSnapshot};
 use crate::domain::{CustomerId, Error, OrganizationId, Page, PaymentMethodId, Result};
 use crate::{store, stripe};
 
 /// What is learnt about a method at once.
+#[derive(Clone, Copy)]
 pub(in crate::app) struct Learnt<'a> {
     pub snapshot: &'a MethodSnapshot,
     /// When it was attached, as far as this source knows.
     pub attach_time: Option<OffsetDateTime>,
     /// When it was chosen as the default, if it was.
     pub choose_time: Option<OffsetDateTime>,
-    /// Its mandate, if this source knows one.
-    pub mandate: Option<String>,
+    /// When it was unset as the default in favour of none, if it was.
+    pub unset_time: Option<OffsetDateTime>,
+    /// The mandates that this source names, of this method and of others.
+    pub mandates: &'a [MandateSnapshot],
     /// Whether a method that was unlinked here is taken into use again, because its customer is linked anew. Nothing else
     /// revives one: it may be on its way to be detached at Stripe.
     pub revives: bool,
@@ -47,7 +50,8 @@ impl App {
         let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
         let mut customer = store::customers::lock(&mut work.tx, org, customer_id).await?;
         let methods = store::payment_methods::all(&mut work.tx, org, customer_id).await?;
-        let newest = methods.iter().filter_map(|known| known.claim().map(|(second, ..)| second)).max();
+        let claims = methods.iter().filter_map(|known| known.claim().map(|(second, ..)| second));
+        let newest = claims.chain(methods.iter().filter_map(PaymentMethod::unset)).max();
         let Some(mut method) = methods.into_iter().find(|known| known.id == id) else {
             return Err(Error::not_found("payment method", id));
         };
@@ -145,28 +149,33 @@ impl App {
             provider_payment_method_id: snapshot.id.clone(),
             kind: snapshot.kind.clone(),
             details: snapshot.details.clone(),
-            provider_mandate_id: None,
-            ended_mandate_id: None,
+            mandates: Mandates::default(),
             attach_time: None,
             choose_time: None,
+            unset_time: None,
             detach_time: None,
             create_time: work.now,
         });
+        let is_updated = !is_new && method.details != snapshot.details;
         method.customer_id = customer.id;
         method.details = snapshot.details.clone();
         method.attach_time = earlier(method.attach_time, learnt.attach_time);
         method.choose_time = method.choose_time.max(learnt.choose_time);
-        if learnt.mandate.is_some() {
-            method.provider_mandate_id = learnt.mandate;
+        method.unset_time = method.unset_time.max(learnt.unset_time);
+        for mandate in learnt.mandates.iter().filter(|mandate| mandate.provider_payment_method_id == snapshot.id) {
+            method.mandates.note(&mandate.id, mandate.is_active);
         }
         method.detach_time = match &snapshot.provider_customer_id {
             Some(_) if learnt.revives || is_anothers => None,
             Some(_) => method.detach_time,
-            None => method.detach_time.or(Some(work.now)),
+            // A default that was unset, and is gone, was most likely unset for that.
+            None => method.detach_time.or(learnt.unset_time).or(Some(work.now)),
         };
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         if is_new && method.detach_time.is_none() {
             work.tell(tell::method("payment_method.created", &method, customer, integration));
+        } else if is_updated && method.detach_time.is_none() {
+            work.tell(tell::method("payment_method.updated", &method, customer, integration));
         }
         Ok(Some(method).filter(|method| !is_new && method.detach_time.is_some()))
     }
@@ -185,12 +194,15 @@ impl App {
         if default_id == customer.default_payment_method_id {
             return Ok(());
         }
+        let before = methods.iter().find(|method| Some(method.id) == customer.default_payment_method_id);
         customer.default_payment_method_id = default_id;
         store::customers::save(&mut work.tx, customer, work.now).await?;
         if let Some(default) = default {
             work.tell(tell::method("payment_method.set_as_default", default, customer, integration));
             work.ask(JobKind::PushDefaultMethod, customer.id.0);
             super::sync::ask_for_waiting(work, customer).await?;
+        } else if let Some(before) = before.filter(|before| before.detach_time.is_none()) {
+            work.tell(tell::method("payment_method.unset_as_default", before, customer, integration));
         }
         Ok(())
     }
@@ -213,13 +225,13 @@ impl App {
         let read = async {
             let kinds = [MethodKind::Card, MethodKind::SepaDebit];
             let found = self.0.stripe.payment_methods_of(&access.key, &provider_id, &kinds).await?;
-            let has_sepa = found.iter().any(|method| method.kind == MethodKind::SepaDebit.as_str());
-            let setups: Vec<SetupSnapshot> =
-                if has_sepa { self.0.stripe.setup_intents_of(&access.key, &provider_id).await? } else { Vec::new() };
-            let chosen = self.0.stripe.customer(&access.key, &provider_id).await?.default_payment_method;
-            Ok::<_, stripe::Error>((found, setups, chosen))
+            let sepa = found.iter().filter(|method| method.kind == MethodKind::SepaDebit.as_str());
+            let sepa: Vec<&str> = sepa.map(|method| method.id.as_str()).collect();
+            let mandates = self.mandates_of(&access, &provider_id, &sepa).await?;
+            let chosen = self.0.stripe.customer(&access.key, &provider_id).await?.default_method;
+            Ok::<_, stripe::Error>((found, mandates, chosen))
         };
-        let (found, setups, chosen) = match read.await {
+        let (found, mandates, chosen) = match read.await {
             Ok(read) => read,
             // Deleted at Stripe: nothing can be charged, and the event that says so is on its way.
             Err(error) if error.is_missing() => return Ok(()),
@@ -231,56 +243,20 @@ impl App {
             // Linked anew meanwhile: what was read is of another Stripe customer.
             return work.abandon().await;
         }
+        let change = super::default::default_read(&mut work, &customer, chosen.as_ref()).await?;
         for snapshot in &found {
-            let setup = setups.iter().find(|setup| setup.provider_payment_method_id.as_ref() == Some(&snapshot.id));
             let learnt = Learnt {
                 snapshot,
                 attach_time: Some(snapshot.created),
-                choose_time: (chosen.as_ref() == Some(&snapshot.id)).then_some(work.now),
-                mandate: setup.and_then(|setup| setup.provider_mandate_id.clone()),
+                choose_time: (change.to.as_ref() == Some(&snapshot.id)).then_some(work.now),
+                unset_time: (change.from.as_ref() == Some(&snapshot.id)).then_some(work.now),
+                mandates: &mandates,
                 revives,
             };
             self.store_method(&mut work, &customer, &integration, learnt).await?;
         }
         self.choose_default(&mut work, &mut customer, &integration).await?;
         work.commit().await
-    }
-
-    /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs.
-    pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
-        let org = lease.organization_id;
-        let Some((_, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
-            return self.begin_leased(lease).await?.end(Outcome::Done).await;
-        };
-        let mut tx = self.read(org).await?;
-        let customer = store::customers::get(&mut tx, org, lease.object_id.into()).await?;
-        let Some(default) = customer.default_payment_method_id else {
-            tx.close().await?;
-            return self.begin_leased(lease).await?.end(Outcome::Done).await;
-        };
-        let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
-        tx.close().await?;
-        let push = async {
-            let there = self.0.stripe.customer(&access.key, &provider_id).await?;
-            if there.deleted || there.default_payment_method.as_ref() == Some(&method) {
-                return Ok(());
-            }
-            // The key names the try, too, so that none is answered with a stored 500 for a day; to do it twice harms
-            // nobody.
-            let (version, nth) = (customer.version, lease.failures);
-            let idempotency_key = format!("paybridge-default-{}-{version}-{nth}", customer.id);
-            let body = stripe::customers::default_method_body(Some(&method));
-            self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await.map(|_| ())
-        };
-        match push.await {
-            Ok(()) => {}
-            // The method is gone at Stripe; the event that tells so is on its way.
-            Err(error) if error.verdict() == stripe::Verdict::Refused => {
-                tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
-            }
-            Err(error) => return Err(self.stripe_trouble(&access, "customer.set_default", &error).await),
-        }
-        self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
     /// The job of a method to be detached at Stripe.
@@ -307,7 +283,7 @@ impl App {
     }
 
     /// The integration, Stripe id and access of a customer, if it is there and linked.
-    async fn linked_customer(
+    pub(super) async fn linked_customer(
         &self,
         org: OrganizationId,
         id: CustomerId,

@@ -2,9 +2,14 @@
 //! methods and the default are in `methods`, links to Checkout in `checkout`.
 
 mod checkout;
+mod default;
+mod expiry;
+mod mandates;
 mod methods;
 mod sync;
 
+pub(super) use self::default::note_provider_default;
+pub(super) use self::mandates::if_allowed;
 pub(super) use self::methods::Learnt;
 
 use time::OffsetDateTime;
@@ -169,6 +174,8 @@ impl App {
                 store::payment_methods::upsert(&mut work.tx, &method).await?;
             }
         }
+        let unknown = store::customers::ProviderDefault::default();
+        store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &unknown).await?;
         customer.link_state = LinkState::None;
         customer.provider_customer_id = None;
         customer.default_payment_method_id = None;

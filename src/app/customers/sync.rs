@@ -147,6 +147,9 @@ impl App {
                 customer.unpushed_fields = PUSHED_FIELDS.map(str::to_owned).to_vec();
                 work.ask(JobKind::SyncCustomer, customer.id.0);
             }
+            // We made it, and without a default.
+            let none = store::customers::ProviderDefault { method: None, time: Some(now) };
+            store::customers::set_provider_default(&mut work.tx, org, customer.id, &none).await?;
             work.tell(tell::customer_created("customer.payment_provider_created", &customer, &integration));
             let session = self.new_session(&mut work, &customer, &integration, None, true).await?;
             work.ask(JobKind::CreateCheckoutSession, session.id.0);

@@ -122,20 +122,19 @@ impl App {
             }
             Signal::SetupSucceeded(setup) => self.setup_succeeded(&about, setup).await,
             Signal::Session(session) => self.session_told(&about, &session).await,
-            Signal::CustomerUpdated { provider_customer_id, default_changed_to } => {
+            Signal::CustomerUpdated { provider_customer_id, default_change } => {
                 // A default that we wrote ourselves is not somebody's choice.
-                let is_ours = request_key.is_some_and(|key| key.starts_with("paybridge-"));
-                match default_changed_to.flatten().filter(|_| !is_ours) {
-                    Some(method) => self.default_chosen(&about, &provider_customer_id, &method).await,
+                let ours = request_key.is_some_and(|key| key.starts_with("paybridge-"));
+                let is_ours = (!observed.hides_request_key).then_some(ours);
+                match default_change {
+                    Some(change) => self.default_changed(&about, &provider_customer_id, &change, is_ours).await,
                     None => Ok(Verdict::Applied),
                 }
             }
             Signal::CustomerDeleted { provider_customer_id } => {
                 self.customer_deleted(&about, &provider_customer_id).await
             }
-            Signal::MandateUpdated { provider_mandate_id, provider_payment_method_id, active } => {
-                self.mandate_told(&about, provider_mandate_id, &provider_payment_method_id, active).await
-            }
+            Signal::Mandate(mandate) => self.mandate_told(&about, &mandate).await,
         }
     }
 

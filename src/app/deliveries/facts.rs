@@ -4,15 +4,17 @@
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
-use crate::app::customers::Learnt;
+use crate::app::customers::{Learnt, if_allowed, note_provider_default};
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::Integration;
-use crate::domain::jobs::Lease;
+use crate::domain::jobs::{JobKind, Lease};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::signals::{MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot};
+use crate::domain::signals::{
+    DefaultChange, MandateSnapshot, MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
+};
 use crate::domain::{Error, IntegrationId, Result};
 use crate::store;
 
@@ -34,7 +36,16 @@ struct Told<'a> {
     method: &'a str,
     attach_time: Option<OffsetDateTime>,
     choose_time: Option<OffsetDateTime>,
-    mandate: Option<&'a str>,
+    unset_time: Option<OffsetDateTime>,
+    /// What became of Stripe's default, if that is what is told.
+    default_change: Option<&'a DefaultChange>,
+    mandate: Option<MandateSnapshot>,
+}
+
+impl<'a> Told<'a> {
+    fn about(method: &'a str) -> Self {
+        Self { method, attach_time: None, choose_time: None, unset_time: None, default_change: None, mandate: None }
+    }
 }
 
 fn unknown_customer() -> Verdict {
@@ -47,7 +58,11 @@ impl App {
     }
 
     /// Locks the customer with this Stripe id, within a new change.
-    async fn customer_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<(Work, Customer, Integration)>> {
+    pub(in crate::app) async fn customer_of(
+        &self,
+        about: &About<'_>,
+        provider_id: &str,
+    ) -> Result<Option<(Work, Customer, Integration)>> {
         let mut work = self.begin_leased(about.lease).await?;
         let (org, integration) = (work.org, about.integration_id);
         let id = store::customers::id_by_provider_id(&mut work.tx, org, integration, provider_id).await?;
@@ -77,10 +92,10 @@ impl App {
 
     /// Reads a method of a customer of ours and lets the customer learn it. What was read counts only if the customer did
     /// not change meanwhile: else the method may have been detached since, and it is read again (P6).
-    async fn learn_current(&self, about: &About<'_>, provider_customer: &str, told: Told<'_>) -> Result<Verdict> {
+    async fn learn_current(&self, about: &About<'_>, provider_customer: &str, told: &Told<'_>) -> Result<Verdict> {
         for _ in 0..READS_MAX {
             let Some(version) = self.version_of(about, provider_customer).await? else { return Ok(unknown_customer()) };
-            let Some((snapshot, mandate)) = self.current_method(about, told.method).await? else {
+            let Some((snapshot, mandates)) = self.current_method(about, told).await? else {
                 return Ok(Verdict::Ignored("Stripe does not know the payment method".to_owned()));
             };
             let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
@@ -94,9 +109,16 @@ impl App {
                 snapshot: &snapshot,
                 attach_time: told.attach_time,
                 choose_time: told.choose_time,
-                mandate: told.mandate.or(mandate.as_deref()).map(ToOwned::to_owned),
+                unset_time: told.unset_time,
+                mandates: &mandates,
                 revives: false,
             };
+            if let Some(change) = told.default_change
+                && note_provider_default(&mut work, &customer, change, about.event_time).await?
+            {
+                // A default that is to be written may wait for this.
+                work.ask(JobKind::PushDefaultMethod, customer.id.0);
+            }
             self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
             work.commit().await?;
             return Ok(Verdict::Applied);
@@ -104,25 +126,29 @@ impl App {
         Err(Error::internal(anyhow::anyhow!("a customer keeps changing while its payment method is read")))
     }
 
-    /// A method as it is at Stripe now, with its mandate if it is a SEPA method; `None` if Stripe does not know it. The
-    /// mandate is read along, because an invoice may be charged to the method as soon as it is known.
-    async fn current_method(&self, about: &About<'_>, id: &str) -> Result<Option<(MethodSnapshot, Option<String>)>> {
+    /// A method as it is at Stripe now, with its mandates if it is a SEPA method; `None` if Stripe does not know it. The
+    /// mandates are read along, because an invoice may be charged to the method as soon as it is known.
+    async fn current_method(
+        &self,
+        about: &About<'_>,
+        told: &Told<'_>,
+    ) -> Result<Option<(MethodSnapshot, Vec<MandateSnapshot>)>> {
         let access = self.delivery_access(about).await?;
-        let method = match self.0.stripe.payment_method(&access.key, id).await {
+        let method = match self.0.stripe.payment_method(&access.key, told.method).await {
             Ok(method) => method,
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(self.stripe_trouble(&access, "payment_method.read", &error).await),
         };
         let is_sepa = method.kind == MethodKind::SepaDebit.as_str();
-        let Some(customer) = method.provider_customer_id.clone().filter(|_| is_sepa) else {
-            return Ok(Some((method, None)));
+        let mandates = match (&told.mandate, method.provider_customer_id.as_deref().filter(|_| is_sepa)) {
+            (Some(mandate), _) => vec![mandate.clone()],
+            (None, None) => Vec::new(),
+            (None, Some(customer)) => match self.mandates_of(&access, customer, &[&method.id]).await {
+                Ok(mandates) => mandates,
+                Err(error) => return Err(self.stripe_trouble(&access, "mandate.read", &error).await),
+            },
         };
-        let setups = match self.0.stripe.setup_intents_of(&access.key, &customer).await {
-            Ok(setups) => setups,
-            Err(error) => return Err(self.stripe_trouble(&access, "setup_intent.list", &error).await),
-        };
-        let setup = setups.into_iter().find(|setup| setup.provider_payment_method_id.as_deref() == Some(id));
-        Ok(Some((method, setup.and_then(|setup| setup.provider_mandate_id))))
+        Ok(Some((method, mandates)))
     }
 
     /// A method was attached or updated, or stored through a SetupIntent: it is read, since it may be detached by now.
@@ -132,13 +158,13 @@ impl App {
         method: &str,
         provider_customer: Option<&str>,
         attach_time: Option<OffsetDateTime>,
-        mandate: Option<String>,
+        mandate: Option<MandateSnapshot>,
     ) -> Result<Verdict> {
         let Some(provider_customer) = provider_customer else {
             return Ok(Verdict::Ignored("the payment method belongs to no customer".to_owned()));
         };
-        let told = Told { method, attach_time, choose_time: None, mandate: mandate.as_deref() };
-        self.learn_current(about, provider_customer, told).await
+        let told = Told { attach_time, mandate, ..Told::about(method) };
+        self.learn_current(about, provider_customer, &told).await
     }
 
     /// A SetupIntent succeeded: its method is attached, and for SEPA has a mandate.
@@ -147,7 +173,12 @@ impl App {
             return Ok(Verdict::Ignored("the SetupIntent has no payment method".to_owned()));
         };
         let customer = setup.provider_customer_id.as_deref();
-        self.method_told(about, &method, customer, Some(about.event_time), setup.provider_mandate_id).await
+        let mandate = setup.provider_mandate_id.map(|id| MandateSnapshot {
+            id,
+            provider_payment_method_id: method.clone(),
+            is_active: true,
+        });
+        self.method_told(about, &method, customer, Some(about.event_time), mandate).await
     }
 
     pub(super) async fn method_detached(&self, about: &About<'_>, method: &str) -> Result<Verdict> {
@@ -161,22 +192,66 @@ impl App {
         let integration = store::integrations::get(&mut work.tx, org, integration).await?;
         let all = store::payment_methods::all(&mut work.tx, org, id).await?;
         if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == method) {
-            self.detach(&mut work, &mut customer, &integration, &mut found, about.event_time).await?;
+            if found.detach_time.is_none() {
+                self.detach(&mut work, &mut customer, &integration, &mut found, about.event_time).await?;
+            } else if found.detach_time != Some(about.event_time) {
+                // A read found it detached before, at a time that was not Stripe's. Whether a default was unset by hand or
+                // for that depends on the right one.
+                found.detach_time = Some(about.event_time);
+                store::payment_methods::upsert(&mut work.tx, &found).await?;
+                self.choose_default(&mut work, &mut customer, &integration).await?;
+            }
         }
         work.commit().await?;
         Ok(Verdict::Applied)
     }
 
-    /// Somebody chose a default at Stripe.
-    pub(super) async fn default_chosen(
+    /// Another default counts at Stripe. `is_ours`: whether we wrote it, where the event says so; what it hides is no choice
+    /// if it only says what is known.
+    pub(super) async fn default_changed(
         &self,
         about: &About<'_>,
         provider_customer: &str,
-        method: &str,
+        change: &DefaultChange,
+        is_ours: Option<bool>,
     ) -> Result<Verdict> {
-        let choose_time = Some(about.event_time);
-        let told = Told { method, attach_time: None, choose_time, mandate: None };
-        self.learn_current(about, provider_customer, told).await
+        let is_choice = match is_ours {
+            Some(is_ours) => !is_ours,
+            None => {
+                let Some((mut work, customer, _)) = self.customer_of(about, provider_customer).await? else {
+                    return Ok(unknown_customer());
+                };
+                let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+                work.abandon().await?;
+                known.time.is_none() || known.method != change.to
+            }
+        };
+        if is_choice {
+            return self.default_chosen(about, provider_customer, change).await;
+        }
+        self.default_told(about, provider_customer, change).await?;
+        Ok(Verdict::Applied)
+    }
+
+    /// Somebody chose a default at Stripe, or none in the place of one.
+    pub(in crate::app) async fn default_chosen(
+        &self,
+        about: &About<'_>,
+        provider_customer: &str,
+        change: &DefaultChange,
+    ) -> Result<Verdict> {
+        let time = Some(about.event_time);
+        let (method, choose_time, unset_time) = match (&change.to, &change.from) {
+            (Some(chosen), _) => (chosen, time, None),
+            (None, Some(unset)) => (unset, None, time),
+            (None, None) => return Ok(Verdict::Applied),
+        };
+        let told = Told { choose_time, unset_time, default_change: Some(change), ..Told::about(method) };
+        let verdict = self.learn_current(about, provider_customer, &told).await?;
+        if matches!(verdict, Verdict::Ignored(_)) {
+            self.default_told(about, provider_customer, change).await?;
+        }
+        Ok(verdict)
     }
 
     pub(super) async fn customer_deleted(&self, about: &About<'_>, provider_customer: &str) -> Result<Verdict> {
@@ -191,28 +266,21 @@ impl App {
         Ok(Verdict::Applied)
     }
 
-    /// A mandate that ended stays ended, whatever is told of it later.
-    pub(super) async fn mandate_told(
-        &self,
-        about: &About<'_>,
-        mandate: String,
-        method: &str,
-        is_active: bool,
-    ) -> Result<Verdict> {
+    /// A mandate began, was used, or has ended; the default may follow from it.
+    pub(super) async fn mandate_told(&self, about: &About<'_>, mandate: &MandateSnapshot) -> Result<Verdict> {
         let mut work = self.begin_leased(about.lease).await?;
         let (org, integration) = (work.org, about.integration_id);
+        let method = &mandate.provider_payment_method_id;
         let Some(id) = store::payment_methods::customer_of(&mut work.tx, org, integration, method).await? else {
             return Ok(Verdict::Unknown("the mandate's payment method is not known".to_owned()));
         };
-        store::customers::lock(&mut work.tx, org, id).await?;
+        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
+        let integration = store::integrations::get(&mut work.tx, org, integration).await?;
         let all = store::payment_methods::all(&mut work.tx, org, id).await?;
-        if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == method) {
-            if is_active {
-                found.provider_mandate_id = Some(mandate);
-            } else {
-                found.ended_mandate_id = Some(mandate);
-            }
+        if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == *method) {
+            found.mandates.note(&mandate.id, mandate.is_active);
             store::payment_methods::upsert(&mut work.tx, &found).await?;
+            self.choose_default(&mut work, &mut customer, &integration).await?;
         }
         work.commit().await?;
         Ok(Verdict::Applied)
@@ -238,9 +306,10 @@ impl App {
         let verdict = match setup {
             Some(setup) => {
                 let access = self.delivery_access(about).await?;
-                match self.0.stripe.setup_intent(&access.key, setup).await {
-                    Ok(Some(setup)) => self.setup_succeeded(about, setup).await?,
-                    Ok(None) => Verdict::Applied,
+                // Without the permission to read it, `payment_method.attached` alone tells of what was stored.
+                match if_allowed(self.0.stripe.setup_intent(&access.key, setup).await) {
+                    Ok(Some(Some(setup))) => self.setup_succeeded(about, setup).await?,
+                    Ok(Some(None) | None) => Verdict::Applied,
                     Err(error) => return Err(self.stripe_trouble(&access, "setup_intent.read", &error).await),
                 }
             }

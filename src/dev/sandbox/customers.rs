@@ -6,6 +6,7 @@ use super::act::{Act, Call, take_over, take_over_metadata};
 use super::lists;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
+use super::sources;
 use super::state::{flag, new_id, text};
 
 const PLAIN: &[&str] = &["name", "email", "phone", "description", "address", "shipping", "balance"];
@@ -47,6 +48,10 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     {
         return Err(not_attached(text(&call.params, "/invoice_settings/default_payment_method")));
     }
+    let source = text(&call.params, "/source");
+    if !source.is_empty() {
+        sources::check(act, source)?;
+    }
     act.insert(customer.clone());
     let given = text(&call.params, "/payment_method");
     if !given.is_empty() {
@@ -64,7 +69,10 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         }
     }
     act.emit("customer.created", &customer);
-    Ok(customer)
+    if !source.is_empty() {
+        sources::attach_to(act, source, &id)?;
+    }
+    act.find("customer", &id)
 }
 
 /// `GET /v1/customers/{id}`; a deleted one is still there, as a stub.
@@ -97,6 +105,10 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
             check_attached(act, method, call.id())?;
             customer["invoice_settings"]["default_payment_method"] = method.clone();
         }
+    }
+    if let Some(source) = call.params.get("default_source").and_then(Value::as_str) {
+        sources::check_default(act, source, call.id())?;
+        customer["default_source"] = source.into();
     }
     act.change("customer.updated", &old, &customer);
     Ok(customer)

@@ -141,8 +141,16 @@ impl Failure {
     pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
     /// The code of a link that a caller ended, by a change of the amount.
     pub(super) const PAYMENT_URL_CLOSED: &'static str = "payment_url_closed";
+    /// The code of a SEPA method whose mandate has ended, or whose debit Stripe refuses for want of one.
+    pub const MANDATE_MISSING: &'static str = "mandate_missing";
     /// Stripe's code for a bank that wants to see the customer first.
     const AUTHENTICATION_REQUIRED: &'static str = "authentication_required";
+
+    /// The code under which a refusal of Stripe's is reported: its own, but for a mandate that it does not accept, which
+    /// has one name, whoever finds it out.
+    pub fn code_of(stripes: &str) -> &str {
+        if stripes == "payment_intent_mandate_invalid" { Self::MANDATE_MISSING } else { stripes }
+    }
 
     /// A refusal by a rule of ours.
     pub fn ours(code: &str, message: impl Into<String>) -> Self {
@@ -176,7 +184,8 @@ impl Failure {
     fn is_same_as(&self, other: &Self) -> bool {
         match (&self.provider_charge_id, &other.provider_charge_id) {
             (Some(left), Some(right)) => left == right,
-            _ => self.code == other.code && self.decline_code == other.decline_code,
+            // What an earlier release has stored still has Stripe's code.
+            _ => Self::code_of(&self.code) == Self::code_of(&other.code) && self.decline_code == other.decline_code,
         }
     }
 }

@@ -6,7 +6,7 @@ use super::{Attempt, Failure, News, Objection, Payment, PaymentState, PendingRea
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
-use crate::domain::payment_methods::{MethodKind, PaymentMethod};
+use crate::domain::payment_methods::{Mandate, MethodKind, PaymentMethod};
 use crate::domain::signals::IntentSnapshot;
 
 /// An idempotency key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
@@ -170,9 +170,19 @@ fn chargeable(
             format!("the payment method is detached, or not allowed, or can't pay in {}", payment.amount.currency);
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
-    if method.kind == MethodKind::SepaDebit.as_str() && !method.has_mandate() {
-        let text = "the SEPA payment method has no mandate; let the customer store it anew through a Checkout link";
-        return Err(Box::new(Failure::ours("mandate_missing", text)));
+    if method.is_legacy_sepa() {
+        let text = format!(
+            "{} is a SEPA source, which Stripe does not debit any more; have Stripe migrate the account's SEPA sources to \
+             PaymentMethods, or let the customer store a new method through a Checkout link",
+            method.provider_payment_method_id
+        );
+        return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
+    }
+    // An unknown mandate is tried: Stripe's answer to the confirmation decides.
+    if method.kind == MethodKind::SepaDebit.as_str() && method.mandates.state() == Mandate::Inactive {
+        let text =
+            "the mandate of the SEPA payment method has ended; let the customer store it anew through a Checkout link";
+        return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
     }
     Ok(method.id)
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::stripe::{Card, Stripe, Told, index};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
-use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
+use crate::domain::payment_methods::{Mandates, MethodDetails, MethodKind, PaymentMethod};
 use crate::domain::payments::{
     Attempt, Change, Circumstances, Failure, News, Notice, Payment, PaymentState, Step, plan,
 };
@@ -118,10 +118,10 @@ fn method(number: u128, kind: MethodKind) -> PaymentMethod {
         provider_payment_method_id: format!("pm_{number}"),
         kind: kind.as_str().to_owned(),
         details: MethodDetails::default(),
-        provider_mandate_id: Some("mandate".to_owned()),
-        ended_mandate_id: None,
+        mandates: Mandates { known: ["mandate".to_owned()].into(), ..Mandates::default() },
         attach_time: Some(START),
         choose_time: None,
+        unset_time: None,
         detach_time: None,
         create_time: START,
     }

@@ -2,8 +2,8 @@
 
 use super::{Fields, timestamp};
 use crate::domain::PaymentMethodId;
-use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
-use crate::grpc::proto::{self, PaymentMethodKind, PaymentMethodState, payment_method::Details};
+use crate::domain::payment_methods::{Mandate, Mandates, MethodDetails, MethodKind, PaymentMethod};
+use crate::grpc::proto::{self, PaymentMethodKind, PaymentMethodState, SepaMandateState, payment_method::Details};
 
 impl Fields {
     /// The kinds that a customer may use; each once, in the caller's order. May be empty.
@@ -39,14 +39,14 @@ pub(super) fn kind(kind: MethodKind) -> i32 {
 /// A payment method; `default` is its customer's default.
 pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<PaymentMethodId>) -> proto::PaymentMethod {
     let known = MethodKind::parse(&method.kind);
-    let mandate = method.has_mandate().then(|| method.provider_mandate_id.clone()).flatten();
+    let mandate = method.mandates.clone();
     let state = if method.detach_time.is_some() { PaymentMethodState::Detached } else { PaymentMethodState::Attached };
     proto::PaymentMethod {
         id: method.id.to_string(),
         customer_id: method.customer_id.to_string(),
         provider_payment_method_id: method.provider_payment_method_id,
         kind: known.map_or(PaymentMethodKind::Unspecified.into(), kind),
-        details: known.map(|kind| details(kind, method.details, mandate)),
+        details: known.map(|kind| details(kind, method.details, &mandate)),
         is_default: default == Some(method.id),
         state: state.into(),
         attach_time: method.attach_time.map(timestamp),
@@ -54,7 +54,12 @@ pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<Pay
     }
 }
 
-fn details(kind: MethodKind, details: MethodDetails, mandate: Option<String>) -> Details {
+fn details(kind: MethodKind, details: MethodDetails, mandates: &Mandates) -> Details {
+    let (mandate, state) = match mandates.state() {
+        Mandate::Active(id) => (id, SepaMandateState::Active),
+        Mandate::Inactive => ("", SepaMandateState::Inactive),
+        Mandate::Unknown => ("", SepaMandateState::Unknown),
+    };
     match kind {
         MethodKind::Card => Details::Card(proto::CardDetails {
             brand: details.brand.unwrap_or_default(),
@@ -66,7 +71,8 @@ fn details(kind: MethodKind, details: MethodDetails, mandate: Option<String>) ->
             last4: details.last4.unwrap_or_default(),
             country: details.country.unwrap_or_default(),
             bank_code: details.bank_code.unwrap_or_default(),
-            provider_mandate_id: mandate.unwrap_or_default(),
+            provider_mandate_id: mandate.to_owned(),
+            mandate_state: state.into(),
         }),
     }
 }
@@ -87,10 +93,10 @@ mod tests {
             provider_payment_method_id: "pm_1".into(),
             kind: kind.into(),
             details: MethodDetails { last4: Some("4242".into()), ..Default::default() },
-            provider_mandate_id: Some("mandate_1".into()),
-            ended_mandate_id: None,
+            mandates: Mandates::default(),
             attach_time: None,
             choose_time: None,
+            unset_time: None,
             detach_time: None,
             create_time: OffsetDateTime::UNIX_EPOCH,
         }
@@ -100,11 +106,17 @@ mod tests {
     fn what_is_told_of_a_method_depends_on_its_kind() {
         let told = |kind| payment_method(method(kind), None);
         assert!(matches!(told("card").details, Some(Details::Card(card)) if card.last4 == "4242"));
-        let sepa = told("sepa_debit");
-        assert!(matches!(sepa.details, Some(Details::SepaDebit(it)) if it.provider_mandate_id == "mandate_1"));
-        let ended = PaymentMethod { ended_mandate_id: Some("mandate_1".into()), ..method("sepa_debit") };
-        let ended = payment_method(ended, None);
-        assert!(matches!(ended.details, Some(Details::SepaDebit(it)) if it.provider_mandate_id.is_empty()));
+        let mandate = |facts: &[bool]| {
+            let mut sepa = method("sepa_debit");
+            facts.iter().for_each(|is_active| sepa.mandates.note("mandate_1", *is_active));
+            match payment_method(sepa, None).details {
+                Some(Details::SepaDebit(it)) => (it.provider_mandate_id.clone(), it.mandate_state()),
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(mandate(&[]), (String::new(), SepaMandateState::Unknown));
+        assert_eq!(mandate(&[true]), ("mandate_1".to_owned(), SepaMandateState::Active));
+        assert_eq!(mandate(&[true, false]), (String::new(), SepaMandateState::Inactive));
         let other = told("link");
         assert_eq!((other.kind, other.details), (PaymentMethodKind::Unspecified.into(), None));
     }

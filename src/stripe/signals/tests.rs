@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::domain::signals::{IntentStatus, SessionStatus};
+use crate::domain::signals::{IntentStatus, MandateSnapshot, SessionStatus};
 
 fn event(event_type: &str, object: &Value, previous: &Value) -> Vec<u8> {
     let event = json!({
@@ -63,6 +63,7 @@ fn every_handled_type_is_understood_and_named_once() {
     let object = json!({
         "id": "x_1", "status": "succeeded", "amount": 100, "currency": "eur", "created": 1, "type": "card",
         "expires_at": 2, "payment_method": "pm_1", "payment_intent": "pi_1", "charge": "ch_1",
+        "payment_method_details": { "sepa_debit": { "mandate": "mandate_1" } },
     });
     for name in names {
         let mut object = object.clone();
@@ -106,22 +107,45 @@ fn a_handled_event_that_is_broken_is_an_error_and_never_ignored() {
 }
 
 #[test]
-fn a_default_counts_as_changed_only_if_the_event_says_that_it_did() {
-    let object = json!({"id": "cus_1", "invoice_settings": {"default_payment_method": "pm_2"}});
+fn a_default_counts_as_changed_only_if_the_event_says_that_another_one_counts_now() {
+    let customer = |method: Value, source: Value| json!({"id": "cus_1", "invoice_settings": {"default_payment_method": method}, "default_source": source});
     let changed = |previous: Value, object: &Value| match observe(&event("customer.updated", object, &previous))
         .unwrap()
         .signal
     {
-        Signal::CustomerUpdated { default_changed_to, .. } => default_changed_to,
+        Signal::CustomerUpdated { default_change, .. } => default_change.map(|change| (change.from, change.to)),
         other => panic!("{other:?}"),
     };
-    let pm_2 = Some(Some("pm_2".to_owned()));
-    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": "pm_1"}}), &object), pm_2);
-    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": null}}), &object), pm_2);
-    assert_eq!(changed(json!({"email": "old@hooli.test"}), &object), None);
-    assert_eq!(changed(json!({"invoice_settings": {"footer": null}}), &object), None);
-    let none = json!({"id": "cus_1", "invoice_settings": {"default_payment_method": null}});
-    assert_eq!(changed(json!({"invoice_settings": {"default_payment_method": "pm_1"}}), &none), Some(None));
+    let was_method = |method: Value| json!({"invoice_settings": {"default_payment_method": method}});
+    let was_source = |source: Value| json!({"default_source": source});
+    let change = |from: &str, to: &str| {
+        let id = |id: &str| Some(id.to_owned()).filter(|id| !id.is_empty());
+        Some((id(from), id(to)))
+    };
+    let pm_2 = customer(json!("pm_2"), Value::Null);
+    assert_eq!(changed(was_method(json!("pm_1")), &pm_2), change("pm_1", "pm_2"));
+    assert_eq!(changed(was_method(Value::Null), &pm_2), change("", "pm_2"));
+    assert_eq!(changed(json!({"email": "old@hooli.test"}), &pm_2), None);
+    assert_eq!(changed(json!({"invoice_settings": {"footer": null}}), &pm_2), None);
+    assert_eq!(changed(was_method(json!("pm_1")), &customer(Value::Null, Value::Null)), change("pm_1", ""));
+
+    let card = customer(Value::Null, json!("card_1"));
+    assert_eq!(changed(was_source(Value::Null), &card), change("", "card_1"));
+    assert_eq!(changed(was_source(json!({"id": "card_0", "object": "card"})), &card), change("card_0", "card_1"));
+    assert_eq!(changed(was_method(json!("pm_1")), &card), change("pm_1", "card_1"), "the old one counts again");
+    let both = customer(json!("pm_2"), json!("card_1"));
+    assert_eq!(changed(was_source(Value::Null), &both), None, "it does not count beside a method");
+    assert_eq!(changed(was_method(Value::Null), &both), change("card_1", "pm_2"));
+}
+
+#[test]
+fn an_old_version_hides_whose_call_it_was() {
+    let mut old: Value =
+        serde_json::from_slice(&event("payment_intent.succeeded", &intent_json(), &Value::Null)).unwrap();
+    assert!(!observe(old.to_string().as_bytes()).unwrap().hides_request_key);
+    old["request"] = json!("req_1");
+    let observation = observe(old.to_string().as_bytes()).unwrap();
+    assert_eq!((observation.request_key, observation.hides_request_key), (None, true));
 }
 
 #[test]
@@ -142,8 +166,15 @@ fn sessions_setups_methods_and_mandates_are_read() {
     for (status, active) in [("active", true), ("pending", true), ("inactive", false)] {
         let mandate = json!({"id": "mandate_1", "status": status, "payment_method": "pm_1"});
         let told = signal("mandate.updated", &mandate);
-        assert!(matches!(told, Signal::MandateUpdated { active: found, .. } if found == active), "{status}");
+        assert!(matches!(told, Signal::Mandate(found) if found.is_active == active), "{status}");
     }
+    let details = json!({"type": "sepa_debit", "sepa_debit": {"mandate": "mandate_1"}});
+    let debit = json!({"id": "py_1", "payment_method": "pm_1", "payment_method_details": details});
+    let named =
+        MandateSnapshot { id: "mandate_1".to_owned(), provider_payment_method_id: "pm_1".to_owned(), is_active: true };
+    assert_eq!(signal("charge.pending", &debit), Signal::Mandate(named));
+    let other = json!({"id": "py_1", "payment_method": "pm_1", "payment_method_details": {"type": "us_bank_account"}});
+    assert!(matches!(signal("charge.pending", &other), Signal::Ignored { .. }));
 }
 
 /// What one event says, rendered in an old API version and in ours.

@@ -1,0 +1,132 @@
+//! Stripe's own default of a customer: what its events tell of it, what a read shows, and what is written.
+
+use time::OffsetDateTime;
+
+use crate::app::App;
+use crate::app::deliveries::About;
+use crate::app::work::Work;
+use crate::domain::customers::Customer;
+use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::signals::DefaultChange;
+use crate::domain::{CustomerId, Result};
+use crate::store::customers::ProviderDefault;
+use crate::{store, stripe};
+
+/// After how many tries, some two minutes, the event about a default that a read shows counts as missing.
+const EVENT_TRIES: i32 = 6;
+
+/// Notes that Stripe's default of a locked customer is another one since `time`; whether that is news. Of two changes in one
+/// second the one that replaced what is known is the later.
+pub(in crate::app) async fn note_provider_default(
+    work: &mut Work,
+    customer: &Customer,
+    change: &DefaultChange,
+    time: OffsetDateTime,
+) -> Result<bool> {
+    let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+    let second = time.unix_timestamp();
+    let is_newer = known
+        .time
+        .map(OffsetDateTime::unix_timestamp)
+        .is_none_or(|known_second| second > known_second || (second == known_second && change.from == known.method));
+    if !is_newer || (known.method == change.to && known.time.is_some()) {
+        return Ok(false);
+    }
+    let now = ProviderDefault { method: change.to.clone(), time: Some(time) };
+    store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &now).await?;
+    Ok(true)
+}
+
+/// Takes in what a read of all of a customer's methods has shown of Stripe's default: another one than is known was chosen,
+/// and counts as chosen now. Returns which method that is in favour of, and which one was unset for none.
+pub(super) async fn default_read(
+    work: &mut Work,
+    customer: &Customer,
+    there: Option<&String>,
+) -> Result<DefaultChange> {
+    let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+    if known.method.as_ref() == there {
+        return Ok(DefaultChange { from: None, to: None });
+    }
+    let now = ProviderDefault { method: there.cloned(), time: Some(work.now) };
+    store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &now).await?;
+    Ok(DefaultChange { from: known.method.filter(|_| there.is_none()), to: there.cloned() })
+}
+
+impl App {
+    /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs. A default there
+    /// that nobody has told of was chosen by somebody: its event is waited for, and if none comes, it counts as chosen now.
+    pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
+        let org = lease.organization_id;
+        let Some((integration, provider_id, access)) = self.linked_customer(lease).await? else {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        let mut tx = self.read(org).await?;
+        let customer = store::customers::get(&mut tx, org, lease.object_id.into()).await?;
+        let Some(default) = customer.default_payment_method_id else {
+            tx.close().await?;
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        };
+        let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
+        let known = store::customers::provider_default(&mut tx, org, customer.id).await?;
+        tx.close().await?;
+        let there = match self.0.stripe.customer(&access.key, &provider_id).await {
+            Ok(there) => there,
+            Err(error) => return Err(self.stripe_trouble(&access, "customer.read", &error).await),
+        };
+        if there.deleted {
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        }
+        if there.default_method.as_ref() == Some(&method) {
+            return self.default_is_written(lease, customer.id, &method).await;
+        }
+        if known.time.is_some() && there.default_method != known.method {
+            if lease.failures < EVENT_TRIES {
+                let text = "Stripe shows another default than its events have told of; theirs is waited for";
+                return self.begin_leased(lease).await?.end(Outcome::Retry(text.to_owned())).await;
+            }
+            let change = DefaultChange { from: known.method, to: there.default_method };
+            let about = About { lease, integration_id: integration.id, event_time: self.clock().now() };
+            self.default_chosen(&about, &provider_id, &change).await?;
+            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+        }
+        // The key names the try, too, so that none is answered with a stored 500 for a day; to do it twice harms nobody.
+        let idempotency_key = format!("paybridge-default-{}-{}-{}", customer.id, customer.version, lease.failures);
+        let body = stripe::customers::default_method_body(Some(&method));
+        match self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await {
+            Ok(_) => self.default_is_written(lease, customer.id, &method).await,
+            // The method is gone at Stripe; the event that tells so is on its way.
+            Err(error) if error.verdict() == stripe::Verdict::Refused => {
+                tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
+                self.begin_leased(lease).await?.end(Outcome::Done).await
+            }
+            Err(error) => Err(self.stripe_trouble(&access, "customer.set_default", &error).await),
+        }
+    }
+
+    /// Stripe's default is ours. A choice that is told of later is known by its time.
+    async fn default_is_written(&self, lease: &Lease, id: CustomerId, method: &str) -> Result<()> {
+        let mut work = self.begin_leased(lease).await?;
+        let customer = store::customers::lock(&mut work.tx, work.org, id).await?;
+        let known = store::customers::provider_default(&mut work.tx, work.org, id).await?;
+        if customer.linked_provider_id().is_some() && known.method.as_deref() != Some(method) {
+            let now = ProviderDefault { method: Some(method.to_owned()), time: Some(work.now) };
+            store::customers::set_provider_default(&mut work.tx, work.org, id, &now).await?;
+        }
+        work.end(Outcome::Done).await
+    }
+
+    /// Notes another default of Stripe's that is no choice: we wrote it, or Stripe does not know the method any more.
+    pub(in crate::app) async fn default_told(
+        &self,
+        about: &About<'_>,
+        provider_customer: &str,
+        change: &DefaultChange,
+    ) -> Result<()> {
+        let Some((mut work, customer, _)) = self.customer_of(about, provider_customer).await? else { return Ok(()) };
+        if note_provider_default(&mut work, &customer, change, about.event_time).await? {
+            work.ask(JobKind::PushDefaultMethod, customer.id.0);
+        }
+        work.commit().await
+    }
+}
