@@ -1,8 +1,12 @@
 //! First figures, each beside a baseline of the same minute: webhooks and CreatePayment a second against `pgbench` on the
 //! same server, the way of an event to a thousand subscribers, idle memory, start-up time. Run it on a quiet machine:
 //! `cargo bench --bench figures`. The drain of a large backlog takes minutes and is asked for by name:
-//! `cargo bench --bench figures -- drain`, perhaps with another number of payments after it. Disks and neighbours swing, so only the ratios of one run mean something.
+//! `cargo bench --bench figures -- drain`, perhaps with another number of payments after it; so is a burst of webhooks
+//! on a database that was never analyzed: `cargo bench --bench figures -- burst`. Disks and neighbours swing, so only the
+//! ratios of one run mean something.
 
+#[path = "figures/burst.rs"]
+mod burst;
 #[path = "figures/drain.rs"]
 mod drain;
 
@@ -42,6 +46,9 @@ async fn run() -> Result<()> {
     let postgres_folder = folder.path().join("postgres");
     let postgres =
         tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &postgres::Options::default())).await??;
+    if std::env::args().any(|argument| argument == "burst") {
+        return burst::run(&postgres).await;
+    }
     let url = prepare_database(&postgres, "paybridge", None).await?;
     let mut arguments = std::env::args().skip_while(|argument| argument != "drain").skip(1);
     if std::env::args().any(|argument| argument == "drain") {
@@ -183,38 +190,57 @@ impl Baseline {
     }
 }
 
+/// Where an integration's webhooks are posted to; clones share its connections.
+#[derive(Clone)]
+struct Door {
+    client: reqwest::Client,
+    url: String,
+    secret: SecretString,
+    clock: Clock,
+}
+
+impl Door {
+    fn new(scenery: &Scenery, player: &Player, integration: &Integration) -> Result<Self> {
+        let stage = &scenery.stage;
+        let secret = stage.sandbox.webhook_secret(&integration.provider_webhook_endpoint_id);
+        let secret = secret.context("the endpoint's secret")?.into();
+        let url = format!("{}/webhooks/stripe/{}/{}", stage.servers[0].http, player.organization, integration.id);
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        Ok(Self { client, url, secret, clock: stage.clock.clone() })
+    }
+
+    /// Posts a signed webhook that concerns nobody.
+    async fn post(&self, id: &str) -> Result<()> {
+        let now = self.clock.now();
+        let body = format!(
+            r#"{{"id":"{id}","object":"event","type":"invoice.created","created":{},"livemode":false,"api_version":"2026-08-26.dahlia","request":null,"data":{{"object":{{"id":"in_1","description":"{}"}}}}}}"#,
+            now.unix_timestamp(),
+            "x".repeat(1_200)
+        );
+        let secrets = [self.secret.clone()];
+        let signature = paybridge::stripe::signature::header(body.as_bytes(), &secrets, now);
+        let answer = self.client.post(&self.url).header("stripe-signature", signature).body(body).send().await?;
+        ensure!(answer.status().is_success(), "a webhook was answered {}", answer.status());
+        Ok(())
+    }
+}
+
 /// Signed webhooks of an unrelated customer, posted over as many connections as the baseline has.
 async fn webhooks(scenery: &Scenery, player: &Player, integration: &Integration) -> Result<f64> {
-    let endpoint = scenery
-        .stage
-        .sandbox
-        .webhook_secret(&integration.provider_webhook_endpoint_id)
-        .context("the endpoint's secret")?;
-    let url = format!("{}/webhooks/stripe/{}/{}", scenery.stage.servers[0].http, player.organization, integration.id);
+    let door = Door::new(scenery, player, integration)?;
     let count = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut load = JoinSet::new();
     for connection in 0..WEBHOOK_CONNECTIONS {
-        let (url, secret, count) = (url.clone(), SecretString::from(endpoint.clone()), Arc::clone(&count));
-        let clock = scenery.stage.clock.clone();
-        let client = reqwest::Client::builder().no_proxy().build()?;
+        let (door, count) = (door.clone(), Arc::clone(&count));
         load.spawn(async move {
-            let filling = "x".repeat(1_200);
             let mut number = 0_u64;
             while began.elapsed() < LOAD {
                 number += 1;
-                let now = clock.now();
-                let body = format!(
-                    r#"{{"id":"evt_{connection}_{number}","object":"event","type":"invoice.created","created":{},"livemode":false,"api_version":"2026-08-26.dahlia","request":null,"data":{{"object":{{"id":"in_1","description":"{filling}"}}}}}}"#,
-                    now.unix_timestamp()
-                );
-                let secrets = [secret.clone()];
-                let signature = paybridge::stripe::signature::header(body.as_bytes(), &secrets, now);
-                let answer = client.post(&url).header("stripe-signature", signature).body(body).send().await?;
-                ensure!(answer.status().is_success(), "a webhook was answered {}", answer.status());
+                door.post(&format!("evt_{connection}_{number}")).await?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
-            Ok(())
+            anyhow::Ok(())
         });
     }
     while let Some(ended) = load.join_next().await {

@@ -42,10 +42,12 @@ pub(super) fn backoff_away(failures: i32) -> Duration {
 }
 
 impl App {
-    /// Leases as many jobs that are due as there is room for, organizations and kinds in turns.
-    pub async fn lease_jobs(&self, room: &Room) -> Result<Vec<Lease>> {
+    /// Leases as many jobs that are due as there is room for, organizations and kinds in turns; `room` shows afterwards
+    /// what is left of it.
+    pub async fn lease_jobs(&self, room: &mut Room) -> Result<Vec<Lease>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let leases = store::jobs::lease(&mut tx, self.clock().now(), room, self.lease_period()).await?;
+        store::leases::refill(&mut tx, self.clock().now()).await?;
+        let leases = store::leases::lease(&mut tx, room, self.lease_period()).await?;
         tx.commit().await?;
         if !leases.is_empty() {
             crash::point(Point::AfterLease);
@@ -56,7 +58,7 @@ impl App {
     /// Prolongs leases, given by job and epoch; returns the jobs that are still ours.
     pub async fn renew_leases(&self, held: &[(Uuid, i64)]) -> Result<Vec<Uuid>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let renewed = store::jobs::renew(&mut tx, held, self.lease_period()).await?;
+        let renewed = store::leases::renew(&mut tx, held, self.lease_period()).await?;
         tx.commit().await?;
         Ok(renewed)
     }
@@ -64,7 +66,7 @@ impl App {
     /// Gives leases back, by job and epoch, so that other workers need not wait until they run out.
     pub async fn give_up_leases(&self, held: &[(Uuid, i64)]) -> Result<()> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::jobs::give_up(&mut tx, held).await?;
+        store::leases::give_up(&mut tx, held).await?;
         tx.commit().await?;
         self.0.wake.tell(Hint::Jobs);
         Ok(())
@@ -75,10 +77,10 @@ impl App {
         self.clock().real(LEASE_PERIOD).max(LEASE_REAL_MIN)
     }
 
-    /// When the next job is due that nobody holds.
+    /// When the next scheduled job becomes due.
     pub async fn next_job_due(&self) -> Result<Option<time::OffsetDateTime>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::jobs::next_due(&mut tx).await
+        store::leases::next_due(&mut tx).await
     }
 
     /// Returns once jobs were asked for by this process, or by another that told us.

@@ -94,7 +94,7 @@ impl App {
                 run_at: now,
             };
             let jobs: Vec<NewJob> = missing.into_iter().map(new_job).collect();
-            store::jobs::ask(&mut tx, &jobs, By::Ourselves, || self.clock().new_id()).await?;
+            store::jobs::ask(&mut tx, &jobs, By::Ourselves, now, || self.clock().new_id()).await?;
             tx.commit().await?;
             if jobs.is_empty() {
                 return Ok(());

@@ -135,7 +135,7 @@ impl Work {
         let by = if lease.is_some() { By::Ourselves } else { By::Caller };
         // Asked rows first, a job's own row after them, as everywhere: else two jobs that ask for each other's wait in a
         // circle.
-        store::jobs::ask(&mut tx, &jobs, by, || clock.new_id()).await?;
+        store::jobs::ask(&mut tx, &jobs, by, now, || clock.new_id()).await?;
         if let Some((lease, end)) = &lease {
             match end {
                 None => store::jobs::hold(&mut tx, lease).await?,

@@ -1,6 +1,8 @@
 //! Durable work. A job says *what to look at*, never what to do with it: there is one row for a kind and an object, and
 //! asking for it again while it runs makes it run again afterwards. Jobs hold ids only.
 
+use std::collections::HashMap;
+
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -102,15 +104,48 @@ pub struct Lease {
     pub failures: i32,
 }
 
-/// What a worker has room for.
+/// Due jobs of one organization and kind. The kind by its name: it may be one that only a newer release knows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Lane {
+    /// The tenant.
+    pub organization_id: OrganizationId,
+    /// The kind's name.
+    pub kind: String,
+}
+
+impl Lane {
+    /// Before all lanes.
+    pub fn start() -> Self {
+        Self { organization_id: Uuid::nil().into(), kind: String::new() }
+    }
+}
+
+/// What a worker has room for, and whose turn it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Free places.
     pub free: usize,
     /// The most places that one organization's jobs may take: so that those whose calls are slow leave some to others.
     pub organization_max: usize,
-    /// What the other places are taken by.
-    pub held: Vec<(OrganizationId, JobKind)>,
+    /// How many places each organization's jobs have.
+    pub held: HashMap<OrganizationId, usize>,
+    /// The lane that had the last turn.
+    pub after: Lane,
+}
+
+impl Room {
+    /// Organizations that have all the places they may have.
+    pub fn full(&self) -> impl Iterator<Item = OrganizationId> {
+        self.held.iter().filter(|(_, held)| **held >= self.organization_max).map(|(org, _)| *org)
+    }
+
+    /// How many of `most` jobs the next lane may take, whosever it is: no more than are free, or than any organization that
+    /// is not full may still have.
+    pub fn share(&self, most: usize) -> usize {
+        let held = self.held.values().filter(|held| **held < self.organization_max).max();
+        let left = self.organization_max.saturating_sub(held.copied().unwrap_or_default());
+        most.min(self.free).min(left)
+    }
 }
 
 /// How a look at an object ended.

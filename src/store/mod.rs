@@ -13,6 +13,7 @@ mod error;
 pub mod events;
 pub mod integrations;
 pub mod jobs;
+pub mod leases;
 pub mod migrate;
 pub mod organizations;
 pub mod parked_jobs;

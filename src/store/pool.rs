@@ -32,6 +32,11 @@ pub enum Scope {
     System,
 }
 
+/// What keeps a statement's plan whatever the statistics say: each has an index, and is to use it. Until autovacuum has been
+/// there, the planner takes a table that has just grown for a small one, and would read it from end to end. (A plan that
+/// has no index to use is costed so high that it would be compiled.)
+const PLANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off";
+
 impl Pool {
     /// A pool of at most `size` connections to `url`, which may be a URL or libpq's key=value form. Connects when first
     /// used.
@@ -48,12 +53,13 @@ impl Pool {
     pub async fn begin(&self, scope: Scope) -> Result<Transaction> {
         let sql = match scope {
             Scope::Tenant(organization_id) => format!(
-                "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; \
+                "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; {PLANS}; \
                  SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s'"
             ),
-            Scope::System => "BEGIN; SET LOCAL ROLE paybridge_system; SET LOCAL statement_timeout = '30s'; \
+            Scope::System => format!(
+                "BEGIN; SET LOCAL ROLE paybridge_system; {PLANS}; SET LOCAL statement_timeout = '30s'; \
                  SET LOCAL idle_in_transaction_session_timeout = '5s'"
-                .to_owned(),
+            ),
         };
         // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
         // given up in turn, until one is alive or a new one can't be made.

@@ -110,19 +110,13 @@ pub async fn find_told(
     payment: PaymentId,
     told: &RefundSnapshot,
 ) -> Result<Option<Refund>> {
-    let waits = dsl::provider_refund_id.is_null().and(dsl::payment_id.eq(payment.0));
-    let row: Option<(Row, Uuid)> = refunds_of!(org)
-        .filter(
-            dsl::provider_refund_id
-                .eq(&told.id)
-                .or(dsl::id.eq(told.refund_id.unwrap_or_default()).and(waits))
-                .assume_not_null(),
-        )
-        // The one with Stripe's id comes first.
-        .order(dsl::provider_refund_id.asc().nulls_last())
-        .first(conn)
-        .await
-        .optional()?;
+    // Two looks, each by one index: an OR of both would have none, and read all of an organization's refunds.
+    let mut row: Option<(Row, Uuid)> =
+        refunds_of!(org).filter(dsl::provider_refund_id.eq(&told.id)).first(conn).await.optional()?;
+    if let (None, Some(mark)) = (&row, told.refund_id) {
+        let waits = dsl::provider_refund_id.is_null().and(dsl::payment_id.eq(payment.0));
+        row = refunds_of!(org).filter(dsl::id.eq(mark).and(waits)).first(conn).await.optional()?;
+    }
     row.map(|(row, integration)| row.parse(integration)).transpose()
 }
 

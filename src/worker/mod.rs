@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::app::{App, LEASE_PERIOD};
 use crate::clock::pause;
 use crate::domain::OrganizationId;
-use crate::domain::jobs::{JobKind, Lease, Room};
+use crate::domain::jobs::{Lane, Lease, Room};
 
 #[cfg(test)]
 #[cfg(feature = "dev")]
@@ -32,13 +32,8 @@ mod timers;
 /// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 
-/// The same while an organization has all the places it may have, real time.
-const LOOK_WITHIN_CAPPED: Duration = Duration::from_millis(100);
-
-/// How long no look is taken at least meanwhile, real time: whoever has a backlog may be giving in more of it.
-const LOOK_AFTER_CAPPED: Duration = Duration::from_millis(20);
-
-/// How long no look is taken at least where a job is due that somebody else is just leasing, real time.
+/// How long no look is taken at least where a job has become due since the last one, real time: there may be more of them
+/// than one look moves.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
 
 /// The least pause between renewals, real time, however fast the clock runs.
@@ -49,7 +44,8 @@ const RENEW_AFTER: Duration = Duration::from_millis(10);
 /// the leases run out, and the jobs are begun again elsewhere.
 pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, within: Duration) {
     let held = Held::default();
-    let taker = Taker { app: app.clone(), concurrency, held: held.clone(), running: JoinSet::new() };
+    let taker =
+        Taker { app: app.clone(), concurrency, held: held.clone(), running: JoinSet::new(), after: Lane::start() };
     let timers = async {
         tokio::select! {
             () = stopping.cancelled() => {}
@@ -88,9 +84,13 @@ impl Held {
         self.lock().values().map(|lease| (lease.id.0, lease.epoch)).collect()
     }
 
-    /// For whom and for what the places are taken.
-    fn lanes(&self) -> Vec<(OrganizationId, JobKind)> {
-        self.lock().values().map(|lease| (lease.organization_id, lease.kind)).collect()
+    /// How many places each organization's jobs have.
+    fn places(&self) -> HashMap<OrganizationId, usize> {
+        let mut places = HashMap::new();
+        for lease in self.lock().values() {
+            *places.entry(lease.organization_id).or_default() += 1;
+        }
+        places
     }
 
     /// Forgets what was lost among `asked`: all that is not in `ours`. Returns how many that were; those that ended
@@ -137,9 +137,8 @@ fn organization_max(concurrency: usize) -> usize {
 enum Look {
     /// As many as there were places: there may be more.
     Full,
-    /// All that were due but for those of an organization that has all the places it may have.
-    Capped,
-    /// All that were due. When the next one is, if one waits.
+    /// All that were due, but for those of an organization that has all the places it may have. When the next scheduled
+    /// one is due, if there is one.
     Drained(Option<OffsetDateTime>),
     /// The database did not answer.
     Failed,
@@ -150,6 +149,8 @@ struct Taker {
     concurrency: usize,
     held: Held,
     running: JoinSet<()>,
+    /// The lane that had the last turn.
+    after: Lane,
 }
 
 impl Taker {
@@ -178,22 +179,17 @@ impl Taker {
         if free == 0 {
             return Look::Full;
         }
-        let organization_max = organization_max(self.concurrency);
-        let room = Room { free, organization_max, held: self.held.lanes() };
-        let Ok(leases) = self.app.lease_jobs(&room).await else {
+        let (organization_max, held) = (organization_max(self.concurrency), self.held.places());
+        let mut room = Room { free, organization_max, held, after: self.after.clone() };
+        let Ok(leases) = self.app.lease_jobs(&mut room).await else {
             return Look::Failed;
         };
-        let is_full = leases.len() >= free;
+        self.after = room.after;
         for lease in leases {
             self.start(lease);
         }
-        if is_full {
+        if room.free == 0 {
             return Look::Full;
-        }
-        let held = self.held.lanes();
-        let places = |org: OrganizationId| held.iter().filter(|(holder, _)| *holder == org).count();
-        if held.iter().any(|(org, _)| places(*org) >= organization_max) {
-            return Look::Capped;
         }
         self.app.next_job_due().await.map_or(Look::Failed, Look::Drained)
     }
@@ -201,11 +197,9 @@ impl Taker {
     /// Until the next look makes sense.
     async fn wait(&mut self, look: Look) {
         // When all places are taken, only the end of a job makes room.
-        let (listen, due, after, within) = match look {
-            Look::Full => (false, None, Duration::ZERO, LOOK_WITHIN),
-            // When the next job of another organization is due is not known.
-            Look::Capped => (true, None, LOOK_AFTER_CAPPED, LOOK_WITHIN_CAPPED),
-            Look::Drained(due) => (true, due, Duration::ZERO, LOOK_WITHIN),
+        let (listen, due) = match look {
+            Look::Full => (false, None),
+            Look::Drained(due) => (true, due),
             // Hints would only make us ask a database that is away more often.
             Look::Failed => return pause(LOOK_WITHIN).await,
         };
@@ -213,9 +207,9 @@ impl Taker {
         let is_busy = !self.running.is_empty();
         let ended = tokio::select! {
             Some(ended) = self.running.join_next_with_id(), if is_busy => Some(ended),
-            () = asked(&app, after), if listen => None,
+            () = app.jobs_asked(), if listen => None,
             () = until(&app, due), if listen => None,
-            () = pause(within), if listen => None,
+            () = pause(LOOK_WITHIN), if listen => None,
         };
         if let Some(ended) = ended {
             self.end(ended);
@@ -249,14 +243,6 @@ impl Taker {
             tracing::error!(job.id = job, "a job panicked; its lease will run out, and it is begun again: {error}");
         }
     }
-}
-
-/// Until jobs are asked for, but not before `after`: hints that come meanwhile count then.
-async fn asked(app: &App, after: Duration) {
-    if !after.is_zero() {
-        pause(after).await;
-    }
-    app.jobs_asked().await;
 }
 
 /// Until the clock shows `due`, if anything is due at all.

@@ -1,6 +1,7 @@
 use tokio::time::timeout;
 
 use super::*;
+use crate::domain::jobs::JobKind;
 use crate::server::administration;
 use crate::server::tests::Database;
 
@@ -16,6 +17,10 @@ fn lease(job: u128, epoch: i64) -> Lease {
         asked: 1,
         failures: 0,
     }
+}
+
+fn room() -> Room {
+    Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start() }
 }
 
 /// P8: whoever lost a lease stops prolonging it, and one that was taken anew meanwhile is not dropped for it.
@@ -46,9 +51,8 @@ async fn p8_held_leases_are_prolonged_until_another_worker_has_them() {
         organization.id
     );
     database.run(&job).await;
-    let room = Room { free: 10, organization_max: 10, held: Vec::new() };
-    let lease = app.lease_jobs(&room).await.unwrap().pop().expect("the job is due");
-    assert!(app.lease_jobs(&room).await.unwrap().is_empty(), "it is held");
+    let lease = app.lease_jobs(&mut room()).await.unwrap().pop().expect("the job is due");
+    assert!(app.lease_jobs(&mut room()).await.unwrap().is_empty(), "it is held");
 
     let held = Held::default();
     let task = tokio::spawn(pending::<()>());
@@ -83,7 +87,7 @@ async fn p8_a_job_that_is_just_being_ended_is_not_waited_for_and_not_lost() {
         organization.id
     );
     database.run(&job).await;
-    let leases = app.lease_jobs(&Room { free: 10, organization_max: 10, held: Vec::new() }).await.unwrap();
+    let leases = app.lease_jobs(&mut room()).await.unwrap();
     let held: Vec<_> = leases.iter().map(|lease| (lease.id.0, lease.epoch)).collect();
     let (ended, other) = (held[0].0, held[1].0);
 

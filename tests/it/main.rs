@@ -26,6 +26,7 @@ mod parking;
 mod payload;
 mod payments;
 mod permissions;
+mod plans;
 mod readme;
 mod reconcile;
 mod refunding;

@@ -1,10 +1,12 @@
 //! Stripe's limits and outages: what is sent, how fast, for whom first, and what happens to what is not sent.
 
+use std::collections::HashMap;
+
 use paybridge::dev::sandbox::{Action, Fault, Limits, Options as SandboxOptions, Recorded};
 use paybridge::dev::stage::{Options, Stage};
 use paybridge::dev::story::Player;
 use paybridge::domain::OrganizationId;
-use paybridge::domain::jobs::{JobKind, Lease, Room};
+use paybridge::domain::jobs::{JobKind, Lane, Lease, Room};
 use paybridge::grpc::proto::{CreateCustomerRequest, PaymentState};
 use paybridge::store::{self, Pool, Scope};
 use time::Duration;
@@ -248,23 +250,28 @@ impl Queue {
     /// So many jobs that have been due for so many seconds.
     async fn add(&self, organization: OrganizationId, kind: &str, count: u32, age: u32) {
         let sql = format!(
-            "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+            "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, due, asked, failures, \
+                 lease_epoch) \
              SELECT gen_random_uuid(), '{organization}', '{kind}', gen_random_uuid(), '', \
-                 now() - make_interval(secs => {age}) + make_interval(secs => n / 1000000.0), 1, 0, 0 \
+                 now() - make_interval(secs => {age}) + make_interval(secs => n / 1000000.0), true, 1, 0, 0 \
                  FROM generate_series(1, {count}) AS n"
         );
         self.database.execute(&sql, &[]).await.expect("jobs");
     }
 
-    async fn lease(&self, free: usize, organization_max: usize, held: &[Lease]) -> Vec<Lease> {
-        let held = held.iter().map(|lease| (lease.organization_id, lease.kind)).collect();
-        let room = Room { free, organization_max, held };
+    async fn lease(&self, room: &mut Room) -> Vec<Lease> {
         let mut tx = self.pool.begin(Scope::System).await.expect("a transaction");
+        store::leases::refill(&mut tx, self.stage.clock.now()).await.expect("a refill");
         let period = std::time::Duration::from_mins(1);
-        let leases = store::jobs::lease(&mut tx, self.stage.clock.now(), &room, period).await.expect("leases");
+        let leases = store::leases::lease(&mut tx, room, period).await.expect("leases");
         tx.commit().await.expect("a commit");
         leases
     }
+}
+
+/// Of a worker that holds nothing yet.
+fn room(free: usize, organization_max: usize) -> Room {
+    Room { free, organization_max, held: HashMap::new(), after: Lane::start() }
 }
 
 fn count(leases: &[Lease], organization: OrganizationId) -> usize {
@@ -275,27 +282,28 @@ fn count(leases: &[Lease], organization: OrganizationId) -> usize {
 async fn organizations_and_kinds_take_turns_however_long_their_queues_are() {
     let queue = Queue::new().await;
     let (long, short, late) = (queue.organization().await, queue.organization().await, queue.organization().await);
-    // Below and above what is looked at job by job.
     for backlog in [20, 10_000] {
         queue.database.execute("DELETE FROM jobs", &[]).await.expect("an empty table");
         queue.add(long, "submit_payment", backlog, 1_000).await;
         queue.add(long, "apply_delivery", 1, 2).await;
         queue.add(short, "submit_payment", 2, 2).await;
         queue.add(late, "sync_customer", 1, 1).await;
-        let first = queue.lease(6, 6, &[]).await;
+        let mut room = room(6, 6);
+        let first = queue.lease(&mut room).await;
         assert_eq!(first.len(), 6);
         assert_eq!((count(&first, short), count(&first, late)), (2, 1), "{first:#?}");
         let of_long = |kind| first.iter().filter(|lease| lease.organization_id == long && lease.kind == kind).count();
         assert_eq!(of_long(JobKind::ApplyDelivery), 1, "an organization's webhooks do not wait behind its payments");
         assert_eq!(of_long(JobKind::SubmitPayment), 2);
 
-        let second = queue.lease(6, 6, &first).await;
+        room.free = 6;
+        let second = queue.lease(&mut room).await;
         assert_eq!(count(&second, long), 3, "what it holds counts: six places at most");
         assert_eq!(second.len(), 3, "no job is leased twice, and the others have none left");
         queue.add(short, "submit_payment", 1, 0).await;
-        let held = [first, second].concat();
-        let third = queue.lease(1, 7, &held).await;
-        assert_eq!(count(&third, short), 1, "whoever holds less goes first");
+        room = Room { free: 1, organization_max: 7, ..room };
+        let third = queue.lease(&mut room).await;
+        assert_eq!(count(&third, short), 1, "the lane after the last one goes first");
     }
     queue.stage.strike().await;
 }
@@ -306,10 +314,10 @@ async fn kinds_of_a_newer_release_are_left_to_it() {
     let organization = queue.organization().await;
     queue.add(organization, "of_tomorrow", 300, 10).await;
     queue.add(organization, "submit_payment", 1, 1).await;
-    let leases = queue.lease(5, 5, &[]).await;
+    let leases = queue.lease(&mut room(5, 5)).await;
     assert_eq!(leases.iter().map(|lease| lease.kind).collect::<Vec<_>>(), [JobKind::SubmitPayment]);
     let mut tx = queue.pool.begin(Scope::System).await.expect("a transaction");
-    assert_eq!(store::jobs::next_due(&mut tx).await.expect("an answer"), None, "nobody wakes for them");
+    assert_eq!(store::leases::next_due(&mut tx).await.expect("an answer"), None, "nobody wakes for them");
     tx.close().await.expect("an end");
     queue.stage.strike().await;
 }

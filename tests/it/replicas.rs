@@ -1,12 +1,13 @@
 //! Any number of processes on one database: who dies is replaced, who sleeps writes nothing when it wakes (P8), who is told
 //! to go goes in order, and what is done by the clock is done once.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration as RealDuration, Instant};
 
 use paybridge::dev::sandbox::{Action, WebhookFault};
 use paybridge::dev::stage::Options;
-use paybridge::domain::jobs::Room;
+use paybridge::domain::jobs::{Lane, Room};
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::{PaymentState, StreamEventsRequest};
 use paybridge::server::administration;
@@ -300,11 +301,11 @@ async fn p8_a_job_that_was_just_given_back_is_not_held_again_by_a_renewal() {
         organization.id
     );
     superuser(&url).await.execute(&job, &[]).await.expect("a job");
-    let room = Room { free: 10, organization_max: 10, held: Vec::new() };
-    let lease = app.lease_jobs(&room).await.expect("an answer").pop().expect("the job is due");
+    let mut room = Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start() };
+    let lease = app.lease_jobs(&mut room).await.expect("an answer").pop().expect("the job is due");
     let held = [(lease.id.0, lease.epoch)];
     app.give_up_leases(&held).await.expect("it is given back");
     app.renew_leases(&held).await.expect("an answer");
-    let again = app.lease_jobs(&room).await.expect("an answer").pop().expect("nobody holds it");
+    let again = app.lease_jobs(&mut room).await.expect("an answer").pop().expect("nobody holds it");
     assert_eq!(again.epoch, lease.epoch + 1);
 }

@@ -89,13 +89,13 @@ async fn p8_going_back_leaves_no_job_that_the_release_before_does_not_know_and_l
     for (_, kind) in JobKind::ALL.iter().filter(|(_, kind)| *kind != "cancel_payment") {
         ask(&database, kind, &payment.id).await;
     }
-    for number in ["000012", "000011", "000010", "000009", "000008", "000007"] {
+    for number in ["000013", "000012", "000011", "000010", "000009", "000008", "000007"] {
         database.batch_execute(&migration(number, "down")).await.expect("down");
     }
     let left = database.query("SELECT kind FROM jobs", &[]).await.expect("a look");
     let left: BTreeSet<String> = left.into_iter().map(|row| row.get(0)).collect();
     assert_eq!(left, KNOWN_BEFORE.map(str::to_owned).into(), "all that it knows, and nothing else");
-    for number in ["000007", "000008", "000009", "000010", "000011", "000012"] {
+    for number in ["000007", "000008", "000009", "000010", "000011", "000012", "000013"] {
         database.batch_execute(&migration(number, "up")).await.expect("up again");
     }
     let errand = database.query_one("SELECT errand->>'kind' FROM payments", &[]).await.expect("a look");

@@ -78,7 +78,7 @@ async fn write_once(pool: &Pool, clock: &Clock, batch: &[&Delivery]) -> Result<H
         .filter(|delivery| new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())))
         .map(|delivery| job_for(delivery, clock))
         .collect();
-    store::jobs::ask(&mut tx, &jobs, By::Ourselves, || clock.new_id()).await?;
+    store::jobs::ask(&mut tx, &jobs, By::Ourselves, clock.now(), || clock.new_id()).await?;
     crash::point(Point::BeforeInboxCommit);
     tx.commit().await?;
     crash::point(Point::AfterInboxCommit);
