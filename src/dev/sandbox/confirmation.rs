@@ -230,7 +230,7 @@ pub(super) fn authenticate(act: &mut Act, id: &str, succeeds: bool) -> Answer {
 /// A bank debit: needs a mandate, is submitted, and settles days later.
 fn debit(act: &mut Act, mut intent: Value, method: &Value, mode: Mode) -> Answer {
     let id = text(method, "/id").to_owned();
-    if act.hidden_of(&id).mandate.is_none() {
+    if mandates::of(act, &id).is_none() {
         if !mode.mandate {
             let message = "The payment method has no mandate: provide `mandate_data`, or set it up with a SetupIntent or a \
                            Checkout Session first.";

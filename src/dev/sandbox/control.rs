@@ -32,6 +32,7 @@ const HELP: &[&str] = &[
     "POST   /_sandbox/customers/ID/default                {payment_method}",
     "POST   /_sandbox/customers/ID/delete",
     "POST   /_sandbox/payment_methods/ID/detach",
+    "POST   /_sandbox/payment_methods/ID/renew            {exp_month, exp_year}, as a card's network does",
     "POST   /_sandbox/payments                            {customer, payment_method, amount, currency, metadata}",
     "POST   /_sandbox/payment_intents/ID/pay              {payment_method}",
     "POST   /_sandbox/payment_intents/ID/authenticate     {succeeds}",
@@ -171,6 +172,11 @@ fn at_object(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<
         }
         ["customers", id, "delete"] => sandbox.delete_customer_by_hand(id),
         ["payment_methods", id, "detach"] => sandbox.detach_by_hand(id),
+        ["payment_methods", id, "renew"] => {
+            let number =
+                |field: &str| body[field].as_i64().ok_or_else(|| anyhow::anyhow!("say exp_month and exp_year"));
+            sandbox.renew_card_by_hand(id, number("exp_month")?, number("exp_year")?)
+        }
         ["payment_intents", id, "pay"] => sandbox.pay_intent_by_hand(id, &named("payment_method")),
         ["payment_intents" | "setup_intents", id, "authenticate"] => {
             sandbox.authenticate(id, body["succeeds"] != false)

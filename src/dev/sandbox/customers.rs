@@ -6,6 +6,7 @@ use super::act::{Act, Call, take_over, take_over_metadata};
 use super::lists;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
+use super::sources;
 use super::state::{flag, new_id, text};
 
 const PLAIN: &[&str] = &["name", "email", "phone", "description", "address", "shipping", "balance"];
@@ -63,8 +64,12 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
             act.put(&customer);
         }
     }
+    let source = text(&call.params, "/source");
     act.emit("customer.created", &customer);
-    Ok(customer)
+    if !source.is_empty() {
+        sources::attach_to(act, source, &id)?;
+    }
+    act.find("customer", &id)
 }
 
 /// `GET /v1/customers/{id}`; a deleted one is still there, as a stub.
@@ -97,6 +102,10 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
             check_attached(act, method, call.id())?;
             customer["invoice_settings"]["default_payment_method"] = method.clone();
         }
+    }
+    if let Some(source) = call.params.get("default_source").and_then(Value::as_str) {
+        sources::check_default(act, source, call.id())?;
+        customer["default_source"] = source.into();
     }
     act.change("customer.updated", &old, &customer);
     Ok(customer)

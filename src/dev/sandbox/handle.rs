@@ -190,6 +190,18 @@ impl Sandbox {
         self.by_hand(customer, |act| customers::set_default(act, customer, &json!(method)))
     }
 
+    /// The network of a card tells Stripe of the new month and year of expiry.
+    pub fn renew_card_by_hand(&self, method: &str, exp_month: i64, exp_year: i64) -> anyhow::Result<Value> {
+        self.by_hand(method, |act| {
+            let old = act.find("payment_method", method)?;
+            let mut new = old.clone();
+            new["card"]["exp_month"] = exp_month.into();
+            new["card"]["exp_year"] = exp_year.into();
+            act.change("payment_method.automatically_updated", &old, &new);
+            Ok(new)
+        })
+    }
+
     /// Detaches a method as someone in the dashboard would.
     pub fn detach_by_hand(&self, method: &str) -> anyhow::Result<Value> {
         self.by_hand(method, |act| payment_methods::detach(act, &call(method)))

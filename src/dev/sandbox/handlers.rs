@@ -5,7 +5,7 @@ use super::parameters::Endpoint;
 use super::refusal::{Answer, Refusal};
 use super::{
     accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
-    refunds, setup_intents, webhook_endpoints,
+    refunds, setup_intents, sources, webhook_endpoints,
 };
 
 /// What answers an endpoint.
@@ -14,7 +14,7 @@ pub(super) type Handler = fn(&mut Act, &Call) -> Answer;
 /// The function behind an endpoint; a test sees to it that each of the table has one.
 pub(super) fn of(endpoint: &Endpoint) -> Handler {
     match endpoint.path.strip_prefix("/v1/").unwrap_or_default().split('/').next().unwrap_or_default() {
-        "customers" | "payment_methods" | "mandates" | "account" => people(endpoint),
+        "customers" | "sources" | "payment_methods" | "mandates" | "account" => people(endpoint),
         "setup_intents" | "checkout" | "payment_intents" => intents(endpoint),
         _ => rest(endpoint),
     }
@@ -32,6 +32,11 @@ fn people(endpoint: &Endpoint) -> Handler {
         ("GET", "customers/{id}") => customers::retrieve,
         ("POST", "customers/{id}") => customers::update,
         ("DELETE", "customers/{id}") => customers::delete,
+        ("POST", "sources") => sources::create,
+        ("POST", "customers/{id}/sources") => sources::attach,
+        ("GET", "customers/{id}/sources") => sources::list,
+        ("GET", "customers/{id}/sources/{id}") => sources::retrieve,
+        ("DELETE", "customers/{id}/sources/{id}") => sources::delete,
         ("GET", "customers/{id}/payment_methods") => customers::list_payment_methods,
         ("GET", "customers/{id}/payment_methods/{id}") => customers::retrieve_payment_method,
         ("POST", "payment_methods") => payment_methods::create,

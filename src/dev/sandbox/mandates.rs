@@ -40,6 +40,12 @@ pub(super) fn make(act: &mut Act, method: &str) -> String {
     id
 }
 
+/// The mandate that permits to debit the method, if there is one.
+pub(super) fn of(act: &Act, method: &str) -> Option<String> {
+    let mandate = act.hidden_of(method).mandate?;
+    act.get("mandate", &mandate).is_some_and(|mandate| text(&mandate, "/status") == "active").then_some(mandate)
+}
+
 /// Ends a mandate, because its method is gone or its bank refused a debit.
 pub(super) fn end(act: &mut Act, mandate: &str) {
     if let Some(old) = act.get("mandate", mandate).filter(|mandate| text(mandate, "/status") == "active") {

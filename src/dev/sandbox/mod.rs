@@ -40,6 +40,7 @@ mod refunds;
 mod refusal;
 mod setup_intents;
 mod shared;
+mod sources;
 mod state;
 mod test_methods;
 #[cfg(test)]

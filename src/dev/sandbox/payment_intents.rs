@@ -273,6 +273,11 @@ pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
     let method = payment_methods::own_or_shared(act, method, "payment_method")?;
     let (kind, id) = (text(&method, "/type"), text(&method, "/id"));
     let (holder, customer) = (text(&method, "/customer"), text(intent, "/customer"));
+    if kind == "sepa_debit" && id.starts_with("src_") {
+        let message = "Using a SEPA Debit Source in the `payment_method` field has been deprecated and is no longer a \
+                       valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
+        return Err(Refusal::invalid(message).at("payment_method"));
+    }
     if act.hidden_of(id).used_up {
         let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, \
                        shared with a connected account without Customer attachment, or was detached from a Customer. It \

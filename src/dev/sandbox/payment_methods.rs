@@ -6,6 +6,7 @@ use super::act::{Act, Call, take_over, take_over_metadata};
 use super::customers;
 use super::lists;
 use super::refusal::{Answer, Refusal};
+use super::sources;
 use super::state::{Hidden, new_id, text};
 use super::test_methods::{self, Card, Decline, Known};
 
@@ -80,7 +81,12 @@ pub(super) fn by_iban(act: &mut Act, iban: &str, billing_details: &Value) -> Ans
 
 /// Makes a method; it belongs to nobody yet.
 pub(super) fn make(act: &mut Act, known: Known, billing_details: &Value) -> Value {
-    let id = new_id("pm");
+    make_as(act, "pm", known, billing_details)
+}
+
+/// Makes a method whose id begins so.
+pub(super) fn make_as(act: &mut Act, prefix: &str, known: Known, billing_details: &Value) -> Value {
+    let id = new_id(prefix);
     let mut method = json!({
         "id": id,
         "object": "payment_method",
@@ -269,6 +275,7 @@ pub(super) fn let_go(act: &mut Act, method: &Value) -> Value {
         new["invoice_settings"]["default_payment_method"] = Value::Null;
         act.change("customer.updated", &old, &new);
     }
+    sources::gone(act, method, &customer);
     new
 }
 

@@ -188,7 +188,7 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
     intent["payment_method"] = id.as_str().into();
     intent["last_setup_error"] = Value::Null;
     if text(method, "/type") == "sepa_debit" {
-        let known = act.hidden_of(&id).mandate;
+        let known = mandates::of(act, &id);
         if known.is_none() && !mandate {
             let refusal = Refusal::invalid("This SetupIntent requires a mandate. Please provide `mandate_data`.");
             return Err(failed(act, &intent, method, refusal.code("setup_intent_mandate_invalid")));

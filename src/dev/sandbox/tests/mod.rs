@@ -10,6 +10,7 @@ mod openapi;
 mod refunds;
 mod restart;
 mod sepa;
+mod sources;
 mod strictness;
 mod webhooks;
 

@@ -14,6 +14,8 @@ const NEWER: &[&str] = &[
     // Who may offer a stored method again, since 2024.
     "POST /v1/payment_methods allow_redisplay",
     "POST /v1/payment_methods/{} allow_redisplay",
+    // The document leaves out what belongs to one type of source alone.
+    "POST /v1/sources sepa_debit",
     // Hosted, embedded or elements, since late 2023; these names since dahlia.
     "POST /v1/checkout/sessions ui_mode",
 ];
