@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdict, by_id, named, tenant_of};
-use crate::dev::chaos::evidence::{Evidence, Intent};
+use crate::dev::chaos::evidence::{Evidence, Intent, PaymentRow};
 use crate::dev::sandbox::LedgerEntry;
 
 fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
@@ -63,7 +63,8 @@ pub(super) fn recorded(evidence: &Evidence) -> Verdict {
 }
 
 /// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once. So was money
-/// that Stripe took although somebody had recorded that it was paid elsewhere.
+/// that Stripe took although somebody had recorded that it was paid elsewhere, and what a page took too much because the
+/// amount was lowered too late.
 pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
     let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -101,11 +102,29 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
             breaches.push(format!("{}: {took} took money, too, which was told {count} times", named(payment)));
         }
     }
-    breaches.extend(
-        told.keys().map(|(payment, intent)| {
-            format!("an overpayment of {payment} by {intent:?} was told, and is not recorded")
-        }),
-    );
-    let looked_at = format!("{} overpayments", evidence.overpayments.len());
+    let payments = by_id(evidence);
+    let on_old_page = told.len();
+    told.retain(|(payment, intent), count| {
+        let payment = payments.get(payment).filter(|payment| payment.intent == *intent);
+        *count != 1 || !payment.is_some_and(|payment| paid_old_amount(evidence, payment))
+    });
+    let on_old_page = on_old_page - told.len();
+    breaches.extend(told.iter().map(|((payment, intent), count)| {
+        format!("an overpayment of {payment} by {intent:?} was told {count} times, and is not recorded")
+    }));
+    let looked_at =
+        format!("{} overpayments, {on_old_page} by the amount before a change", evidence.overpayments.len());
     Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
+}
+
+/// Whether a payment's own intent took more than somebody wanted it to be by then, and the difference was reported.
+fn paid_old_amount(evidence: &Evidence, payment: &PaymentRow) -> bool {
+    let is_own = |charge: &&LedgerEntry| charge.payment_intent == payment.intent && charge.status == "succeeded";
+    let took: i64 = evidence.charges.iter().filter(is_own).map(|charge| charge.amount).sum();
+    let mut invoices = evidence.invoices.values().filter(|told| told.payments.contains(&payment.id));
+    let is_reported = |wanted: i64| {
+        let mut events = evidence.events.iter().filter(|event| event.payment == payment.id);
+        events.any(|event| event.webhook_type == "payment.overpaid" && event.amount == took - wanted)
+    };
+    invoices.any(|told| told.amounts.iter().any(|wanted| *wanted < took && is_reported(*wanted)))
 }
