@@ -3,7 +3,6 @@
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::domain::Money;
 use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::customers::Customer;
 use crate::domain::deliveries::Delivery;
@@ -15,9 +14,9 @@ use crate::domain::events::{
 };
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::payments::{Change, Failure, Payment, PaymentState};
+use crate::domain::payments::{Change, Failure, Notice, Payment, PaymentState, Receipt};
 use crate::domain::refunds::Refund;
-use crate::domain::signals::{DisputeSnapshot, IntentSnapshot};
+use crate::domain::signals::DisputeSnapshot;
 
 /// The provider's name in Lago's payloads.
 const STRIPE: &str = "stripe";
@@ -38,20 +37,29 @@ pub(super) struct About<'a> {
     pub method: Option<&'a PaymentMethod>,
 }
 
-/// What a change of a payment tells: the payment's own event, and the invoice's where Lago's `payment_status` changes.
-pub(super) fn payment_changed(about: &About<'_>, change: Change, by: Option<&IntentSnapshot>) -> Vec<NewEvent> {
-    let mut told = Vec::new();
-    if change.goes_on {
-        told.push(payment("payment.cancellation_refused", about));
-    }
-    // Only what an intent says is money that comes in.
-    if let Some(intent) = by.filter(|_| change.paid_twice) {
-        told.push(overpaid(about, intent, intent.received()));
-    }
-    if change.is_news() {
-        told.extend(state_changed(about, change));
-    }
+/// The events of a change of a payment: the payment's own, the invoice's where Lago's `payment_status` changes, and one for
+/// each notice.
+pub(super) fn payment_changed(about: &About<'_>, change: &Change) -> Vec<NewEvent> {
+    let mut told = if change.is_news() { state_changed(about, change) } else { Vec::new() };
+    told.extend(change.notices.iter().map(|notice| noticed(about, notice)));
     told
+}
+
+fn noticed(about: &About<'_>, notice: &Notice) -> NewEvent {
+    let (webhook_type, object) = match notice {
+        Notice::CancellationRefused => ("payment.cancellation_refused", payment_object(about)),
+        Notice::AmountChangeRefused { minor_units } => (
+            "payment.amount_change_refused",
+            PaymentObject { requested_amount_cents: Some(*minor_units), ..payment_object(about) },
+        ),
+        Notice::Overpaid(receipt) => ("payment.overpaid", received(about, receipt)),
+        Notice::Underpaid { receipt, remaining } => (
+            "payment.underpaid",
+            PaymentObject { remaining_amount_cents: Some(*remaining), ..received(about, receipt) },
+        ),
+        Notice::AmountMismatch(receipt) => ("payment.amount_mismatch", received(about, receipt)),
+    };
+    NewEvent { webhook_type, payload: Payload::Payment(object) }
 }
 
 /// A payment as it is now, under a type.
@@ -59,7 +67,7 @@ pub(super) fn payment(webhook_type: &'static str, about: &About<'_>) -> NewEvent
     NewEvent { webhook_type, payload: Payload::Payment(payment_object(about)) }
 }
 
-fn state_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
+fn state_changed(about: &About<'_>, change: &Change) -> Vec<NewEvent> {
     let webhook_type = match change.to {
         PaymentState::Pending => "payment.pending",
         PaymentState::Processing => "payment.processing",
@@ -74,7 +82,10 @@ fn state_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
         }
         _ => Payload::Payment(payment_object(about)),
     };
-    let mut told = vec![NewEvent { webhook_type, payload }];
+    let mut told = Vec::new();
+    if !change.is_no_failure {
+        told.push(NewEvent { webhook_type, payload });
+    }
     if change.from.payment_status() != change.to.payment_status() {
         told.push(NewEvent {
             webhook_type: "invoice.payment_status_updated",
@@ -85,34 +96,18 @@ fn state_changed(about: &About<'_>, change: Change) -> Vec<NewEvent> {
 }
 
 /// More money has come in for an invoice than it asked for (P12): this much of it, by this intent and charge.
-pub(super) fn overpaid(about: &About<'_>, intent: &IntentSnapshot, surplus: Money) -> NewEvent {
-    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(received(about, intent, surplus)) }
-}
-
-/// The payment's own intent took another amount than was asked for, or another currency: more is an overpayment, all else
-/// is told with what came in.
-pub(super) fn settled_otherwise(about: &About<'_>, intent: &IntentSnapshot) -> Option<NewEvent> {
-    let asked = about.payment.amount;
-    let came = intent.received();
-    if came == asked {
-        return None;
-    }
-    if came.currency == asked.currency && came.minor_units > asked.minor_units {
-        let surplus = Money { minor_units: came.minor_units - asked.minor_units, currency: asked.currency };
-        return Some(overpaid(about, intent, surplus));
-    }
-    let payload = Payload::Payment(received(about, intent, came));
-    Some(NewEvent { webhook_type: "payment.amount_mismatch", payload })
+pub(super) fn overpaid(about: &About<'_>, receipt: &Receipt) -> NewEvent {
+    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(received(about, receipt)) }
 }
 
 /// The payment, with the money that one intent brought in.
-fn received(about: &About<'_>, intent: &IntentSnapshot, amount: Money) -> PaymentObject {
+fn received(about: &About<'_>, receipt: &Receipt) -> PaymentObject {
     PaymentObject {
-        provider_payment_id: Some(intent.id.clone()),
-        external_payment_id: Some(intent.id.clone()),
-        provider_charge_id: intent.latest_charge.clone(),
-        amount_cents: amount.minor_units,
-        amount_currency: amount.currency.to_string(),
+        provider_payment_id: Some(receipt.provider_payment_intent_id.clone()),
+        external_payment_id: Some(receipt.provider_payment_intent_id.clone()),
+        provider_charge_id: receipt.provider_charge_id.clone(),
+        amount_cents: receipt.amount.minor_units,
+        amount_currency: receipt.amount.currency.to_string(),
         ..payment_object(about)
     }
 }
@@ -155,8 +150,12 @@ pub(super) fn dispute_updated(about: &About<'_>, dispute: &DisputeSnapshot, stat
     };
     let mut told = vec![NewEvent { webhook_type: "payment.dispute_updated", payload: Payload::Dispute(object) }];
     if dispute.status == "lost" && status_before != "lost" {
-        let object =
-            PaymentDisputeLostObject { invoice: invoice_object(about), provider_error: dispute.reason.clone() };
+        let object = PaymentDisputeLostObject {
+            invoice: invoice_object(about),
+            provider_error: dispute.reason.clone(),
+            amount_cents: Some(dispute.amount.minor_units),
+            amount_currency: Some(dispute.amount.currency.to_string()),
+        };
         told.push(NewEvent {
             webhook_type: "invoice.payment_dispute_lost",
             payload: Payload::PaymentDisputeLost(object),
@@ -347,6 +346,8 @@ pub(super) fn payment_object(about: &About<'_>) -> PaymentObject {
         payment_method: about.method.map(|method| method_object(method, about.customer, about.integration)),
         pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
         provider_charge_id: None,
+        requested_amount_cents: None,
+        remaining_amount_cents: None,
     }
 }
 

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::OrganizationId;
 
 /// Every `webhook_type` that there is.
-pub const WEBHOOK_TYPES: [&str; 27] = [
+pub const WEBHOOK_TYPES: [&str; 29] = [
     "customer.payment_provider_created",
     "customer.payment_provider_linked",
     "customer.payment_provider_deleted",
@@ -25,8 +25,10 @@ pub const WEBHOOK_TYPES: [&str; 27] = [
     "payment.succeeded",
     "payment.canceled",
     "payment.overpaid",
+    "payment.underpaid",
     "payment.outcome_unknown",
     "payment.cancellation_refused",
+    "payment.amount_change_refused",
     "payment.amount_mismatch",
     "payment.refund_updated",
     "payment.dispute_updated",
@@ -230,10 +232,14 @@ pub struct PaymentDisputeLostObject {
     pub invoice: InvoiceObject,
     /// Stripe's reason.
     pub provider_error: Option<String>,
+    /// What is disputed, minor units. Absent in events of releases that did not write it; so is the currency.
+    pub amount_cents: Option<i64>,
+    /// ISO 4217, upper case.
+    pub amount_currency: Option<String>,
 }
 
 /// `payment.succeeded`, `payment.processing`, `payment.requires_action`, `payment.pending`, `payment.canceled`,
-/// `payment.overpaid`, `payment.amount_mismatch`.
+/// `payment.overpaid`, `payment.underpaid`, `payment.amount_mismatch`, `payment.amount_change_refused`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct PaymentObject {
@@ -263,6 +269,10 @@ pub struct PaymentObject {
     pub pending_reason: Option<String>,
     /// Ours: the charge that the event is about, where money came in that was not asked for.
     pub provider_charge_id: Option<String>,
+    /// Ours: the amount, minor units, that was requested and refused.
+    pub requested_amount_cents: Option<i64>,
+    /// Ours: what remains to be paid, minor units.
+    pub remaining_amount_cents: Option<i64>,
 }
 
 /// Stripe's next action.

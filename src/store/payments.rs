@@ -26,6 +26,7 @@ struct Row {
     state: String,
     pending_reason: Option<String>,
     failure: Option<serde_json::Value>,
+    awaits_method: bool,
     provider_payment_intent_id: Option<String>,
     intent_number: i32,
     attempt_number: i32,
@@ -35,9 +36,11 @@ struct Row {
     action_time: Option<OffsetDateTime>,
     provider_charge_id: Option<String>,
     amount_received: i64,
+    part_received: i64,
     amount_refunded: i64,
     cancel_request_time: Option<OffsetDateTime>,
     errand: Option<serde_json::Value>,
+    refused_amount: Option<i64>,
     manual: Option<serde_json::Value>,
     unknown_since: Option<OffsetDateTime>,
     version: i64,
@@ -59,6 +62,7 @@ impl Row {
             state: payment.state.as_str().to_owned(),
             pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
             failure: payment.failure.as_ref().map(to_json).transpose()?,
+            awaits_method: payment.awaits_method,
             provider_payment_intent_id: payment.provider_payment_intent_id.clone(),
             intent_number: payment.intent_number,
             attempt_number: payment.attempt_number,
@@ -68,9 +72,11 @@ impl Row {
             action_time: payment.action_time,
             provider_charge_id: payment.provider_charge_id.clone(),
             amount_received: payment.amount_received,
+            part_received: payment.part_received,
             amount_refunded: payment.amount_refunded,
             cancel_request_time: payment.cancel_request_time,
             errand: payment.errand.as_ref().map(to_json).transpose()?,
+            refused_amount: payment.refused_amount,
             manual: payment.manual.as_ref().map(to_json).transpose()?,
             unknown_since: payment.unknown_since,
             version: payment.version,
@@ -96,6 +102,7 @@ impl Row {
             state,
             pending_reason,
             failure: self.failure.map(|value| from_json("payments", "failure", value)).transpose()?,
+            awaits_method: self.awaits_method,
             provider_payment_intent_id: self.provider_payment_intent_id,
             intent_number: self.intent_number,
             attempt_number: self.attempt_number,
@@ -105,9 +112,11 @@ impl Row {
             action_time: self.action_time,
             provider_charge_id: self.provider_charge_id,
             amount_received: self.amount_received,
+            part_received: self.part_received,
             amount_refunded: self.amount_refunded,
             cancel_request_time: self.cancel_request_time,
             errand: self.errand.map(|value| from_json("payments", "errand", value)).transpose()?,
+            refused_amount: self.refused_amount,
             manual: self.manual.map(|value| from_json("payments", "manual", value)).transpose()?,
             unknown_since: self.unknown_since,
             version: self.version,
@@ -168,7 +177,7 @@ pub async fn get_by_invoice(
 }
 
 /// The id of the payment that an intent belongs to: as the one that collects it, as an earlier one that was tried, or as
-/// one that has overpaid it.
+/// one of somebody else's that took money for it.
 pub async fn id_by_intent(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -240,7 +249,7 @@ pub async fn list(
 }
 
 /// A customer's payments that a change of its link or of its methods may set going: those that wait, those that are to ask
-/// the customer on session, and those that failed for want of a payment method.
+/// the customer on session, and those that failed for lack of a payment method, whatever was tried since.
 pub async fn ids_waiting_for(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -252,7 +261,8 @@ pub async fn ids_waiting_for(
     let asks_customer = dsl::state.eq(PaymentState::Processing.as_str()).and(dsl::on_session);
     let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(
         diesel::dsl::sql::<diesel::sql_types::Nullable<diesel::sql_types::Bool>>("(failure->>'code') = ")
-            .bind::<Text, _>(Failure::NO_PAYMENT_METHOD),
+            .bind::<Text, _>(Failure::NO_PAYMENT_METHOD)
+            .or(dsl::awaits_method),
     );
     Ok(dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))

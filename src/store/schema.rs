@@ -169,6 +169,9 @@ table! {
         action_time -> Nullable<Timestamptz>,
         provider_charge_id -> Nullable<Text>,
         manual -> Nullable<Jsonb>,
+        awaits_method -> Bool,
+        refused_amount -> Nullable<BigInt>,
+        part_received -> BigInt,
     }
 }
 

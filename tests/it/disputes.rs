@@ -49,6 +49,14 @@ async fn p7_disputes_end_the_same_whether_told_backwards_or_twice() {
             let told = database.query(query, &[&kind, &path, &invoice]).await.expect("the log");
             assert_eq!(told.len(), times, "{kind}");
         }
+        let query = "SELECT payload #>> '{payment_dispute_lost,amount_cents}', \
+                payload #>> '{payment_dispute_lost,amount_currency}' \
+            FROM events WHERE webhook_type = 'invoice.payment_dispute_lost' \
+                AND payload #>> '{payment_dispute_lost,invoice,lago_id}' = $1";
+        for told in database.query(query, &[&invoice]).await.expect("the log") {
+            let disputed: (Option<String>, Option<String>) = (told.get(0), told.get(1));
+            assert_eq!(disputed, (Some("4900".to_owned()), Some("EUR".to_owned())), "what is disputed");
+        }
     }
     end(cashier).await;
 }

@@ -197,10 +197,19 @@ impl App {
 
     /// The job of a customer whose methods and default are to be read from Stripe: it was linked just now.
     pub(in crate::app) async fn import_payment_methods(&self, lease: &Lease) -> Result<()> {
+        self.learn_payment_methods(lease, lease.object_id.into(), true).await?;
+        self.begin_leased(lease).await?.end(Outcome::Done).await
+    }
+
+    /// Reads a linked customer's methods and default from Stripe, for a payment that would fail for lack of one. One that
+    /// was detached here stays so.
+    pub(in crate::app) async fn read_payment_methods(&self, lease: &Lease, id: CustomerId) -> Result<()> {
+        self.learn_payment_methods(lease, id, false).await
+    }
+
+    async fn learn_payment_methods(&self, lease: &Lease, id: CustomerId, revives: bool) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, access)) = self.linked_customer(lease).await? else {
-            return self.begin_leased(lease).await?.end(Outcome::Done).await;
-        };
+        let Some((integration, provider_id, access)) = self.linked_customer(org, id).await? else { return Ok(()) };
         let read = async {
             let kinds = [MethodKind::Card, MethodKind::SepaDebit];
             let found = self.0.stripe.payment_methods_of(&access.key, &provider_id, &kinds).await?;
@@ -212,10 +221,16 @@ impl App {
         };
         let (found, setups, chosen) = match read.await {
             Ok(read) => read,
+            // Deleted at Stripe: nothing can be charged, and the event that says so is on its way.
+            Err(error) if error.is_missing() => return Ok(()),
             Err(error) => return Err(self.stripe_trouble(&access, "payment_method.list", &error).await),
         };
         let mut work = self.begin_leased(lease).await?;
-        let mut customer = store::customers::lock(&mut work.tx, org, lease.object_id.into()).await?;
+        let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
+        if customer.linked_provider_id() != Some(provider_id.as_str()) {
+            // Linked anew meanwhile: what was read is of another Stripe customer.
+            return work.abandon().await;
+        }
         for snapshot in &found {
             let setup = setups.iter().find(|setup| setup.provider_payment_method_id.as_ref() == Some(&snapshot.id));
             let learnt = Learnt {
@@ -223,18 +238,18 @@ impl App {
                 attach_time: Some(snapshot.created),
                 choose_time: (chosen.as_ref() == Some(&snapshot.id)).then_some(work.now),
                 mandate: setup.and_then(|setup| setup.provider_mandate_id.clone()),
-                revives: true,
+                revives,
             };
             self.store_method(&mut work, &customer, &integration, learnt).await?;
         }
         self.choose_default(&mut work, &mut customer, &integration).await?;
-        work.end(Outcome::Done).await
+        work.commit().await
     }
 
     /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs.
     pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let Some((_, provider_id, access)) = self.linked_customer(lease).await? else {
+        let Some((_, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let mut tx = self.read(org).await?;
@@ -291,11 +306,14 @@ impl App {
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// The integration, Stripe id and access of the lease's customer, if it is there and linked.
-    async fn linked_customer(&self, lease: &Lease) -> Result<Option<(Integration, String, Access)>> {
-        let org = lease.organization_id;
+    /// The integration, Stripe id and access of a customer, if it is there and linked.
+    async fn linked_customer(
+        &self,
+        org: OrganizationId,
+        id: CustomerId,
+    ) -> Result<Option<(Integration, String, Access)>> {
         let mut tx = self.read(org).await?;
-        let customer = match store::customers::get(&mut tx, org, lease.object_id.into()).await {
+        let customer = match store::customers::get(&mut tx, org, id).await {
             Err(Error::NotFound { .. }) => return Ok(None),
             other => other?,
         };

@@ -173,7 +173,7 @@ impl App {
             Some(AttemptState::Open | AttemptState::Succeeded) => return Ok(Verdict::Applied),
             Some(_) if !is_paid => return Ok(Verdict::Applied),
             // A link that failed leaves an intent behind that a person can still have paid: money all the same (P12).
-            Some(_) => return self.other_intent(lease, delivery, id, &intent, true).await,
+            Some(_) => return self.other_intent(lease, delivery, id, &intent).await,
             None => {}
         }
         let told_before = request_key
@@ -183,8 +183,8 @@ impl App {
             None if is_ours && payment.state == PaymentState::Pending && (!is_paid || self.is_young(delivery)) => {
                 Ok(Verdict::Unknown("the PaymentIntent is not the payment's, or not yet".to_owned()))
             }
-            None => self.other_intent(lease, delivery, id, &intent, false).await,
-            Some(own) if *own != intent.id => self.other_intent(lease, delivery, id, &intent, false).await,
+            None => self.other_intent(lease, delivery, id, &intent).await,
+            Some(own) if *own != intent.id => self.other_intent(lease, delivery, id, &intent).await,
             Some(_) => {
                 if !(told_before && intent.status == IntentStatus::RequiresPaymentMethod) {
                     self.own_intent(lease, delivery, &payment, &intent).await?;
@@ -270,7 +270,6 @@ impl App {
         delivery: &Delivery,
         id: PaymentId,
         intent: &IntentSnapshot,
-        is_links: bool,
     ) -> Result<Verdict> {
         if intent.status != IntentStatus::Succeeded {
             return Ok(Verdict::Ignored("another PaymentIntent of the payment than the one that collects".to_owned()));
@@ -286,18 +285,34 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
-        if is_links && scene.payment.integration_id == delivery.integration_id {
-            scene.news(&mut work, News::PaidLate(&intent)).await?;
-        }
+        let otherness = otherness(&scene, delivery, &intent);
         if scene.payment.provider_payment_intent_id.as_ref() == Some(&intent.id) {
             // It is the payment's own by now.
             scene.news(&mut work, News::Intent(&intent)).await?;
+        } else if let Some(reason) = otherness.filter(|_| intent.organization_id.is_none()) {
+            work.abandon().await?;
+            return Ok(Verdict::Ignored(reason.to_owned()));
         } else {
-            scene.overpaid(&mut work, delivery.integration_id, &intent).await?;
+            scene.paid_beside(&mut work, delivery.integration_id, &intent, otherness.is_none()).await?;
         }
         work.commit().await?;
         Ok(Verdict::Applied)
     }
+}
+
+/// Why money does not count for the payment's invoice although it names it. Without our marks, which only we write, that
+/// is no business of the payment's.
+fn otherness(scene: &Scene, delivery: &Delivery, intent: &IntentSnapshot) -> Option<&'static str> {
+    let payment = &scene.payment;
+    let customer = scene.customer.linked_provider_id();
+    if payment.integration_id != delivery.integration_id {
+        return Some("the PaymentIntent names an invoice of another integration");
+    }
+    if customer.is_none() || intent.provider_customer_id.as_deref() != customer {
+        return Some("the PaymentIntent names an invoice of another customer");
+    }
+    (intent.amount.currency != payment.amount.currency)
+        .then_some("the PaymentIntent names an invoice in another currency")
 }
 
 /// Why an event is not its integration's, though it came to its door: an organization's accounts, and their two modes,

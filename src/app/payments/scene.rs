@@ -43,6 +43,13 @@ impl Scene {
         plan(&self.payment, self.attempt.as_ref(), &self.integration, &self.customer, &self.methods)
     }
 
+    /// Whether the customer's default has arrived for a payment that lacked one.
+    pub(in crate::app) fn is_due(&self) -> bool {
+        let default = self.customer.default_payment_method_id;
+        let default = self.methods.iter().find(|method| Some(method.id) == default);
+        self.payment.is_due_for(default, self.attempt.as_ref())
+    }
+
     /// The newest attempt, if it is a link that holds the slot.
     pub(in crate::app) fn open_link(&self) -> Option<&Link> {
         self.attempt.as_ref().and_then(Attempt::open_link)
@@ -53,8 +60,9 @@ impl Scene {
     pub(in crate::app) async fn news(&mut self, work: &mut Work, news: News<'_>) -> Result<Change> {
         let before = (self.payment.clone(), self.attempt.clone());
         let here = Circumstances { now: work.now, supports_3ds: self.integration.supports_3ds };
-        let told_intent = match &news {
-            News::Intent(intent) | News::Link(_, Some(intent)) | News::PaidLate(intent) => Some(*intent),
+        // The intent that the news are of, where it is the payment's own.
+        let own = match &news {
+            News::Intent(intent) | News::Link(_, Some(intent)) => Some(intent.id.clone()),
             _ => None,
         };
         let change = self.payment.apply(self.attempt.as_mut(), news, here);
@@ -66,11 +74,12 @@ impl Scene {
         if self.payment != before.0 {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
-        work.tell_all(tell::payment_changed(&self.about(), change, told_intent));
-        if let Some(intent) = told_intent.filter(|_| change.has_settled()) {
-            self.note_settlement(work, intent).await?;
+        work.tell_all(tell::payment_changed(&self.about(), &change));
+        if let Some(receipt) = &change.settled_by {
+            let is_own = own.as_ref() == Some(&receipt.provider_payment_intent_id);
+            self.note_settlement(work, receipt, is_own).await?;
         }
-        if self.payment.needs_work(&before.0, change) {
+        if self.payment.needs_work(&before.0, &change) {
             work.ask(JobKind::SubmitPayment, self.payment.id.0);
         }
         if let Some(asked) = self.payment.action_time.filter(|_| before.0.action_time.is_none()) {

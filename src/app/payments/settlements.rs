@@ -6,6 +6,7 @@ use super::refresh::READS_MAX;
 use crate::app::work::Work;
 use crate::app::{Access, App, tell};
 use crate::domain::jobs::Lease;
+use crate::domain::payments::{News, Receipt};
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
@@ -182,49 +183,54 @@ impl Scene {
     async fn update_refunded(&mut self, work: &mut Work) -> Result<()> {
         let payment = &mut self.payment;
         let total = store::refunds::total(&mut work.tx, work.org, payment.id, payment.amount.currency).await?;
+        // Of a payment that is not settled only parts can go back: so much remains to be paid again.
+        payment.part_received = (payment.part_received - (total - payment.amount_refunded).max(0)).max(0);
         payment.amount_refunded = total;
         store::payments::save(&mut work.tx, payment, work.now).await
     }
 
-    /// The payment's own intent has taken money: its charge is noted, so that it can be refunded, and an amount or a
-    /// currency that was not asked for is told (P12).
-    pub(super) async fn note_settlement(&mut self, work: &mut Work, intent: &IntentSnapshot) -> Result<()> {
-        // Its news may have come before it was known to be the payment's own, and have counted as an overpayment.
-        let counted = store::settlements::overpaid_by(&mut work.tx, work.org, &intent.id).await?;
-        if counted != 0 {
+    /// The payment is settled: the charge is noted, so that it can be refunded.
+    pub(super) async fn note_settlement(&mut self, work: &mut Work, receipt: &Receipt, is_own: bool) -> Result<()> {
+        let intent = &receipt.provider_payment_intent_id;
+        // Its news may have come before it was known to be the payment's own, and have counted as somebody else's.
+        let counted = store::settlements::overpaid_by(&mut work.tx, work.org, intent).await?;
+        if is_own && counted != 0 {
             self.payment.amount_received -= counted;
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
-        note_charge(work, self.payment.id, self.payment.integration_id, intent, true).await?;
-        if let Some(told) = tell::settled_otherwise(&self.about(), intent) {
+        note_charge(work, self.payment.id, self.payment.integration_id, receipt, true).await?;
+        if receipt.amount != self.payment.amount {
             tracing::error!(
-                payment.id = %self.payment.id, intent.id = %intent.id, asked = %self.payment.amount,
-                received = intent.amount_received, currency = %intent.amount.currency,
-                "a payment was settled with another amount or currency than was asked for"
+                payment.id = %self.payment.id, intent.id = %intent, asked = %self.payment.amount,
+                received = %receipt.amount, "a payment was settled with another amount or currency than was asked for"
             );
-            work.tell(told);
         }
         Ok(())
     }
 
-    /// Another intent than the payment's own has taken money for its invoice: noted once, and told (P12). The payment's
-    /// state is not its business (P7).
-    pub(in crate::app) async fn overpaid(
+    /// Another intent than the payment's own has taken money for its invoice: noted once, and reported (P12). If it counts
+    /// for the invoice, it may settle the payment; one that is settled stays as it is (P7).
+    pub(in crate::app) async fn paid_beside(
         &mut self,
         work: &mut Work,
         integration: IntegrationId,
         intent: &IntentSnapshot,
+        counts: bool,
     ) -> Result<()> {
         let (org, now, amount, id) = (work.org, work.now, intent.amount_received, self.payment.id);
         if !store::settlements::insert_overpayment(&mut work.tx, org, id, &intent.id, amount, now).await? {
             return Ok(());
         }
-        note_charge(work, id, integration, intent, false).await?;
+        let receipt = Receipt::of(intent);
+        note_charge(work, id, integration, &receipt, false).await?;
+        if counts && !self.payment.state.is_final() {
+            return self.news(work, News::PaidBeside(intent)).await.map(|_| ());
+        }
         if intent.amount.currency == self.payment.amount.currency {
             self.payment.amount_received += amount;
         }
         store::payments::save(&mut work.tx, &mut self.payment, now).await?;
-        work.tell(tell::overpaid(&self.about(), intent, intent.received()));
+        work.tell(tell::overpaid(&self.about(), &receipt));
         Ok(())
     }
 }
@@ -233,11 +239,11 @@ async fn note_charge(
     work: &mut Work,
     payment: PaymentId,
     integration_id: IntegrationId,
-    intent: &IntentSnapshot,
+    receipt: &Receipt,
     settles: bool,
 ) -> Result<()> {
-    let Some(provider_charge_id) = intent.latest_charge.clone() else { return Ok(()) };
-    let charge = Charge { provider_charge_id, integration_id, amount: intent.received(), settles };
+    let Some(provider_charge_id) = receipt.provider_charge_id.clone() else { return Ok(()) };
+    let charge = Charge { provider_charge_id, integration_id, amount: receipt.amount, settles };
     let (org, now) = (work.org, work.now);
     store::settlements::insert_charge(&mut work.tx, org, payment, &charge, now).await
 }

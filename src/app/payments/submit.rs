@@ -6,8 +6,8 @@
 use time::OffsetDateTime;
 
 use super::Scene;
-use crate::app::App;
 use crate::app::work::Hand;
+use crate::app::{Access, App};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
@@ -24,6 +24,7 @@ impl App {
     /// The job of a payment that may have to be sent to Stripe.
     pub(in crate::app) async fn submit_payment(&self, lease: &Lease) -> Result<()> {
         let id: PaymentId = lease.object_id.into();
+        let mut has_read_methods = false;
         for _ in 0..STEPS_MAX {
             let mut work = self.begin_leased(lease).await?;
             let mut scene = Scene::load(&mut work, id).await?;
@@ -34,6 +35,13 @@ impl App {
             }
             match scene.plan() {
                 Step::Rest => return work.end(Outcome::Done).await,
+                // One that was stored a moment ago may be there, and its webhook still on its way. Read once: a customer
+                // who has none costs no more.
+                step if step.lacks_method() && !has_read_methods => {
+                    work.abandon().await?;
+                    self.read_payment_methods(lease, scene.customer.id).await?;
+                    has_read_methods = true;
+                }
                 Step::Decide(news) => {
                     scene.news(&mut work, *news).await?;
                     if scene.payment.errand.is_none() {
@@ -221,6 +229,8 @@ impl App {
             work.abandon().await?;
             return self.rest(lease).await;
         }
+        let is_detached = matches!(error, stripe::Error::Invalid(_))
+            && self.take_detachment_in(lease, scene, &access, attempt).await?;
         let mut work = self.begin_leased(lease).await?;
         let mut scene = Scene::load(&mut work, id).await?;
         // A webhook, or a read, may have told of it first. It is told once: the same refusal again would count as one of the
@@ -229,7 +239,8 @@ impl App {
         match error.verdict() {
             _ if !is_ours => work.end(Outcome::Done).await?,
             stripe::Verdict::Refused => {
-                scene.news(&mut work, News::ConfirmRefused(Failure::from(error.detail()))).await?;
+                let failure = if is_detached { detached(&scene) } else { Failure::from(error.detail()) };
+                scene.news(&mut work, News::ConfirmRefused(failure)).await?;
                 work.end(Outcome::Done).await?;
             }
             stripe::Verdict::NotDone => work.end(self.outcome_of(&error)).await?,
@@ -245,6 +256,34 @@ impl App {
             }
         }
         Ok(Flow::Break(()))
+    }
+
+    /// Whether the method that a confirm was to charge is detached at Stripe, which may be why it was refused; then that
+    /// is known here, too, before the payment fails.
+    async fn take_detachment_in(
+        &self,
+        lease: &Lease,
+        scene: &Scene,
+        access: &Access,
+        attempt: &Attempt,
+    ) -> Result<bool> {
+        let Some(charged) = scene.methods.iter().find(|method| Some(method.id) == attempt.method()) else {
+            return Ok(false);
+        };
+        match self.0.stripe.payment_method(&access.key, &charged.provider_payment_method_id).await {
+            Ok(read) if read.provider_customer_id.is_some() => return Ok(false),
+            Ok(_) => {}
+            Err(error) if error.is_missing() => {}
+            Err(error) => return Err(self.stripe_trouble(access, "payment_method.read", &error).await),
+        }
+        let mut work = self.begin_leased(lease).await?;
+        let mut customer = store::customers::lock(&mut work.tx, work.org, charged.customer_id).await?;
+        let integration = store::integrations::get(&mut work.tx, work.org, charged.integration_id).await?;
+        let mut method = store::payment_methods::get(&mut work.tx, work.org, charged.id).await?;
+        let now = work.now;
+        self.detach(&mut work, &mut customer, &integration, &mut method, now).await?;
+        work.commit().await?;
+        Ok(true)
     }
 
     /// The attempt's key can't be sent again, and the intent shows no trace of it: the same body goes under a new key on
@@ -293,9 +332,17 @@ fn foregone(scene: &Scene) -> Option<News<'static>> {
     if scene.payment.errand.is_some() && scene.integration.state == IntegrationState::Disconnected {
         return Some(News::OutOfReach);
     }
-    let has_method = scene.customer.default_payment_method_id.is_some();
-    // A method has arrived: the one try that Paybridge makes on its own.
-    (scene.payment.lacked_method() && has_method && scene.open_link().is_none()).then_some(News::Retried(None))
+    // The one retry that Paybridge makes of itself.
+    scene.is_due().then_some(News::MethodArrived)
+}
+
+/// The failure of a payment whose method was detached at Stripe before its confirm.
+fn detached(scene: &Scene) -> Failure {
+    if scene.customer.default_payment_method_id.is_none() {
+        return Failure::no_payment_method();
+    }
+    let text = "the payment method was detached at Stripe; retry to charge the customer's present default";
+    Failure::ours("payment_method_not_usable", text)
 }
 
 fn confirm_key(payment: PaymentId, number: i32) -> String {

@@ -2,9 +2,12 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, AttemptState, Errand, Failure, Link, Payment, PaymentState, PendingReason, Way};
-use crate::domain::PaymentMethodId;
+use super::{
+    Attempt, AttemptState, Change, Errand, Failure, Link, Notice, Payment, PaymentState, PendingReason, Receipt, Way,
+};
+use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
+use crate::domain::{Money, PaymentMethodId};
 
 /// News for a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,13 +25,15 @@ pub enum News<'a> {
     NothingDue,
     /// The caller wants another try.
     Retried(Option<PaymentMethodId>),
+    /// A payment method has arrived for a payment that lacked one ([`Payment::is_due_for`]).
+    MethodArrived,
     /// It can't be collected any more: canceled once nothing at Stripe can take money for it.
     Withdrawn,
     /// What the payment's own intent says now.
     Intent(&'a IntentSnapshot),
-    /// What an intent says that was paid although its link had failed: a person has had it paid at Stripe, or the bank has
-    /// answered once more. It settles what is not settled, and holds no slot; else the money came in beside (P12).
-    PaidLate(&'a IntentSnapshot),
+    /// What an intent says that somebody else had paid for the invoice: one that a person made at Stripe, one of an earlier
+    /// round, one whose link had failed. In the payment's currency, and not counted before.
+    PaidBeside(&'a IntentSnapshot),
     /// Stripe refused the confirm outright, with its own word for why.
     ConfirmRefused(Failure),
     /// Somebody, or the clock, wants something that may need the open way closed. [`Payment::objection`] had none.
@@ -54,39 +59,37 @@ pub struct Circumstances {
     pub supports_3ds: bool,
 }
 
-/// What happened to a payment's state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Change {
-    /// Before.
-    pub from: PaymentState,
-    /// After.
-    pub to: PaymentState,
-    /// Whether a wait began that the caller is to be told of, although the state is the same.
-    pub waits_anew: bool,
-    /// Whether it was to be canceled, and goes on: the caller is to be told.
-    pub goes_on: bool,
-    /// Whether it was paid at Stripe although somebody has recorded that it was paid elsewhere (P12).
-    pub paid_twice: bool,
-}
-
-impl Change {
-    /// Whether the billing system is to be told of a state.
-    pub fn is_news(self) -> bool {
-        self.from != self.to || self.waits_anew
-    }
-
-    /// Whether the payment was paid just now.
-    pub fn has_settled(self) -> bool {
-        self.from != self.to && self.to == PaymentState::Succeeded
-    }
-}
-
 impl Payment {
     /// Takes in `news`: the one place where a payment's state changes. `attempt` is the newest attempt, if there is one;
     /// its outcome is settled along with the payment's.
     pub fn apply(&mut self, mut attempt: Option<&mut Attempt>, news: News<'_>, here: Circumstances) -> Change {
         let (from, reason_before) = (self.state, self.pending_reason);
-        let mut goes_on = false;
+        let mut change = Change::begin(from);
+        let paying = match &news {
+            News::Intent(intent) | News::Link(_, Some(intent)) => Some(*intent),
+            _ => None,
+        };
+        self.take_in(attempt.as_deref_mut(), news, here, &mut change);
+        if self.state == PaymentState::Succeeded
+            && from != PaymentState::Succeeded
+            && let Some(intent) = paying
+        {
+            change.settled_by = Some(Receipt::of(intent));
+        }
+        self.run_errand(attempt, here, &mut change);
+        change.to = self.state;
+        change.waits_anew = from == self.state
+            && self.pending_reason != reason_before
+            && self.pending_reason == Some(PendingReason::AmountTooSmall);
+        change.is_no_failure = from != self.state && self.has_failed_before(from);
+        // Beside what was paid elsewhere all of it is too much.
+        if let Some(receipt) = change.settled_by.as_ref().filter(|_| self.manual.is_none()) {
+            change.notices.extend(self.difference(receipt));
+        }
+        change
+    }
+
+    fn take_in(&mut self, mut attempt: Option<&mut Attempt>, news: News<'_>, here: Circumstances, change: &mut Change) {
         match news {
             _ if self.state.is_final() => {}
             News::Intent(intent) => self.apply_intent(attempt.as_deref_mut(), intent, here),
@@ -113,6 +116,11 @@ impl Payment {
                 self.requested_method_id = method;
                 self.enter(PaymentState::Pending);
             }
+            News::MethodArrived if self.state == PaymentState::Failed => {
+                self.awaits_method = false;
+                self.requested_method_id = None;
+                self.enter(PaymentState::Pending);
+            }
             News::Withdrawn => {
                 self.errand.get_or_insert(Errand::Cancel);
             }
@@ -122,8 +130,8 @@ impl Payment {
                 }
                 self.errand = Some(errand);
             }
-            News::CannotClose => goes_on = self.give_errand_up(),
-            News::OutOfReach => goes_on = self.end_errand_alone(attempt.as_deref_mut(), here),
+            News::CannotClose => self.give_errand_up(change),
+            News::OutOfReach => self.end_errand_alone(attempt.as_deref_mut(), here, change),
             News::LinkMade(session) => self.link_made(attempt.as_deref_mut(), session),
             News::LinkRefused(failure) => {
                 // One that was made meanwhile has left us, whatever a slower try was told.
@@ -135,15 +143,7 @@ impl Payment {
                 }
             }
             News::Link(session, intent) => self.apply_link(attempt.as_deref_mut(), session, intent, here),
-            News::PaidLate(intent) if !self.is_moving() && intent.received() == self.amount => {
-                if let Some(attempt) = attempt.as_deref_mut() {
-                    // A link that has not left us is not needed any more.
-                    attempt.settle(AttemptState::Canceled, None, here.now);
-                }
-                // By this one it was paid: a repeat of the news says nothing more, and money on any other came in beside.
-                self.provider_payment_intent_id = Some(intent.id.clone());
-                self.paid(intent);
-            }
+            News::PaidBeside(intent) => self.paid_beside(intent, change),
             News::Unknown
             | News::Waits(_)
             | News::Refused(_)
@@ -151,13 +151,17 @@ impl Payment {
             | News::Sent(_)
             | News::NothingDue
             | News::Retried(_)
-            | News::PaidLate(_) => {}
+            | News::MethodArrived => {}
         }
-        let paid_twice = self.run_errand(attempt, from, here);
-        let waits_anew = from == self.state
-            && self.pending_reason != reason_before
-            && self.pending_reason == Some(PendingReason::AmountTooSmall);
-        Change { from, to: self.state, waits_anew, goes_on, paid_twice }
+    }
+
+    /// Whether it is `FAILED` by a caller's doing, or again for what was reported before its link.
+    fn has_failed_before(&self, from: PaymentState) -> bool {
+        let failure = self.failure.as_ref().filter(|_| self.state == PaymentState::Failed);
+        failure.is_some_and(|failure| {
+            failure.code == Failure::PAYMENT_URL_CLOSED
+                || (failure.lacks_method() && from == PaymentState::RequiresAction)
+        })
     }
 
     /// Whether something at Stripe may take money for it.
@@ -165,29 +169,56 @@ impl Payment {
         matches!(self.state, PaymentState::Processing | PaymentState::RequiresAction)
     }
 
-    /// Whether it failed for want of a method: tried again on its own when one arrives.
+    /// Whether it failed for lack of a method: retried automatically when one arrives.
     pub fn lacked_method(&self) -> bool {
-        self.state == PaymentState::Failed
-            && self.failure.as_ref().is_some_and(|failure| failure.code == Failure::NO_PAYMENT_METHOD)
+        self.state == PaymentState::Failed && self.failure.as_ref().is_some_and(Failure::lacks_method)
+    }
+
+    /// Whether it is to be retried automatically with this default, once: it had failed for lack of a method. What was
+    /// refused since, on a link say, is not repeated, so that then only a method that was attached later counts; Stripe's
+    /// times are whole seconds.
+    pub fn is_due_for(&self, default: Option<&PaymentMethod>, attempt: Option<&Attempt>) -> bool {
+        let Some(default) = default.filter(|_| self.state == PaymentState::Failed && self.errand.is_none()) else {
+            return false;
+        };
+        if attempt.is_some_and(Attempt::is_open) {
+            return false;
+        }
+        let refused = attempt.and_then(|attempt| attempt.finish_time).map(OffsetDateTime::unix_timestamp);
+        let attached = default.attach_time.map(OffsetDateTime::unix_timestamp);
+        self.lacked_method() || (self.awaits_method && refused.is_none_or(|refused| attached >= Some(refused)))
     }
 
     /// Whether its job has to look at it after a change: an errand waits for the way to be closed, the customer is to be
     /// asked, or it can be collected now.
-    pub fn needs_work(&self, before: &Self, change: Change) -> bool {
+    pub fn needs_work(&self, before: &Self, change: &Change) -> bool {
         let has_moved = change.from != change.to;
         (self.errand.is_some() && (self.errand != before.errand || has_moved))
             || (self.on_session && !before.on_session)
             || (self.state == PaymentState::Pending && (has_moved || self.amount != before.amount))
+            // A method may have arrived while the link was open.
+            || (change.is_no_failure && self.awaits_method)
     }
 
     /// Carries the errand out as soon as nothing at Stripe can take money any more (P1). Where Stripe has taken it after
-    /// all, the errand is over; whether that means that it was paid twice.
-    fn run_errand(&mut self, attempt: Option<&mut Attempt>, from: PaymentState, here: Circumstances) -> bool {
+    /// all, the errand is over: refused, or, if it was recorded as paid elsewhere, paid twice (P12).
+    fn run_errand(&mut self, attempt: Option<&mut Attempt>, here: Circumstances, change: &mut Change) {
         if self.state.is_final() {
-            let over = self.errand.take();
-            let Some(Errand::RecordManual(manual)) = over.filter(|_| from != self.state) else { return false };
-            self.manual = Some(manual);
-            return self.state == PaymentState::Succeeded;
+            let over = self.errand.take().filter(|_| change.from != self.state);
+            match over {
+                Some(Errand::RecordManual(manual)) => {
+                    self.manual = Some(manual);
+                    change.notices.extend(change.settled_by.clone().map(Notice::Overpaid));
+                }
+                Some(Errand::Settle { provider_payment_intent_id, provider_charge_id, minor_units }) => {
+                    let amount = Money { minor_units, ..self.amount };
+                    let receipt = Receipt { provider_payment_intent_id, provider_charge_id, amount };
+                    change.notices.push(Notice::Overpaid(receipt));
+                }
+                Some(errand) if change.settled_by.is_some() => self.refuse(&errand, change),
+                _ => {}
+            }
+            return;
         }
         if self.errand.is_some()
             && self.is_closed(attempt.as_deref())
@@ -199,9 +230,8 @@ impl Payment {
             }
             // What is in the making at Stripe for this round, unconfirmed, is not waited for.
             self.intent_number += 1;
-            self.carry_out(errand);
+            self.carry_out(errand, change);
         }
-        false
     }
 
     fn apply_intent(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, here: Circumstances) {
@@ -300,7 +330,10 @@ impl Payment {
             url: session.url.clone(),
             expire_time: Some(session.expire_time),
         });
+        // A link is a detour: that the customer has no method of its own stands, should nobody pay there.
+        let lack = self.failure.take().filter(Failure::lacks_method);
         self.enter(PaymentState::RequiresAction);
+        self.failure = lack;
         self.next_action_url.clone_from(&session.url);
     }
 
@@ -338,8 +371,8 @@ impl Payment {
             (SessionStatus::Expired, _) | (SessionStatus::Complete, Some((IntentStatus::Canceled, _))) => {
                 attempt.settle(AttemptState::Canceled, None, here.now);
                 if self.errand.is_none() {
-                    let text = "the payment link ended unused; retry, or ask for a new link";
-                    self.fail(Failure::ours("payment_url_expired", text));
+                    let text = "the payment link ended unused; retry, or request a new link";
+                    self.end_link(Failure::ours("payment_url_expired", text));
                 }
             }
             (SessionStatus::Open | SessionStatus::Complete, _) => {}
@@ -355,7 +388,14 @@ impl Payment {
 
     pub(super) fn fail(&mut self, failure: Failure) {
         self.enter(PaymentState::Failed);
+        self.awaits_method |= failure.lacks_method();
         self.failure = Some(failure);
+    }
+
+    /// A link has ended without a payment: what failed before it, if that stands, else `failure`.
+    pub(super) fn end_link(&mut self, failure: Failure) {
+        let failure = self.failure.take().unwrap_or(failure);
+        self.fail(failure);
     }
 
     /// Enters a state and drops what belongs to others.
@@ -367,6 +407,10 @@ impl Payment {
         self.action_time = None;
         self.unknown_since = None;
         self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
+        self.awaits_method &= !state.is_final();
+        if !self.is_moving() && state != PaymentState::Succeeded {
+            self.refused_amount = None;
+        }
     }
 }
 

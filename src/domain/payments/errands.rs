@@ -4,8 +4,9 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, AttemptState, Circumstances, Failure, Payment, PaymentState};
-use crate::domain::PaymentMethodId;
+use super::{Attempt, AttemptState, Change, Circumstances, Failure, Notice, Payment, PaymentState, Receipt};
+use crate::domain::signals::IntentSnapshot;
+use crate::domain::{Money, PaymentMethodId};
 
 /// What is to be done once the open way is closed.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -25,6 +26,15 @@ pub enum Errand {
     },
     /// Take it as paid elsewhere.
     RecordManual(Manual),
+    /// Take it as paid by a charge that somebody has made by hand at Stripe. What it brought is counted already.
+    Settle {
+        /// Stripe's `pi_…`.
+        provider_payment_intent_id: String,
+        /// Stripe's `ch_…`.
+        provider_charge_id: Option<String>,
+        /// What it brought, minor units, in the payment's currency.
+        minor_units: i64,
+    },
     /// The customer did not finish in time what they were asked to do.
     EndAction,
 }
@@ -51,7 +61,7 @@ pub enum Objection {
 impl Errand {
     /// Whether it waits for the outcome where Stripe can't close what is on its way.
     fn outlasts(&self) -> bool {
-        matches!(self, Self::RecordManual(_))
+        matches!(self, Self::RecordManual(_) | Self::Settle { .. })
     }
 }
 
@@ -63,7 +73,7 @@ impl Payment {
             self.state != PaymentState::Processing && attempt.is_some_and(|attempt| attempt.open_link().is_some());
         let can_change = matches!(self.state, PaymentState::Pending | PaymentState::Failed) || has_link;
         let allowed = match errand {
-            Errand::Cancel | Errand::RecordManual(_) => !self.state.is_final(),
+            Errand::Cancel | Errand::RecordManual(_) | Errand::Settle { .. } => !self.state.is_final(),
             Errand::ChangeAmount { .. } => can_change,
             Errand::Retry { .. } => {
                 has_link
@@ -78,8 +88,8 @@ impl Payment {
         match &self.errand {
             None => None,
             Some(known) if known == errand => None,
-            // To give it up is always allowed, unless somebody has paid elsewhere already.
-            Some(Errand::RecordManual(_)) => Some(Objection::Busy),
+            // To give it up is always allowed, unless somebody has paid already.
+            Some(known) if known.outlasts() => Some(Objection::Busy),
             Some(_) if *errand == Errand::Cancel => None,
             Some(_) => Some(Objection::Busy),
         }
@@ -95,17 +105,19 @@ impl Payment {
     }
 
     /// Carries the errand out: nothing at Stripe can take money any more.
-    pub(super) fn carry_out(&mut self, errand: Errand) {
+    pub(super) fn carry_out(&mut self, errand: Errand, change: &mut Change) {
         match errand {
             Errand::Cancel => self.enter(PaymentState::Canceled),
             Errand::ChangeAmount { minor_units } => {
                 self.amount.minor_units = minor_units;
+                // The new amount is what remains besides.
+                self.part_received = 0;
                 if minor_units == 0 || self.state == PaymentState::Pending {
                     self.enter(PaymentState::Pending);
                 } else if self.is_moving() {
                     let text =
-                        "the payment link was ended because the amount has changed; retry, or ask for a new link";
-                    self.fail(Failure::ours("payment_url_closed", text));
+                        "the payment link was ended because the amount has changed; retry, or request a new link";
+                    self.end_link(Failure::ours(Failure::PAYMENT_URL_CLOSED, text));
                 }
             }
             Errand::Retry { method } => {
@@ -114,6 +126,13 @@ impl Payment {
             }
             Errand::RecordManual(manual) => {
                 self.manual = Some(manual);
+                self.enter(PaymentState::Succeeded);
+            }
+            Errand::Settle { provider_payment_intent_id, provider_charge_id, minor_units } => {
+                self.provider_payment_intent_id = Some(provider_payment_intent_id.clone());
+                self.provider_charge_id.clone_from(&provider_charge_id);
+                let amount = Money { minor_units, ..self.amount };
+                change.settled_by = Some(Receipt { provider_payment_intent_id, provider_charge_id, amount });
                 self.enter(PaymentState::Succeeded);
             }
             Errand::EndAction => {
@@ -127,14 +146,14 @@ impl Payment {
     /// Ends the errand without Stripe, which can't be asked any more (P8). What moves may still be paid there, so only a
     /// payment made elsewhere, which is a fact, is noted; whoever wanted it canceled is told that it goes on. Of what does
     /// not move an unconfirmed intent may be left, which nobody here confirms. Either is visible: the outcome is unknown.
-    pub(super) fn end_errand_alone(&mut self, attempt: Option<&mut Attempt>, here: Circumstances) -> bool {
+    pub(super) fn end_errand_alone(&mut self, attempt: Option<&mut Attempt>, here: Circumstances, change: &mut Change) {
         // A payment that is to ask its customer, and has not, was refused: nothing of it is on its way.
         let is_asking = self.on_session && !attempt.as_ref().is_some_and(|attempt| attempt.is_open());
         let is_on_its_way = self.is_moving() && !is_asking;
         if is_on_its_way && !self.errand.as_ref().is_some_and(Errand::outlasts) {
-            return self.give_errand_up();
+            return self.give_errand_up(change);
         }
-        let Some(errand) = self.errand.take() else { return false };
+        let Some(errand) = self.errand.take() else { return };
         if !is_on_its_way {
             if let Some(attempt) = attempt {
                 attempt.settle(AttemptState::Canceled, None, here.now);
@@ -142,17 +161,57 @@ impl Payment {
             self.intent_number += 1;
             self.provider_payment_intent_id = None;
         }
-        self.carry_out(errand);
+        self.carry_out(errand, change);
         self.unknown_since = Some(here.now);
-        false
     }
 
-    /// What is on its way can't be closed. Whether somebody is to be told that it can't be canceled.
-    pub(super) fn give_errand_up(&mut self) -> bool {
+    /// What is on its way can't be closed: unless the errand waits for the outcome, it is refused.
+    pub(super) fn give_errand_up(&mut self, change: &mut Change) {
         if self.errand.as_ref().is_some_and(Errand::outlasts) {
-            return false;
+            return;
         }
         self.cancel_request_time = None;
-        self.errand.take() == Some(Errand::Cancel)
+        if let Some(errand) = self.errand.take() {
+            self.refuse(&errand, change);
+        }
+    }
+
+    /// The errand is not carried out: whoever requested it learns so. A retry, or the end of an action, has lost nothing.
+    pub(super) fn refuse(&mut self, errand: &Errand, change: &mut Change) {
+        match *errand {
+            Errand::Cancel => change.notices.push(Notice::CancellationRefused),
+            Errand::ChangeAmount { minor_units } => {
+                self.refused_amount = Some(minor_units);
+                change.notices.push(Notice::AmountChangeRefused { minor_units });
+            }
+            Errand::Retry { .. } | Errand::RecordManual(_) | Errand::Settle { .. } | Errand::EndAction => {}
+        }
+    }
+
+    /// Somebody else's intent has taken money for the invoice, in its currency. What pays it in full settles it as soon as
+    /// our own way to collect is closed (P1); less is counted, and reported; what pays it a second time is too much (P12).
+    pub(super) fn paid_beside(&mut self, intent: &IntentSnapshot, change: &mut Change) {
+        let receipt = Receipt::of(intent);
+        let came = receipt.amount.minor_units;
+        self.amount_received += came;
+        if self.errand.as_ref().is_some_and(Errand::outlasts) {
+            change.notices.push(Notice::Overpaid(receipt));
+            return;
+        }
+        let remaining = self.amount.minor_units - self.part_received - came;
+        if remaining > 0 {
+            self.part_received += came;
+            change.notices.push(Notice::Underpaid { receipt, remaining });
+            return;
+        }
+        if let Some(errand) = self.errand.take() {
+            self.cancel_request_time = None;
+            self.refuse(&errand, change);
+        }
+        self.errand = Some(Errand::Settle {
+            provider_payment_intent_id: receipt.provider_payment_intent_id,
+            provider_charge_id: receipt.provider_charge_id,
+            minor_units: came,
+        });
     }
 }

@@ -8,6 +8,7 @@
 
 mod apply;
 mod attempts;
+mod changes;
 mod errands;
 mod plan;
 #[cfg(test)]
@@ -15,8 +16,9 @@ mod tests;
 
 use time::OffsetDateTime;
 
-pub use self::apply::{Change, Circumstances, News};
+pub use self::apply::{Circumstances, News};
 pub use self::attempts::{Attempt, AttemptState, Link, Way};
+pub use self::changes::{Change, Notice, Receipt};
 pub use self::errands::{Errand, Manual, Objection};
 pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_objection, plan, resume};
 use super::customers::CustomerRef;
@@ -135,14 +137,27 @@ pub struct Failure {
 }
 
 impl Failure {
-    /// The code of a customer without a usable method: tried again on its own when one arrives.
+    /// The code of a customer without a usable method: retried once by Paybridge itself when one arrives.
     pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
+    /// The code of a link that a caller ended, by a change of the amount.
+    pub(super) const PAYMENT_URL_CLOSED: &'static str = "payment_url_closed";
     /// Stripe's code for a bank that wants to see the customer first.
     const AUTHENTICATION_REQUIRED: &'static str = "authentication_required";
 
     /// A refusal by a rule of ours.
     pub fn ours(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into(), ..Self::default() }
+    }
+
+    /// The customer has no payment method.
+    pub fn no_payment_method() -> Self {
+        let text = "the customer has no payment method; the payment is retried automatically when one arrives";
+        Self::ours(Self::NO_PAYMENT_METHOD, text)
+    }
+
+    /// Whether the customer has no payment method.
+    pub fn lacks_method(&self) -> bool {
+        self.code == Self::NO_PAYMENT_METHOD
     }
 
     /// Whether the issuer advised never to try this method again.
@@ -187,8 +202,10 @@ pub struct Payment {
     pub state: PaymentState,
     /// Why it waits.
     pub pending_reason: Option<PendingReason>,
-    /// Why it was refused, while `FAILED`.
+    /// Why it was refused, while `FAILED`; while a link is open, the lack of a payment method, which stands.
     pub failure: Option<Failure>,
+    /// Whether it failed for lack of a payment method, and the one retry that this leads to is still to come.
+    pub awaits_method: bool,
     /// Stripe's `pi_…`: the one intent that all tries confirm (P1). Gone once Stripe has answered that it is closed and
     /// another way is to be opened.
     pub provider_payment_intent_id: Option<String>,
@@ -208,12 +225,17 @@ pub struct Payment {
     pub provider_charge_id: Option<String>,
     /// What Stripe has received, minor units.
     pub amount_received: i64,
+    /// How much of that charges made by hand have brought of the present amount, without paying it in full.
+    pub part_received: i64,
     /// What went back, minor units.
     pub amount_refunded: i64,
     /// When cancellation was asked for.
     pub cancel_request_time: Option<OffsetDateTime>,
     /// What is to be done once nothing at Stripe can take money for it any more.
     pub errand: Option<Errand>,
+    /// The amount, minor units, that a caller requested while the payer was about to pay the present one: refused, and
+    /// what comes in is compared with it.
+    pub refused_amount: Option<i64>,
     /// What somebody has recorded as paid elsewhere, once it counts.
     pub manual: Option<Manual>,
     /// Since when a call's outcome is unknown (P2).

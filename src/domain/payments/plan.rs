@@ -48,6 +48,14 @@ pub enum Step {
     MakeLink,
 }
 
+impl Step {
+    /// Whether the payment is about to fail for lack of a payment method.
+    pub fn lacks_method(&self) -> bool {
+        let Self::Decide(news) = self else { return false };
+        matches!(&**news, News::Refused(failure) | News::ConfirmRefused(failure) if failure.lacks_method())
+    }
+}
+
 /// Decides what to do next with `payment`: the rules of DESIGN section 5, in their order. `attempt` is the newest one,
 /// `methods` are all of the customer's.
 pub fn plan(
@@ -154,8 +162,7 @@ fn chargeable(
     kinds: &[MethodKind],
 ) -> Result<PaymentMethodId, Box<Failure>> {
     let Some(method) = wanted.and_then(|id| methods.iter().find(|method| method.id == id)) else {
-        let text = "the customer has no payment method; it is tried again by itself when one arrives";
-        return Err(Box::new(Failure::ours(Failure::NO_PAYMENT_METHOD, text)));
+        return Err(Box::new(Failure::no_payment_method()));
     };
     let fits = MethodKind::parse(&method.kind).is_some_and(|kind| kinds.contains(&kind));
     if !fits || method.detach_time.is_some() {

@@ -24,6 +24,7 @@ fn payment(state: PaymentState) -> Payment {
         state,
         pending_reason: None,
         failure: None,
+        awaits_method: false,
         provider_payment_intent_id: Some("pi_1".to_owned()),
         intent_number: 1,
         attempt_number: 1,
@@ -33,9 +34,11 @@ fn payment(state: PaymentState) -> Payment {
         action_time: None,
         provider_charge_id: None,
         amount_received: 0,
+        part_received: 0,
         amount_refunded: 0,
         cancel_request_time: None,
         errand: None,
+        refused_amount: None,
         manual: None,
         unknown_since: None,
         version: 1,
@@ -186,7 +189,7 @@ fn any_news() -> impl Strategy<Value = News<'static>> {
         intents.iter().copied().filter(|intent| intent.status == IntentStatus::Succeeded).collect();
     prop_oneof![
         3 => proptest::sample::select(intents).prop_map(News::Intent),
-        1 => proptest::sample::select(paid).prop_map(News::PaidLate),
+        1 => proptest::sample::select(paid).prop_map(News::PaidBeside),
         1 => Just(News::CannotClose),
         1 => Just(News::OutOfReach),
         1 => Just(News::Sent(1)),

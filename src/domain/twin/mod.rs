@@ -26,7 +26,7 @@ use self::work::{Hand, Shared, new_attempt};
 use self::world::{Kind, Lease, World, new_payment};
 use super::integrations::IntegrationState;
 use super::payments::{
-    Attempt, AttemptState, Errand, Link, Manual, News, Payment, PaymentState, Step, Way, link_objection,
+    Attempt, AttemptState, Errand, Link, Manual, News, Notice, Payment, PaymentState, Step, Way, link_objection,
 };
 use super::signals::{IntentStatus, SessionStatus};
 
@@ -161,7 +161,7 @@ impl Schedule {
         let cards = [Card::Good, Card::Declined, Card::Debit { fails: false }, Card::Debit { fails: true }];
         let card = world.random.of(&cards);
         let is_first = world.random.percent(60);
-        match world.random.below(8) {
+        match world.random.below(9) {
             0..3 => {
                 let link = world.newest().and_then(Attempt::open_link);
                 let session = link.and_then(|link| link.provider_session_id.as_deref()).map(index);
@@ -180,6 +180,15 @@ impl Schedule {
                 if let Some(intent) = own.filter(|_| is_first) {
                     world.note(|| format!("somebody confirms intent {intent} by hand with {card:?}"));
                     world.stripe.confirm(intent, card, true, None);
+                }
+            }
+            7 => {
+                // Once: what adds up over several is the domain's own test.
+                if !world.stripe.intents.iter().any(|intent| intent.by_hand) && is_first {
+                    let amounts = [world.payment.amount.minor_units.max(50), 2000, 6000];
+                    let amount = world.random.of(&amounts);
+                    world.note(|| format!("somebody takes {amount} by hand with an intent of their own"));
+                    world.stripe.pay_by_hand(amount);
                 }
             }
             _ => world.stripe.do_late(),
@@ -243,6 +252,12 @@ impl Schedule {
         let next = world.jobs.iter().map(|job| job.leased_until.unwrap_or(job.run_at).max(job.run_at)).min();
         let Some(next) = next else {
             // What moved was found by reading the objects; whatever else was never sent is found by reading the list.
+            if world.attached {
+                world.hear_of_method();
+                if !world.jobs.is_empty() {
+                    return true;
+                }
+            }
             let listed = std::mem::take(&mut world.stripe.listed);
             world.stripe.webhooks.extend(listed);
             return !world.stripe.webhooks.is_empty();
@@ -267,14 +282,14 @@ fn retry(world: &mut World) {
     }
 }
 
-/// A method arrives, and becomes the default.
+/// A method is attached at Stripe; that it is may be heard at once, or later.
 fn arrive(world: &mut World) {
-    let id = world.methods[1].id;
-    world.note(|| "another method becomes the default".to_owned());
-    world.customer.default_payment_method_id = Some(id);
-    if world.payment.lacked_method() {
-        let now = world.now;
-        world.ask(Kind::Submit, now);
+    if !world.attached {
+        world.attached = true;
+        world.methods[1].attach_time = Some(world.now);
+    }
+    if world.random.percent(50) {
+        world.hear_of_method();
     }
 }
 
@@ -286,6 +301,7 @@ fn reopen(world: &mut World) {
         intent_number: known.intent_number + 1,
         attempt_number: known.attempt_number,
         version: known.version + 1,
+        amount_received: known.amount_received,
         ..new_payment(4900)
     };
     let now = world.now;
@@ -386,6 +402,13 @@ fn schedules_reach_every_state_and_every_way() {
         if world.payment.manual.is_some() {
             reached.insert("manual".to_owned());
         }
+        let own = world.payment.provider_payment_intent_id.as_deref().map(index);
+        if world.payment.state == PaymentState::Succeeded && own.is_some_and(|own| world.stripe.intents[own].by_hand) {
+            reached.insert("paid by hand".to_owned());
+        }
+        if world.notices.iter().any(|notice| matches!(notice, Notice::AmountChangeRefused { .. })) {
+            reached.insert("amount change refused".to_owned());
+        }
         let ended = |status| world.stripe.sessions.iter().any(|session| session.status == status);
         if ended(SessionStatus::Expired) {
             reached.insert("session expired".to_owned());
@@ -406,6 +429,8 @@ fn schedules_reach_every_state_and_every_way() {
         "link not paid",
         "new key",
         "manual",
+        "paid by hand",
+        "amount change refused",
         "session expired",
         "intent canceled",
     ] {

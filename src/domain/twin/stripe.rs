@@ -65,6 +65,8 @@ pub struct Intent {
     pub has_refused: bool,
     /// Made for a session: it can't be canceled.
     pub session: Option<usize>,
+    /// Made by a person.
+    pub by_hand: bool,
 }
 
 #[derive(Debug)]
@@ -183,6 +185,7 @@ impl Stripe {
                     card: Card::Good,
                     has_refused: false,
                     session: None,
+                    by_hand: false,
                 });
                 Answer::Intent(Box::new(self.intent(self.intents.len() - 1)))
             }
@@ -272,6 +275,7 @@ impl Stripe {
                 card,
                 has_refused: false,
                 session: Some(session),
+                by_hand: false,
             });
             self.intents.len() - 1
         });
@@ -281,6 +285,26 @@ impl Stripe {
             self.sessions[session].status = SessionStatus::Complete;
             self.webhooks.push(Told::Session { index: session });
         }
+    }
+
+    /// A person takes money for the invoice with an intent of their own.
+    pub fn pay_by_hand(&mut self, amount: i64) {
+        self.intents.push(Intent {
+            status: IntentStatus::RequiresPaymentMethod,
+            amount,
+            charge: None,
+            error: None,
+            card: Card::Good,
+            has_refused: false,
+            session: None,
+            by_hand: true,
+        });
+        self.confirm(self.intents.len() - 1, Card::Good, true, None);
+    }
+
+    /// What was taken by our own doing: intents and amounts.
+    pub fn taken_by_us(&self) -> impl Iterator<Item = &(usize, i64)> {
+        self.ledger.iter().filter(|(intent, _)| !self.intents[*intent].by_hand)
     }
 
     fn end_session(&mut self, session: usize) {

@@ -5,7 +5,9 @@ use time::Duration;
 use super::stripe::{Answer, Post, Told, index, session_id};
 use super::work::{Hand, Result, Stop};
 use super::world::{Kind, Outcome};
-use crate::domain::payments::{Attempt, AttemptState, Errand, Failure, KEY_AGE_MAX, News, PaymentState, Step};
+use crate::domain::payments::{
+    Attempt, AttemptState, Errand, Failure, KEY_AGE_MAX, News, Notice, PaymentState, Receipt, Step,
+};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionStatus};
 
 impl Hand {
@@ -194,7 +196,8 @@ impl Hand {
         let told_before =
             key.is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
         if own.as_deref() != Some(told.id.as_str()) {
-            let is_young = own.is_none() && self.world.borrow().payment.state == PaymentState::Pending;
+            let is_by_hand = self.world.borrow().stripe.intents[index(&told.id)].by_hand;
+            let is_young = !is_by_hand && own.is_none() && self.world.borrow().payment.state == PaymentState::Pending;
             if told.status == IntentStatus::Succeeded && !is_young {
                 self.tx(|world| {
                     let is_settled = world.attempts.iter().any(|attempt| {
@@ -203,6 +206,12 @@ impl Hand {
                     });
                     if !is_settled && !world.overpaid.contains(&told.id) {
                         world.overpaid.push(told.id.clone());
+                        if world.payment.state.is_final() {
+                            world.payment.amount_received += told.amount_received;
+                            world.notices.push(Notice::Overpaid(Receipt::of(told)));
+                        } else {
+                            world.news(News::PaidBeside(told));
+                        }
                     }
                 })
                 .await?;

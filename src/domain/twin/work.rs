@@ -106,22 +106,33 @@ impl Hand {
     }
 
     async fn submit(&self, lease: Lease) -> Result<()> {
+        let mut has_read_methods = false;
         for _ in 0..10 {
             let (step, payment, attempt) = self
                 .tx(|world| {
-                    let has_link = world.newest().is_some_and(|attempt| attempt.open_link().is_some());
-                    if world.payment.lacked_method() && world.customer.default_payment_method_id.is_some() && !has_link
-                    {
-                        world.news(News::Retried(None));
+                    if world.is_due() {
+                        world.news(News::MethodArrived);
                     }
                     let step = world.plan();
-                    if let Step::Decide(news) = &step {
+                    if let Step::Decide(news) = &step
+                        && !(step.lacks_method() && !has_read_methods)
+                    {
                         world.news((**news).clone());
                     }
                     (step, world.payment.clone(), world.newest().cloned())
                 })
                 .await?;
             match step {
+                step if step.lacks_method() && !has_read_methods => {
+                    let is_attached = self.read(|world| world.attached).await?;
+                    self.tx(|world| {
+                        if is_attached {
+                            world.hear_of_method()
+                        }
+                    })
+                    .await?;
+                    has_read_methods = true;
+                }
                 Step::Rest => return self.end(Outcome::Done).await,
                 Step::Decide(_) if payment.errand.is_none() => return self.end(Outcome::Done).await,
                 Step::Decide(_) => {}
@@ -233,7 +244,10 @@ impl Hand {
                 };
                 let all = world.stripe.intents.iter().enumerate();
                 let open = all.filter(|(at, intent)| {
-                    intent.status != IntentStatus::Canceled && intent.amount == amount && !known(&intent_id(*at))
+                    !intent.by_hand
+                        && intent.status != IntentStatus::Canceled
+                        && intent.amount == amount
+                        && !known(&intent_id(*at))
                 });
                 open.map(|(at, _)| world.stripe.intent(at)).next_back()
             })

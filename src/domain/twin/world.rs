@@ -11,7 +11,9 @@ use super::stripe::{Card, Stripe, Told, index};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payment_methods::{MethodDetails, MethodKind, PaymentMethod};
-use crate::domain::payments::{Attempt, Change, Circumstances, Failure, News, Payment, PaymentState, Step, plan};
+use crate::domain::payments::{
+    Attempt, Change, Circumstances, Failure, News, Notice, Payment, PaymentState, Step, plan,
+};
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::{Currency, Money, PaymentMethodId};
 
@@ -93,6 +95,10 @@ pub struct World {
     /// Webhooks that were stored.
     pub inbox: Vec<Told>,
     pub overpaid: Vec<String>,
+    /// What callers learnt besides states.
+    pub notices: Vec<Notice>,
+    /// The customer's second method is attached at Stripe, and perhaps no webhook has said so yet.
+    pub attached: bool,
     /// Whether answers get lost, keys break and webhooks vanish.
     pub faults: bool,
     /// The states told, in order.
@@ -181,6 +187,8 @@ impl World {
             jobs: Vec::new(),
             inbox: Vec::new(),
             overpaid: Vec::new(),
+            notices: Vec::new(),
+            attached: false,
             faults: true,
             told: Vec::new(),
             trace: is_traced.then(Vec::new),
@@ -209,6 +217,27 @@ impl World {
         is_same
     }
 
+    /// A webhook, or a read, says that the second method is attached: it becomes the default.
+    pub fn hear_of_method(&mut self) {
+        let id = self.methods[1].id;
+        if self.customer.default_payment_method_id == Some(id) {
+            return;
+        }
+        self.note(|| "another method becomes the default".to_owned());
+        self.customer.default_payment_method_id = Some(id);
+        if self.payment.state == PaymentState::Failed && (self.payment.lacked_method() || self.payment.awaits_method) {
+            let now = self.now;
+            self.ask(Kind::Submit, now);
+        }
+    }
+
+    /// As `app`'s `Scene::is_due`.
+    pub fn is_due(&self) -> bool {
+        let default = self.customer.default_payment_method_id;
+        let default = self.methods.iter().find(|method| Some(method.id) == default);
+        self.payment.is_due_for(default, self.newest())
+    }
+
     pub fn plan(&self) -> Step {
         plan(&self.payment, self.newest(), &self.integration, &self.customer, &self.methods)
     }
@@ -225,20 +254,41 @@ impl World {
         if self.payment != before {
             self.payment.version += 1;
         }
-        if self.payment.needs_work(&before, change) {
+        if self.payment.needs_work(&before, &change) {
             self.ask(Kind::Submit, self.now);
         }
         if change.from != change.to && self.payment.is_moving() {
             self.ask(Kind::Reconcile, self.now + Duration::hours(1));
         }
-        if change.paid_twice {
-            self.overpaid.push("manual".to_owned());
-        }
+        self.notices.extend(change.notices.iter().cloned());
         if change.from != change.to {
             self.told.push(change.to);
-            self.check_change(&before, change, was_open);
+            self.check_change(&before, &change, was_open);
         }
         change
+    }
+
+    /// P12: what came in is what was due, or the caller learns the difference. Money by hand that came before the amount was
+    /// changed, or the invoice given in anew, was reported then.
+    fn check_difference(&self, taken: i64) {
+        let by_hand: i64 = taken - self.stripe.taken_by_us().map(|(_, amount)| amount).sum::<i64>();
+        let due = self.payment.refused_amount.unwrap_or(self.payment.amount.minor_units);
+        let mut surplus = 0;
+        let mut is_short = false;
+        for notice in &self.notices {
+            match notice {
+                Notice::Overpaid(receipt) => surplus += receipt.amount.minor_units,
+                Notice::Underpaid { .. } | Notice::AmountMismatch(_) => is_short = true,
+                Notice::CancellationRefused | Notice::AmountChangeRefused { .. } => {}
+            }
+        }
+        if self.payment.state != PaymentState::Succeeded || taken == 0 {
+            return;
+        }
+        let wanted = if self.payment.manual.is_some() { taken } else { (taken - due).max(0) };
+        let is_told = surplus == wanted || (by_hand > 0 && is_short);
+        assert!(is_told, "P12: {taken} came in, {due} was due, and {:?}", self.notices);
+        assert!(taken >= due || is_short || self.payment.manual.is_some(), "P12: {taken} of {due}, and nobody knows");
     }
 
     fn note_debug(&mut self, what: &str, value: &impl Debug) {
@@ -247,7 +297,7 @@ impl World {
     }
 
     /// P2 and P7, whenever a state changes.
-    fn check_change(&self, before: &Payment, change: Change, was_open: bool) {
+    fn check_change(&self, before: &Payment, change: &Change, was_open: bool) {
         assert!(!before.state.is_final(), "P7: {:?} became {:?}", before.state, change.to);
         if change.to == PaymentState::Failed && was_open {
             let attempt = self.newest().expect("it was open");
@@ -349,12 +399,19 @@ impl World {
             let moves = matches!(intent.status, IntentStatus::Processing | IntentStatus::RequiresAction);
             let through_page =
                 intent.session.is_some_and(|session| self.stripe.sessions[session].status == SessionStatus::Open);
-            if (moves && !through_page) || intent.status == IntentStatus::Succeeded {
+            // What people take by hand is theirs.
+            if !intent.by_hand && ((moves && !through_page) || intent.status == IntentStatus::Succeeded) {
                 ways.push(format!("intent {at}"));
             }
         }
         assert!(ways.len() <= 1, "P1: {ways:?} can take money at once, or have");
-        assert!(self.stripe.ledger.len() <= 1, "P1: charged {:?}", self.stripe.ledger);
+        assert!(self.stripe.taken_by_us().count() <= 1, "P1: charged {:?}", self.stripe.ledger);
+        let is_by_hand = |id: &String| self.stripe.intents[index(id)].by_hand;
+        if self.payment.state == PaymentState::Succeeded
+            && self.payment.provider_payment_intent_id.as_ref().is_some_and(is_by_hand)
+        {
+            assert!(ways.is_empty(), "P1: paid by hand, and {ways:?} can take money");
+        }
         let open = self.attempts.iter().filter(|attempt| attempt.is_open()).count();
         assert!(open <= 1, "P1: {open} open attempts");
     }
@@ -364,7 +421,7 @@ impl World {
         let taken: i64 = self.stripe.ledger.iter().map(|(_, amount)| amount).sum();
         let state = self.payment.state;
         assert_eq!(self.payment.amount_received, taken, "what was taken is what is recorded ({state:?})");
-        if taken > 0 {
+        if self.stripe.taken_by_us().next().is_some() {
             assert_eq!(state, PaymentState::Succeeded, "Stripe has the money");
         }
         if state == PaymentState::Succeeded {
@@ -376,6 +433,9 @@ impl World {
         let paid = self.told.iter().filter(|state| **state == PaymentState::Succeeded).count();
         assert!(paid <= 1, "told as paid {paid} times");
         assert!(self.jobs.is_empty(), "jobs are left: {:?}", self.jobs);
+        let has_default = self.customer.default_payment_method_id.is_some();
+        assert!(!(self.payment.lacked_method() && has_default), "the retry for a method that has arrived is missing");
+        self.check_difference(taken);
     }
 }
 
@@ -391,6 +451,7 @@ pub fn new_payment(minor_units: i64) -> Payment {
         state: PaymentState::Pending,
         pending_reason: None,
         failure: None,
+        awaits_method: false,
         provider_payment_intent_id: None,
         intent_number: 1,
         attempt_number: 0,
@@ -400,9 +461,11 @@ pub fn new_payment(minor_units: i64) -> Payment {
         action_time: None,
         provider_charge_id: None,
         amount_received: 0,
+        part_received: 0,
         amount_refunded: 0,
         cancel_request_time: None,
         errand: None,
+        refused_amount: None,
         manual: None,
         unknown_since: None,
         version: 1,

@@ -155,7 +155,12 @@ impl From<InvoiceObject> for proto::EventInvoice {
 
 impl From<PaymentDisputeLostObject> for proto::PaymentDisputeLost {
     fn from(it: PaymentDisputeLostObject) -> Self {
-        Self { invoice: Some(it.invoice.into()), provider_error: it.provider_error }
+        Self {
+            invoice: Some(it.invoice.into()),
+            provider_error: it.provider_error,
+            amount_cents: it.amount_cents,
+            amount_currency: it.amount_currency,
+        }
     }
 }
 
@@ -185,6 +190,8 @@ impl From<PaymentObject> for proto::EventPayment {
             payment_method: it.payment_method.map(Into::into),
             pending_reason: it.pending_reason,
             provider_charge_id: it.provider_charge_id,
+            requested_amount_cents: it.requested_amount_cents,
+            remaining_amount_cents: it.remaining_amount_cents,
         }
     }
 }

@@ -124,7 +124,7 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         integration_id: payment.integration_id.to_string(),
         state: state(payment.state).into(),
         pending_reason: payment.pending_reason.map_or(PaymentPendingReason::Unspecified, pending_reason).into(),
-        failure: payment.failure.map(failure),
+        failure: payment.failure.filter(|_| payment.state == PaymentState::Failed).map(failure),
         next_action_url: payment.next_action_url.unwrap_or_default(),
         provider_payment_intent_id: payment.provider_payment_intent_id.unwrap_or_default(),
         provider_charge_id: payment.provider_charge_id.unwrap_or_default(),

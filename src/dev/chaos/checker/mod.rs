@@ -87,7 +87,10 @@ fn states(evidence: &Evidence) -> Verdict {
         let of_row = evidence.intents.get(&payment.intent).map_or("none", |intent| intent.status.as_str());
         let agrees = match (payment.state.as_str(), open) {
             // Nothing was due, or it was paid elsewhere.
-            ("succeeded", []) => payment.amount == 0 || payment.is_manual,
+            ("succeeded", []) => {
+                let by_hand = evidence.outside.beside.contains(&payment.intent) && of_row == "succeeded";
+                payment.amount == 0 || payment.is_manual || by_hand
+            }
             (state @ ("succeeded" | "processing" | "requires_action"), [(status, _)]) => state == *status,
             // An intent that is left open after a cancellation could still be confirmed.
             ("canceled", []) => matches!(of_row, "canceled" | "none"),

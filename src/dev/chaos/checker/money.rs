@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdict, by_id, named, tenant_of};
-use crate::dev::chaos::evidence::{Evidence, Intent, PaymentRow};
+use crate::dev::chaos::evidence::{EventRow, Evidence, Intent, PaymentRow};
 use crate::dev::sandbox::LedgerEntry;
 
 fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
@@ -63,12 +63,13 @@ pub(super) fn recorded(evidence: &Evidence) -> Verdict {
 }
 
 /// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once. So was money
-/// that Stripe took although somebody had recorded that it was paid elsewhere, and what a page took too much because the
-/// amount was lowered too late.
+/// that Stripe took although somebody had recorded that it was paid elsewhere, and what a page took too much or too little
+/// because the amount was changed too late.
 pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
     let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
-    for event in evidence.events.iter().filter(|event| event.webhook_type == "payment.overpaid") {
+    let is_told = |event: &&EventRow| matches!(event.webhook_type.as_str(), "payment.overpaid" | "payment.underpaid");
+    for event in evidence.events.iter().filter(is_told) {
         *told.entry((&event.payment, &event.intent)).or_default() += 1;
     }
     let mut breaches = Vec::new();
@@ -80,7 +81,9 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     }
     for row in &evidence.overpayments {
         let count = told.remove(&(row.payment.as_str(), row.intent.as_str())).unwrap_or_default();
-        if count != 1 {
+        // What has settled its payment is told only if it was not just what was due.
+        let settled = evidence.payments.iter().any(|payment| payment.id == row.payment && payment.intent == row.intent);
+        if count != 1 && !(settled && count == 0) {
             breaches.push(format!("the overpayment {} of payment {} was told {count} times", row.intent, row.payment));
         }
         if !evidence.outside.beside.contains(&row.intent) {
@@ -110,21 +113,24 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     });
     let on_old_page = on_old_page - told.len();
     breaches.extend(told.iter().map(|((payment, intent), count)| {
-        format!("an overpayment of {payment} by {intent:?} was told {count} times, and is not recorded")
+        format!("an over- or underpayment of {payment} by {intent:?} was told {count} times, and is not recorded")
     }));
     let looked_at =
         format!("{} overpayments, {on_old_page} by the amount before a change", evidence.overpayments.len());
     Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
 }
 
-/// Whether a payment's own intent took more than somebody wanted it to be by then, and the difference was reported.
+/// Whether a payment's own intent took more or less than somebody wanted it to be by then, and that was reported: the
+/// surplus, or all that came in.
 fn paid_old_amount(evidence: &Evidence, payment: &PaymentRow) -> bool {
     let is_own = |charge: &&LedgerEntry| charge.payment_intent == payment.intent && charge.status == "succeeded";
     let took: i64 = evidence.charges.iter().filter(is_own).map(|charge| charge.amount).sum();
     let mut invoices = evidence.invoices.values().filter(|told| told.payments.contains(&payment.id));
     let is_reported = |wanted: i64| {
+        let (kind, amount) =
+            if took > wanted { ("payment.overpaid", took - wanted) } else { ("payment.underpaid", took) };
         let mut events = evidence.events.iter().filter(|event| event.payment == payment.id);
-        events.any(|event| event.webhook_type == "payment.overpaid" && event.amount == took - wanted)
+        events.any(|event| event.webhook_type == kind && event.amount == amount)
     };
-    invoices.any(|told| told.amounts.iter().any(|wanted| *wanted < took && is_reported(*wanted)))
+    invoices.any(|told| told.amounts.iter().any(|wanted| *wanted != took && is_reported(*wanted)))
 }

@@ -1,6 +1,7 @@
 //! P1: one open way to pay, whatever is asked for meanwhile.
 
 use super::*;
+use crate::domain::payment_methods::{MethodDetails, PaymentMethod};
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
 fn link(session: Option<&str>) -> Attempt {
@@ -24,14 +25,88 @@ fn of_link(status: IntentStatus) -> IntentSnapshot {
     IntentSnapshot { id: "pi_link".to_owned(), latest_charge: Some("ch_link".to_owned()), ..intent(status) }
 }
 
-fn errands() -> [Errand; 5] {
+fn errands() -> [Errand; 6] {
     [
         Errand::Cancel,
         Errand::ChangeAmount { minor_units: 5000 },
         Errand::Retry { method: None },
         Errand::RecordManual(Manual { reference: "bank".to_owned(), time: NOW }),
+        by_hand(),
         Errand::EndAction,
     ]
+}
+
+/// An intent that a person has made and had paid.
+fn beside(amount: i64) -> IntentSnapshot {
+    let latest_charge = Some("ch_hand".to_owned());
+    IntentSnapshot {
+        id: "pi_hand".to_owned(),
+        amount_received: amount,
+        latest_charge,
+        ..intent(IntentStatus::Succeeded)
+    }
+}
+
+fn by_hand() -> Errand {
+    Errand::Settle {
+        provider_payment_intent_id: "pi_hand".to_owned(),
+        provider_charge_id: Some("ch_hand".to_owned()),
+        minor_units: 4900,
+    }
+}
+
+#[test]
+fn p1_p12_a_charge_by_hand_settles_after_our_own_way_is_closed() {
+    let mut payment = payment(PaymentState::Failed);
+    let change = payment.apply(None, News::PaidBeside(&beside(5900)), HERE);
+    assert_eq!((payment.state, payment.amount_received), (PaymentState::Failed, 5900), "its own intent is open");
+    assert!(payment.needs_work(&super::payment(PaymentState::Failed), &change));
+    assert_eq!(payment.objection(None, &Errand::Cancel), Some(Objection::Busy), "it is paid");
+    let change = payment.apply(None, News::Intent(&intent(IntentStatus::Canceled)), HERE);
+    assert_eq!((payment.state, payment.amount_received), (PaymentState::Succeeded, 5900), "counted once");
+    assert_eq!(payment.provider_payment_intent_id.as_deref(), Some("pi_hand"));
+    let surplus = Receipt { amount: Money { minor_units: 1000, ..EUROS }, ..Receipt::of(&beside(5900)) };
+    assert_eq!(change.notices, [Notice::Overpaid(surplus)]);
+    assert_eq!(change.settled_by, Some(Receipt::of(&beside(5900))));
+}
+
+#[test]
+fn p12_parts_by_hand_are_reported_and_add_up_until_the_amount_is_changed() {
+    let mut failed = payment(PaymentState::Failed);
+    let change = failed.apply(None, News::PaidBeside(&beside(2000)), HERE);
+    let receipt = Receipt::of(&beside(2000));
+    assert_eq!(change.notices, [Notice::Underpaid { receipt, remaining: 2900 }]);
+    assert_eq!((failed.state, &failed.errand, failed.part_received), (PaymentState::Failed, &None, 2000));
+    // In full beside the part.
+    let mut whole = failed.clone();
+    let change = whole.apply(None, News::Intent(&intent(IntentStatus::Succeeded)), HERE);
+    let surplus =
+        Receipt { amount: Money { minor_units: 2000, ..EUROS }, ..Receipt::of(&intent(IntentStatus::Succeeded)) };
+    assert_eq!((whole.amount_received, change.notices), (6900, vec![Notice::Overpaid(surplus)]));
+    // The rest, by hand.
+    let mut rest = Payment { provider_payment_intent_id: None, ..failed.clone() };
+    let change = rest.apply(None, News::PaidBeside(&beside(2900)), HERE);
+    assert_eq!((rest.state, rest.amount_received, change.notices), (PaymentState::Succeeded, 4900, Vec::new()));
+    // A caller who changes the amount to the rest has reckoned with the part.
+    let mut less = Payment { provider_payment_intent_id: None, ..failed };
+    less.apply(None, News::Asked(Errand::ChangeAmount { minor_units: 2900 }), HERE);
+    assert_eq!((less.amount.minor_units, less.part_received), (2900, 0));
+}
+
+#[test]
+fn p12_a_charge_by_hand_ends_what_was_requested_and_beside_another_payment_is_too_much() {
+    for errand in errands() {
+        let mut payment = payment(PaymentState::Failed);
+        payment.apply(None, News::Asked(errand.clone()), HERE);
+        let change = payment.apply(None, News::PaidBeside(&beside(4900)), HERE);
+        let expected = match errand {
+            Errand::Cancel => vec![Notice::CancellationRefused],
+            Errand::ChangeAmount { minor_units } => vec![Notice::AmountChangeRefused { minor_units }],
+            Errand::RecordManual(_) | Errand::Settle { .. } => vec![Notice::Overpaid(Receipt::of(&beside(4900)))],
+            Errand::Retry { .. } | Errand::EndAction => Vec::new(),
+        };
+        assert_eq!(change.notices, expected, "{errand:?}");
+    }
 }
 
 #[test]
@@ -49,7 +124,7 @@ fn p1_an_errand_waits_for_stripes_word_that_the_intent_is_closed() {
             Errand::Cancel => PaymentState::Canceled,
             Errand::ChangeAmount { .. } | Errand::EndAction => PaymentState::Failed,
             Errand::Retry { .. } => PaymentState::Pending,
-            Errand::RecordManual(_) => PaymentState::Succeeded,
+            Errand::RecordManual(_) | Errand::Settle { .. } => PaymentState::Succeeded,
         };
         assert_eq!(payment.state, expected, "{errand:?}");
     }
@@ -63,8 +138,19 @@ fn p1_where_the_intent_has_taken_the_money_the_errand_is_over() {
         let change = payment.apply(None, News::Intent(&intent(IntentStatus::Succeeded)), HERE);
         assert_eq!((payment.state, payment.amount), (PaymentState::Succeeded, EUROS), "{errand:?}");
         assert!(payment.errand.is_none());
-        let is_manual = matches!(errand, Errand::RecordManual(_));
-        assert_eq!(change.paid_twice, is_manual, "P12: what was paid here and elsewhere is told");
+        let expected = match errand {
+            Errand::Cancel => vec![Notice::CancellationRefused],
+            Errand::ChangeAmount { minor_units } => {
+                // 49.00 came in, and 50.00 were requested.
+                let receipt = Receipt::of(&intent(IntentStatus::Succeeded));
+                vec![Notice::AmountChangeRefused { minor_units }, Notice::Underpaid { receipt, remaining: 100 }]
+            }
+            // P12: what was paid here and elsewhere.
+            Errand::RecordManual(_) => vec![Notice::Overpaid(Receipt::of(&intent(IntentStatus::Succeeded)))],
+            Errand::Settle { .. } => vec![Notice::Overpaid(Receipt::of(&beside(4900)))],
+            Errand::Retry { .. } | Errand::EndAction => Vec::new(),
+        };
+        assert_eq!(change.notices, expected, "{errand:?}");
     }
 }
 
@@ -75,7 +161,7 @@ fn p1_with_nothing_at_stripe_an_errand_is_carried_out_at_once() {
     let change = payment.apply(None, News::Asked(Errand::ChangeAmount { minor_units: 5000 }), HERE);
     assert_eq!((payment.amount.minor_units, payment.state), (5000, PaymentState::Pending));
     assert!(payment.intent_number > number, "an intent in the making for the old amount is not adopted");
-    assert!(payment.needs_work(&Payment { amount: EUROS, ..payment.clone() }, change));
+    assert!(payment.needs_work(&Payment { amount: EUROS, ..payment.clone() }, &change));
 }
 
 #[test]
@@ -181,8 +267,13 @@ fn what_cannot_be_closed_goes_on_and_a_payment_recorded_elsewhere_waits_for_it()
         payment.apply(Some(&mut attempt()), News::Asked(errand.clone()), HERE);
         let change = payment.apply(Some(&mut attempt()), News::CannotClose, HERE);
         assert_eq!(payment.state, PaymentState::Processing);
-        assert_eq!(change.goes_on, errand == Errand::Cancel, "whoever wanted it canceled is told");
-        assert_eq!(payment.errand.is_some(), matches!(errand, Errand::RecordManual(_)));
+        let expected = match errand {
+            Errand::Cancel => vec![Notice::CancellationRefused],
+            Errand::ChangeAmount { minor_units } => vec![Notice::AmountChangeRefused { minor_units }],
+            _ => Vec::new(),
+        };
+        assert_eq!(change.notices, expected, "whoever requested it learns so");
+        assert_eq!(payment.errand.is_some(), matches!(errand, Errand::RecordManual(_) | Errand::Settle { .. }));
     }
 }
 
@@ -195,11 +286,95 @@ fn p8_without_stripe_an_errand_ends_and_only_what_is_on_its_way_goes_on() {
     let mut unasked = payment.clone();
     unasked.apply(Some(&mut attempt), News::Withdrawn, HERE);
     let change = unasked.apply(Some(&mut attempt), News::OutOfReach, HERE);
-    assert_eq!((unasked.state, change.goes_on, &unasked.errand), (PaymentState::Canceled, false, &None));
+    assert_eq!((unasked.state, change.notices, &unasked.errand), (PaymentState::Canceled, Vec::new(), &None));
     assert_eq!(unasked.unknown_since, Some(NOW), "an intent may be left at Stripe");
 
     attempt.state = AttemptState::Open;
     payment.apply(Some(&mut attempt), News::Withdrawn, HERE);
     let change = payment.apply(Some(&mut attempt), News::OutOfReach, HERE);
-    assert_eq!((payment.state, change.goes_on, payment.errand), (PaymentState::Processing, true, None));
+    assert_eq!((payment.state, payment.errand), (PaymentState::Processing, None));
+    assert_eq!(change.notices, [Notice::CancellationRefused]);
+}
+
+#[test]
+fn a_link_that_ends_unused_leaves_the_lack_of_a_method_as_it_was() {
+    let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::Pending) };
+    assert!(!payment.apply(None, News::Refused(Failure::no_payment_method()), HERE).is_no_failure, "reported once");
+    let mut open = link(None);
+    payment.apply(Some(&mut open), News::LinkMade(&session(SessionStatus::Open, None)), HERE);
+    assert_eq!(payment.state, PaymentState::RequiresAction);
+    let change = payment.apply(Some(&mut open), News::Link(&session(SessionStatus::Expired, None), None), HERE);
+    assert!(change.is_no_failure && payment.lacked_method() && payment.awaits_method, "{payment:?}");
+    assert!(payment.needs_work(&payment.clone(), &change), "a method may have arrived meanwhile");
+
+    // An amount that a caller changes ends the link, too.
+    let mut again = Attempt { number: 3, ..link(None) };
+    payment.apply(Some(&mut again), News::LinkMade(&session(SessionStatus::Open, None)), HERE);
+    payment.apply(Some(&mut again), News::Asked(Errand::ChangeAmount { minor_units: 5000 }), HERE);
+    let change = payment.apply(Some(&mut again), News::Link(&session(SessionStatus::Expired, None), None), HERE);
+    assert!(change.is_no_failure && payment.lacked_method(), "{payment:?}");
+    assert_eq!(payment.amount.minor_units, 5000);
+}
+
+#[test]
+fn a_method_is_due_once_and_a_refusal_since_is_not_repeated() {
+    let attached = |second| PaymentMethod { attach_time: Some(NOW + Duration::seconds(second)), ..card() };
+    let mut lacking = payment(PaymentState::Pending);
+    lacking.apply(None, News::Refused(Failure::no_payment_method()), HERE);
+    assert!(!lacking.is_due_for(None, None), "none has arrived");
+    assert!(lacking.is_due_for(Some(&attached(0)), None));
+    assert!(!lacking.is_due_for(Some(&attached(0)), Some(&link(None))), "not beside a link");
+
+    let mut refused = lacking.clone();
+    refused.fail(Failure::ours("card_declined", ""));
+    let end = Some(NOW + Duration::seconds(10));
+    let tried = Attempt { state: AttemptState::Failed(Failure::default()), finish_time: end, ..link(Some("cs_1")) };
+    assert!(!refused.is_due_for(Some(&attached(9)), Some(&tried)), "it may be the one that was refused");
+    assert!(refused.is_due_for(Some(&attached(10)), Some(&tried)), "whatever was tried in between");
+
+    refused.apply(None, News::MethodArrived, HERE);
+    assert_eq!(refused.state, PaymentState::Pending);
+    refused.fail(Failure::ours("card_declined", ""));
+    assert!(!refused.is_due_for(Some(&attached(20)), None), "once");
+}
+
+fn card() -> PaymentMethod {
+    PaymentMethod {
+        id: Uuid::nil().into(),
+        organization_id: Uuid::nil().into(),
+        customer_id: Uuid::nil().into(),
+        integration_id: Uuid::nil().into(),
+        provider_payment_method_id: "pm_1".to_owned(),
+        kind: "card".to_owned(),
+        details: MethodDetails::default(),
+        provider_mandate_id: None,
+        ended_mandate_id: None,
+        attach_time: None,
+        choose_time: None,
+        detach_time: None,
+        create_time: NOW,
+    }
+}
+
+#[test]
+fn p12_what_a_page_took_is_compared_with_the_amount_that_was_refused() {
+    for (requested, remaining) in [(3000, None), (6000, Some(1100))] {
+        let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::RequiresAction) };
+        let mut open = link(Some("cs_1"));
+        let errand = Errand::ChangeAmount { minor_units: requested };
+        payment.apply(Some(&mut open), News::Asked(errand), HERE);
+        // A debit: it can't be closed, and the bank pays days later.
+        let page = session(SessionStatus::Complete, Some("pi_link"));
+        payment.apply(Some(&mut open), News::Link(&page, Some(&of_link(IntentStatus::Processing))), HERE);
+        let refused = payment.apply(Some(&mut open), News::CannotClose, HERE);
+        assert_eq!(refused.notices, [Notice::AmountChangeRefused { minor_units: requested }]);
+        let paid = of_link(IntentStatus::Succeeded);
+        let change = payment.apply(Some(&mut open), News::Link(&page, Some(&paid)), HERE);
+        let receipt = Receipt::of(&paid);
+        let expected = match remaining {
+            Some(remaining) => Notice::Underpaid { receipt, remaining },
+            None => Notice::Overpaid(Receipt { amount: Money { minor_units: 1900, ..EUROS }, ..receipt }),
+        };
+        assert_eq!((change.notices, payment.amount), (vec![expected], EUROS));
+    }
 }

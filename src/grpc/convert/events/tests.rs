@@ -237,7 +237,8 @@ fn samples() -> Vec<Value> {
             "error_details": { "code": "card_declined", "message": "no", "request_id": "req_1", "http_status": 402 }
         } }),
         json!({ "invoice": invoice }),
-        json!({ "payment_dispute_lost": { "invoice": invoice, "provider_error": "fraudulent" } }),
+        json!({ "payment_dispute_lost": { "invoice": invoice, "provider_error": "fraudulent",
+            "amount_cents": 4900, "amount_currency": "EUR" } }),
         json!({ "payment": {
             "lago_id": id, "lago_customer_id": id, "external_customer_id": "hooli_1234", "invoice_ids": ["inv_1"],
             "invoice_numbers": ["HOO-1"], "lago_payable_id": "inv_1", "payable_type": "Invoice",
@@ -247,7 +248,7 @@ fn samples() -> Vec<Value> {
             "provider_payment_id": "pi_1", "provider_customer_id": "cus_1", "created_at": "2026-01-02T03:04:05Z",
             "next_action": { "type": "redirect_to_url", "redirect_to_url": { "url": "https://hooks.stripe.com/3" } },
             "payment_method": method, "pending_reason": "amount_too_small",
-            "provider_charge_id": "ch_1" } }),
+            "provider_charge_id": "ch_1", "requested_amount_cents": 3000, "remaining_amount_cents": 1100 } }),
         json!({ "payment_method": method }),
         json!({ "refund": with(json!({ "provider_refund_id": "re_1", "failure_reason": "lost_or_stolen_card",
             "amount_refunded_cents": 100, "lago_refund_id": id, "outcome_unknown_at": "2026-01-02T03:04:05Z" })) }),
