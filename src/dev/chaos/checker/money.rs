@@ -108,8 +108,9 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let payments = by_id(evidence);
     let on_old_page = told.len();
     told.retain(|(payment, intent), count| {
-        let payment = payments.get(payment).filter(|payment| payment.intent == *intent);
-        *count != 1 || !payment.is_some_and(|payment| paid_old_amount(evidence, payment))
+        let is_own = evidence.intents.get(*intent).is_some_and(|known| own(payment, known));
+        let payment = payments.get(payment).filter(|_| is_own && *count == 1);
+        !payment.is_some_and(|payment| paid_old_amount(evidence, payment, intent))
     });
     let on_old_page = on_old_page - told.len();
     breaches.extend(told.iter().map(|((payment, intent), count)| {
@@ -120,10 +121,10 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
 }
 
-/// Whether a payment's own intent took more or less than somebody wanted it to be by then, and that was reported: the
+/// Whether an own intent of a payment took more or less than somebody wanted it to be by then, and that was reported: the
 /// surplus, or all that came in.
-fn paid_old_amount(evidence: &Evidence, payment: &PaymentRow) -> bool {
-    let is_own = |charge: &&LedgerEntry| charge.payment_intent == payment.intent && charge.status == "succeeded";
+fn paid_old_amount(evidence: &Evidence, payment: &PaymentRow, intent: &str) -> bool {
+    let is_own = |charge: &&LedgerEntry| charge.payment_intent == intent && charge.status == "succeeded";
     let took: i64 = evidence.charges.iter().filter(is_own).map(|charge| charge.amount).sum();
     let mut invoices = evidence.invoices.values().filter(|told| told.payments.contains(&payment.id));
     let is_reported = |wanted: i64| {
