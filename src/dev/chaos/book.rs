@@ -15,6 +15,12 @@ pub(super) struct Told {
     pub payments: BTreeSet<String>,
     /// What is to be paid, minor units: any of these, where somebody wanted to change it.
     pub amounts: BTreeSet<i64>,
+    /// The changes of the amount that were acknowledged, in their order.
+    pub changes: Vec<i64>,
+    /// The amount was changed while a page was open.
+    pub had_page: bool,
+    /// When it was given in first, unix seconds.
+    pub given_in: i64,
     /// Somebody has asked for it to be canceled, or given in again afterwards.
     pub is_withdrawn: bool,
     /// Somebody has asked for it to be taken as paid elsewhere.
@@ -89,6 +95,23 @@ pub(super) struct Outside {
     pub links: BTreeSet<String>,
     /// The refunds that were acknowledged, by their ids here.
     pub refunds: BTreeSet<String>,
+    /// Methods of imported customers with another default that nobody has ever chosen, with their customers at Stripe.
+    pub unchosen: BTreeMap<String, String>,
+    /// The defaults that were unset at Stripe, by organization and customer.
+    pub unset: BTreeMap<(usize, String), Unset>,
+}
+
+/// A default that somebody has unset at Stripe. Times are unix seconds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unset {
+    /// The customer at Stripe.
+    pub customer: String,
+    /// The method, which stays attached.
+    pub method: String,
+    /// When the billing system had heard of it.
+    pub heard: Option<i64>,
+    /// When it was about to be chosen again.
+    pub until: Option<i64>,
 }
 
 impl Book {
@@ -128,6 +151,11 @@ impl Book {
     /// Changes what people have in their hands.
     pub fn outside(&self, change: impl FnOnce(&mut Outside)) {
         change(&mut lock(&self.outside));
+    }
+
+    /// Whether the billing system has heard that a customer's default was unset.
+    pub fn is_unset_heard(&self, whose: &(usize, String)) -> bool {
+        lock(&self.outside).unset.get(whose).is_some_and(|unset| unset.heard.is_some())
     }
 
     /// All that is written in it.

@@ -1,19 +1,19 @@
 //! What is known at the end, from all witnesses: the database as its superuser reads it, the sandbox's ledger, objects and
 //! events, the book, and the logs. Collected here, judged by the `checker`. Nothing here goes through `app` or `store`.
 
+mod database;
+mod stripe;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use serde_json::Value;
-use tokio_postgres::Client;
+use anyhow::Result;
 
 use super::book::{Invoices, Outside, Reader};
-use super::callers::Organization;
 use super::watcher::Sighting;
-use crate::dev::sandbox::{LedgerEntry, Sandbox};
+use crate::dev::sandbox::LedgerEntry;
 
 /// An organization and its Stripe account, by their ids.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,6 +74,34 @@ pub(super) struct StripeRefund {
     pub mark: String,
 }
 
+/// A row of `customers`, with its default method.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct CustomerRow {
+    pub organization: String,
+    /// The billing system's id.
+    pub external_id: String,
+    /// Stripe's id; empty if it is not linked.
+    pub customer: String,
+    /// Stripe's id of the default method; empty if there is none.
+    pub default: String,
+}
+
+/// A customer at Stripe.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct StripeCustomer {
+    /// Its default for invoices; empty if there is none.
+    pub chosen: String,
+    /// The legacy default, which counts where the other is empty.
+    pub source: String,
+}
+
+impl StripeCustomer {
+    /// What counts as its default; empty if there is none.
+    pub fn effective_default(&self) -> &str {
+        if self.chosen.is_empty() { &self.source } else { &self.chosen }
+    }
+}
+
 /// A row of `events`, with the payment and the intent, or the refund and its status, that it is about.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct EventRow {
@@ -85,6 +113,16 @@ pub(super) struct EventRow {
     pub intent: String,
     pub refund: String,
     pub status: String,
+    /// Of a payment, minor units.
+    pub amount: i64,
+    /// What somebody wanted to change it to, minor units; 0 if nobody does.
+    pub requested: i64,
+    /// The billing system's id of the customer.
+    pub customer: String,
+    /// Stripe's id of the payment method.
+    pub method: String,
+    /// The failure's code.
+    pub code: String,
 }
 
 /// A row of `jobs`.
@@ -140,6 +178,7 @@ pub(super) struct StripeEvent {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evidence {
     pub tenants: Vec<Tenant>,
+    pub customers: Vec<CustomerRow>,
     pub payments: Vec<PaymentRow>,
     pub attempts: Vec<AttemptRow>,
     pub refunds: Vec<RefundRow>,
@@ -153,6 +192,13 @@ pub(super) struct Evidence {
     pub heads: BTreeMap<String, i64>,
     pub jobs: Vec<JobRow>,
     pub charges: Vec<LedgerEntry>,
+    /// The method of each charge.
+    pub charged_methods: BTreeMap<String, String>,
+    pub stripe_customers: BTreeMap<String, StripeCustomer>,
+    /// The mandates of each bank account, as id and status.
+    pub mandates: BTreeMap<String, BTreeMap<String, String>>,
+    /// Customers whose default became a method, as Stripe's events say, with that method.
+    pub became_default: BTreeSet<(String, String)>,
     pub intents: BTreeMap<String, Intent>,
     pub stripe_refunds: Vec<StripeRefund>,
     /// The charge and the status of each dispute at Stripe, by its id.
@@ -177,148 +223,6 @@ pub(super) struct Evidence {
 }
 
 impl Evidence {
-    /// Reads the database. `now` is the clock's, in unix seconds.
-    pub async fn read_database(&mut self, client: &Client, now: f64) -> Result<()> {
-        let payments = "SELECT organization_id::text, id::text, invoice_id, state, coalesce(pending_reason, ''), \
-             coalesce(failure ->> 'code', ''), amount, amount_received, amount_refunded, \
-             coalesce(provider_payment_intent_id, ''), manual IS NOT NULL FROM payments ORDER BY id";
-        for row in client.query(payments, &[]).await.context("payments")? {
-            self.payments.push(PaymentRow {
-                organization: row.get(0),
-                id: row.get(1),
-                invoice: row.get(2),
-                state: row.get(3),
-                pending_reason: row.get(4),
-                failure: row.get(5),
-                amount: row.get(6),
-                received: row.get(7),
-                refunded: row.get(8),
-                intent: row.get(9),
-                is_manual: row.get(10),
-            });
-        }
-        let attempts =
-            "SELECT payment_id::text, number, state = 'open', coalesce(provider_session_id, '') FROM payment_attempts";
-        for row in client.query(attempts, &[]).await.context("attempts")? {
-            let (payment, number, is_open) = (row.get(0), row.get(1), row.get(2));
-            self.attempts.push(AttemptRow { payment, number, is_open, session: row.get(3) });
-        }
-        let refunds = "SELECT id::text, payment_id::text, coalesce(provider_refund_id, ''), coalesce(amount, 0), status, \
-             coalesce(failure_reason, '') FROM refunds";
-        for row in client.query(refunds, &[]).await.context("refunds")? {
-            self.refunds.push(RefundRow {
-                id: row.get(0),
-                payment: row.get(1),
-                refund: row.get(2),
-                amount: row.get(3),
-                status: row.get(4),
-                failure: row.get(5),
-            });
-        }
-        let disputes = "SELECT provider_dispute_id, status FROM disputes";
-        for row in client.query(disputes, &[]).await.context("disputes")? {
-            self.disputes.insert(row.get(0), row.get(1));
-        }
-        let overpayments = "SELECT provider_payment_intent_id, payment_id::text FROM overpayments";
-        for row in client.query(overpayments, &[]).await.context("overpayments")? {
-            self.overpayments.push(OverpaymentRow { intent: row.get(0), payment: row.get(1) });
-        }
-        let deliveries = "SELECT organization_id::text, provider_event_id, state, coalesce(reason, ''), \
-             (extract(epoch FROM receive_time) * 1000000)::bigint FROM deliveries";
-        for row in client.query(deliveries, &[]).await.context("deliveries")? {
-            let delivery = DeliveryRow { state: row.get(2), reason: row.get(3), received: row.get(4) };
-            self.deliveries.insert((row.get(0), row.get(1)), delivery);
-        }
-        let jobs = "SELECT kind, object_id::text || ' ' || object_key, failures, coalesce(last_error, ''), \
-             $1::float8 - extract(epoch FROM run_at)::float8, coalesce(lease_until > clock_timestamp(), false), \
-             park_time IS NOT NULL FROM jobs";
-        for row in client.query(jobs, &[&now]).await.context("jobs")? {
-            self.jobs.push(JobRow {
-                kind: row.get(0),
-                object: row.get(1),
-                failures: row.get(2),
-                last_error: row.get(3),
-                overdue: row.get(4),
-                is_held: row.get(5),
-                is_parked: row.get(6),
-            });
-        }
-        self.read_events(client).await
-    }
-
-    async fn read_events(&mut self, client: &Client) -> Result<()> {
-        let events = "SELECT organization_id::text, position, id::text, webhook_type, \
-             coalesce(payload #>> '{payment,lago_id}', \
-                 payload #>> '{payment_provider_invoice_payment_error,lago_payment_id}', ''), \
-             coalesce(payload #>> '{payment,provider_payment_id}', ''), \
-             coalesce(payload #>> '{refund,lago_refund_id}', ''), coalesce(payload #>> '{refund,status}', '') \
-             FROM events ORDER BY organization_id, position";
-        for row in client.query(events, &[]).await.context("events")? {
-            self.events.push(EventRow {
-                organization: row.get(0),
-                position: row.get(1),
-                id: row.get(2),
-                webhook_type: row.get(3),
-                payment: row.get(4),
-                intent: row.get(5),
-                refund: row.get(6),
-                status: row.get(7),
-            });
-        }
-        let heads = "SELECT organization_id::text, last_position FROM event_heads";
-        for row in client.query(heads, &[]).await.context("event heads")? {
-            self.heads.insert(row.get(0), row.get(1));
-        }
-        Ok(())
-    }
-
-    /// Reads the sandbox.
-    pub fn read_sandbox(&mut self, sandbox: &Sandbox, organizations: &[std::sync::Arc<Organization>]) {
-        let text = |value: &Value, pointer: &str| {
-            value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
-        };
-        self.charges = sandbox.ledger();
-        for intent in sandbox.objects("payment_intent") {
-            let known = Intent { status: text(&intent, "/status"), payment: text(&intent, "/metadata/payment_id") };
-            self.intents.insert(text(&intent, "/id"), known);
-        }
-        for refund in sandbox.objects("refund") {
-            self.stripe_refunds.push(StripeRefund {
-                id: text(&refund, "/id"),
-                charge: text(&refund, "/charge"),
-                amount: refund["amount"].as_i64().unwrap_or_default(),
-                status: text(&refund, "/status"),
-                mark: text(&refund, "/metadata/refund_id"),
-            });
-        }
-        for dispute in sandbox.objects("dispute") {
-            let about = (text(&dispute, "/charge"), text(&dispute, "/status"));
-            self.stripe_disputes.insert(text(&dispute, "/id"), about);
-        }
-        self.lost = sandbox.lost_events().into_iter().collect();
-        let waiting = sandbox.deliveries().into_iter();
-        self.undelivered = waiting.map(|it| format!("{} {} ({})", it.event, it.kind, it.last_answer)).collect();
-        // All endpoints of ours ask for the same types; who reads the list in place of webhooks takes in the same.
-        let endpoints = sandbox.objects("webhook_endpoint");
-        let enabled = endpoints.iter().find_map(|endpoint| endpoint["enabled_events"].as_array()).cloned();
-        let enabled = enabled.unwrap_or_default();
-        for organization in organizations {
-            self.tenants.push(Tenant { id: organization.id.to_string(), account: organization.account.clone() });
-            let acknowledged: BTreeMap<_, _> = sandbox.acknowledged(&organization.account).into_iter().collect();
-            for event in sandbox.events(&organization.account) {
-                if enabled.contains(&event["type"]) {
-                    self.stripe_events.push(StripeEvent {
-                        account: organization.account.clone(),
-                        id: text(&event, "/id"),
-                        kind: text(&event, "/type"),
-                        object: text(&event, "/data/object/id"),
-                        acknowledged: acknowledged.get(event["id"].as_str().unwrap_or_default()).copied(),
-                    });
-                }
-            }
-        }
-    }
-
     /// Looks for secrets in a log: those given, by name and value, and whatever looks like one of Stripe's; and for the
     /// last words of processes that died at a point of the code.
     pub fn read_log(&mut self, path: &Path, secrets: &[(String, String)]) -> Result<()> {

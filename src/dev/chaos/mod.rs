@@ -9,6 +9,7 @@
 mod book;
 mod callers;
 mod checker;
+mod dashboard;
 mod database;
 mod evidence;
 mod measures;

@@ -4,6 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use serde_json::Value;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -13,12 +15,14 @@ use super::plan::{InvoicePlan, Move, Payer};
 use super::workload::{Workload, shown};
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, GetPaymentRequest, Money, Payment, PaymentState, RecordManualPaymentRequest,
-    RefundPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest, get_payment_request,
+    CreatePaymentUrlRequest, GetPaymentRequest, Money, Payment, PaymentProviderInvoicePaymentError, PaymentState,
+    RecordManualPaymentRequest, RefundPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest, get_payment_request,
 };
 
 /// A card that pays, and one that is declined.
 const GOOD_CARD: &str = "4242424242424242";
+/// A card that pays once its holder has proved who they are; later it is charged without.
+const PROVEN_CARD: &str = "4000003800000446";
 const DECLINED_CARD: &str = "4000000000000002";
 /// How often something is asked for again that had to wait for an earlier wish.
 const BUSY_MAX: u32 = 5;
@@ -29,6 +33,13 @@ pub(super) struct Known {
     pub organization: usize,
     pub invoice: String,
     pub payment: String,
+}
+
+impl Known {
+    /// The payment that a failure reports.
+    pub fn of(organization: usize, failure: &PaymentProviderInvoicePaymentError) -> Self {
+        Self { organization, invoice: failure.lago_invoice_id.clone(), payment: failure.lago_payment_id.clone() }
+    }
 }
 
 impl Workload {
@@ -55,7 +66,7 @@ impl Workload {
             Move::Again => _ = self.create(invoice, &format!("{name}-again-{}", invoice.id)).await,
             Move::Retry => self.retry_once(&known, name).await,
             Move::Link(payer) => self.send_link(&known, name, payer).await,
-            Move::Change(amount) => self.change_amount(&known, amount, invoice.currency).await,
+            Move::Change(amount) => _ = self.change_amount(&known, amount, invoice.currency).await,
             Move::Cancel => self.cancel(invoice, payment).await,
             Move::Manual => self.record_manual(&known, name).await,
             Move::ByHand => {
@@ -79,19 +90,29 @@ impl Workload {
         self.retry(known.organization, request, &mut rng).await;
     }
 
-    /// Asks for a link, and gives it to a payer.
+    /// Requests a link, and gives it to a payer.
     pub async fn send_link(self: &Arc<Self>, known: &Known, name: &str, payer: Payer) {
+        let mut rng = self.rng(&format!("payer of {name}-link-{}", known.invoice));
+        let Some(session) = self.request_page(known, name, &mut rng).await else { return };
+        let (workload, known) = (Arc::clone(self), known.clone());
+        self.people.spawn(async move {
+            pause(Duration::from_millis(rng.below(5_000))).await;
+            workload.use_link(&known, &session, payer).await;
+        });
+    }
+
+    /// Requests a link; the page that it leads to.
+    pub async fn request_page(&self, known: &Known, name: &str, rng: &mut Rng) -> Option<String> {
         let request = CreatePaymentUrlRequest {
             id: known.payment.clone(),
             request_id: format!("{name}-link-{}", known.invoice),
             success_url: String::new(),
         };
-        let mut rng = self.rng(&format!("payer of {}", request.request_id));
-        let intent_before = if rng.chance(40) { self.intent_of(known, &mut rng).await } else { None };
+        let intent_before = if rng.chance(40) { self.intent_of(known, rng).await } else { None };
         let answer = self.ask(known, &request.request_id, &request, |mut api, request| async move {
             api.payments.create_payment_url(request).await
         });
-        let Some(url) = answer.await.map(|answer| answer.payment_url).filter(|url| !url.is_empty()) else { return };
+        let url = answer.await.map(|answer| answer.payment_url).filter(|url| !url.is_empty())?;
         let session = url.rsplit('/').next().unwrap_or_default().to_owned();
         self.book.outside(|outside| _ = outside.links.insert(session.clone()));
         // A clerk still has the page of the intent open on which the payment was refused, and presses the button there.
@@ -99,11 +120,7 @@ impl Workload {
         if let Some(intent) = intent_before {
             self.pay_intent(&intent);
         }
-        let workload = Arc::clone(self);
-        self.people.spawn(async move {
-            pause(Duration::from_millis(rng.below(5_000))).await;
-            workload.use_link(&session, payer);
-        });
+        Some(session)
     }
 
     /// The intent of a payment, if it has one.
@@ -118,28 +135,76 @@ impl Workload {
         Some(payment.provider_payment_intent_id).filter(|intent| !intent.is_empty())
     }
 
-    /// A payer uses a link. That it is used or ended by now is what the page says.
-    fn use_link(&self, session: &str, payer: Payer) {
+    /// A payer uses a link. That it is used or ended by now is what the page says. Whether the payer was through.
+    pub async fn use_link(&self, known: &Known, session: &str, payer: Payer) -> bool {
         let pay = |method: &str| self.sandbox.complete_session(session, method, true);
+        let payer = self.wallet_of(known.organization, &known.invoice).map_or(payer, |wallet| wallet.as_payer(payer));
         let used = match payer {
             Payer::Pays => pay(GOOD_CARD),
             Payer::IsDeclinedFirst => pay(DECLINED_CARD).or_else(|_| pay(GOOD_CARD)),
             Payer::Debits(iban) => pay(iban).or_else(|_| pay(GOOD_CARD)),
-            Payer::Leaves => return,
+            Payer::Proves => self.pay_with_proof(session).await,
+            Payer::Leaves => return false,
         };
-        if let Err(error) = used {
+        if let Err(error) = &used {
             tracing::info!(session, "a link could not be used: {error:#}");
+        }
+        used.is_ok()
+    }
+
+    /// Presses the page's button, and proves to the bank who pays after a while, in which anything may happen.
+    async fn pay_with_proof(&self, session: &str) -> anyhow::Result<Value> {
+        let mut rng = self.rng(&format!("proof on {session}"));
+        let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none()).build()?;
+        let page = format!("{}/c/pay/{session}", self.sandbox.url());
+        let form = format!("card={PROVEN_CARD}&name=Hooli&email=billing%40hooli.test");
+        let request = client.post(page).header("Content-Type", "application/x-www-form-urlencoded").body(form);
+        let answer = request.send().await?;
+        let next = answer.headers().get("location").and_then(|next| next.to_str().ok()).unwrap_or_default();
+        let (_, intent) = next.split_once("/3ds/").context("the page does not lead to the bank")?;
+        pause(Duration::from_millis(rng.below(3_000))).await;
+        self.sandbox.authenticate(intent, true)
+    }
+
+    /// Gets a page for a payment, and changes the amount while a payer pays there: before, afterwards, or meanwhile.
+    pub async fn reprice(self: &Arc<Self>, invoice: &InvoicePlan, payment: &Payment, payer: Payer, amount: i64) {
+        let known =
+            Known { organization: invoice.organization, invoice: invoice.id.clone(), payment: payment.id.clone() };
+        let mut rng = self.rng(&format!("reprice-{}", invoice.id));
+        let Some(session) = self.request_page(&known, "repriced", &mut rng).await else { return };
+        let (payer_waits, caller_waits) = (rng.below(2_000), rng.below(2_000));
+        let pays = async {
+            pause(Duration::from_millis(payer_waits)).await;
+            self.use_link(&known, &session, payer).await
+        };
+        let changes = async {
+            pause(Duration::from_millis(caller_waits)).await;
+            self.change_amount(&known, amount, invoice.currency).await
+        };
+        let (_, is_changed) = tokio::join!(pays, changes);
+        if is_changed {
+            self.book.invoice(known.organization, &known.invoice, |told| told.had_page = true);
+        }
+        // What is open is paid on another page, which shows the amount as it is by then.
+        if rng.chance(70) {
+            self.send_link(&known, "after-repriced", Payer::Pays).await;
         }
     }
 
-    async fn change_amount(&self, known: &Known, amount: i64, currency: &str) {
+    /// Whether the change was acknowledged.
+    async fn change_amount(&self, known: &Known, amount: i64, currency: &str) -> bool {
         self.book.invoice(known.organization, &known.invoice, |told| _ = told.amounts.insert(amount));
-        let amount = Some(Money { minor_units: amount, currency_code: currency.to_owned() });
-        let payment = Payment { id: known.payment.clone(), amount, ..Payment::default() };
+        let money = Some(Money { minor_units: amount, currency_code: currency.to_owned() });
+        let payment = Payment { id: known.payment.clone(), amount: money, ..Payment::default() };
         let request = UpdatePaymentRequest { payment: Some(payment), update_mask: None };
         let name = format!("change-{}", known.invoice);
-        self.ask(known, &name, &request, |mut api, request| async move { api.payments.update_payment(request).await })
-            .await;
+        let answer = self
+            .ask(known, &name, &request, |mut api, request| async move { api.payments.update_payment(request).await });
+        let is_changed = answer.await.is_some();
+        if is_changed {
+            self.book.invoice(known.organization, &known.invoice, |told| told.changes.push(amount));
+        }
+        is_changed
     }
 
     async fn record_manual(&self, known: &Known, name: &str) {

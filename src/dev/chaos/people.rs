@@ -1,33 +1,29 @@
-//! The people around: payers on their Checkout pages, clerks in Stripe's dashboard, and whoever reads the billing
-//! system's events and does something about them.
+//! The people around: payers on their Checkout pages, and whoever reads the billing system's events and does something
+//! about them.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tonic::Code;
 
 use super::callers::call;
+use super::checker::methods::UNSET;
 use super::moves::Known;
 use super::pause;
-use super::plan::{InvoicePlan, Script, Wallet, payer};
+use super::plan::{Payer, Wallet, payer};
 use super::workload::{Workload, shown};
 use crate::dev::rng::Rng;
-use crate::dev::sandbox::HandPayment;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
-    Event, EventPayment, GetCustomerRequest, Money, PaymentProviderCustomerCheckoutUrl,
-    PaymentProviderInvoicePaymentError, PaymentState, RetryPaymentRequest, get_customer_request,
+    Event, EventPayment, Money, PaymentProviderCustomerCheckoutUrl, PaymentProviderInvoicePaymentError,
+    RetryPaymentRequest,
 };
 
 /// How often an invoice is tried again.
 const RETRIES_MAX: u64 = 3;
 /// How many of a hundred payers get money back of what they have paid rightly.
 const GOODWILL_PERCENT: u64 = 8;
-/// Cards that clerks pay with: one, and two whose refunds take their time, or fail after they had succeeded.
-const HAND_CARDS: [&str; 3] = ["pm_card_visa", "pm_card_pendingRefund", "pm_card_refundFail"];
 /// Good cards of customers, alike.
 const GOOD_CARDS: [&str; 4] = ["4242424242424242", "4242424242424242", "4000000000007726", "4000000000005126"];
 /// Paybridge tries these again by itself.
@@ -44,10 +40,22 @@ impl Workload {
                     self.receive_link(organization, link);
                 }
                 Some(Object::PaymentProviderInvoicePaymentError(failure)) => self.hear_failure(organization, failure),
+                Some(Object::PaymentMethod(method)) if event.webhook_type == UNSET => {
+                    self.hear_unset(&(organization, method.external_customer_id));
+                }
                 Some(Object::Payment(payment)) => self.hear_payment(organization, &event.webhook_type, payment),
                 _ => {}
             }
         }
+    }
+
+    fn hear_unset(&self, whose: &(usize, String)) {
+        let now = self.now();
+        self.book.outside(|outside| {
+            if let Some(unset) = outside.unset.get_mut(whose) {
+                unset.heard.get_or_insert(now);
+            }
+        });
     }
 
     fn hear_payment(self: &Arc<Self>, organization: usize, webhook_type: &str, payment: EventPayment) {
@@ -62,10 +70,17 @@ impl Workload {
                     self.book.outside(|outside| _ = outside.links.insert(id));
                 }
             }
-            "payment.overpaid" => self.give_back(known, payment.provider_charge_id.unwrap_or_default()),
+            "payment.overpaid" => {
+                // A charge may have brought in more than was due, and not all of it goes back.
+                let surplus = Money {
+                    minor_units: payment.amount_cents.unwrap_or_default(),
+                    currency_code: payment.amount_currency,
+                };
+                self.give_back(known, payment.provider_charge_id.unwrap_or_default(), surplus);
+            }
             "payment.succeeded" => {
                 let customer = payment.provider_customer_id.unwrap_or_default();
-                self.change_mind(organization, &payment.external_customer_id, customer);
+                self.change_default(organization, &payment.external_customer_id, customer);
                 let mut rng = self.rng(&format!("goodwill {organization} {}", known.invoice));
                 if rng.chance(GOODWILL_PERCENT) && payment.r#type == "provider" {
                     let part = Money { minor_units: 1, currency_code: payment.amount_currency };
@@ -96,16 +111,16 @@ impl Workload {
     }
 
     /// What came in twice is given back, now and then by two people at once.
-    fn give_back(self: &Arc<Self>, known: Known, charge: String) {
+    fn give_back(self: &Arc<Self>, known: Known, charge: String, surplus: Money) {
         let twice = self.rng(&format!("back {}", known.invoice)).chance(30);
         let workload = Arc::clone(self);
         self.people.spawn(async move {
             let second = async {
                 if twice {
-                    workload.refund(&known, "back-too", &charge, None).await;
+                    workload.refund(&known, "back-too", &charge, Some(surplus.clone())).await;
                 }
             };
-            tokio::join!(workload.refund(&known, "back", &charge, None), second);
+            tokio::join!(workload.refund(&known, "back", &charge, Some(surplus.clone())), second);
         });
     }
 
@@ -134,6 +149,11 @@ impl Workload {
         let Some((plan, _)) = self.customer(organization, &failure.external_customer_id) else { return };
         let was_link = code.starts_with("payment_url_");
         let tries_again = was_link || plan.wallet.mends() || plan.wallet == Wallet::Fickle;
+        if let (NO_METHOD, Wallet::DebitsByLink(iban)) = (code, plan.wallet) {
+            let workload = Arc::clone(self);
+            self.people.spawn(async move { workload.pay_on_page(organization, &failure, iban).await });
+            return;
+        }
         if code == NO_METHOD || !tries_again {
             return;
         }
@@ -141,6 +161,21 @@ impl Workload {
         if nth <= RETRIES_MAX {
             let workload = Arc::clone(self);
             self.people.spawn(async move { workload.mend_and_retry(organization, &failure, nth).await });
+        }
+    }
+
+    /// Pays an invoice on a page with a bank account, which is stored for the customer; one of its invoices is enough.
+    async fn pay_on_page(&self, organization: usize, failure: &PaymentProviderInvoicePaymentError, iban: &'static str) {
+        let Some((_, file)) = self.customer(organization, &failure.external_customer_id) else { return };
+        let known = Known::of(organization, failure);
+        let mut rng = self.rng(&format!("first page {organization} {}", known.invoice));
+        let paid = file.paid_on_page.get_or_try_init(|| async {
+            let session = self.request_page(&known, "first", &mut rng).await.ok_or(())?;
+            pause(Duration::from_millis(rng.below(2_000))).await;
+            if self.use_link(&known, &session, Payer::Debits(iban)).await { Ok(()) } else { Err(()) }
+        });
+        if paid.await.is_err() {
+            tracing::info!(known.invoice, "it was not paid on a page; another invoice of the customer may be");
         }
     }
 
@@ -160,11 +195,7 @@ impl Workload {
         pause(Duration::from_millis(rng.between(300, 2_000))).await;
         if rng.chance(35) {
             // A payer gets a link instead, though perhaps somebody else retries all the same.
-            let known = Known {
-                organization,
-                invoice: failure.lago_invoice_id.clone(),
-                payment: failure.lago_payment_id.clone(),
-            };
+            let known = Known::of(organization, failure);
             self.send_link(&known, &format!("after-{nth}"), payer(&mut rng)).await;
             if rng.chance(70) {
                 return;
@@ -197,83 +228,6 @@ impl Workload {
             && status.code() != Code::FailedPrecondition
         {
             tracing::warn!(request.id, "a retry was refused: {}", shown(&status));
-        }
-    }
-
-    /// Somebody adds a card in Stripe's dashboard.
-    fn add_card(&self, customer: &str, card: &str) {
-        if let Err(error) = self.sandbox.attach_by_hand(customer, card) {
-            tracing::warn!(customer, "a card was not added: {error:#}");
-        }
-    }
-
-    /// A fickle customer has paid: other cards are added at Stripe, one is chosen, and detached again.
-    fn change_mind(self: &Arc<Self>, organization: usize, external_id: &str, customer: String) {
-        let Some((plan, file)) = self.customer(organization, external_id) else { return };
-        if plan.wallet != Wallet::Fickle || file.mended.initialized() || file.mended.set(()).is_err() {
-            return;
-        }
-        let workload = Arc::clone(self);
-        self.people.spawn(async move {
-            let change = async {
-                let chosen = workload.sandbox.attach_by_hand(&customer, "pm_card_mastercard")?;
-                let chosen = chosen["id"].as_str().unwrap_or_default();
-                workload.sandbox.attach_by_hand(&customer, "pm_card_amex")?;
-                workload.sandbox.set_default_by_hand(&customer, Some(chosen))?;
-                pause(Duration::from_secs(3)).await;
-                workload.sandbox.detach_by_hand(chosen)?;
-                anyhow::Ok(())
-            };
-            if let Err(error) = change.await {
-                tracing::warn!(customer, "a customer could not change its mind: {error:#}");
-            }
-        });
-    }
-
-    /// Somebody pays one of our own intents. Where it has been paid or canceled meanwhile, the dashboard says so.
-    pub fn pay_intent(&self, intent: &str) {
-        let paid = self.sandbox.pay_intent_by_hand(intent, "pm_card_visa");
-        self.paid_by_hand.fetch_add(usize::from(paid.is_ok()), Ordering::Relaxed);
-    }
-
-    /// A clerk pays an invoice in Stripe's dashboard: our own intent, or with one of his own that bears the same marks.
-    pub async fn pay_by_hand(&self, invoice: &InvoicePlan) {
-        // A clerk finds it there once it is there.
-        let has_intent = |payment: &crate::grpc::proto::Payment| {
-            !payment.provider_payment_intent_id.is_empty() && payment.state() != PaymentState::Pending
-        };
-        let Some(payment) = self.payment_when(invoice, has_intent).await else { return };
-        if invoice.script == Script::PaidByHand {
-            self.pay_intent(&payment.provider_payment_intent_id);
-            return;
-        }
-        let organization = &self.organizations[invoice.organization];
-        let customer = get_customer_request::Customer::Id(payment.customer_id.clone());
-        let mut rng = self.rng(&format!("beside-{}", invoice.id));
-        let request = GetCustomerRequest { customer: Some(customer) };
-        let answer = call(organization, &mut rng, &self.repeats, &request, |mut api, request| async move {
-            api.customers.get_customer(request).await
-        });
-        let Some(customer) = answer.await.ok().and_then(|answer| answer.customer) else { return };
-        let marks = [
-            ("invoice_id", invoice.id.clone()),
-            ("organization_id", organization.id.to_string()),
-            ("payment_id", payment.id.clone()),
-        ];
-        let metadata: BTreeMap<String, String> = marks.map(|(name, value)| (name.to_owned(), value)).into();
-        let paid = self.sandbox.pay_by_hand(&HandPayment {
-            customer: customer.provider_customer_id,
-            payment_method: (*rng.pick(&HAND_CARDS)).to_owned(),
-            amount: invoice.amount,
-            currency: invoice.currency.to_lowercase(),
-            metadata,
-        });
-        match paid {
-            Ok(intent) => {
-                let id = intent["id"].as_str().unwrap_or_default().to_owned();
-                self.book.outside(|outside| _ = outside.beside.insert(id));
-            }
-            Err(error) => tracing::warn!(invoice = invoice.id, "a payment by hand was refused: {error:#}"),
         }
     }
 }

@@ -3,6 +3,9 @@
 //!
 //! Whatever a webhook brings may be lost on its way, by any organization: the reconcilers have to find it.
 
+#[cfg(test)]
+mod tests;
+
 use crate::dev::rng::Rng;
 
 /// What a customer pays with.
@@ -24,14 +27,34 @@ pub(super) enum Wallet {
     Bank(&'static str),
     /// A card that pays; then another is chosen and one detached by hand at Stripe, while invoices are charged.
     Fickle,
+    /// Nothing on the first page. The first invoice is paid on a page of its own with this IBAN, whose mandate only the
+    /// charge names; later invoices are debited by it.
+    DebitsByLink(&'static str),
+    /// A bank account, saved at Stripe before the import: no SetupIntent names its mandate.
+    ImportedDebit,
+    /// Imported with a legacy `default_source`, a card that pays, and with a newer card that nobody has ever chosen.
+    DefaultSource,
+    /// A card that pays, until somebody unsets it as the default at Stripe.
+    Unset(Afterwards),
+}
+
+/// What happens after a default was unset at Stripe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Afterwards {
+    /// The same method is chosen again.
+    Chosen,
+    /// Another card is added.
+    Added,
+    /// Nothing: the customer stays without a default.
+    Nothing,
 }
 
 impl Wallet {
     /// The card number or IBAN that is entered on the first Checkout page.
     pub fn first_method(self) -> Option<&'static str> {
         match self {
-            Self::Good | Self::Late | Self::Fickle => Some("4242424242424242"),
-            Self::Empty => None,
+            Self::Good | Self::Late | Self::Fickle | Self::Unset(_) => Some("4242424242424242"),
+            Self::Empty | Self::DebitsByLink(_) | Self::ImportedDebit | Self::DefaultSource => None,
             Self::Refused => Some("4000000000000341"),
             Self::WantsProof => Some("4000002760003184"),
             Self::Disputed => Some("4000000000000259"),
@@ -41,14 +64,44 @@ impl Wallet {
 
     /// Whether invoices that nobody withdraws must be paid in the end.
     pub fn must_pay(self) -> bool {
-        matches!(self, Self::Good | Self::Late | Self::Disputed)
+        match self {
+            Self::Good | Self::Late | Self::Disputed | Self::ImportedDebit | Self::DefaultSource => true,
+            Self::DebitsByLink(iban) => PAYING_IBANS.contains(&iban),
+            Self::Unset(afterwards) => afterwards != Afterwards::Nothing,
+            Self::Empty | Self::Refused | Self::WantsProof | Self::Bank(_) | Self::Fickle => false,
+        }
     }
 
     /// Whether a better card is added after a refusal.
     pub fn mends(self) -> bool {
-        matches!(self, Self::Refused | Self::WantsProof | Self::Bank(_))
+        matches!(self, Self::Refused | Self::WantsProof | Self::Bank(_) | Self::DebitsByLink(_))
+    }
+
+    /// A payer, as this customer would be: one who must pay in the end gives no bank account that fails later.
+    pub fn as_payer(self, payer: Payer) -> Payer {
+        match payer {
+            Payer::Debits(_) if self.must_pay() => Payer::Debits(PAYING_IBANS[0]),
+            payer => payer,
+        }
+    }
+
+    /// Whether bank debits are allowed, too; such a customer pays in euros.
+    pub fn takes_debits(self) -> bool {
+        matches!(self, Self::Bank(_) | Self::DebitsByLink(_) | Self::ImportedDebit)
+    }
+
+    /// Whether the customer exists at Stripe before Paybridge knows it.
+    fn is_imported(self, rng: &mut Rng) -> bool {
+        match self {
+            Self::ImportedDebit | Self::DefaultSource => true,
+            Self::Good | Self::Refused | Self::Unset(_) => rng.chance(30),
+            _ => false,
+        }
     }
 }
+
+/// Bank accounts that pay: at once, and late.
+pub(super) const PAYING_IBANS: [&str; 2] = ["DE89370400440532013000", "DE08370400440532013003"];
 
 /// Bank accounts that pay, pay late, fail, fail late, lack the money, and dispute.
 const IBANS: [&str; 7] = [
@@ -79,6 +132,8 @@ pub(super) enum Payer {
     IsDeclinedFirst,
     /// Gives an IBAN, where the page takes one; else a card.
     Debits(&'static str),
+    /// Pays with a card whose bank wants a proof first, which takes a while.
+    Proves,
     /// Leaves it until it ends.
     Leaves,
 }
@@ -123,6 +178,8 @@ pub(super) enum Script {
     PaidBeside,
     /// One or two moves are made, two at the same time, on any of the processes.
     Moves(Move, Option<Move>),
+    /// Its amount is changed to this one while a page is open on which this payer pays it.
+    Repriced(Payer, i64),
 }
 
 impl Script {
@@ -138,7 +195,7 @@ impl Script {
 
     /// Whether it says nothing against the invoice's being paid in the end by a customer who can.
     pub fn lets_be_paid(self) -> bool {
-        !self.withdraws() && !matches!(self, Self::TooSmall | Self::Moves(..))
+        !self.withdraws() && !matches!(self, Self::TooSmall | Self::Moves(..) | Self::Repriced(..))
     }
 }
 
@@ -187,15 +244,12 @@ impl Plan {
             let of = &organizations[organization];
             let customer = usize::try_from(rng.below(of.len() as u64)).unwrap_or_default();
             let script = script(&mut rng);
-            let currency = match of[customer].wallet {
-                Wallet::Bank(_) => "EUR",
-                _ if rng.chance(20) => "USD",
-                _ => "EUR",
-            };
+            let is_foreign = !of[customer].wallet.takes_debits() && rng.chance(20);
+            let currency = if is_foreign { "USD" } else { "EUR" };
             let amount = match script {
                 Script::Nothing => 0,
                 Script::TooSmall => 10,
-                _ => i64::try_from(rng.between(100, 90_000)).unwrap_or(100),
+                _ => any_amount(&mut rng),
             };
             invoices.push(InvoicePlan {
                 organization,
@@ -216,17 +270,28 @@ fn customer(rng: &mut Rng, number: usize) -> CustomerPlan {
         _ if number < 2 => Wallet::Good,
         _ if number == 2 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
         _ if number == 3 => Wallet::Refused,
-        0..40 => Wallet::Good,
-        40..48 => Wallet::Late,
-        48..51 => Wallet::Empty,
-        51..61 => Wallet::Refused,
-        61..69 => Wallet::WantsProof,
-        69..73 => Wallet::Disputed,
-        73..93 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
-        _ => Wallet::Fickle,
+        _ if number == 4 => Wallet::DebitsByLink(PAYING_IBANS[0]),
+        _ if number == 5 => Wallet::DefaultSource,
+        _ if number == 6 => Wallet::Unset(afterwards(rng)),
+        0..30 => Wallet::Good,
+        30..37 => Wallet::Late,
+        37..40 => Wallet::Empty,
+        40..49 => Wallet::Refused,
+        49..56 => Wallet::WantsProof,
+        56..59 => Wallet::Disputed,
+        59..75 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
+        75..81 => Wallet::Fickle,
+        81..84 => Wallet::DebitsByLink(rng.pick::<&str>(&PAYING_IBANS)),
+        84..87 => Wallet::DebitsByLink(rng.pick::<&str>(&IBANS)),
+        87..90 => Wallet::ImportedDebit,
+        90..95 => Wallet::DefaultSource,
+        _ => Wallet::Unset(afterwards(rng)),
     };
-    let is_linked = matches!(wallet, Wallet::Good | Wallet::Refused) && rng.chance(30);
-    CustomerPlan { external_id: format!("customer-{number}"), wallet, is_linked }
+    CustomerPlan { external_id: format!("customer-{number}"), wallet, is_linked: wallet.is_imported(rng) }
+}
+
+fn afterwards(rng: &mut Rng) -> Afterwards {
+    *rng.pick(&[Afterwards::Chosen, Afterwards::Added, Afterwards::Nothing])
 }
 
 fn script(rng: &mut Rng) -> Script {
@@ -239,7 +304,8 @@ fn script(rng: &mut Rng) -> Script {
         20..23 => Script::PaidByHand,
         23..27 => Script::PaidBeside,
         27..33 => Script::Moves(any_move(rng), None),
-        33..57 => Script::Moves(any_move(rng), Some(any_move(rng))),
+        33..55 => Script::Moves(any_move(rng), Some(any_move(rng))),
+        55..63 => Script::Repriced(payer_who_pays(rng), any_amount(rng)),
         _ => Script::Plain,
     }
 }
@@ -247,7 +313,7 @@ fn script(rng: &mut Rng) -> Script {
 fn any_move(rng: &mut Rng) -> Move {
     match rng.below(12) {
         0..4 => Move::Link(payer(rng)),
-        4..6 => Move::Change(i64::try_from(rng.between(100, 90_000)).unwrap_or(100)),
+        4..6 => Move::Change(any_amount(rng)),
         6 => Move::Again,
         7..9 => Move::Retry,
         9 => Move::Cancel,
@@ -256,55 +322,21 @@ fn any_move(rng: &mut Rng) -> Move {
     }
 }
 
+/// Minor units.
+fn any_amount(rng: &mut Rng) -> i64 {
+    i64::try_from(rng.between(100, 90_000)).unwrap_or(100)
+}
+
 /// Somebody who gets a link.
 pub(super) fn payer(rng: &mut Rng) -> Payer {
+    if rng.chance(20) { Payer::Leaves } else { payer_who_pays(rng) }
+}
+
+fn payer_who_pays(rng: &mut Rng) -> Payer {
     match rng.below(10) {
         0..4 => Payer::Pays,
         4..6 => Payer::IsDeclinedFirst,
         6..8 => Payer::Debits(rng.pick::<&str>(&IBANS)),
-        _ => Payer::Leaves,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_seed_gives_one_plan_and_another_seed_another() {
-        let told = |seed| format!("{:?}", Plan::new(seed, 300));
-        assert_eq!(told(5), told(5));
-        assert_ne!(told(5), told(6));
-    }
-
-    #[test]
-    fn a_plan_of_some_size_holds_everything() {
-        let plan = Plan::new(1, 2_000);
-        let scripts = [
-            Script::Plain,
-            Script::Repeated,
-            Script::Nothing,
-            Script::TooSmall,
-            Script::Canceled,
-            Script::Reopened,
-            Script::PaidByHand,
-            Script::PaidBeside,
-        ];
-        for script in scripts {
-            assert!(plan.invoices.iter().any(|invoice| invoice.script == script), "{script:?}");
-        }
-        for wanted in [Move::Again, Move::Retry, Move::Cancel, Move::Manual, Move::ByHand, Move::Link(Payer::Leaves)] {
-            let makes =
-                |script| matches!(script, Script::Moves(first, second) if first == wanted || second == Some(wanted));
-            assert!(plan.invoices.iter().any(|invoice| makes(invoice.script)), "{wanted:?}");
-        }
-        let customers = || plan.organizations.iter().flatten();
-        for wallet in [Wallet::Good, Wallet::Late, Wallet::Empty, Wallet::Refused, Wallet::WantsProof, Wallet::Fickle] {
-            assert!(customers().any(|customer| customer.wallet == wallet), "{wallet:?}");
-        }
-        for iban in IBANS {
-            assert!(customers().any(|customer| customer.wallet == Wallet::Bank(iban)), "{iban}");
-        }
-        assert!(customers().any(|customer| customer.is_linked));
+        _ => Payer::Proves,
     }
 }

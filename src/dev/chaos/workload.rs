@@ -29,7 +29,7 @@ const CALLERS: usize = 12;
 const BACKLOG_MAX: usize = 200;
 /// How long a caller waits for a payment to be as it wants it, real time. Some never are, and whoever waits keeps the
 /// system from rest: it must be well within the time that it is given for that.
-const PATIENCE: Duration = Duration::from_secs(REST_WITHIN.as_secs() / 2);
+pub(super) const PATIENCE: Duration = Duration::from_secs(REST_WITHIN.as_secs() / 2);
 
 /// See the module's text.
 pub(super) struct Workload {
@@ -57,6 +57,8 @@ pub(super) struct CustomerFile {
     made: OnceCell<()>,
     /// A better card was added, or another default chosen.
     pub mended: OnceCell<()>,
+    /// An invoice was paid on a page, so that there is a method for the others.
+    pub paid_on_page: OnceCell<()>,
 }
 
 impl Workload {
@@ -122,11 +124,24 @@ impl Workload {
         Rng::named(self.seed, affair)
     }
 
+    /// The time by the clock that everybody shares, unix seconds.
+    pub fn now(&self) -> i64 {
+        self.sandbox.seconds()
+    }
+
+    /// What the customer of an invoice pays with.
+    pub fn wallet_of(&self, organization: usize, invoice: &str) -> Option<Wallet> {
+        let is_it = |plan: &&InvoicePlan| plan.organization == organization && plan.id == invoice;
+        let plan = self.plan.invoices.iter().find(is_it)?;
+        Some(self.plan.organizations[organization][plan.customer].wallet)
+    }
+
     /// Plays an invoice's script.
     pub async fn give_in(self: &Arc<Self>, invoice: &InvoicePlan) {
         let wallet = self.plan.organizations[invoice.organization][invoice.customer].wallet;
         self.book.invoice(invoice.organization, &invoice.id, |told| {
             told.amounts.insert(invoice.amount);
+            told.given_in = self.now();
             told.is_withdrawn = invoice.script.withdraws();
             told.must_be_paid = wallet.must_pay() && invoice.script.lets_be_paid();
         });
@@ -155,6 +170,10 @@ impl Workload {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
                 self.people.spawn(async move { workload.make_moves(&invoice, &payment, (first, second)).await });
             }
+            Script::Repriced(payer, amount) => {
+                let (workload, invoice) = (Arc::clone(self), invoice.clone());
+                self.people.spawn(async move { workload.reprice(&invoice, &payment, payer, amount).await });
+            }
             Script::Plain | Script::Repeated | Script::Nothing | Script::TooSmall => {}
         }
     }
@@ -169,8 +188,8 @@ impl Workload {
     async fn make_customer(&self, number: usize, plan: &CustomerPlan) {
         let organization = &self.organizations[number];
         let card = PaymentMethodKind::Card.into();
-        let is_bank = matches!(plan.wallet, Wallet::Bank(_));
-        let kinds = if is_bank { vec![PaymentMethodKind::SepaDebit.into(), card] } else { vec![card] };
+        let kinds =
+            if plan.wallet.takes_debits() { vec![PaymentMethodKind::SepaDebit.into(), card] } else { vec![card] };
         let mut request = CreateCustomerRequest {
             request_id: format!("make-{}", plan.external_id),
             external_id: plan.external_id.clone(),
@@ -181,7 +200,7 @@ impl Workload {
             ..CreateCustomerRequest::default()
         };
         if plan.is_linked {
-            match self.customer_at_stripe(organization, plan) {
+            match self.customer_at_stripe(number, plan) {
                 Ok(id) => request.provider_customer_id = id,
                 Err(error) => self.refused(number, &plan.external_id, &format!("at Stripe: {error:#}")),
             }
@@ -193,16 +212,6 @@ impl Workload {
         if let Err(status) = made.await {
             self.refused(number, &plan.external_id, &shown(&status));
         }
-    }
-
-    /// A customer that is at Stripe already, with a card.
-    fn customer_at_stripe(&self, organization: &Organization, plan: &CustomerPlan) -> anyhow::Result<String> {
-        let made = self.sandbox.create_customer_by_hand(&organization.account, &plan.external_id)?;
-        let id = made["id"].as_str().unwrap_or_default().to_owned();
-        let card = if plan.wallet == Wallet::Refused { "pm_card_chargeCustomerFail" } else { "pm_card_visa" };
-        let method = self.sandbox.attach_by_hand(&id, card)?;
-        self.sandbox.set_default_by_hand(&id, method["id"].as_str())?;
-        Ok(id)
     }
 
     /// CreatePayment, until it is answered. What it is answered goes into the book.

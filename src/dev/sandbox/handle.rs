@@ -21,6 +21,7 @@ use super::payment_methods;
 use super::refusal::Answer;
 use super::setup_intents;
 use super::shared::Recorded;
+use super::sources;
 use super::state::{Delivery, Key, is_live, new_id, text};
 use super::test_methods::{self, Known};
 use super::timers::{self, Due};
@@ -203,6 +204,19 @@ impl Sandbox {
     /// Sets a customer's default method as someone in the dashboard would; `None` for none.
     pub fn set_default_by_hand(&self, customer: &str, method: Option<&str>) -> anyhow::Result<Value> {
         self.by_hand(customer, |act| customers::set_default(act, customer, &json!(method)))
+    }
+
+    /// Adds a card by its token, as integrations of the time before PaymentMethods do; the first is the `default_source`.
+    pub fn add_source_by_hand(&self, customer: &str, token: &str) -> anyhow::Result<Value> {
+        self.by_hand(customer, |act| sources::attach_to(act, token, customer))
+    }
+
+    /// Sets a customer's `default_source` as such an integration does.
+    pub fn set_default_source_by_hand(&self, customer: &str, source: &str) -> anyhow::Result<Value> {
+        let params = json!({ "default_source": source });
+        self.by_hand(customer, |act| {
+            customers::update(act, &Call { ids: vec![customer.to_owned()], path: String::new(), params })
+        })
     }
 
     /// The network of a card tells Stripe of the new month and year of expiry.

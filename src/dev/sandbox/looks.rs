@@ -6,6 +6,11 @@ use super::Sandbox;
 use super::state::{Account, text};
 
 impl Sandbox {
+    /// The time by its clock, unix seconds.
+    pub fn seconds(&self) -> i64 {
+        self.0.seconds()
+    }
+
     /// How many requests faults have hit so far.
     pub fn fault_hits(&self) -> u64 {
         self.0.look(|inner| inner.fault_hits)

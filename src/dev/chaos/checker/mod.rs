@@ -1,7 +1,9 @@
 //! The judge: compares what the witnesses say, and names every breach with the ids that it takes to look into it. It
 //! shares no code with `app`, so that a mistake made there is not made here again.
 
+mod amounts;
 mod log;
+pub(super) mod methods;
 mod money;
 mod refunds;
 #[cfg(test)]
@@ -33,10 +35,15 @@ pub(super) fn judge(evidence: &Evidence) -> Vec<Verdict> {
         money::charged_once(evidence),
         money::recorded(evidence),
         money::overpayments(evidence),
+        amounts::changes(evidence),
         refunds::refunds(evidence),
         refunds::disputes(evidence),
         ways::one_at_a_time(evidence),
         ways::ended(evidence),
+        methods::mandates(evidence),
+        methods::imported(evidence),
+        methods::unset(evidence),
+        methods::defaults(evidence),
         states(evidence),
         acknowledged(evidence),
         log::told(evidence),

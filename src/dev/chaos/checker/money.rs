@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Verdict, by_id, named, tenant_of};
-use crate::dev::chaos::evidence::{EventRow, Evidence, Intent};
+use crate::dev::chaos::evidence::{EventRow, Evidence, Intent, PaymentRow};
 use crate::dev::sandbox::LedgerEntry;
 
 fn mark<'a>(charge: &'a LedgerEntry, name: &str) -> &'a str {
@@ -63,7 +63,8 @@ pub(super) fn recorded(evidence: &Evidence) -> Verdict {
 }
 
 /// Money that came in beside a payment's own intent was people's doing, is recorded, and was told of once. So was money
-/// that Stripe took although somebody had recorded that it was paid elsewhere.
+/// that Stripe took although somebody had recorded that it was paid elsewhere, and what a page took too much or too little
+/// because the amount was changed too late.
 pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
     let recorded: BTreeSet<&str> = evidence.overpayments.iter().map(|row| row.intent.as_str()).collect();
     let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
@@ -104,18 +105,33 @@ pub(super) fn overpayments(evidence: &Evidence) -> Verdict {
             breaches.push(format!("{}: {took} took money, too, which was told {count} times", named(payment)));
         }
     }
-    // The payer was faster than a change of the amount: what its own intent took too much is measured against that.
-    let refused = evidence.events.iter().filter(|event| event.webhook_type == "payment.amount_change_refused");
-    let refused: BTreeSet<&str> = refused.map(|event| event.payment.as_str()).collect();
-    told.retain(|(of, intent), count| {
-        let is_own = evidence.intents.get(*intent).is_some_and(|it| own(of, it));
-        !(refused.contains(of) && is_own && *count == 1)
+    let payments = by_id(evidence);
+    let on_old_page = told.len();
+    told.retain(|(payment, intent), count| {
+        let is_own = evidence.intents.get(*intent).is_some_and(|known| own(payment, known));
+        let payment = payments.get(payment).filter(|_| is_own && *count == 1);
+        !payment.is_some_and(|payment| paid_old_amount(evidence, payment, intent))
     });
-    breaches.extend(
-        told.keys().map(|(payment, intent)| {
-            format!("an overpayment of {payment} by {intent:?} was told, and is not recorded")
-        }),
-    );
-    let looked_at = format!("{} overpayments", evidence.overpayments.len());
+    let on_old_page = on_old_page - told.len();
+    breaches.extend(told.iter().map(|((payment, intent), count)| {
+        format!("an over- or underpayment of {payment} by {intent:?} was told {count} times, and is not recorded")
+    }));
+    let looked_at =
+        format!("{} overpayments, {on_old_page} by the amount before a change", evidence.overpayments.len());
     Verdict { what: "overpayments are people's, recorded and told", looked_at, breaches }
+}
+
+/// Whether an own intent of a payment took more or less than somebody wanted it to be by then, and that was reported: the
+/// surplus, or all that came in.
+fn paid_old_amount(evidence: &Evidence, payment: &PaymentRow, intent: &str) -> bool {
+    let is_own = |charge: &&LedgerEntry| charge.payment_intent == intent && charge.status == "succeeded";
+    let took: i64 = evidence.charges.iter().filter(is_own).map(|charge| charge.amount).sum();
+    let mut invoices = evidence.invoices.values().filter(|told| told.payments.contains(&payment.id));
+    let is_reported = |wanted: i64| {
+        let (kind, amount) =
+            if took > wanted { ("payment.overpaid", took - wanted) } else { ("payment.underpaid", took) };
+        let mut events = evidence.events.iter().filter(|event| event.payment == payment.id);
+        events.any(|event| event.webhook_type == kind && event.amount == amount)
+    };
+    invoices.any(|told| told.amounts.iter().any(|wanted| *wanted != took && is_reported(*wanted)))
 }

@@ -1,6 +1,8 @@
 //! The judge has teeth: an honest book passes, and a book in which one thing was doctored fails in the row that it
 //! belongs to.
 
+mod methods;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use uuid::Uuid;
@@ -165,6 +167,7 @@ fn honest() -> Evidence {
             beside: BTreeSet::from(["pi_hand".to_owned()]),
             links: BTreeSet::from(["cs_1".to_owned()]),
             refunds: BTreeSet::from(["r1".to_owned()]),
+            ..Outside::default()
         },
         events,
         ..Evidence::default()

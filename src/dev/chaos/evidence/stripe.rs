@@ -1,0 +1,82 @@
+//! The sandbox: its ledger, its objects and its events.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::{Evidence, Intent, StripeCustomer, StripeEvent, StripeRefund, Tenant};
+use crate::dev::chaos::callers::Organization;
+use crate::dev::sandbox::Sandbox;
+
+/// A text in an object of Stripe's; empty where there is none.
+fn text(value: &Value, pointer: &str) -> String {
+    value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+}
+
+impl Evidence {
+    /// Reads the sandbox.
+    pub fn read_sandbox(&mut self, sandbox: &Sandbox, organizations: &[Arc<Organization>]) {
+        self.charges = sandbox.ledger();
+        self.read_methods(sandbox);
+        for intent in sandbox.objects("payment_intent") {
+            let known = Intent { status: text(&intent, "/status"), payment: text(&intent, "/metadata/payment_id") };
+            self.intents.insert(text(&intent, "/id"), known);
+        }
+        for refund in sandbox.objects("refund") {
+            self.stripe_refunds.push(StripeRefund {
+                id: text(&refund, "/id"),
+                charge: text(&refund, "/charge"),
+                amount: refund["amount"].as_i64().unwrap_or_default(),
+                status: text(&refund, "/status"),
+                mark: text(&refund, "/metadata/refund_id"),
+            });
+        }
+        for dispute in sandbox.objects("dispute") {
+            let about = (text(&dispute, "/charge"), text(&dispute, "/status"));
+            self.stripe_disputes.insert(text(&dispute, "/id"), about);
+        }
+        self.lost = sandbox.lost_events().into_iter().collect();
+        let waiting = sandbox.deliveries().into_iter();
+        self.undelivered = waiting.map(|it| format!("{} {} ({})", it.event, it.kind, it.last_answer)).collect();
+        // All endpoints of ours ask for the same types; who reads the list in place of webhooks takes in the same.
+        let endpoints = sandbox.objects("webhook_endpoint");
+        let enabled = endpoints.iter().find_map(|endpoint| endpoint["enabled_events"].as_array()).cloned();
+        let enabled = enabled.unwrap_or_default();
+        for organization in organizations {
+            self.tenants.push(Tenant { id: organization.id.to_string(), account: organization.account.clone() });
+            let acknowledged: BTreeMap<_, _> = sandbox.acknowledged(&organization.account).into_iter().collect();
+            for event in sandbox.events(&organization.account) {
+                if event["type"] == "customer.updated" {
+                    let default = text(&event, "/data/object/invoice_settings/default_payment_method");
+                    self.became_default.insert((text(&event, "/data/object/id"), default));
+                }
+                if enabled.contains(&event["type"]) {
+                    self.stripe_events.push(StripeEvent {
+                        account: organization.account.clone(),
+                        id: text(&event, "/id"),
+                        kind: text(&event, "/type"),
+                        object: text(&event, "/data/object/id"),
+                        acknowledged: acknowledged.get(event["id"].as_str().unwrap_or_default()).copied(),
+                    });
+                }
+            }
+        }
+    }
+
+    /// Who has which default, what each charge was made with, and what allows debits.
+    fn read_methods(&mut self, sandbox: &Sandbox) {
+        for charge in sandbox.objects("charge") {
+            self.charged_methods.insert(text(&charge, "/id"), text(&charge, "/payment_method"));
+        }
+        for customer in sandbox.objects("customer") {
+            let chosen = text(&customer, "/invoice_settings/default_payment_method");
+            let source = text(&customer, "/default_source");
+            self.stripe_customers.insert(text(&customer, "/id"), StripeCustomer { chosen, source });
+        }
+        for mandate in sandbox.objects("mandate") {
+            let of_method = self.mandates.entry(text(&mandate, "/payment_method")).or_default();
+            of_method.insert(text(&mandate, "/id"), text(&mandate, "/status"));
+        }
+    }
+}
