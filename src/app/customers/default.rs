@@ -58,7 +58,7 @@ impl App {
     /// that nobody has told of was chosen by somebody: its event is waited for, and if none comes, it counts as chosen now.
     pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, access)) = self.linked_customer(lease).await? else {
+        let Some((integration, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let mut tx = self.read(org).await?;

@@ -1,7 +1,7 @@
 //! P1: one open way to pay, whatever is asked for meanwhile.
 
 use super::*;
-use crate::domain::payment_methods::{MethodDetails, PaymentMethod};
+use crate::domain::payment_methods::{Mandates, MethodDetails, PaymentMethod};
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
 fn link(session: Option<&str>) -> Attempt {
@@ -347,10 +347,10 @@ fn card() -> PaymentMethod {
         provider_payment_method_id: "pm_1".to_owned(),
         kind: "card".to_owned(),
         details: MethodDetails::default(),
-        provider_mandate_id: None,
-        ended_mandate_id: None,
+        mandates: Mandates::default(),
         attach_time: None,
         choose_time: None,
+        unset_time: None,
         detach_time: None,
         create_time: NOW,
     }
