@@ -61,12 +61,11 @@ impl WireCharge {
     /// The mandate that the charge was made by, or that came of it. It was active then.
     pub fn mandate(self) -> Option<MandateSnapshot> {
         let debited = self.payment_method_details.sepa_debit.as_ref().and_then(|debit| debit.mandate.clone());
-        let (method, mandate) = match debited {
-            Some(mandate) => (self.payment_method?, mandate),
-            None => {
-                let (method, mandate) = self.payment_method_details.generated()?;
-                (method, mandate?)
-            }
+        let (method, mandate) = if let Some(mandate) = debited {
+            (self.payment_method?, mandate)
+        } else {
+            let (method, mandate) = self.payment_method_details.generated()?;
+            (method, mandate?)
         };
         Some(MandateSnapshot { id: mandate, provider_payment_method_id: method, is_active: true })
     }

@@ -23,6 +23,7 @@ async fn import(cashier: &mut Cashier, external_id: &str, provider_customer_id: 
         ..CreateCustomerRequest::default()
     };
     // What was told of it before is nobody's by now: only what is read at the import counts.
+    until("all is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
     cashier.advance(Duration::minutes(3));
     cashier.all_delivered().await;
     cashier.player.api.customers.create_customer(request).await.expect("the customer is taken");

@@ -69,6 +69,10 @@ impl App {
         };
         let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
         let known = store::customers::provider_default(&mut tx, org, customer.id).await?;
+        let known_method = match &known.method {
+            Some(id) => store::payment_methods::get_by_provider_id(&mut tx, org, integration.id, id).await?,
+            None => None,
+        };
         tx.close().await?;
         let there = match self.0.stripe.customer(&access.key, &provider_id).await {
             Ok(there) => there,
@@ -80,7 +84,10 @@ impl App {
         if there.default_method.as_ref() == Some(&method) {
             return self.default_is_written(lease, customer.id, &method).await;
         }
-        if known.time.is_some() && there.default_method != known.method {
+        // Stripe itself unsets a default that is detached.
+        let is_gone = known_method.is_some_and(|method| method.detach_time.is_some());
+        let is_explained = there.default_method == known.method || (is_gone && there.default_method.is_none());
+        if known.time.is_some() && !is_explained {
             if lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return self.begin_leased(lease).await?.end(Outcome::Retry(text.to_owned())).await;

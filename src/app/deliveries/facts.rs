@@ -215,16 +215,15 @@ impl App {
         change: &DefaultChange,
         is_ours: Option<bool>,
     ) -> Result<Verdict> {
-        let is_choice = match is_ours {
-            Some(is_ours) => !is_ours,
-            None => {
-                let Some((mut work, customer, _)) = self.customer_of(about, provider_customer).await? else {
-                    return Ok(unknown_customer());
-                };
-                let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
-                work.abandon().await?;
-                known.time.is_none() || known.method != change.to
-            }
+        let is_choice = if let Some(is_ours) = is_ours {
+            !is_ours
+        } else {
+            let Some((mut work, customer, _)) = self.customer_of(about, provider_customer).await? else {
+                return Ok(unknown_customer());
+            };
+            let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+            work.abandon().await?;
+            known.time.is_none() || known.method != change.to
         };
         if is_choice {
             return self.default_chosen(about, provider_customer, change).await;

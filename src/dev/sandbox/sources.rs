@@ -19,16 +19,15 @@ pub(super) fn is_one(id: &str) -> bool {
 /// `POST /v1/sources`
 pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
-    let method = match text(params, "/type") {
-        "card" => from_token(act, text(params, "/token"), "src", "token")?,
-        _ => {
-            let iban = text(params, "/sepa_debit/iban").replace(' ', "").to_uppercase();
-            if !test_methods::is_iban(&iban) {
-                let message = "The IBAN you entered is invalid.";
-                return Err(Refusal::invalid(message).code("invalid_bank_account_iban").at("sepa_debit[iban]"));
-            }
-            payment_methods::make_as(act, "src", Known::Iban(&iban), &params["owner"])
+    let method = if text(params, "/type") == "card" {
+        from_token(act, text(params, "/token"), "src", "token")?
+    } else {
+        let iban = text(params, "/sepa_debit/iban").replace(' ', "").to_uppercase();
+        if !test_methods::is_iban(&iban) {
+            let message = "The IBAN you entered is invalid.";
+            return Err(Refusal::invalid(message).code("invalid_bank_account_iban").at("sepa_debit[iban]"));
         }
+        payment_methods::make_as(act, "src", Known::Iban(&iban), &params["owner"])
     };
     Ok(old_form(&method))
 }
