@@ -115,7 +115,7 @@ impl Hand {
                     }
                     let step = world.plan();
                     if let Step::Decide(news) = &step
-                        && !(step.lacks_method() && !has_read_methods)
+                        && (!step.lacks_method() || has_read_methods)
                     {
                         world.news((**news).clone());
                     }
