@@ -172,7 +172,8 @@ impl Workload {
             Known { organization: invoice.organization, invoice: invoice.id.clone(), payment: payment.id.clone() };
         let mut rng = self.rng(&format!("reprice-{}", invoice.id));
         let Some(session) = self.request_page(&known, "repriced", &mut rng).await else { return };
-        let (payer_waits, caller_waits) = (rng.below(2_000), rng.below(2_000));
+        // Stripe takes a while to close the page: who waits longer than the caller finds it closed now and then.
+        let (payer_waits, caller_waits) = (rng.below(6_000), rng.below(2_000));
         let pays = async {
             pause(Duration::from_millis(payer_waits)).await;
             self.use_link(&known, &session, payer).await
