@@ -1,3 +1,4 @@
+DROP INDEX payments_state_idx;
 DROP INDEX customers_pending_idx;
 DROP INDEX jobs_failed_idx;
 DROP INDEX jobs_leased_idx;

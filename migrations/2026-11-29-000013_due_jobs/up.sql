@@ -14,3 +14,5 @@ CREATE INDEX jobs_leased_idx ON jobs (lease_until) WHERE lease_until IS NOT NULL
 CREATE INDEX jobs_failed_idx ON jobs (organization_id, id) WHERE failures > 0;
 -- While a link is made or checked; few are at any time.
 CREATE INDEX customers_pending_idx ON customers (organization_id, integration_id, id) WHERE link_state = 'pending';
+-- Payments of a state, in the order of their lists.
+CREATE INDEX payments_state_idx ON payments (organization_id, state, id);

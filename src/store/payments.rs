@@ -224,28 +224,41 @@ pub async fn list(
     filter: &PaymentFilter,
     page: Page,
 ) -> Result<Vec<Payment>> {
-    let mut query = dsl::payments
-        .filter(dsl::organization_id.eq(org.0))
-        .order(dsl::id.desc())
-        .limit(page.size)
-        .select(Row::as_select())
-        .into_boxed();
-    if let Some(customer) = filter.customer_id {
-        query = query.filter(dsl::customer_id.eq(customer.0));
+    // One ordered lookup for each state: an index has the payments of one state in order, and of several it does not.
+    let mut states: Vec<Option<PaymentState>> = filter.states.iter().copied().map(Some).collect();
+    states.sort_by_key(|state| state.map(PaymentState::as_str));
+    states.dedup();
+    if states.is_empty() {
+        states.push(None);
     }
-    if !filter.states.is_empty() {
-        query = query.filter(dsl::state.eq_any(filter.states.iter().map(|state| state.as_str()).collect::<Vec<_>>()));
+    let mut rows: Vec<Row> = Vec::new();
+    for state in states {
+        let mut query = dsl::payments
+            .filter(dsl::organization_id.eq(org.0))
+            .order(dsl::id.desc())
+            .limit(page.size)
+            .select(Row::as_select())
+            .into_boxed();
+        if let Some(state) = state {
+            query = query.filter(dsl::state.eq(state.as_str()));
+        }
+        if let Some(customer) = filter.customer_id {
+            query = query.filter(dsl::customer_id.eq(customer.0));
+        }
+        if let Some(from) = filter.created_from {
+            query = query.filter(dsl::create_time.ge(from));
+        }
+        if let Some(before) = filter.created_before {
+            query = query.filter(dsl::create_time.lt(before));
+        }
+        if let Some(after) = page.after {
+            query = query.filter(dsl::id.lt(after));
+        }
+        rows.extend(query.load::<Row>(conn).await?);
     }
-    if let Some(from) = filter.created_from {
-        query = query.filter(dsl::create_time.ge(from));
-    }
-    if let Some(before) = filter.created_before {
-        query = query.filter(dsl::create_time.lt(before));
-    }
-    if let Some(after) = page.after {
-        query = query.filter(dsl::id.lt(after));
-    }
-    query.load(conn).await?.into_iter().map(Row::parse).collect()
+    rows.sort_by(|left, right| right.id.cmp(&left.id));
+    rows.truncate(usize::try_from(page.size).unwrap_or(usize::MAX));
+    rows.into_iter().map(Row::parse).collect()
 }
 
 /// A customer's payments that a change of its link or of its methods may set going: those that wait, those that are to ask

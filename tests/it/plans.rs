@@ -278,6 +278,10 @@ async fn work(cashier: &mut Cashier, round: &str) {
     let page = api.payments.list_payments(list.clone()).await.expect("a page").into_inner();
     let next = ListPaymentsRequest { page_token: page.next_page_token, ..list };
     api.payments.list_payments(next).await.expect("the next page");
+    // Of states that few have, all that there are.
+    let states = vec![PaymentState::Failed.into(), PaymentState::Canceled.into()];
+    let rare = ListPaymentsRequest { page_size: 20, states, ..ListPaymentsRequest::default() };
+    api.payments.list_payments(rare).await.expect("a page");
     let list = ListCustomersRequest { page_size: 20, ..ListCustomersRequest::default() };
     api.customers.list_customers(list).await.expect("a page");
     let list = ListEventsRequest { after_position: 10, page_size: 20, ..ListEventsRequest::default() };
