@@ -46,13 +46,25 @@ impl App {
     /// what is left of it.
     pub async fn lease_jobs(&self, room: &mut Room) -> Result<Vec<Lease>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::leases::refill(&mut tx, self.clock().now()).await?;
+        store::leases::make_due(&mut tx, self.clock().now()).await?;
         let leases = store::leases::lease(&mut tx, room, self.lease_period()).await?;
         tx.commit().await?;
         if !leases.is_empty() {
             crash::point(Point::AfterLease);
         }
         Ok(leases)
+    }
+
+    /// Frees jobs whose lease has run out, at most 200; whether there may be more.
+    pub async fn free_lapsed_leases(&self) -> Result<bool> {
+        let mut tx = self.0.pool.begin(Scope::System).await?;
+        let freed = store::leases::free_lapsed(&mut tx).await?;
+        tx.commit().await?;
+        if freed > 0 {
+            tracing::debug!(freed, "leases have run out");
+            self.0.wake.tell(Hint::Jobs);
+        }
+        Ok(freed > 0)
     }
 
     /// Prolongs leases, given by job and epoch; returns the jobs that are still ours.

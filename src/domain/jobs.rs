@@ -131,6 +131,8 @@ pub struct Room {
     pub held: HashMap<OrganizationId, usize>,
     /// The lane that had the last turn.
     pub after: Lane,
+    /// Whether the look ended before it had gone round: lanes are left that it did not come to.
+    pub is_cut_short: bool,
 }
 
 impl Room {

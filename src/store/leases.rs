@@ -19,33 +19,41 @@ use crate::domain::{Error, Result};
 /// Of a job that can be leased: the condition of `jobs_due_idx`.
 const DUE: &str = "due AND lease_until IS NULL AND park_time IS NULL";
 
-/// Of a job whose time is still to come, or came since the last [`refill`]: the condition of `jobs_scheduled_idx`.
+/// Of a job whose time is still to come, or came since the last [`make_due`]: the condition of `jobs_scheduled_idx`.
 const SCHEDULED: &str = "NOT due AND lease_until IS NULL AND park_time IS NULL";
 
-/// How many jobs one [`refill`] moves at most, of each sort.
-const REFILL_MAX: i64 = 200;
+/// How many jobs one [`make_due`] or [`free_lapsed`] moves at most.
+const MOVED_MAX: i64 = 200;
 
 /// How many lanes one [`lease`] passes at most that have nothing for it: of a full organization, of kinds that only a newer
-/// release knows, or held by transactions of others.
-const PASSED_MAX: usize = 1_000;
+/// release knows, or held by transactions of others. Each costs a statement, and what is leased before waits for the commit.
+const PASSED_MAX: usize = 50;
 
-/// Makes scheduled jobs due whose time has come by `now`, and jobs leasable whose lease has run out: whoever held those is
-/// gone. The oldest first, at most 200 of each.
-pub async fn refill(conn: &mut AsyncPgConnection, now: OffsetDateTime) -> Result<()> {
+/// Makes scheduled jobs due whose time has come by `now`, the oldest first, at most 200.
+pub async fn make_due(conn: &mut AsyncPgConnection, now: OffsetDateTime) -> Result<()> {
     diesel::sql_query(format!(
-        "WITH ended AS ( \
-             UPDATE jobs SET lease_until = NULL WHERE id = ANY (ARRAY( \
-                 SELECT id FROM jobs WHERE lease_until < statement_timestamp() \
-                 ORDER BY lease_until LIMIT $2 FOR UPDATE SKIP LOCKED)) \
-         ) \
-         UPDATE jobs SET due = true WHERE id = ANY (ARRAY( \
+        "UPDATE jobs SET due = true WHERE id = ANY (ARRAY( \
              SELECT id FROM jobs WHERE {SCHEDULED} AND run_at <= $1 ORDER BY run_at LIMIT $2 FOR UPDATE SKIP LOCKED))"
     ))
     .bind::<Timestamptz, _>(now)
-    .bind::<BigInt, _>(REFILL_MAX)
+    .bind::<BigInt, _>(MOVED_MAX)
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Makes jobs leasable whose lease has run out, because whoever held them is gone: the oldest first, at most 200. Returns
+/// how many those were.
+///
+/// Not for every look: while somebody keeps an old snapshot (a backup, say), the index still has every lease since, and
+/// each is passed over here.
+pub async fn free_lapsed(conn: &mut AsyncPgConnection) -> Result<usize> {
+    let freed = diesel::sql_query(
+        "UPDATE jobs SET lease_until = NULL WHERE id = ANY (ARRAY( \
+             SELECT id FROM jobs WHERE lease_until < statement_timestamp() \
+             ORDER BY lease_until LIMIT $1 FOR UPDATE SKIP LOCKED))",
+    );
+    Ok(freed.bind::<BigInt, _>(MOVED_MAX).execute(conn).await?)
 }
 
 /// When the next scheduled job becomes due.
@@ -105,17 +113,25 @@ impl Row {
 
 /// Leases due jobs for `period` of real time, as many as there is `room` for, in turns: it goes round the lanes from where
 /// it was last, and notes in `room` what it took and how far it came. Kinds that only a newer release knows are left to it.
+/// After 50 lanes with nothing for it the look ends, and the next one goes on from there.
 pub async fn lease(conn: &mut AsyncPgConnection, room: &mut Room, period: RealDuration) -> Result<Vec<Lease>> {
     // At most so many at one lane, so that others find places in the same round.
     let turn = room.free.div_ceil(4);
     let mut leases = Vec::new();
+    // The lanes passed since something was taken: whoever comes to one of them again has gone round.
     let mut passed = HashSet::new();
-    while room.free > 0 && passed.len() < PASSED_MAX {
+    let mut passes = 0;
+    while room.free > 0 {
         let Some((lane, taken)) = next_lane(conn, room, room.share(turn), period).await? else { break };
         let is_alone = room.after == lane;
         room.after = lane.clone();
         if taken.is_empty() {
             if is_alone || !passed.insert(lane) {
+                break;
+            }
+            passes += 1;
+            if passes == PASSED_MAX {
+                room.is_cut_short = true;
                 break;
             }
             continue;

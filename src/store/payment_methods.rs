@@ -34,7 +34,7 @@ struct Row {
 
 impl Row {
     fn new(method: &PaymentMethod) -> Result<Self> {
-        let Mandates { known, ended } = &method.mandates;
+        let Mandates { granted, ended } = &method.mandates;
         // What the release before this one reads: a mandate counts there unless it is the ended one.
         let ended_one = ended.last().cloned();
         let one = match method.mandates.state() {
@@ -55,7 +55,7 @@ impl Row {
             choose_time: method.choose_time,
             detach_time: method.detach_time,
             create_time: method.create_time,
-            mandate_ids: known.iter().cloned().collect(),
+            mandate_ids: granted.iter().cloned().collect(),
             ended_mandate_ids: ended.iter().cloned().collect(),
             unset_time: method.unset_time,
         })
@@ -63,7 +63,7 @@ impl Row {
 
     fn parse(self) -> Result<PaymentMethod> {
         let mut mandates = Mandates {
-            known: self.mandate_ids.into_iter().collect(),
+            granted: self.mandate_ids.into_iter().collect(),
             ended: self.ended_mandate_ids.into_iter().collect(),
         };
         // What the release before this one has written.
@@ -175,7 +175,7 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// Takes at most `limit` cards whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported yet:
+/// Takes at most `limit` cards, by their ids, whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported yet:
 /// it counts as reported from here on. One that is being written just now is left for the next time: whoever writes it may
 /// hold several.
 pub async fn take_expiring(
@@ -184,20 +184,18 @@ pub async fn take_expiring(
     integration: IntegrationId,
     month: i32,
     limit: i64,
-) -> Result<Vec<PaymentMethod>> {
+) -> Result<Vec<PaymentMethodId>> {
     #[derive(QueryableByName)]
     struct Taken {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
     let taken: Vec<Taken> = diesel::sql_query(
-        "UPDATE payment_methods SET reported_expiry = $3 WHERE organization_id = $1 AND id IN ( \
+        "UPDATE payment_methods SET reported_expiry = $3 WHERE organization_id = $1 AND id = ANY (ARRAY( \
              SELECT id FROM payment_methods \
              WHERE organization_id = $1 AND integration_id = $2 AND kind = 'card' AND detach_time IS NULL \
-                 AND (details ->> 'exp_year')::integer * 12 + (details ->> 'exp_month')::integer = $3 \
-                 AND reported_expiry IS DISTINCT FROM \
-                     (details ->> 'exp_year')::integer * 12 + (details ->> 'exp_month')::integer \
-             LIMIT $4 FOR UPDATE SKIP LOCKED) \
+                 AND expiry_month = $3 AND reported_expiry IS DISTINCT FROM expiry_month \
+             LIMIT $4 FOR UPDATE SKIP LOCKED)) \
          RETURNING id",
     )
     .bind::<SqlUuid, _>(org.0)
@@ -206,14 +204,5 @@ pub async fn take_expiring(
     .bind::<BigInt, _>(limit)
     .load(conn)
     .await?;
-    let ids: Vec<Uuid> = taken.into_iter().map(|row| row.id).collect();
-    dsl::payment_methods
-        .filter(dsl::organization_id.eq(org.0).and(dsl::id.eq_any(ids)))
-        .order(dsl::id)
-        .select(Row::as_select())
-        .load(conn)
-        .await?
-        .into_iter()
-        .map(Row::parse)
-        .collect()
+    Ok(taken.into_iter().map(|row| row.id.into()).collect())
 }

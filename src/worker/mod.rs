@@ -36,6 +36,12 @@ const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// than one look moves.
 const LOOK_AFTER: Duration = Duration::from_millis(10);
 
+/// How many looks in a row may end before they have gone round, and without a job, before the next one waits.
+const BARREN_MAX: usize = 20;
+
+/// How often leases that have run out are looked for, real time.
+const LAPSED_AFTER: Duration = Duration::from_secs(1);
+
 /// The least pause between renewals, real time, however fast the clock runs.
 const RENEW_AFTER: Duration = Duration::from_millis(10);
 
@@ -44,8 +50,14 @@ const RENEW_AFTER: Duration = Duration::from_millis(10);
 /// the leases run out, and the jobs are begun again elsewhere.
 pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, within: Duration) {
     let held = Held::default();
-    let taker =
-        Taker { app: app.clone(), concurrency, held: held.clone(), running: JoinSet::new(), after: Lane::start() };
+    let taker = Taker {
+        app: app.clone(),
+        concurrency,
+        held: held.clone(),
+        running: JoinSet::new(),
+        after: Lane::start(),
+        barren: 0,
+    };
     let timers = async {
         tokio::select! {
             () = stopping.cancelled() => {}
@@ -60,6 +72,7 @@ pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, with
     tokio::select! {
         () = taker.run(&stopping) => return,
         () = renew(&app, &held) => {}
+        () = free_lapsed(&app) => {}
         () = timers => {}
         () = overdue => {}
     }
@@ -127,6 +140,20 @@ async fn renew(app: &App, held: &Held) {
     }
 }
 
+/// Frees leases that have run out, for ever.
+async fn free_lapsed(app: &App) {
+    loop {
+        match app.free_lapsed_leases().await {
+            Ok(true) => {}
+            Ok(false) => pause(LAPSED_AFTER).await,
+            Err(error) => {
+                tracing::debug!(%error, "leases that have run out could not be freed; trying again");
+                pause(LAPSED_AFTER).await;
+            }
+        }
+    }
+}
+
 /// The most places of `concurrency` that one organization's jobs may take: a quarter is left to others, however slow
 /// Stripe is for that one.
 fn organization_max(concurrency: usize) -> usize {
@@ -137,6 +164,8 @@ fn organization_max(concurrency: usize) -> usize {
 enum Look {
     /// As many as there were places: there may be more.
     Full,
+    /// Not all lanes were come to yet.
+    CutShort,
     /// All that were due, but for those of an organization that has all the places it may have. When the next scheduled
     /// one is due, if there is one.
     Drained(Option<OffsetDateTime>),
@@ -151,6 +180,8 @@ struct Taker {
     running: JoinSet<()>,
     /// The lane that had the last turn.
     after: Lane,
+    /// How many looks in a row were cut short without a job.
+    barren: usize,
 }
 
 impl Taker {
@@ -180,17 +211,22 @@ impl Taker {
             return Look::Full;
         }
         let (organization_max, held) = (organization_max(self.concurrency), self.held.places());
-        let mut room = Room { free, organization_max, held, after: self.after.clone() };
+        let mut room = Room { free, organization_max, held, after: self.after.clone(), is_cut_short: false };
         let Ok(leases) = self.app.lease_jobs(&mut room).await else {
             return Look::Failed;
         };
         self.after = room.after;
+        self.barren = if room.is_cut_short && leases.is_empty() { self.barren + 1 } else { 0 };
         for lease in leases {
             self.start(lease);
         }
         if room.free == 0 {
             return Look::Full;
         }
+        if room.is_cut_short && self.barren < BARREN_MAX {
+            return Look::CutShort;
+        }
+        self.barren = 0;
         self.app.next_job_due().await.map_or(Look::Failed, Look::Drained)
     }
 
@@ -199,6 +235,7 @@ impl Taker {
         // When all places are taken, only the end of a job makes room.
         let (listen, due) = match look {
             Look::Full => (false, None),
+            Look::CutShort => return,
             Look::Drained(due) => (true, due),
             // Hints would only make us ask a database that is away more often.
             Look::Failed => return pause(LOOK_WITHIN).await,

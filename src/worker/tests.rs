@@ -20,7 +20,7 @@ fn lease(job: u128, epoch: i64) -> Lease {
 }
 
 fn room() -> Room {
-    Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start() }
+    Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start(), is_cut_short: false }
 }
 
 /// P8: whoever lost a lease stops prolonging it, and one that was taken anew meanwhile is not dropped for it.

@@ -261,7 +261,7 @@ impl Queue {
 
     async fn lease(&self, room: &mut Room) -> Vec<Lease> {
         let mut tx = self.pool.begin(Scope::System).await.expect("a transaction");
-        store::leases::refill(&mut tx, self.stage.clock.now()).await.expect("a refill");
+        store::leases::make_due(&mut tx, self.stage.clock.now()).await.expect("jobs become due");
         let period = std::time::Duration::from_mins(1);
         let leases = store::leases::lease(&mut tx, room, period).await.expect("leases");
         tx.commit().await.expect("a commit");
@@ -271,7 +271,7 @@ impl Queue {
 
 /// Of a worker that holds nothing yet.
 fn room(free: usize, organization_max: usize) -> Room {
-    Room { free, organization_max, held: HashMap::new(), after: Lane::start() }
+    Room { free, organization_max, held: HashMap::new(), after: Lane::start(), is_cut_short: false }
 }
 
 fn count(leases: &[Lease], organization: OrganizationId) -> usize {
@@ -319,5 +319,27 @@ async fn kinds_of_a_newer_release_are_left_to_it() {
     let mut tx = queue.pool.begin(Scope::System).await.expect("a transaction");
     assert_eq!(store::leases::next_due(&mut tx).await.expect("an answer"), None, "nobody wakes for them");
     tx.close().await.expect("an end");
+    queue.stage.strike().await;
+}
+
+/// Every lane that has nothing for us costs a statement, and a look that takes long keeps what it has leased waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p11_a_look_passes_few_lanes_that_have_nothing_for_it_and_the_next_one_goes_on_from_there() {
+    let queue = Queue::new().await;
+    let organization = queue.organization().await;
+    for number in 0..120 {
+        queue.add(organization, &format!("a_of_tomorrow_{number}"), 1, 10).await;
+    }
+    queue.add(organization, "submit_payment", 1, 1).await;
+    let mut room = room(5, 5);
+    let (mut looks, mut found) = (0, Vec::new());
+    while found.is_empty() {
+        room.is_cut_short = false;
+        found = queue.lease(&mut room).await;
+        looks += 1;
+        assert!(!found.is_empty() || room.is_cut_short, "a job is left");
+        assert!(looks <= 3, "120 lanes are passed in three looks");
+    }
+    assert_eq!(found[0].kind, JobKind::SubmitPayment);
     queue.stage.strike().await;
 }

@@ -301,7 +301,8 @@ async fn p8_a_job_that_was_just_given_back_is_not_held_again_by_a_renewal() {
         organization.id
     );
     superuser(&url).await.execute(&job, &[]).await.expect("a job");
-    let mut room = Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start() };
+    let mut room =
+        Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start(), is_cut_short: false };
     let lease = app.lease_jobs(&mut room).await.expect("an answer").pop().expect("the job is due");
     let held = [(lease.id.0, lease.epoch)];
     app.give_up_leases(&held).await.expect("it is given back");

@@ -17,7 +17,8 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         let (org, month) = (work.org, work.now.year() * 12 + i32::from(u8::from(work.now.month())));
         let cards = store::payment_methods::take_expiring(&mut work.tx, org, integration.id, month, BATCH).await?;
-        for card in cards {
+        for id in cards {
+            let card = store::payment_methods::get(&mut work.tx, org, id).await?;
             match store::customers::get(&mut work.tx, org, card.customer_id).await {
                 Ok(customer) => work.tell(tell::method("payment_method.expiring", &card, &customer, integration)),
                 Err(Error::NotFound { .. }) => {}
