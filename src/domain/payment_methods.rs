@@ -74,26 +74,24 @@ pub enum Mandate<'a> {
 /// order in which they arrive does not matter (P6).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mandates {
-    /// All of which anything is known.
-    pub known: BTreeSet<String>,
-    /// Those of them that permit no debits any more.
+    /// Those that were active at some time.
+    pub granted: BTreeSet<String>,
+    /// Those that permit no debits any more.
     pub ended: BTreeSet<String>,
 }
 
 impl Mandates {
     /// Notes what was learned about a mandate.
     pub fn note(&mut self, id: &str, is_active: bool) {
-        self.known.insert(id.to_owned());
-        if !is_active {
-            self.ended.insert(id.to_owned());
-        }
+        let facts = if is_active { &mut self.granted } else { &mut self.ended };
+        facts.insert(id.to_owned());
     }
 
     /// What they permit.
     pub fn state(&self) -> Mandate<'_> {
-        match self.known.difference(&self.ended).next() {
+        match self.granted.difference(&self.ended).next() {
             Some(id) => Mandate::Active(id),
-            None if self.known.is_empty() => Mandate::Unknown,
+            None if self.ended.is_empty() => Mandate::Unknown,
             None => Mandate::Inactive,
         }
     }
@@ -137,10 +135,12 @@ impl PaymentMethod {
         self.kind == MethodKind::SepaDebit.as_str() && self.provider_payment_method_id.starts_with("src_")
     }
 
-    /// Whether nothing that is known stands against a charge: a mandate that is unknown does.
-    pub fn can_be_charged(&self) -> bool {
+    /// Whether it could be charged when it was attached, or since: a SEPA method of which no active mandate was ever seen
+    /// perhaps could not. One whose mandate has ended stays the default that it was, and is refused: the customer has not
+    /// chosen another one.
+    fn was_chargeable(&self) -> bool {
         let is_sepa = self.kind == MethodKind::SepaDebit.as_str();
-        !is_sepa || (!self.is_legacy_sepa() && matches!(self.mandates.state(), Mandate::Active(_)))
+        !is_sepa || (!self.is_legacy_sepa() && !self.mandates.granted.is_empty())
     }
 
     /// Whether it may be a default: attached, and of an allowed kind.
@@ -158,10 +158,11 @@ impl PaymentMethod {
     }
 
     /// The second at which the customer was left without a default, because this one was unset. One that was detached by
-    /// then does not count: Stripe itself unsets a detached default.
+    /// then, or within [`DETACH_SECONDS`], does not count: Stripe itself unsets a detached default.
     pub fn unset(&self) -> Option<i64> {
         let second = self.unset_time?.unix_timestamp();
-        self.detach_time.is_none_or(|detached| detached.unix_timestamp() > second).then_some(second)
+        let end = second + DETACH_SECONDS;
+        self.detach_time.is_none_or(|detached| detached.unix_timestamp() > end).then_some(second)
     }
 
     fn choice(&self) -> Option<(i64, bool)> {
@@ -174,19 +175,24 @@ impl PaymentMethod {
     }
 }
 
+/// How far apart Stripe's events about one detachment may be dated. Nothing documents that the event that unsets the default
+/// has the same second as the one that detaches the method.
+const DETACH_SECONDS: i64 = 5;
+
 /// A fact in favour of a method: its second, whether it is a choice, and Stripe's id of the method.
 type Claim<'a> = (i64, bool, &'a str);
 
 /// The default: the eligible method with the newest fact in its favour, newer than a choice of none; of one second the
 /// choice of a method comes last, that of none next, an attachment first. To be attached is no such fact for a method that
-/// cannot be charged, or whose mandate is unknown, while there is one that can: it does not displace that one.
+/// could never be charged, or whose mandate is unknown, while there is one that could: it does not displace that one.
 pub fn default_method<'a>(methods: &'a [PaymentMethod], allowed: &[MethodKind]) -> Option<&'a PaymentMethod> {
     let eligible = || methods.iter().filter(move |method| method.is_eligible(allowed));
-    let is_any_good = eligible().any(|method| method.can_be_charged() && method.claim().is_some());
     let unset = methods.iter().filter_map(PaymentMethod::unset).max();
     let is_newer = |claim: &Claim<'_>| unset.is_none_or(|unset| claim.0 > unset || (claim.0 == unset && claim.1));
+    let is_any_good =
+        eligible().any(|method| method.was_chargeable() && method.claim().is_some_and(|it| is_newer(&it)));
     let claim = |method: &'a PaymentMethod| {
-        let claim = if is_any_good && !method.can_be_charged() { method.claim_by_choice() } else { method.claim() };
+        let claim = if is_any_good && !method.was_chargeable() { method.claim_by_choice() } else { method.claim() };
         claim.filter(is_newer)
     };
     eligible().filter(|method| claim(method).is_some()).max_by_key(|method| claim(method))
@@ -257,8 +263,24 @@ mod tests {
         }
         let known = mandated(unknown.clone());
         assert_eq!(chosen(&[card.clone(), known], &BOTH).as_deref(), Some("pm_sepa"));
-        let by_hand = PaymentMethod { choose_time: unknown.attach_time, ..unknown };
-        assert_eq!(chosen(&[card, by_hand], &BOTH).as_deref(), Some("pm_sepa"), "a choice is followed");
+        let by_hand = PaymentMethod { choose_time: unknown.attach_time, ..unknown.clone() };
+        assert_eq!(chosen(&[card.clone(), by_hand], &BOTH).as_deref(), Some("pm_sepa"), "a choice is followed");
+        // After a choice of none the card is no default that could be displaced.
+        let unset = PaymentMethod { unset_time: card.attach_time, ..card };
+        assert_eq!(chosen(&[unset, unknown], &BOTH).as_deref(), Some("pm_sepa"));
+    }
+
+    #[test]
+    fn a_default_whose_mandate_has_ended_is_not_replaced_by_an_older_card_whatever_is_heard_first() {
+        let card = method("pm_card", "card", Some(1), None, false);
+        for facts in [[true, false], [false, true]] {
+            let mut sepa = method("pm_sepa", "sepa_debit", Some(2), None, false);
+            for is_active in facts {
+                sepa.mandates.note("mandate_1", is_active);
+            }
+            assert_eq!(sepa.mandates.state(), Mandate::Inactive);
+            assert_eq!(chosen(&[card.clone(), sepa], &BOTH).as_deref(), Some("pm_sepa"));
+        }
     }
 
     #[test]
@@ -302,8 +324,11 @@ mod tests {
         let detached_later =
             PaymentMethod { detach_time: method("", "card", None, None, true).detach_time, ..was_default };
         assert_eq!(chosen(&[other.clone(), detached_later.clone()], &BOTH), None);
-        let by_stripe = unset(99, detached_later);
-        assert_eq!(chosen(&[other, by_stripe], &BOTH).as_deref(), Some("pm_other"), "Stripe itself has unset it");
+        for second in [99, 98, 100] {
+            let by_stripe = unset(second, detached_later.clone());
+            let default = chosen(&[other.clone(), by_stripe], &BOTH);
+            assert_eq!(default.as_deref(), Some("pm_other"), "Stripe itself has unset it at {second}");
+        }
     }
 
     #[test]

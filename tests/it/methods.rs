@@ -260,7 +260,7 @@ async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
     assert_eq!(code, "no_payment_method");
     assert_eq!((cashier.charges("inv").len(), shown_default(&cashier, &provider_id).as_str()), (0, ""));
     // Detached afterwards it was still unset by hand.
-    cashier.advance(Duration::seconds(2));
+    cashier.advance(Duration::minutes(1));
     cashier.sandbox().detach_by_hand(&second).expect("detached");
     until("it is told", || async { (count(&cashier, "payment_method.detached", &second) == 1).then_some(()) }).await;
     assert_eq!(default_of(&mut cashier, "hooli").await, "", "{first} is not charged in its place");

@@ -38,14 +38,16 @@ pub(in crate::app) async fn note_provider_default(
 }
 
 /// Takes in what a read of all of a customer's methods has shown of Stripe's default: another one than is known was chosen,
-/// and counts as chosen now. Returns which method that is in favour of, and which one was unset for none.
+/// and counts as chosen now. What has become known since `before`, which was known when the read began, is newer than the
+/// read. Returns which method that is in favour of, and which one was unset for none.
 pub(super) async fn default_read(
     work: &mut Work,
     customer: &Customer,
+    before: &ProviderDefault,
     there: Option<&String>,
 ) -> Result<DefaultChange> {
     let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
-    if known.method.as_ref() == there {
+    if known != *before || known.method.as_ref() == there {
         return Ok(DefaultChange { from: None, to: None });
     }
     let now = ProviderDefault { method: there.cloned(), time: Some(work.now) };
@@ -97,8 +99,9 @@ impl App {
             self.default_chosen(&about, &provider_id, &change).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        // The key names the try, too, so that none is answered with a stored 500 for a day; to do it twice harms nobody.
-        let idempotency_key = format!("paybridge-default-{}-{}-{}", customer.id, customer.version, lease.failures);
+        // A key of its own for every try: an earlier answer, good or bad, says nothing of what Stripe has now. To write the
+        // same default twice harms nobody.
+        let idempotency_key = format!("paybridge-default-{}-{}", customer.id, self.clock().new_id());
         let body = stripe::customers::default_method_body(Some(&method));
         match self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await {
             Ok(_) => self.default_is_written(lease, customer.id, &method).await,

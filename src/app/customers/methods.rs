@@ -222,6 +222,9 @@ impl App {
     async fn learn_payment_methods(&self, lease: &Lease, id: CustomerId, revives: bool) -> Result<()> {
         let org = lease.organization_id;
         let Some((integration, provider_id, access)) = self.linked_customer(org, id).await? else { return Ok(()) };
+        let mut tx = self.read(org).await?;
+        let before = store::customers::provider_default(&mut tx, org, id).await?;
+        tx.close().await?;
         let read = async {
             let kinds = [MethodKind::Card, MethodKind::SepaDebit];
             let found = self.0.stripe.payment_methods_of(&access.key, &provider_id, &kinds).await?;
@@ -243,7 +246,7 @@ impl App {
             // Linked anew meanwhile: what was read is of another Stripe customer.
             return work.abandon().await;
         }
-        let change = super::default::default_read(&mut work, &customer, chosen.as_ref()).await?;
+        let change = super::default::default_read(&mut work, &customer, &before, chosen.as_ref()).await?;
         for snapshot in &found {
             let learnt = Learnt {
                 snapshot,

@@ -118,7 +118,7 @@ fn method(number: u128, kind: MethodKind) -> PaymentMethod {
         provider_payment_method_id: format!("pm_{number}"),
         kind: kind.as_str().to_owned(),
         details: MethodDetails::default(),
-        mandates: Mandates { known: ["mandate".to_owned()].into(), ..Mandates::default() },
+        mandates: Mandates { granted: ["mandate".to_owned()].into(), ..Mandates::default() },
         attach_time: Some(START),
         choose_time: None,
         unset_time: None,

@@ -108,7 +108,9 @@ mod tests {
         assert!(matches!(told("card").details, Some(Details::Card(card)) if card.last4 == "4242"));
         let mandate = |facts: &[bool]| {
             let mut sepa = method("sepa_debit");
-            facts.iter().for_each(|is_active| sepa.mandates.note("mandate_1", *is_active));
+            for is_active in facts {
+                sepa.mandates.note("mandate_1", *is_active);
+            }
             match payment_method(sepa, None).details {
                 Some(Details::SepaDebit(it)) => (it.provider_mandate_id.clone(), it.mandate_state()),
                 other => panic!("{other:?}"),
