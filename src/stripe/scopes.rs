@@ -123,7 +123,7 @@ pub static SCOPES: [Scope; 9] = [
     Scope {
         permission: "rak_refund_write",
         title: "Charges and Refunds: Write",
-        needed_to: "create and follow refunds",
+        needed_to: "create and follow refunds, and learn SEPA mandates from charges",
         probe: Probe::Write("/v1/refunds/{id}", "re_paybridgeprobe"),
     },
     Scope {
