@@ -311,6 +311,7 @@ async fn p12_what_was_paid_elsewhere_and_at_the_bank_is_told() {
     cashier.customer("hooli", GOOD_IBAN).await;
     cashier.pay("hooli", "inv").await;
     let moving = cashier.payment_in("inv", PaymentState::Processing).await;
+    until("it is at the bank", || async { (cashier.live_charges("inv") == 1).then_some(()) }).await;
     cashier.record_manual("manual", &moving).await.expect("it is taken on");
     until("Stripe has refused to cancel", || async {
         cashier.posts("/cancel").iter().any(|post| post.status == Some(400)).then_some(())
