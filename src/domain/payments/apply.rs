@@ -211,7 +211,11 @@ impl Payment {
                     change.notices.extend(change.settled_by.clone().map(Notice::Overpaid));
                 }
                 Some(Errand::Settle { provider_payment_intent_id, provider_charge_id, minor_units }) => {
-                    let amount = Money { minor_units, ..self.amount };
+                    // Where our own way has brought less than is due, some of it was needed.
+                    let settled = change.settled_by.as_ref().map(|receipt| receipt.amount.minor_units);
+                    let missing = settled.map_or(0, |came| (self.due() - self.part_received - came).max(0));
+                    self.part_received += missing;
+                    let amount = Money { minor_units: minor_units - missing, ..self.amount };
                     let receipt = Receipt { provider_payment_intent_id, provider_charge_id, amount };
                     change.notices.push(Notice::Overpaid(receipt));
                 }
@@ -408,7 +412,9 @@ impl Payment {
         self.unknown_since = None;
         self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
         self.awaits_method &= !state.is_final();
-        if !self.is_moving() && state != PaymentState::Succeeded {
+        // What was paid by hand, and waits for our own way to be closed, has paid the amount that was refused.
+        let is_paid = state == PaymentState::Succeeded || matches!(self.errand, Some(Errand::Settle { .. }));
+        if !self.is_moving() && !is_paid {
             self.refused_amount = None;
         }
     }
