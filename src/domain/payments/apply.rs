@@ -175,8 +175,8 @@ impl Payment {
     }
 
     /// Whether it is to be retried automatically with this default, once: it had failed for lack of a method. What was
-    /// refused since, on a link say, is not repeated, so that then only a method that was attached later counts; Stripe's
-    /// times are whole seconds.
+    /// refused since, on a link say, is not repeated, so that then only another method counts, and only one that was
+    /// attached later. The times alone do not decide: Stripe's are whole seconds, of Stripe's clock.
     pub fn is_due_for(&self, default: Option<&PaymentMethod>, attempt: Option<&Attempt>) -> bool {
         let Some(default) = default.filter(|_| self.state == PaymentState::Failed && self.errand.is_none()) else {
             return false;
@@ -184,9 +184,11 @@ impl Payment {
         if attempt.is_some_and(Attempt::is_open) {
             return false;
         }
+        let is_tried = attempt.and_then(Attempt::method) == Some(default.id);
         let refused = attempt.and_then(|attempt| attempt.finish_time).map(OffsetDateTime::unix_timestamp);
         let attached = default.attach_time.map(OffsetDateTime::unix_timestamp);
-        self.lacked_method() || (self.awaits_method && refused.is_none_or(|refused| attached >= Some(refused)))
+        let is_new = !is_tried && refused.is_none_or(|refused| attached >= Some(refused));
+        self.lacked_method() || (self.awaits_method && is_new)
     }
 
     /// Whether its job has to look at it after a change: an errand waits for the way to be closed, the customer is to be

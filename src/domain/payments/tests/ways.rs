@@ -341,6 +341,23 @@ fn a_method_is_due_once_and_a_refusal_since_is_not_repeated() {
     assert!(!refused.is_due_for(Some(&attached(20)), None), "once");
 }
 
+#[test]
+fn the_automatic_retry_never_repeats_a_decline_of_the_method_that_has_arrived() {
+    let mut lacking = payment(PaymentState::Pending);
+    lacking.apply(None, News::Refused(Failure::no_payment_method()), HERE);
+    // The caller's RetryPayment is faster than our own retry, and Stripe's clock is ahead of ours.
+    lacking.apply(None, News::Retried(None), HERE);
+    let mut tried = attempt();
+    lacking.apply(Some(&mut tried), News::Sent(1), HERE);
+    lacking.apply(Some(&mut tried), News::Intent(&declined("ch_1")), HERE);
+    assert!(lacking.awaits_method && lacking.state == PaymentState::Failed);
+    let arrived = PaymentMethod { attach_time: Some(NOW + Duration::seconds(2)), ..card() };
+    assert_eq!(tried.method(), Some(arrived.id));
+    assert!(!lacking.is_due_for(Some(&arrived), Some(&tried)), "the bank has refused this one");
+    let another = PaymentMethod { id: Uuid::from_u128(2).into(), ..arrived };
+    assert!(lacking.is_due_for(Some(&another), Some(&tried)), "another one has its try");
+}
+
 fn card() -> PaymentMethod {
     PaymentMethod {
         id: Uuid::nil().into(),
