@@ -45,7 +45,8 @@ pub(super) fn payment_changed(about: &About<'_>, change: &Change) -> Vec<NewEven
     told
 }
 
-fn noticed(about: &About<'_>, notice: &Notice) -> NewEvent {
+/// What the caller learns besides the payment's state.
+pub(super) fn noticed(about: &About<'_>, notice: &Notice) -> NewEvent {
     let (webhook_type, object) = match notice {
         Notice::CancellationRefused => ("payment.cancellation_refused", payment_object(about)),
         Notice::AmountChangeRefused { minor_units } => (
@@ -93,11 +94,6 @@ fn state_changed(about: &About<'_>, change: &Change) -> Vec<NewEvent> {
         });
     }
     told
-}
-
-/// More money has come in for an invoice than it asked for (P12): this much of it, by this intent and charge.
-pub(super) fn overpaid(about: &About<'_>, receipt: &Receipt) -> NewEvent {
-    NewEvent { webhook_type: "payment.overpaid", payload: Payload::Payment(received(about, receipt)) }
 }
 
 /// The payment, with the money that one intent brought in.

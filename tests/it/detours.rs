@@ -3,7 +3,7 @@
 
 use paybridge::dev::sandbox::{Action, Fault, Recorded};
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::{Payment, PaymentState};
+use paybridge::grpc::proto::{DeleteCustomerRequest, Payment, PaymentState};
 use time::Duration;
 
 use crate::cashier::{Cashier, until};
@@ -117,6 +117,28 @@ async fn a_method_that_was_detached_before_the_confirm_is_no_payment_method() {
     at_rest(&cashier).await;
     assert_eq!(cashier.live_charges("inv"), 1);
     emitted(&cashier, "invoice.payment_failure", "inv", 1).await;
+    cashier.end().await;
+}
+
+/// A customer may be deleted once its payments have failed, and a payment outlives it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_retry_with_a_detached_method_of_a_deleted_customer_is_refused_and_does_not_hang() {
+    let mut cashier = Cashier::new("deleted", Options::default()).await;
+    cashier.customer("hooli", DECLINING).await;
+    let method = cashier.methods("hooli").await[0].provider_payment_method_id.clone();
+    cashier.pay("hooli", "inv").await;
+    let failed = cashier.payment_in("inv", PaymentState::Failed).await;
+    assert_eq!(code(&failed), "card_declined");
+    let delete = DeleteCustomerRequest { id: failed.customer_id.clone() };
+    cashier.player.api.customers.clone().delete_customer(delete).await.expect("nothing of it is on its way");
+    lose(&cashier, "payment_method.detached");
+    cashier.sandbox().detach_by_hand(&method).expect("somebody detaches it, unheard");
+    cashier.retry("retry", &failed, true).await.expect("it is retried");
+    let refused = cashier.payment_in("inv", PaymentState::Failed).await;
+    assert_eq!(code(&refused), "payment_method_not_usable");
+    // Stripe's news of a customer who is deleted here wait two minutes, and count for nothing.
+    cashier.at_rest(&["submit_payment"]).await;
+    emitted(&cashier, "invoice.payment_failure", "inv", 2).await;
     cashier.end().await;
 }
 

@@ -82,7 +82,7 @@ impl App {
             let text = format!("must stay {}: an invoice keeps its currency", scene.payment.amount.currency);
             return Err(Error::invalid("payment.amount.currency_code", text));
         }
-        let errand = Errand::ChangeAmount { minor_units: amount.minor_units };
+        let errand = scene.payment.amount_change(amount.minor_units);
         ask(&mut work, &mut scene, errand, &UPDATE).await?;
         work.commit().await?;
         Ok(scene.payment)

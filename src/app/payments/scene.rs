@@ -6,7 +6,7 @@ use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::JobKind;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::payments::{Attempt, Change, Circumstances, Link, News, Payment, Step, plan};
+use crate::domain::payments::{Attempt, Change, Circumstances, Link, News, Notice, Payment, Step, plan};
 use crate::domain::{PaymentId, Result};
 use crate::store;
 
@@ -75,6 +75,15 @@ impl Scene {
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
         work.tell_all(tell::payment_changed(&self.about(), &change));
+        for notice in &change.notices {
+            if let Notice::AmountMismatch(receipt) = notice {
+                tracing::error!(
+                    payment.id = %self.payment.id, intent.id = %receipt.provider_payment_intent_id,
+                    payment.amount = %self.payment.amount, intent.amount = %receipt.amount,
+                    "a payment was settled with less than was due, or in another currency"
+                );
+            }
+        }
         if let Some(receipt) = &change.settled_by {
             let is_own = own.as_ref() == Some(&receipt.provider_payment_intent_id);
             self.note_settlement(work, receipt, is_own).await?;

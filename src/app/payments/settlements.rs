@@ -6,7 +6,7 @@ use super::refresh::READS_MAX;
 use crate::app::work::Work;
 use crate::app::{Access, App, tell};
 use crate::domain::jobs::Lease;
-use crate::domain::payments::{News, Receipt};
+use crate::domain::payments::{News, Notice, Receipt};
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
@@ -198,14 +198,7 @@ impl Scene {
             self.payment.amount_received -= counted;
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
-        note_charge(work, self.payment.id, self.payment.integration_id, receipt, true).await?;
-        if receipt.amount != self.payment.amount {
-            tracing::error!(
-                payment.id = %self.payment.id, intent.id = %intent, asked = %self.payment.amount,
-                received = %receipt.amount, "a payment was settled with another amount or currency than was asked for"
-            );
-        }
-        Ok(())
+        note_charge(work, self.payment.id, self.payment.integration_id, receipt, true).await
     }
 
     /// Another intent than the payment's own has taken money for its invoice: noted once, and reported (P12). If it counts
@@ -230,7 +223,7 @@ impl Scene {
             self.payment.amount_received += amount;
         }
         store::payments::save(&mut work.tx, &mut self.payment, now).await?;
-        work.tell(tell::overpaid(&self.about(), &receipt));
+        work.tell(tell::noticed(&self.about(), &Notice::Overpaid(receipt)));
         Ok(())
     }
 }

@@ -277,7 +277,15 @@ impl App {
             Err(error) => return Err(self.stripe_trouble(access, "payment_method.read", &error).await),
         }
         let mut work = self.begin_leased(lease).await?;
-        let mut customer = store::customers::lock(&mut work.tx, work.org, charged.customer_id).await?;
+        let mut customer = match store::customers::lock(&mut work.tx, work.org, charged.customer_id).await {
+            Ok(customer) => customer,
+            // A payment outlives its customer, whose methods are kept up no more.
+            Err(Error::NotFound { .. }) => {
+                work.abandon().await?;
+                return Ok(true);
+            }
+            Err(error) => return Err(error),
+        };
         let integration = store::integrations::get(&mut work.tx, work.org, charged.integration_id).await?;
         let mut method = store::payment_methods::get(&mut work.tx, work.org, charged.id).await?;
         let now = work.now;

@@ -175,8 +175,8 @@ impl Payment {
     }
 
     /// Whether it is to be retried automatically with this default, once: it had failed for lack of a method. What was
-    /// refused since, on a link say, is not repeated, so that then only a method that was attached later counts; Stripe's
-    /// times are whole seconds.
+    /// refused since, on a link say, is not repeated, so that then only another method counts, and only one that was
+    /// attached later. The times alone do not decide: Stripe's are whole seconds, of Stripe's clock.
     pub fn is_due_for(&self, default: Option<&PaymentMethod>, attempt: Option<&Attempt>) -> bool {
         let Some(default) = default.filter(|_| self.state == PaymentState::Failed && self.errand.is_none()) else {
             return false;
@@ -184,9 +184,11 @@ impl Payment {
         if attempt.is_some_and(Attempt::is_open) {
             return false;
         }
+        let is_tried = attempt.and_then(Attempt::method) == Some(default.id);
         let refused = attempt.and_then(|attempt| attempt.finish_time).map(OffsetDateTime::unix_timestamp);
         let attached = default.attach_time.map(OffsetDateTime::unix_timestamp);
-        self.lacked_method() || (self.awaits_method && refused.is_none_or(|refused| attached >= Some(refused)))
+        let is_new = !is_tried && refused.is_none_or(|refused| attached >= Some(refused));
+        self.lacked_method() || (self.awaits_method && is_new)
     }
 
     /// Whether its job has to look at it after a change: an errand waits for the way to be closed, the customer is to be
@@ -211,7 +213,11 @@ impl Payment {
                     change.notices.extend(change.settled_by.clone().map(Notice::Overpaid));
                 }
                 Some(Errand::Settle { provider_payment_intent_id, provider_charge_id, minor_units }) => {
-                    let amount = Money { minor_units, ..self.amount };
+                    // Where our own way has brought less than is due, some of it was needed.
+                    let settled = change.settled_by.as_ref().map(|receipt| receipt.amount.minor_units);
+                    let missing = settled.map_or(0, |came| (self.due() - self.part_received - came).max(0));
+                    self.part_received += missing;
+                    let amount = Money { minor_units: minor_units - missing, ..self.amount };
                     let receipt = Receipt { provider_payment_intent_id, provider_charge_id, amount };
                     change.notices.push(Notice::Overpaid(receipt));
                 }
@@ -408,7 +414,9 @@ impl Payment {
         self.unknown_since = None;
         self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
         self.awaits_method &= !state.is_final();
-        if !self.is_moving() && state != PaymentState::Succeeded {
+        // What was paid by hand, and waits for our own way to be closed, has paid the amount that was refused.
+        let is_paid = state == PaymentState::Succeeded || matches!(self.errand, Some(Errand::Settle { .. }));
+        if !self.is_moving() && !is_paid {
             self.refused_amount = None;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use super::{Payment, PaymentState};
+use super::{Errand, Payment, PaymentState};
 use crate::domain::Money;
 use crate::domain::signals::IntentSnapshot;
 
@@ -87,10 +87,18 @@ impl Change {
 }
 
 impl Payment {
-    /// What the money that settled it is too much or too little (P12), together with what charges made by hand had brought:
-    /// against the amount that was refused, if one was, because the caller reckons with that.
+    /// What is due, minor units, the parts that charges made by hand have brought included: the amount that a caller has
+    /// requested, even where the change waits or was refused, because the caller reckons with that; else the present one.
+    pub(super) fn due(&self) -> i64 {
+        match self.errand {
+            Some(Errand::ChangeAmount { minor_units, part_known }) => minor_units + part_known,
+            _ => self.refused_amount.unwrap_or(self.amount.minor_units),
+        }
+    }
+
+    /// What the money that settled it is too much or too little (P12), together with what charges made by hand had brought.
     pub(super) fn difference(&self, receipt: &Receipt) -> Option<Notice> {
-        let due = self.refused_amount.unwrap_or(self.amount.minor_units);
+        let due = self.due();
         let came = receipt.amount.minor_units + self.part_received;
         if receipt.amount.currency != self.amount.currency {
             return Some(Notice::AmountMismatch(receipt.clone()));

@@ -18,6 +18,10 @@ pub enum Errand {
     ChangeAmount {
         /// Minor units.
         minor_units: i64,
+        /// What charges made by hand had brought of the amount before when this was requested, minor units. The new amount
+        /// is what remains besides. Rows of earlier releases lack it: 0.
+        #[serde(default)]
+        part_known: i64,
     },
     /// Charge a stored method, although a link is open.
     Retry {
@@ -66,6 +70,15 @@ impl Errand {
 }
 
 impl Payment {
+    /// The errand of a caller who wants another amount, minor units, in the same currency. The same amount again is the
+    /// change that waits already.
+    pub fn amount_change(&self, minor_units: i64) -> Errand {
+        match &self.errand {
+            Some(known @ Errand::ChangeAmount { minor_units: waiting, .. }) if *waiting == minor_units => known.clone(),
+            _ => Errand::ChangeAmount { minor_units, part_known: self.part_received },
+        }
+    }
+
     /// Why `errand` can't be taken on now.
     pub fn objection(&self, attempt: Option<&Attempt>, errand: &Errand) -> Option<Objection> {
         // A link that was used is at the bank, and no link any more.
@@ -108,10 +121,10 @@ impl Payment {
     pub(super) fn carry_out(&mut self, errand: Errand, change: &mut Change) {
         match errand {
             Errand::Cancel => self.enter(PaymentState::Canceled),
-            Errand::ChangeAmount { minor_units } => {
+            Errand::ChangeAmount { minor_units, part_known } => {
                 self.amount.minor_units = minor_units;
-                // The new amount is what remains besides.
-                self.part_received = 0;
+                // What came after the request counts towards the new amount. A known part may have gone back meanwhile.
+                self.part_received = (self.part_received - part_known).max(0);
                 if minor_units == 0 || self.state == PaymentState::Pending {
                     self.enter(PaymentState::Pending);
                 } else if self.is_moving() {
@@ -180,8 +193,8 @@ impl Payment {
     pub(super) fn refuse(&mut self, errand: &Errand, change: &mut Change) {
         match *errand {
             Errand::Cancel => change.notices.push(Notice::CancellationRefused),
-            Errand::ChangeAmount { minor_units } => {
-                self.refused_amount = Some(minor_units);
+            Errand::ChangeAmount { minor_units, part_known } => {
+                self.refused_amount = Some(minor_units + part_known);
                 change.notices.push(Notice::AmountChangeRefused { minor_units });
             }
             Errand::Retry { .. } | Errand::RecordManual(_) | Errand::Settle { .. } | Errand::EndAction => {}
@@ -198,7 +211,7 @@ impl Payment {
             change.notices.push(Notice::Overpaid(receipt));
             return;
         }
-        let remaining = self.amount.minor_units - self.part_received - came;
+        let remaining = self.due() - self.part_received - came;
         if remaining > 0 {
             self.part_received += came;
             change.notices.push(Notice::Underpaid { receipt, remaining });

@@ -234,7 +234,8 @@ pub struct Payment {
     pub provider_charge_id: Option<String>,
     /// What Stripe has received, minor units.
     pub amount_received: i64,
-    /// How much of that charges made by hand have brought of the present amount, without paying it in full.
+    /// How much of that charges made by hand have brought of the present amount, without paying it in full; once it is
+    /// paid, also what was needed of one that came at the same time.
     pub part_received: i64,
     /// What went back, minor units.
     pub amount_refunded: i64,
@@ -242,8 +243,8 @@ pub struct Payment {
     pub cancel_request_time: Option<OffsetDateTime>,
     /// What is to be done once nothing at Stripe can take money for it any more.
     pub errand: Option<Errand>,
-    /// The amount, minor units, that a caller requested while the payer was about to pay the present one: refused, and
-    /// what comes in is compared with it.
+    /// What is due, minor units, to a caller who requested another amount while the payer was about to pay the present
+    /// one: the parts that were known then, and what was requested besides. Refused, and what comes in is compared with it.
     pub refused_amount: Option<i64>,
     /// What somebody has recorded as paid elsewhere, once it counts.
     pub manual: Option<Manual>,

@@ -1,3 +1,4 @@
+mod amounts;
 mod ways;
 
 use proptest::prelude::*;

@@ -8,6 +8,7 @@
 //!
 //! A seed that fails is played again with a trace that a person can follow, and belongs into [`KEPT`].
 
+mod book;
 mod stripe;
 mod ways;
 mod work;
@@ -126,15 +127,24 @@ impl Schedule {
     fn wish(&mut self) {
         let mut world = self.world.borrow_mut();
         let time = world.now;
+        let remaining = world.notices.iter().rev().find_map(|notice| match notice {
+            Notice::Underpaid { remaining, .. } => Some(*remaining),
+            _ => None,
+        });
         let errands = [
             Errand::Cancel,
-            Errand::ChangeAmount { minor_units: 3000 },
-            Errand::ChangeAmount { minor_units: 10 },
+            world.payment.amount_change(3000),
+            world.payment.amount_change(10),
+            // What remains, as it was reported.
+            world.payment.amount_change(remaining.unwrap_or(6000)),
             Errand::RecordManual(Manual { reference: String::new(), time }),
         ];
         let which = world.random.below(errands.len() + 4);
         if let Some(errand) = errands.get(which) {
-            if world.payment.objection(world.newest(), errand).is_none() {
+            // The amount that it has is no change.
+            let is_same = matches!(errand, Errand::ChangeAmount { minor_units, .. }
+                if world.payment.errand.is_none() && *minor_units == world.payment.amount.minor_units);
+            if !is_same && world.payment.objection(world.newest(), errand).is_none() {
                 world.note(|| format!("asked: {errand:?}"));
                 world.news(News::Asked(errand.clone()));
             }
@@ -183,8 +193,8 @@ impl Schedule {
                 }
             }
             7 => {
-                // Once: what adds up over several is the domain's own test.
-                if !world.stripe.intents.iter().any(|intent| intent.by_hand) && is_first {
+                // A few times: a part, what remains, or more.
+                if world.stripe.intents.iter().filter(|intent| intent.by_hand).count() < 3 && is_first {
                     let amounts = [world.payment.amount.minor_units.max(50), 2000, 6000];
                     let amount = world.random.of(&amounts);
                     world.note(|| format!("somebody takes {amount} by hand with an intent of their own"));
@@ -304,6 +314,7 @@ fn reopen(world: &mut World) {
         amount_received: known.amount_received,
         ..new_payment(4900)
     };
+    world.book.reopen(4900);
     let now = world.now;
     world.ask(Kind::Submit, now);
 }

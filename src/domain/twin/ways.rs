@@ -209,6 +209,7 @@ impl Hand {
                         if world.payment.state.is_final() {
                             world.payment.amount_received += told.amount_received;
                             world.notices.push(Notice::Overpaid(Receipt::of(told)));
+                            world.book.hear_late(told.amount_received);
                         } else {
                             world.news(News::PaidBeside(told));
                         }

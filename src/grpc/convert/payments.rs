@@ -129,7 +129,7 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         provider_payment_intent_id: payment.provider_payment_intent_id.unwrap_or_default(),
         provider_charge_id: payment.provider_charge_id.unwrap_or_default(),
         requested_amount: match payment.errand {
-            Some(Errand::ChangeAmount { minor_units }) => of(minor_units),
+            Some(Errand::ChangeAmount { minor_units, .. }) => of(minor_units),
             _ => None,
         },
         manual_payment: payment.manual.map(|manual| proto::ManualPayment {

@@ -4,12 +4,12 @@ use super::*;
 use crate::domain::payment_methods::{Mandates, MethodDetails, PaymentMethod};
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
-fn link(session: Option<&str>) -> Attempt {
+pub(super) fn link(session: Option<&str>) -> Attempt {
     let link = Link { provider_session_id: session.map(str::to_owned), ..Link::default() };
     Attempt { number: 2, way: Way::Link(link), provider_payment_intent_id: None, ..attempt() }
 }
 
-fn session(status: SessionStatus, intent: Option<&str>) -> SessionSnapshot {
+pub(super) fn session(status: SessionStatus, intent: Option<&str>) -> SessionSnapshot {
     SessionSnapshot {
         id: "cs_1".to_owned(),
         url: Some("https://pay.test/cs_1".to_owned()),
@@ -21,14 +21,14 @@ fn session(status: SessionStatus, intent: Option<&str>) -> SessionSnapshot {
     }
 }
 
-fn of_link(status: IntentStatus) -> IntentSnapshot {
+pub(super) fn of_link(status: IntentStatus) -> IntentSnapshot {
     IntentSnapshot { id: "pi_link".to_owned(), latest_charge: Some("ch_link".to_owned()), ..intent(status) }
 }
 
 fn errands() -> [Errand; 6] {
     [
         Errand::Cancel,
-        Errand::ChangeAmount { minor_units: 5000 },
+        Errand::ChangeAmount { minor_units: 5000, part_known: 0 },
         Errand::Retry { method: None },
         Errand::RecordManual(Manual { reference: "bank".to_owned(), time: NOW }),
         by_hand(),
@@ -37,7 +37,7 @@ fn errands() -> [Errand; 6] {
 }
 
 /// An intent that a person has made and had paid.
-fn beside(amount: i64) -> IntentSnapshot {
+pub(super) fn beside(amount: i64) -> IntentSnapshot {
     let latest_charge = Some("ch_hand".to_owned());
     IntentSnapshot {
         id: "pi_hand".to_owned(),
@@ -89,7 +89,7 @@ fn p12_parts_by_hand_are_reported_and_add_up_until_the_amount_is_changed() {
     assert_eq!((rest.state, rest.amount_received, change.notices), (PaymentState::Succeeded, 4900, Vec::new()));
     // A caller who changes the amount to the rest has reckoned with the part.
     let mut less = Payment { provider_payment_intent_id: None, ..failed };
-    less.apply(None, News::Asked(Errand::ChangeAmount { minor_units: 2900 }), HERE);
+    less.apply(None, News::Asked(less.amount_change(2900)), HERE);
     assert_eq!((less.amount.minor_units, less.part_received), (2900, 0));
 }
 
@@ -101,7 +101,10 @@ fn p12_a_charge_by_hand_ends_what_was_requested_and_beside_another_payment_is_to
         let change = payment.apply(None, News::PaidBeside(&beside(4900)), HERE);
         let expected = match errand {
             Errand::Cancel => vec![Notice::CancellationRefused],
-            Errand::ChangeAmount { minor_units } => vec![Notice::AmountChangeRefused { minor_units }],
+            // 50.00 were requested, and would be due.
+            Errand::ChangeAmount { .. } => {
+                vec![Notice::Underpaid { receipt: Receipt::of(&beside(4900)), remaining: 100 }]
+            }
             Errand::RecordManual(_) | Errand::Settle { .. } => vec![Notice::Overpaid(Receipt::of(&beside(4900)))],
             Errand::Retry { .. } | Errand::EndAction => Vec::new(),
         };
@@ -140,7 +143,7 @@ fn p1_where_the_intent_has_taken_the_money_the_errand_is_over() {
         assert!(payment.errand.is_none());
         let expected = match errand {
             Errand::Cancel => vec![Notice::CancellationRefused],
-            Errand::ChangeAmount { minor_units } => {
+            Errand::ChangeAmount { minor_units, .. } => {
                 // 49.00 came in, and 50.00 were requested.
                 let receipt = Receipt::of(&intent(IntentStatus::Succeeded));
                 vec![Notice::AmountChangeRefused { minor_units }, Notice::Underpaid { receipt, remaining: 100 }]
@@ -158,7 +161,7 @@ fn p1_where_the_intent_has_taken_the_money_the_errand_is_over() {
 fn p1_with_nothing_at_stripe_an_errand_is_carried_out_at_once() {
     let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::Pending) };
     let number = payment.intent_number;
-    let change = payment.apply(None, News::Asked(Errand::ChangeAmount { minor_units: 5000 }), HERE);
+    let change = payment.apply(None, News::Asked(Errand::ChangeAmount { minor_units: 5000, part_known: 0 }), HERE);
     assert_eq!((payment.amount.minor_units, payment.state), (5000, PaymentState::Pending));
     assert!(payment.intent_number > number, "an intent in the making for the old amount is not adopted");
     assert!(payment.needs_work(&Payment { amount: EUROS, ..payment.clone() }, &change));
@@ -269,7 +272,7 @@ fn what_cannot_be_closed_goes_on_and_a_payment_recorded_elsewhere_waits_for_it()
         assert_eq!(payment.state, PaymentState::Processing);
         let expected = match errand {
             Errand::Cancel => vec![Notice::CancellationRefused],
-            Errand::ChangeAmount { minor_units } => vec![Notice::AmountChangeRefused { minor_units }],
+            Errand::ChangeAmount { minor_units, .. } => vec![Notice::AmountChangeRefused { minor_units }],
             _ => Vec::new(),
         };
         assert_eq!(change.notices, expected, "whoever requested it learns so");
@@ -310,7 +313,7 @@ fn a_link_that_ends_unused_leaves_the_lack_of_a_method_as_it_was() {
     // An amount that a caller changes ends the link, too.
     let mut again = Attempt { number: 3, ..link(None) };
     payment.apply(Some(&mut again), News::LinkMade(&session(SessionStatus::Open, None)), HERE);
-    payment.apply(Some(&mut again), News::Asked(Errand::ChangeAmount { minor_units: 5000 }), HERE);
+    payment.apply(Some(&mut again), News::Asked(Errand::ChangeAmount { minor_units: 5000, part_known: 0 }), HERE);
     let change = payment.apply(Some(&mut again), News::Link(&session(SessionStatus::Expired, None), None), HERE);
     assert!(change.is_no_failure && payment.lacked_method(), "{payment:?}");
     assert_eq!(payment.amount.minor_units, 5000);
@@ -338,6 +341,23 @@ fn a_method_is_due_once_and_a_refusal_since_is_not_repeated() {
     assert!(!refused.is_due_for(Some(&attached(20)), None), "once");
 }
 
+#[test]
+fn the_automatic_retry_never_repeats_a_decline_of_the_method_that_has_arrived() {
+    let mut lacking = payment(PaymentState::Pending);
+    lacking.apply(None, News::Refused(Failure::no_payment_method()), HERE);
+    // The caller's RetryPayment is faster than our own retry, and Stripe's clock is ahead of ours.
+    lacking.apply(None, News::Retried(None), HERE);
+    let mut tried = attempt();
+    lacking.apply(Some(&mut tried), News::Sent(1), HERE);
+    lacking.apply(Some(&mut tried), News::Intent(&declined("ch_1")), HERE);
+    assert!(lacking.awaits_method && lacking.state == PaymentState::Failed);
+    let arrived = PaymentMethod { attach_time: Some(NOW + Duration::seconds(2)), ..card() };
+    assert_eq!(tried.method(), Some(arrived.id));
+    assert!(!lacking.is_due_for(Some(&arrived), Some(&tried)), "the bank has refused this one");
+    let another = PaymentMethod { id: Uuid::from_u128(2).into(), ..arrived };
+    assert!(lacking.is_due_for(Some(&another), Some(&tried)), "another one has its try");
+}
+
 fn card() -> PaymentMethod {
     PaymentMethod {
         id: Uuid::nil().into(),
@@ -361,7 +381,7 @@ fn p12_what_a_page_took_is_compared_with_the_amount_that_was_refused() {
     for (requested, remaining) in [(3000, None), (6000, Some(1100))] {
         let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::RequiresAction) };
         let mut open = link(Some("cs_1"));
-        let errand = Errand::ChangeAmount { minor_units: requested };
+        let errand = payment.amount_change(requested);
         payment.apply(Some(&mut open), News::Asked(errand), HERE);
         // A debit: it can't be closed, and the bank pays days later.
         let page = session(SessionStatus::Complete, Some("pi_link"));
