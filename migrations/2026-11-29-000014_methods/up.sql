@@ -7,6 +7,8 @@ ADD COLUMN ended_mandate_ids text[] NOT NULL DEFAULT '{}',
 -- When somebody last unset the method as the customer's default at Stripe. It counts as a choice of none unless the method
 -- was detached by then: Stripe itself unsets a detached default.
 ADD COLUMN unset_time timestamptz,
+-- Whether detach_time is when a read found the method detached; Stripe's event, which has its own time, corrects both.
+ADD COLUMN is_detach_read boolean NOT NULL DEFAULT false,
 -- A card's month of expiry: year * 12 + month, month 1 to 12. A column of its own, since row level security keeps an
 -- expression over details from being an index condition: its functions are not leakproof.
 ADD COLUMN expiry_month integer

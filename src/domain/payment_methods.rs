@@ -124,6 +124,8 @@ pub struct PaymentMethod {
     pub unset_time: Option<OffsetDateTime>,
     /// When it was detached. Detaching is for ever.
     pub detach_time: Option<OffsetDateTime>,
+    /// Whether a read found it detached, so that `detach_time` is when that was read, and Stripe's own time is not known yet.
+    pub is_detach_read: bool,
     /// When we first stored it.
     pub create_time: OffsetDateTime,
 }
@@ -158,11 +160,12 @@ impl PaymentMethod {
     }
 
     /// The second at which the customer was left without a default, because this one was unset. One that was detached by
-    /// then, or within [`DETACH_SECONDS`], does not count: Stripe itself unsets a detached default.
+    /// then, or within [`DETACH_SECONDS`], or nobody knows when, does not count: Stripe itself unsets a detached default.
     pub fn unset(&self) -> Option<i64> {
         let second = self.unset_time?.unix_timestamp();
         let end = second + DETACH_SECONDS;
-        self.detach_time.is_none_or(|detached| detached.unix_timestamp() > end).then_some(second)
+        let was_attached = |detached: OffsetDateTime| !self.is_detach_read && detached.unix_timestamp() > end;
+        self.detach_time.is_none_or(was_attached).then_some(second)
     }
 
     fn choice(&self) -> Option<(i64, bool)> {
@@ -222,6 +225,7 @@ mod tests {
             choose_time: chosen.map(at),
             unset_time: None,
             detach_time: detached.then(|| at(99)),
+            is_detach_read: false,
             create_time: at(0),
         }
     }
@@ -324,6 +328,9 @@ mod tests {
         let detached_later =
             PaymentMethod { detach_time: method("", "card", None, None, true).detach_time, ..was_default };
         assert_eq!(chosen(&[other.clone(), detached_later.clone()], &BOTH), None);
+        let found_detached = PaymentMethod { is_detach_read: true, ..detached_later.clone() };
+        let default = chosen(&[other.clone(), found_detached], &BOTH);
+        assert_eq!(default.as_deref(), Some("pm_other"), "it may have been detached before");
         for second in [99, 98, 100] {
             let by_stripe = unset(second, detached_later.clone());
             let default = chosen(&[other.clone(), by_stripe], &BOTH);

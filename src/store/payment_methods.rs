@@ -30,6 +30,7 @@ struct Row {
     mandate_ids: Vec<String>,
     ended_mandate_ids: Vec<String>,
     unset_time: Option<OffsetDateTime>,
+    is_detach_read: bool,
 }
 
 impl Row {
@@ -58,6 +59,7 @@ impl Row {
             mandate_ids: granted.iter().cloned().collect(),
             ended_mandate_ids: ended.iter().cloned().collect(),
             unset_time: method.unset_time,
+            is_detach_read: method.is_detach_read,
         })
     }
 
@@ -83,6 +85,7 @@ impl Row {
             choose_time: self.choose_time,
             unset_time: self.unset_time,
             detach_time: self.detach_time,
+            is_detach_read: self.is_detach_read,
             create_time: self.create_time,
         })
     }

@@ -256,7 +256,7 @@ pub async fn list(
         }
         rows.extend(query.load::<Row>(conn).await?);
     }
-    rows.sort_by(|left, right| right.id.cmp(&left.id));
+    rows.sort_by_key(|row| std::cmp::Reverse(row.id));
     rows.truncate(usize::try_from(page.size).unwrap_or(usize::MAX));
     rows.into_iter().map(Row::parse).collect()
 }

@@ -125,6 +125,8 @@ table! {
         mandate_ids -> Array<Text>,
         ended_mandate_ids -> Array<Text>,
         unset_time -> Nullable<Timestamptz>,
+        is_detach_read -> Bool,
+        expiry_month -> Nullable<Integer>,
         reported_expiry -> Nullable<Integer>,
     }
 }

@@ -214,7 +214,7 @@ async fn the_old_default_source_is_charged_before_a_newer_method_that_nobody_cho
     assert_eq!(default_of(&mut cashier, "hooli").await, card);
     cashier.pay("hooli", "inv").await;
     cashier.payment_in("inv", PaymentState::Succeeded).await;
-    assert_eq!(charged(&cashier, "inv"), [card.clone()]);
+    assert_eq!(charged(&cashier, "inv"), std::slice::from_ref(&card));
     assert_eq!(shown_default(&cashier, &provider_id), card, "nothing is written over it");
     let written = cashier.posts(&format!("/v1/customers/{provider_id}"));
     assert!(written.is_empty(), "{written:?}");

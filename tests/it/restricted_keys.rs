@@ -74,7 +74,7 @@ async fn rotate(cashier: &Cashier, key: &str) -> Result<Response<Integration>, S
 }
 
 /// A key of another account, with the same scopes.
-async fn foreign_key(cashier: &Cashier, names_account: bool) {
+fn foreign_key(cashier: &Cashier, names_account: bool) {
     cashier.sandbox().add_account("acct_foreign", "DE", "eur");
     cashier.sandbox().add_key(OTHER_KEY, "acct_foreign", Some(&LAGO_SCOPES));
     if !names_account {
@@ -214,7 +214,7 @@ async fn an_account_is_connected_once_and_the_refusal_names_the_integration_that
     assert_eq!(details.resource_info().expect("the resource").resource_name, cashier.integration.id, "{message}");
     assert_eq!(census(&cashier.scenery.stage).await, before, "nothing is stored");
     // Another account is another matter.
-    foreign_key(&cashier, false).await;
+    foreign_key(&cashier, false);
     let answer = cashier.player.api.integrations.create_integration(connect("foreign", OTHER_KEY)).await;
     assert_eq!(answer.expect("it is connected").into_inner().integration.expect("one").provider_account_id, "");
     cashier.end().await;
@@ -224,10 +224,10 @@ async fn an_account_is_connected_once_and_the_refusal_names_the_integration_that
 async fn p2_a_rotation_is_refused_unless_the_new_key_is_proved_to_be_of_the_same_account() {
     let mut cashier = till("rotation", false, Options::default()).await;
     let hint = cashier.integration.secret_key_hint.clone();
-    foreign_key(&cashier, false).await;
+    foreign_key(&cashier, false);
     let (message, _) = refused(rotate(&cashier, OTHER_KEY).await, Code::FailedPrecondition, "ACCOUNT_NOT_PROVED");
     assert!(message.contains(&cashier.integration.provider_webhook_endpoint_id), "how it was looked for: {message}");
-    foreign_key(&cashier, true).await;
+    foreign_key(&cashier, true);
     refused(rotate(&cashier, OTHER_KEY).await, Code::FailedPrecondition, "ACCOUNT_NOT_PROVED");
     assert_eq!(cashier.integration_now().await.secret_key_hint, hint, "the key is the old one");
 
@@ -254,7 +254,7 @@ async fn p2_a_rotation_without_an_endpoint_is_proved_by_a_linked_customer() {
     rotate(&cashier, KEY).await.expect("the same key is of the same account");
     cashier.bare_customer("hooli").await;
     rotate(&cashier, OTHER_KEY).await.expect("the customer can be read");
-    foreign_key(&cashier, false).await;
+    foreign_key(&cashier, false);
     cashier.sandbox().add_key("rk_test_third", "acct_foreign", Some(&LAGO_SCOPES));
     let refusal = rotate(&cashier, "rk_test_third").await;
     refused(refusal, Code::FailedPrecondition, "ACCOUNT_NOT_PROVED");

@@ -7,6 +7,7 @@ use crate::app::deliveries::About;
 use crate::app::work::Work;
 use crate::domain::customers::Customer;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::signals::DefaultChange;
 use crate::domain::{CustomerId, Result};
 use crate::store::customers::ProviderDefault;
@@ -65,16 +66,15 @@ impl App {
         };
         let mut tx = self.read(org).await?;
         let customer = store::customers::get(&mut tx, org, lease.object_id.into()).await?;
-        let Some(default) = customer.default_payment_method_id else {
+        let methods = store::payment_methods::all(&mut tx, org, customer.id).await?;
+        let default = methods.iter().find(|method| Some(method.id) == customer.default_payment_method_id);
+        let method = default.map(|method| method.provider_payment_method_id.clone());
+        if method.is_none() && methods.iter().all(|method| method.unset().is_none()) {
+            // Nobody has chosen to have none.
             tx.close().await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
-        };
-        let method = store::payment_methods::get(&mut tx, org, default).await?.provider_payment_method_id;
+        }
         let known = store::customers::provider_default(&mut tx, org, customer.id).await?;
-        let known_method = match &known.method {
-            Some(id) => store::payment_methods::get_by_provider_id(&mut tx, org, integration.id, id).await?,
-            None => None,
-        };
         tx.close().await?;
         let there = match self.0.stripe.customer(&access.key, &provider_id).await {
             Ok(there) => there,
@@ -83,11 +83,12 @@ impl App {
         if there.deleted {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        if there.default_method.as_ref() == Some(&method) {
-            return self.default_is_written(lease, customer.id, &method).await;
+        if there.default_method == method {
+            return self.default_is_written(lease, customer.id, method).await;
         }
         // Stripe itself unsets a default that is detached.
-        let is_gone = known_method.is_some_and(|method| method.detach_time.is_some());
+        let is_known = |method: &&PaymentMethod| Some(&method.provider_payment_method_id) == known.method.as_ref();
+        let is_gone = methods.iter().find(is_known).is_some_and(|method| method.detach_time.is_some());
         let is_explained = there.default_method == known.method || (is_gone && there.default_method.is_none());
         if known.time.is_some() && !is_explained {
             if lease.failures < EVENT_TRIES {
@@ -102,9 +103,9 @@ impl App {
         // A key of its own for every try: an earlier answer, good or bad, says nothing of what Stripe has now. To write the
         // same default twice harms nobody.
         let idempotency_key = format!("paybridge-default-{}-{}", customer.id, self.clock().new_id());
-        let body = stripe::customers::default_method_body(Some(&method));
+        let body = stripe::customers::default_method_body(method.as_deref());
         match self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await {
-            Ok(_) => self.default_is_written(lease, customer.id, &method).await,
+            Ok(_) => self.default_is_written(lease, customer.id, method).await,
             // The method is gone at Stripe; the event that tells so is on its way.
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
                 tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
@@ -115,12 +116,12 @@ impl App {
     }
 
     /// Stripe's default is ours. A choice that is told of later is known by its time.
-    async fn default_is_written(&self, lease: &Lease, id: CustomerId, method: &str) -> Result<()> {
+    async fn default_is_written(&self, lease: &Lease, id: CustomerId, method: Option<String>) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
         let customer = store::customers::lock(&mut work.tx, work.org, id).await?;
         let known = store::customers::provider_default(&mut work.tx, work.org, id).await?;
-        if customer.linked_provider_id().is_some() && known.method.as_deref() != Some(method) {
-            let now = ProviderDefault { method: Some(method.to_owned()), time: Some(work.now) };
+        if customer.linked_provider_id().is_some() && known.method != method {
+            let now = ProviderDefault { method, time: Some(work.now) };
             store::customers::set_provider_default(&mut work.tx, work.org, id, &now).await?;
         }
         work.end(Outcome::Done).await

@@ -154,6 +154,7 @@ impl App {
             choose_time: None,
             unset_time: None,
             detach_time: None,
+            is_detach_read: false,
             create_time: work.now,
         });
         let is_updated = !is_new && method.details != snapshot.details;
@@ -165,12 +166,12 @@ impl App {
         for mandate in learnt.mandates.iter().filter(|mandate| mandate.provider_payment_method_id == snapshot.id) {
             method.mandates.note(&mandate.id, mandate.is_active);
         }
-        method.detach_time = match &snapshot.provider_customer_id {
-            Some(_) if learnt.revives || is_anothers => None,
-            Some(_) => method.detach_time,
-            // A default that was unset, and is gone, was most likely unset for that.
-            None => method.detach_time.or(learnt.unset_time).or(Some(work.now)),
-        };
+        let is_attached = snapshot.provider_customer_id.is_some();
+        if is_attached && (learnt.revives || is_anothers) {
+            (method.detach_time, method.is_detach_read) = (None, false);
+        } else if !is_attached && method.detach_time.is_none() {
+            (method.detach_time, method.is_detach_read) = (Some(work.now), true);
+        }
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         if is_new && method.detach_time.is_none() {
             work.tell(tell::method("payment_method.created", &method, customer, integration));
@@ -203,6 +204,7 @@ impl App {
             super::sync::ask_for_waiting(work, customer).await?;
         } else if let Some(before) = before.filter(|before| before.detach_time.is_none()) {
             work.tell(tell::method("payment_method.unset_as_default", before, customer, integration));
+            work.ask(JobKind::PushDefaultMethod, customer.id.0);
         }
         Ok(())
     }

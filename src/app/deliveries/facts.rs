@@ -194,10 +194,10 @@ impl App {
         if let Some(mut found) = all.into_iter().find(|known| known.provider_payment_method_id == method) {
             if found.detach_time.is_none() {
                 self.detach(&mut work, &mut customer, &integration, &mut found, about.event_time).await?;
-            } else if found.detach_time != Some(about.event_time) {
+            } else if found.is_detach_read || found.detach_time != Some(about.event_time) {
                 // A read found it detached before, at a time that was not Stripe's. Whether a default was unset by hand or
                 // for that depends on the right one.
-                found.detach_time = Some(about.event_time);
+                (found.detach_time, found.is_detach_read) = (Some(about.event_time), false);
                 store::payment_methods::upsert(&mut work.tx, &found).await?;
                 self.choose_default(&mut work, &mut customer, &integration).await?;
             }

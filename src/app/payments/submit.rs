@@ -289,6 +289,7 @@ impl App {
         let integration = store::integrations::get(&mut work.tx, work.org, charged.integration_id).await?;
         let mut method = store::payment_methods::get(&mut work.tx, work.org, charged.id).await?;
         let now = work.now;
+        method.is_detach_read |= method.detach_time.is_none();
         self.detach(&mut work, &mut customer, &integration, &mut method, now).await?;
         work.commit().await?;
         Ok(true)

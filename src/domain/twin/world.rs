@@ -126,6 +126,7 @@ fn method(number: u128, kind: MethodKind) -> PaymentMethod {
         choose_time: None,
         unset_time: None,
         detach_time: None,
+        is_detach_read: false,
         create_time: START,
     }
 }

@@ -98,6 +98,7 @@ mod tests {
             choose_time: None,
             unset_time: None,
             detach_time: None,
+            is_detach_read: false,
             create_time: OffsetDateTime::UNIX_EPOCH,
         }
     }

@@ -372,6 +372,7 @@ fn card() -> PaymentMethod {
         choose_time: None,
         unset_time: None,
         detach_time: None,
+        is_detach_read: false,
         create_time: NOW,
     }
 }
