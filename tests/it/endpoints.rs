@@ -19,8 +19,15 @@ fn endpoints_alone() -> Periods {
     Periods { list_test: NEVER, sweep: NEVER, ..Periods::default() }
 }
 
-/// The endpoint that the integration knows of, as it is at Stripe.
+/// The endpoint that the integration knows of, as it is at Stripe, while no look at it is due or under way: what is changed
+/// now is found by the next one.
 async fn endpoint(cashier: &mut Cashier) -> (String, Option<Value>) {
+    let database = cashier.database().await;
+    until("no look is due or under way", || async {
+        let query = "SELECT FROM jobs WHERE kind = 'check_endpoint' AND (due OR lease_until IS NOT NULL)";
+        database.query(query, &[]).await.expect("a look").is_empty().then_some(())
+    })
+    .await;
     let id = cashier.integration_now().await.provider_webhook_endpoint_id;
     let there = cashier.sandbox().object(&id);
     (id, there)
