@@ -72,10 +72,10 @@ fn shown_default(cashier: &Cashier, provider_id: &str) -> String {
     method.or_else(|| there["default_source"].as_str()).unwrap_or_default().to_owned()
 }
 
-fn count(cashier: &Cashier, kind: &str, method: &str) -> usize {
+async fn count(cashier: &Cashier, kind: &str, method: &str) -> usize {
     let about =
         |object: &Option<Object>| matches!(object, Some(Object::PaymentMethod(it)) if it.provider_method_id == method);
-    cashier.player.events().iter().filter(|event| event.webhook_type == kind && about(&event.object)).count()
+    cashier.events().await.iter().filter(|event| event.webhook_type == kind && about(&event.object)).count()
 }
 
 fn charged(cashier: &Cashier, invoice: &str) -> Vec<String> {
@@ -151,7 +151,8 @@ async fn an_unknown_mandate_is_tried_and_displaces_no_card() {
     let card = attach(&cashier, &provider_id, "pm_card_visa").await;
     default_becomes(&mut cashier, "hooli", &card).await;
     let other = attach(&cashier, &provider_id, "pm_success_at").await;
-    until("it is told", || async { (count(&cashier, "payment_method.created", &other) == 1).then_some(()) }).await;
+    until("it is told", || async { (count(&cashier, "payment_method.created", &other).await == 1).then_some(()) })
+        .await;
     cashier.all_delivered().await;
     assert_eq!(default_of(&mut cashier, "hooli").await, card, "a card that works stays the default");
     cashier.end().await;
@@ -252,8 +253,10 @@ async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
     cashier.advance(Duration::seconds(2));
     at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
     default_becomes(&mut cashier, "hooli", "").await;
-    until("it is told", || async { (count(&cashier, "payment_method.unset_as_default", &second) == 1).then_some(()) })
-        .await;
+    until("it is told", || async {
+        (count(&cashier, "payment_method.unset_as_default", &second).await == 1).then_some(())
+    })
+    .await;
     assert_eq!(cashier.methods("hooli").await.len(), 2, "both are still attached");
     cashier.pay("hooli", "inv").await;
     let (_, code) = failed(&mut cashier, "inv").await;
@@ -262,7 +265,8 @@ async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
     // Detached afterwards it was still unset by hand.
     cashier.advance(Duration::minutes(1));
     cashier.sandbox().detach_by_hand(&second).expect("detached");
-    until("it is told", || async { (count(&cashier, "payment_method.detached", &second) == 1).then_some(()) }).await;
+    until("it is told", || async { (count(&cashier, "payment_method.detached", &second).await == 1).then_some(()) })
+        .await;
     assert_eq!(default_of(&mut cashier, "hooli").await, "", "{first} is not charged in its place");
     let third = attach(&cashier, &provider_id, "pm_card_amex").await;
     default_becomes(&mut cashier, "hooli", &third).await;
@@ -296,7 +300,7 @@ async fn p6_a_default_that_is_detached_is_no_choice_of_none_in_any_order_of_its_
             cashier.all_delivered().await;
         }
         default_becomes(&mut cashier, "hooli", &first).await;
-        assert_eq!(count(&cashier, "payment_method.unset_as_default", &second), 0);
+        assert_eq!(count(&cashier, "payment_method.unset_as_default", &second).await, 0);
         cashier.end().await;
     }
 }
@@ -349,20 +353,22 @@ async fn a_card_that_the_network_renews_or_that_expires_this_month_is_reported_o
     cashier.all_delivered().await;
     for _ in 0..3 {
         cashier.advance(Duration::minutes(2));
-        until("it is reported", || async { (count(&cashier, "payment_method.expiring", &card) > 0).then_some(()) })
-            .await;
+        until("it is reported", || async {
+            (count(&cashier, "payment_method.expiring", &card).await > 0).then_some(())
+        })
+        .await;
         cashier.at_rest(&["apply_delivery"]).await;
     }
-    assert_eq!(count(&cashier, "payment_method.expiring", &card), 1, "once for its month");
-    assert_eq!(count(&cashier, "payment_method.expiring", &later), 0);
+    assert_eq!(count(&cashier, "payment_method.expiring", &card).await, 1, "once for its month");
+    assert_eq!(count(&cashier, "payment_method.expiring", &later).await, 0);
 
     cashier.sandbox().renew_card_by_hand(&card, 12, i64::from(year) + 4).expect("the network renews it");
-    until("it is told", || async { (count(&cashier, "payment_method.updated", &card) == 1).then_some(()) }).await;
+    until("it is told", || async { (count(&cashier, "payment_method.updated", &card).await == 1).then_some(()) }).await;
     let path = format!("/v1/payment_methods/{card}");
     at_stripe(&cashier, &path, &format!("card[exp_month]={month}&card[exp_year]={year}")).await;
-    until("it is told", || async { (count(&cashier, "payment_method.updated", &card) == 2).then_some(()) }).await;
+    until("it is told", || async { (count(&cashier, "payment_method.updated", &card).await == 2).then_some(()) }).await;
     at_stripe(&cashier, &path, "billing_details[name]=Hooli").await;
     cashier.all_delivered().await;
-    assert_eq!(count(&cashier, "payment_method.updated", &card), 2, "what is not shown here is not told");
+    assert_eq!(count(&cashier, "payment_method.updated", &card).await, 2, "what is not shown here is not told");
     cashier.end().await;
 }

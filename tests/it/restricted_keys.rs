@@ -16,7 +16,7 @@ use tonic::{Code, Response, Status};
 use crate::cashier::{Cashier, until};
 use crate::hands::{census, refused};
 use crate::refunding::{ask, refund, refund_in};
-use crate::support::scenery;
+use crate::support::{http, scenery};
 
 /// What Lago's documentation tells its users to allow: Charges, Customers, Funding Instructions, PaymentIntents,
 /// PaymentMethods, Checkout Sessions and Webhook Endpoints to write, Events to read.
@@ -177,9 +177,8 @@ async fn an_integration_whose_account_is_not_known_collects_and_no_event_may_cla
     .to_string();
     let url =
         format!("{}/webhooks/stripe/{}/{}", stage.servers[0].http, cashier.player.organization, cashier.integration.id);
-    let client = reqwest::Client::builder().no_proxy().build().expect("a client");
     let header = signature::header(event.as_bytes(), &[secret], now);
-    let answer = client.post(url).header("stripe-signature", header).body(event).send().await.expect("an answer");
+    let answer = http().post(url).header("stripe-signature", header).body(event).send().await.expect("an answer");
     assert_eq!(answer.status().as_u16(), 200);
     let database = cashier.database().await;
     let reason = until("it is dealt with", || async {
