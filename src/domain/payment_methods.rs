@@ -201,6 +201,14 @@ pub fn default_method<'a>(methods: &'a [PaymentMethod], allowed: &[MethodKind]) 
     eligible().filter(|method| claim(method).is_some()).max_by_key(|method| claim(method))
 }
 
+/// When a choice is made that comes after every fact so far, even where Stripe's clock is ahead of ours: `now`, or the second
+/// after the newest fact.
+pub fn time_of_choice(methods: &[PaymentMethod], now: OffsetDateTime) -> OffsetDateTime {
+    let claims = methods.iter().filter_map(|known| known.claim().map(|(second, ..)| second));
+    let newest = claims.chain(methods.iter().filter_map(PaymentMethod::unset)).max();
+    newest.and_then(|second| OffsetDateTime::from_unix_timestamp(second + 1).ok()).map_or(now, |next| next.max(now))
+}
+
 #[cfg(test)]
 mod tests {
     use time::Duration;

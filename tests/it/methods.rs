@@ -305,6 +305,46 @@ async fn p6_a_default_that_is_detached_is_no_choice_of_none_in_any_order_of_its_
     }
 }
 
+/// Stripe's times are whole seconds: of two choices in one second, what counts is what Stripe shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_of_two_choices_in_one_second_the_later_counts_in_any_order_of_their_events() {
+    for is_reversed in [false, true] {
+        let mut cashier = Cashier::new("one second", Options::default()).await;
+        let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+        let first = default_of(&mut cashier, "hooli").await;
+        cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+        let second = default_of(&mut cashier, "hooli").await;
+        cashier.all_delivered().await;
+        let path = format!("/v1/customers/{provider_id}");
+        // From the second one back to the second one: no event alone says which of them was the later.
+        let mut events = loop {
+            cashier.advance(Duration::seconds(2));
+            let before = cashier.sandbox().events(&cashier.player.account).len();
+            cashier.sandbox().add_webhook_fault(WebhookFault::default());
+            at_stripe(&cashier, &path, &format!("{UNSET}{first}")).await;
+            at_stripe(&cashier, &path, &format!("{UNSET}{second}")).await;
+            cashier.sandbox().clear_faults();
+            let events = cashier.sandbox().events(&cashier.player.account).split_off(before);
+            if events[0]["created"] == events[1]["created"] {
+                break events;
+            }
+        };
+        assert_eq!(events.len(), 2, "{events:?}");
+        if is_reversed {
+            events.reverse();
+        }
+        for event in events {
+            cashier.sandbox().resend(&id(&event)).expect("it is sent");
+            until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
+            // Without the clock: what is read some minutes later would repair it.
+            cashier.at_rest(&["apply_delivery"]).await;
+        }
+        assert_eq!(default_of(&mut cashier, "hooli").await, second, "reversed: {is_reversed}");
+        assert_eq!(shown_default(&cashier, &provider_id), second);
+        cashier.end().await;
+    }
+}
+
 /// The choice is read where its event is missing, and not written over.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_choice_whose_event_is_missing_is_found_by_a_read() {

@@ -1,5 +1,7 @@
 //! Stripe's own default of a customer: what its events tell of it, what a read shows, and what is written.
 
+use std::cmp::Ordering;
+
 use time::OffsetDateTime;
 
 use crate::app::App;
@@ -16,26 +18,39 @@ use crate::{store, stripe};
 /// After how many tries, some two minutes, the event about a default that a read shows counts as missing.
 const EVENT_TRIES: i32 = 6;
 
-/// Notes that Stripe's default of a locked customer is another one since `time`; whether that is news. Of two changes in one
-/// second the one that replaced what is known is the later.
+/// What an event about Stripe's default adds to what is known of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::app) enum Noted {
+    /// Another default is known since.
+    Changed,
+    /// Nothing: it is older, or says what is known.
+    Unchanged,
+    /// It happened in the same second as what is known. Stripe's times are whole seconds, so only a read can say which of
+    /// the two counts; nothing was stored.
+    Unordered,
+}
+
+/// Notes that Stripe's default of a locked customer is another one since `time`.
 pub(in crate::app) async fn note_provider_default(
     work: &mut Work,
     customer: &Customer,
     change: &DefaultChange,
     time: OffsetDateTime,
-) -> Result<bool> {
+) -> Result<Noted> {
     let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
-    let second = time.unix_timestamp();
-    let is_newer = known
-        .time
-        .map(OffsetDateTime::unix_timestamp)
-        .is_none_or(|known_second| second > known_second || (second == known_second && change.from == known.method));
-    if !is_newer || (known.method == change.to && known.time.is_some()) {
-        return Ok(false);
+    let is_same = known.method == change.to;
+    if let Some(known_time) = known.time {
+        match time.unix_timestamp().cmp(&known_time.unix_timestamp()) {
+            Ordering::Less => return Ok(Noted::Unchanged),
+            Ordering::Equal if is_same => return Ok(Noted::Unchanged),
+            Ordering::Equal => return Ok(Noted::Unordered),
+            Ordering::Greater => {}
+        }
     }
+    // The time counts even where the default is the same: an event of the same second may still be on its way.
     let now = ProviderDefault { method: change.to.clone(), time: Some(time) };
     store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &now).await?;
-    Ok(true)
+    Ok(if is_same && known.time.is_some() { Noted::Unchanged } else { Noted::Changed })
 }
 
 /// Takes in what a read of all of a customer's methods has shown of Stripe's default: another one than is known was chosen,
@@ -61,7 +76,7 @@ impl App {
     /// that nobody has told of was chosen by somebody: its event is waited for, and if none comes, it counts as chosen now.
     pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
+        let Some((_, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
         let mut tx = self.read(org).await?;
@@ -95,9 +110,7 @@ impl App {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return self.begin_leased(lease).await?.end(Outcome::Retry(text.to_owned())).await;
             }
-            let change = DefaultChange { from: known.method, to: there.default_method };
-            let about = About { lease, integration_id: integration.id, event_time: self.clock().now() };
-            self.default_chosen(&about, &provider_id, &change).await?;
+            self.read_payment_methods(lease, customer.id).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
         // A key of its own for every try: an earlier answer, good or bad, says nothing of what Stripe has now. To write the
@@ -135,8 +148,13 @@ impl App {
         change: &DefaultChange,
     ) -> Result<()> {
         let Some((mut work, customer, _)) = self.customer_of(about, provider_customer).await? else { return Ok(()) };
-        if note_provider_default(&mut work, &customer, change, about.event_time).await? {
-            work.ask(JobKind::PushDefaultMethod, customer.id.0);
+        match note_provider_default(&mut work, &customer, change, about.event_time).await? {
+            Noted::Unordered => {
+                work.abandon().await?;
+                return self.read_payment_methods(about.lease, customer.id).await;
+            }
+            Noted::Changed => work.ask(JobKind::PushDefaultMethod, customer.id.0),
+            Noted::Unchanged => {}
         }
         work.commit().await
     }

@@ -8,7 +8,7 @@ use crate::app::{Access, App, tell};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method};
+use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method, time_of_choice};
 use crate::domain::signals::{MandateSnapshot, MethodSnapshot};
 use crate::domain::{CustomerId, Error, OrganizationId, Page, PaymentMethodId, Result};
 use crate::{store, stripe};
@@ -50,8 +50,7 @@ impl App {
         let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
         let mut customer = store::customers::lock(&mut work.tx, org, customer_id).await?;
         let methods = store::payment_methods::all(&mut work.tx, org, customer_id).await?;
-        let claims = methods.iter().filter_map(|known| known.claim().map(|(second, ..)| second));
-        let newest = claims.chain(methods.iter().filter_map(PaymentMethod::unset)).max();
+        let choose_time = time_of_choice(&methods, work.now);
         let Some(mut method) = methods.into_iter().find(|known| known.id == id) else {
             return Err(Error::not_found("payment method", id));
         };
@@ -59,9 +58,7 @@ impl App {
             let message = "the payment method is detached, or its kind is not allowed for the customer";
             return Err(Error::precondition("PAYMENT_METHOD_NOT_USABLE", format!("payment_method/{id}"), message));
         }
-        // The choice is newer than every fact so far, even where Stripe's clock is ahead of ours.
-        let after_all = newest.and_then(|second| OffsetDateTime::from_unix_timestamp(second + 1).ok());
-        method.choose_time = Some(after_all.map_or(work.now, |after_all| after_all.max(work.now)));
+        method.choose_time = Some(choose_time);
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         let integration = store::integrations::get(&mut work.tx, org, method.integration_id).await?;
         self.choose_default(&mut work, &mut customer, &integration).await?;
@@ -249,12 +246,14 @@ impl App {
             return work.abandon().await;
         }
         let change = super::default::default_read(&mut work, &customer, &before, chosen.as_ref()).await?;
+        let known = store::payment_methods::all(&mut work.tx, org, id).await?;
+        let read_time = time_of_choice(&known, work.now);
         for snapshot in &found {
             let learnt = Learnt {
                 snapshot,
                 attach_time: Some(snapshot.created),
-                choose_time: (change.to.as_ref() == Some(&snapshot.id)).then_some(work.now),
-                unset_time: (change.from.as_ref() == Some(&snapshot.id)).then_some(work.now),
+                choose_time: (change.to.as_ref() == Some(&snapshot.id)).then_some(read_time),
+                unset_time: (change.from.as_ref() == Some(&snapshot.id)).then_some(read_time),
                 mandates: &mandates,
                 revives,
             };

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
-use crate::app::customers::{Learnt, if_allowed, note_provider_default};
+use crate::app::customers::{Learnt, Noted, if_allowed, note_provider_default};
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -113,11 +113,17 @@ impl App {
                 mandates: &mandates,
                 revives: false,
             };
-            if let Some(change) = told.default_change
-                && note_provider_default(&mut work, &customer, change, about.event_time).await?
-            {
-                // A default that is to be written may wait for this.
-                work.ask(JobKind::PushDefaultMethod, customer.id.0);
+            if let Some(change) = told.default_change {
+                match note_provider_default(&mut work, &customer, change, about.event_time).await? {
+                    Noted::Unordered => {
+                        work.abandon().await?;
+                        self.read_payment_methods(about.lease, customer.id).await?;
+                        return Ok(Verdict::Applied);
+                    }
+                    // A default that is to be written may wait for this.
+                    Noted::Changed => work.ask(JobKind::PushDefaultMethod, customer.id.0),
+                    Noted::Unchanged => {}
+                }
             }
             self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
             work.commit().await?;
@@ -233,7 +239,7 @@ impl App {
     }
 
     /// Somebody chose a default at Stripe, or none in the place of one.
-    pub(in crate::app) async fn default_chosen(
+    async fn default_chosen(
         &self,
         about: &About<'_>,
         provider_customer: &str,
