@@ -59,7 +59,7 @@ fn main() -> ExitCode {
 async fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Serve(settings) => return serve(*settings).await,
-        Task::PrintRoles => print!("{}", store::migrate::ROLES_SQL),
+        Task::PrintRoles { grantee } => print!("{}", store::migrate::roles_sql(&grantee)),
         Task::Migrate { database } => migrate(&database).await?,
         Task::CreateOrganization { database, name } => create_organization(&database, &name).await?,
         Task::ListOrganizations { database } => list_organizations(&database).await?,

@@ -156,11 +156,14 @@ pub(super) struct DatabaseArgs {
 pub(super) struct MigrateArgs {
     #[command(flatten)]
     pub(super) database: DatabaseArgs,
-    /// Print the SQL that makes Paybridge's three roles, and do nothing else.
+    /// Print the SQL that makes Paybridge's three roles and grants them to the user of `--for`, and do nothing else.
     ///
-    /// For a database administrator, where the migrating user may not create roles.
-    #[arg(long)]
+    /// For a database administrator, who runs it in Paybridge's database, where the migrating user may not create roles.
+    #[arg(long, requires = "grantee")]
     pub(super) print_roles: bool,
+    /// The database user who migrates and serves.
+    #[arg(long = "for", value_name = "USER", requires = "print_roles")]
+    pub(super) grantee: Option<String>,
 }
 
 #[derive(Args)]

@@ -104,6 +104,14 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The name of a database user. Postgres would cut a longer one off.
+pub(super) fn database_user(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=63 if !text.chars().any(char::is_control) => Ok(text.to_owned()),
+        _ => Err("a database user has 1 to 63 bytes, all of them printable".to_owned()),
+    }
+}
+
 /// A database address that tokio-postgres can read. What is wrong with it is not told, because it may hold a password.
 pub(super) fn database(url: Option<SecretString>) -> Result<SecretString, String> {
     let form = "postgresql://user:password@host:port/database or key=value pairs";

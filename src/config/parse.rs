@@ -7,7 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
 use super::arguments::{
-    Cli, Command, DatabaseArgs, JobsCommand, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand, WorkArgs,
+    Cli, Command, DatabaseArgs, JobsCommand, MigrateArgs, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand,
+    WorkArgs,
 };
 use super::check::{self, Mistakes, given};
 #[cfg(feature = "dev")]
@@ -45,7 +46,9 @@ fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
     match command {
         Command::Serve(args) => serve(mistakes, *args).map(|serve| Task::Serve(Box::new(serve))),
         Command::Worker(args) => work(mistakes, *args, 1).map(|work| Task::Serve(Box::new(work))),
-        Command::Migrate(args) if args.print_roles => Some(Task::PrintRoles),
+        Command::Migrate(MigrateArgs { grantee: Some(user), .. }) => {
+            Some(Task::PrintRoles { grantee: mistakes.note_argument("--for", check::database_user(&user))? })
+        }
         Command::Migrate(args) => Some(Task::Migrate { database: database(mistakes, args.database)? }),
         Command::Organization(OrganizationCommand::Create { name, database: args }) => {
             let name = mistakes.note_argument("the organization's name", check::name(&name));

@@ -21,7 +21,9 @@ pub struct Settings {
 #[expect(missing_docs, reason = "each command and its fields are described in `arguments`, where --help reads them")]
 pub enum Task {
     Serve(Box<Serve>),
-    PrintRoles,
+    PrintRoles {
+        grantee: String,
+    },
     Migrate {
         database: SecretString,
     },

@@ -206,7 +206,13 @@ fn a_job_is_retried_by_id_or_all_that_are_parked() {
 
 #[test]
 fn printing_the_roles_needs_no_database() {
-    assert!(matches!(read(&["migrate", "--print-roles"]).unwrap().task, Task::PrintRoles));
+    let printed = read(&["migrate", "--print-roles", "--for", "o'hara"]).unwrap().task;
+    assert!(matches!(printed, Task::PrintRoles { grantee } if grantee == "o'hara"));
+    for wrong in [&["--print-roles"][..], &["--for=me"], &["--print-roles", "--for="], &["--print-roles", "--for=a\n"]] {
+        read(&[&["migrate"], wrong].concat()).unwrap_err();
+    }
+    let too_long = format!("--for={}", "x".repeat(64));
+    assert!(read(&["migrate", "--print-roles", &too_long]).unwrap_err().text.contains("--for: "));
     assert!(matches!(read(&["migrate", "--database-url=host=x"]).unwrap().task, Task::Migrate { .. }));
     assert!(read(&["migrate"]).unwrap_err().text.contains("--database-url (DATABASE_URL): is missing"));
 }

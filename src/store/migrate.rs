@@ -12,8 +12,14 @@ use super::pool::with_limits;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
-/// The SQL that makes the three roles; a database administrator runs it where the migrating user may not.
-pub const ROLES_SQL: &str = include_str!("../../migrations/roles.sql");
+/// The SQL that makes the three roles and grants them to the user that runs it.
+const ROLES_SQL: &str = include_str!("../../migrations/roles.sql");
+
+/// The SQL by which a database administrator makes the three roles and grants them to `user`, where that user may not.
+pub fn roles_sql(user: &str) -> String {
+    let literal = format!("'{}'", user.replace('\'', "''"));
+    ROLES_SQL.replacen("current_user", &literal, 1)
+}
 
 /// Makes the roles if they are missing, and runs what migrations are pending; returns their names. Needs the
 /// multi-thread runtime.
@@ -22,7 +28,8 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
         .await
         .context("the database can't be reached; check DATABASE_URL")?;
     connection.batch_execute(ROLES_SQL).await.context(
-        "the three roles could not be made; let a database administrator run `paybridge migrate --print-roles` as SQL",
+        "the three roles could not be made or granted; let a database administrator run, in this database, the SQL that \
+         `paybridge migrate --print-roles --for USER` prints, with the user of DATABASE_URL",
     )?;
     // One migrator at a time; the others wait, and find nothing left to do.
     connection.batch_execute("SELECT pg_advisory_lock(7031966120773001); SET ROLE paybridge_owner").await?;

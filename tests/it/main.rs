@@ -19,6 +19,7 @@ mod links;
 mod log;
 mod methods;
 mod old_versions;
+mod operator;
 mod pace;
 mod page_amounts;
 mod pairs;
