@@ -155,7 +155,9 @@ impl Cache {
             |client: &&&[&str]| self.command(client).arg("--version").output().is_ok_and(|done| done.status.success());
         let name = package.clients[0][package.clients[0].len() - 1];
         let client = package.clients.iter().find(works).with_context(|| format!("{name} is not installed"))?;
-        (self.report)(format_args!("No Postgres is installed: fetching Postgres {VERSION} (24 MB, once) by {name} …"));
+        (self.report)(format_args!(
+            "No usable Postgres is installed: fetching Postgres {VERSION} (24 MB, once) by {name} …"
+        ));
         let words: Vec<&str> = client.iter().copied().chain(package.arguments.split(' ')).collect();
         self.run(&words, folder)
     }
