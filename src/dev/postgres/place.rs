@@ -27,7 +27,7 @@ const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long the server of a process that was killed may take to shut down.
 const PREDECESSOR_WITHIN: Duration = Duration::from_secs(30);
 /// Where files go if we are root and the server's account can't enter the folder that was asked for.
-const ELSEWHERE: &str = "/var/lib/paybridge";
+pub(super) const ELSEWHERE: &str = "/var/lib/paybridge";
 
 /// The account that the server runs as when we are root, because Postgres refuses to run as root.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +35,9 @@ pub(super) struct Account {
     pub(super) uid: u32,
     pub(super) gid: u32,
 }
+
+/// Stands for every account but root: it owns nothing.
+pub(super) const ANYBODY: Account = Account { uid: u32::MAX, gid: u32::MAX };
 
 /// A folder that we hold: nobody else starts a server in it while this lives.
 #[derive(Debug)]
@@ -239,7 +242,7 @@ fn account_named(passwd: &str, name: &str) -> Option<Account> {
 }
 
 /// Whether `account` may pass through every folder above this one (a home folder of mode 0700 is the usual obstacle).
-fn reachable(folder: &Path, account: Account) -> bool {
+pub(super) fn reachable(folder: &Path, account: Account) -> bool {
     folder.ancestors().skip(1).all(|above| {
         fs::metadata(above).is_ok_and(|metadata| {
             let shift = match metadata {
@@ -302,7 +305,8 @@ fn fits_socket(folder: &Path) -> bool {
     socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX && folder.as_os_str().as_encoded_bytes().iter().all(plain)
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
+/// Removes a folder with all that is in it, if it is there.
+pub(super) fn remove_folder(folder: &Path) -> Result<()> {
     match fs::remove_dir_all(folder) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(error).with_context(|| format!("cannot remove {}", folder.display()))

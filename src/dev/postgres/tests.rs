@@ -1,4 +1,4 @@
-//! Everything here runs the machine's real Postgres.
+//! Everything here runs a real Postgres: the machine's, or a fetched one.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -167,6 +167,24 @@ fn a_broken_setting_is_told_with_the_servers_own_words() {
     std::fs::write(&configuration, "no_such_setting = 1\n").unwrap();
     let error = Postgres::start(&scratch.0, &quick()).unwrap_err().to_string();
     assert!(error.contains("no_such_setting"), "{error}");
+}
+
+/// Not a test of its own: what `the_environment_can_name_the_programs` runs.
+#[test]
+#[ignore = "started by another test"]
+fn start_as_tests_do() {
+    Postgres::start(&Scratch::new().0, &quick()).unwrap();
+}
+
+#[test]
+fn the_environment_can_name_the_programs() {
+    let done = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "dev::postgres::tests::start_as_tests_do"])
+        .env("PAYBRIDGE_POSTGRES_PROGRAMS", "/nonexistent/bin")
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&done.stdout);
+    assert!(!done.status.success() && printed.contains("/nonexistent/bin holds no working `postgres`"), "{printed}");
 }
 
 const CHILD_FOLDER: &str = "PAYBRIDGE_TEST_POSTGRES_FOLDER";
