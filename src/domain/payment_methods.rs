@@ -122,6 +122,8 @@ pub struct PaymentMethod {
     pub choose_time: Option<OffsetDateTime>,
     /// The latest time at which somebody unset it as Stripe's default, and chose none.
     pub unset_time: Option<OffsetDateTime>,
+    /// Whether `unset_time` is when a read found that, and Stripe's own time, which is earlier, is not known yet.
+    pub is_unset_read: bool,
     /// When it was detached. Detaching is for ever.
     pub detach_time: Option<OffsetDateTime>,
     /// Whether a read found it detached, so that `detach_time` is when that was read, and Stripe's own time is not known yet.
@@ -232,6 +234,7 @@ mod tests {
             attach_time: attached.map(at),
             choose_time: chosen.map(at),
             unset_time: None,
+            is_unset_read: false,
             detach_time: detached.then(|| at(99)),
             is_detach_read: false,
             create_time: at(0),

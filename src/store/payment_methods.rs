@@ -31,6 +31,7 @@ struct Row {
     ended_mandate_ids: Vec<String>,
     unset_time: Option<OffsetDateTime>,
     is_detach_read: bool,
+    is_unset_read: bool,
 }
 
 impl Row {
@@ -60,6 +61,7 @@ impl Row {
             ended_mandate_ids: ended.iter().cloned().collect(),
             unset_time: method.unset_time,
             is_detach_read: method.is_detach_read,
+            is_unset_read: method.is_unset_read,
         })
     }
 
@@ -86,6 +88,7 @@ impl Row {
             unset_time: self.unset_time,
             detach_time: self.detach_time,
             is_detach_read: self.is_detach_read,
+            is_unset_read: self.is_unset_read,
             create_time: self.create_time,
         })
     }

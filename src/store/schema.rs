@@ -126,6 +126,7 @@ table! {
         ended_mandate_ids -> Array<Text>,
         unset_time -> Nullable<Timestamptz>,
         is_detach_read -> Bool,
+        is_unset_read -> Bool,
         expiry_month -> Nullable<Integer>,
         reported_expiry -> Nullable<Integer>,
     }

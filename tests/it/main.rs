@@ -6,6 +6,7 @@ mod bad_input;
 mod bad_webhooks;
 mod by_hand;
 mod cashier;
+mod defaults;
 mod deliveries;
 mod detours;
 mod disputes;

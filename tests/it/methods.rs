@@ -1,7 +1,7 @@
-//! What can be charged, and what is charged by default: SEPA mandates wherever they come from, cards and sources of the time
-//! before PaymentMethods, defaults that are unset or chosen at Stripe, cards that are renewed or expire.
+//! What can be charged: SEPA mandates wherever they come from, sources of the time before PaymentMethods, cards that are
+//! renewed or expire.
 
-use paybridge::dev::sandbox::{Action, Fault, WebhookFault};
+use paybridge::dev::sandbox::{Action, Fault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{CreateCustomerRequest, Payment, PaymentMethodKind, PaymentState};
@@ -10,11 +10,10 @@ use time::Duration;
 use crate::cashier::{Cashier, at_stripe, until};
 use crate::links::{BAD_IBAN, GOOD_IBAN};
 
-const UNSET: &str = "invoice_settings[default_payment_method]=";
 const MANDATE_DATA: &str = "mandate_data[customer_acceptance][type]=offline";
 
 /// Links a Stripe customer that was there before, and waits until its methods are read.
-async fn import(cashier: &mut Cashier, external_id: &str, provider_customer_id: &str) {
+pub async fn import(cashier: &mut Cashier, external_id: &str, provider_customer_id: &str) {
     let request = CreateCustomerRequest {
         request_id: format!("customer-{external_id}"),
         external_id: external_id.to_owned(),
@@ -31,13 +30,13 @@ async fn import(cashier: &mut Cashier, external_id: &str, provider_customer_id: 
 }
 
 /// Stripe's id of the customer's default; empty if there is none.
-async fn default_of(cashier: &mut Cashier, external_id: &str) -> String {
+pub async fn default_of(cashier: &mut Cashier, external_id: &str) -> String {
     let methods = cashier.methods(external_id).await;
     let default = methods.into_iter().find(|method| method.is_default);
     default.map(|method| method.provider_payment_method_id).unwrap_or_default()
 }
 
-async fn default_becomes(cashier: &mut Cashier, external_id: &str, wanted: &str) {
+pub async fn default_becomes(cashier: &mut Cashier, external_id: &str, wanted: &str) {
     let began = std::time::Instant::now();
     loop {
         let default = default_of(cashier, external_id).await;
@@ -49,42 +48,42 @@ async fn default_becomes(cashier: &mut Cashier, external_id: &str, wanted: &str)
     }
 }
 
-fn id(object: &serde_json::Value) -> String {
+pub fn id(object: &serde_json::Value) -> String {
     object["id"].as_str().expect("an id").to_owned()
 }
 
 /// A new customer at Stripe.
-async fn at_stripe_only(cashier: &Cashier, body: &str) -> String {
+pub async fn at_stripe_only(cashier: &Cashier, body: &str) -> String {
     id(&at_stripe(cashier, "/v1/customers", body).await)
 }
 
 /// Attaches a method as the merchant's own code does, a while after what was there.
-async fn attach(cashier: &Cashier, provider_id: &str, method: &str) -> String {
+pub async fn attach(cashier: &Cashier, provider_id: &str, method: &str) -> String {
     cashier.advance(Duration::seconds(2));
     let body = format!("customer={provider_id}");
     id(&at_stripe(cashier, &format!("/v1/payment_methods/{method}/attach"), &body).await)
 }
 
 /// Stripe's default of a customer, by Stripe's order.
-fn shown_default(cashier: &Cashier, provider_id: &str) -> String {
+pub fn shown_default(cashier: &Cashier, provider_id: &str) -> String {
     let there = cashier.sandbox().object(provider_id).expect("a customer");
     let method = there["invoice_settings"]["default_payment_method"].as_str();
     method.or_else(|| there["default_source"].as_str()).unwrap_or_default().to_owned()
 }
 
-async fn count(cashier: &Cashier, kind: &str, method: &str) -> usize {
+pub async fn count(cashier: &Cashier, kind: &str, method: &str) -> usize {
     let about =
         |object: &Option<Object>| matches!(object, Some(Object::PaymentMethod(it)) if it.provider_method_id == method);
     cashier.events().await.iter().filter(|event| event.webhook_type == kind && about(&event.object)).count()
 }
 
-fn charged(cashier: &Cashier, invoice: &str) -> Vec<String> {
+pub fn charged(cashier: &Cashier, invoice: &str) -> Vec<String> {
     let charges = cashier.charges(invoice);
     let objects = charges.iter().filter_map(|charge| cashier.sandbox().object(&charge.charge));
     objects.map(|charge| charge["payment_method"].as_str().unwrap_or_default().to_owned()).collect()
 }
 
-async fn failed(cashier: &mut Cashier, invoice: &str) -> (Payment, String) {
+pub async fn failed(cashier: &mut Cashier, invoice: &str) -> (Payment, String) {
     let payment = cashier.payment_in(invoice, PaymentState::Failed).await;
     let code = payment.failure.as_ref().map(|failure| failure.code.clone()).unwrap_or_default();
     (payment, code)
@@ -200,179 +199,6 @@ async fn a_sepa_source_is_not_charged_and_the_failure_names_the_migration() {
     assert_eq!(code, "payment_method_not_usable");
     assert!(text.contains(&source) && text.contains("migrate"), "{text}");
     assert!(cashier.posts("/confirm").is_empty(), "nothing is sent");
-    cashier.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_old_default_source_is_charged_before_a_newer_method_that_nobody_chose() {
-    let mut cashier = Cashier::new("default source", Options::default()).await;
-    let provider_id = at_stripe_only(&cashier, "name=Hooli&source=tok_visa").await;
-    let card = shown_default(&cashier, &provider_id);
-    assert!(card.starts_with("card_"), "{card}");
-    let newer = attach(&cashier, &provider_id, "pm_card_mastercard").await;
-    cashier.advance(Duration::seconds(2));
-    import(&mut cashier, "hooli", &provider_id).await;
-    assert_eq!(default_of(&mut cashier, "hooli").await, card);
-    cashier.pay("hooli", "inv").await;
-    cashier.payment_in("inv", PaymentState::Succeeded).await;
-    assert_eq!(charged(&cashier, "inv"), std::slice::from_ref(&card));
-    assert_eq!(shown_default(&cashier, &provider_id), card, "nothing is written over it");
-    let written = cashier.posts(&format!("/v1/customers/{provider_id}"));
-    assert!(written.is_empty(), "{written:?}");
-
-    // Stripe's order: the chosen method first; unset, the old one counts again.
-    cashier.advance(Duration::seconds(2));
-    let path = format!("/v1/customers/{provider_id}");
-    at_stripe(&cashier, &path, &format!("{UNSET}{newer}")).await;
-    default_becomes(&mut cashier, "hooli", &newer).await;
-    cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &path, UNSET).await;
-    default_becomes(&mut cashier, "hooli", &card).await;
-    cashier.advance(Duration::seconds(2));
-    let second = id(&at_stripe(&cashier, &format!("{path}/sources"), "source=tok_amex").await);
-    default_becomes(&mut cashier, "hooli", &second).await;
-    cashier.all_delivered().await;
-    cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &path, UNSET).await;
-    cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &path, &format!("default_source={second}")).await;
-    at_stripe(&cashier, &path, &format!("default_source={card}")).await;
-    default_becomes(&mut cashier, "hooli", &card).await;
-    cashier.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
-    let mut cashier = Cashier::new("unset", Options::default()).await;
-    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
-    let first = default_of(&mut cashier, "hooli").await;
-    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
-    let second = default_of(&mut cashier, "hooli").await;
-    cashier.all_delivered().await;
-    assert_eq!(shown_default(&cashier, &provider_id), second);
-    cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
-    default_becomes(&mut cashier, "hooli", "").await;
-    until("it is told", || async {
-        (count(&cashier, "payment_method.unset_as_default", &second).await == 1).then_some(())
-    })
-    .await;
-    assert_eq!(cashier.methods("hooli").await.len(), 2, "both are still attached");
-    cashier.pay("hooli", "inv").await;
-    let (_, code) = failed(&mut cashier, "inv").await;
-    assert_eq!(code, "no_payment_method");
-    assert_eq!((cashier.charges("inv").len(), shown_default(&cashier, &provider_id).as_str()), (0, ""));
-    // Detached afterwards it was still unset by hand.
-    cashier.advance(Duration::minutes(1));
-    cashier.sandbox().detach_by_hand(&second).expect("detached");
-    until("it is told", || async { (count(&cashier, "payment_method.detached", &second).await == 1).then_some(()) })
-        .await;
-    assert_eq!(default_of(&mut cashier, "hooli").await, "", "{first} is not charged in its place");
-    let third = attach(&cashier, &provider_id, "pm_card_amex").await;
-    default_becomes(&mut cashier, "hooli", &third).await;
-    cashier.payment_in("inv", PaymentState::Succeeded).await;
-    assert_eq!(charged(&cashier, "inv"), [third]);
-    cashier.end().await;
-}
-
-/// Stripe unsets a default that is detached: nobody has chosen to have none.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_a_default_that_is_detached_is_no_choice_of_none_in_any_order_of_its_events() {
-    for is_reversed in [false, true] {
-        let mut cashier = Cashier::new("detached default", Options::default()).await;
-        let provider_id = cashier.customer("hooli", "pm_card_visa").await;
-        let first = default_of(&mut cashier, "hooli").await;
-        cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
-        let second = default_of(&mut cashier, "hooli").await;
-        cashier.all_delivered().await;
-        cashier.advance(Duration::seconds(2));
-        let before = cashier.sandbox().events(&cashier.player.account).len();
-        cashier.sandbox().add_webhook_fault(WebhookFault::default());
-        cashier.sandbox().detach_by_hand(&second).expect("detached");
-        let mut events = cashier.sandbox().events(&cashier.player.account).split_off(before);
-        cashier.sandbox().clear_faults();
-        assert_eq!(events.len(), 2, "{events:?}");
-        if is_reversed {
-            events.reverse();
-        }
-        for event in events {
-            cashier.sandbox().resend(&id(&event)).expect("it is sent");
-            cashier.all_delivered().await;
-        }
-        default_becomes(&mut cashier, "hooli", &first).await;
-        assert_eq!(count(&cashier, "payment_method.unset_as_default", &second).await, 0);
-        cashier.end().await;
-    }
-}
-
-/// Stripe's times are whole seconds: of two choices in one second, what counts is what Stripe shows.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_of_two_choices_in_one_second_the_later_counts_in_any_order_of_their_events() {
-    for is_reversed in [false, true] {
-        let mut cashier = Cashier::new("one second", Options::default()).await;
-        let provider_id = cashier.customer("hooli", "pm_card_visa").await;
-        let first = default_of(&mut cashier, "hooli").await;
-        cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
-        let second = default_of(&mut cashier, "hooli").await;
-        cashier.all_delivered().await;
-        let path = format!("/v1/customers/{provider_id}");
-        // From the second one back to the second one: no event alone says which of them was the later.
-        let mut events = loop {
-            cashier.advance(Duration::seconds(2));
-            let before = cashier.sandbox().events(&cashier.player.account).len();
-            cashier.sandbox().add_webhook_fault(WebhookFault::default());
-            at_stripe(&cashier, &path, &format!("{UNSET}{first}")).await;
-            at_stripe(&cashier, &path, &format!("{UNSET}{second}")).await;
-            cashier.sandbox().clear_faults();
-            let events = cashier.sandbox().events(&cashier.player.account).split_off(before);
-            if events[0]["created"] == events[1]["created"] {
-                break events;
-            }
-        };
-        assert_eq!(events.len(), 2, "{events:?}");
-        if is_reversed {
-            events.reverse();
-        }
-        for event in events {
-            cashier.sandbox().resend(&id(&event)).expect("it is sent");
-            until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
-            // Without the clock: what is read some minutes later would repair it.
-            cashier.at_rest(&["apply_delivery"]).await;
-        }
-        assert_eq!(default_of(&mut cashier, "hooli").await, second, "reversed: {is_reversed}");
-        assert_eq!(shown_default(&cashier, &provider_id), second);
-        cashier.end().await;
-    }
-}
-
-/// The choice is read where its event is missing, and not written over.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_a_choice_whose_event_is_missing_is_found_by_a_read() {
-    let mut cashier = Cashier::new("missing choice", Options::default()).await;
-    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
-    let first = default_of(&mut cashier, "hooli").await;
-    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
-    cashier.all_delivered().await;
-    cashier.advance(Duration::seconds(2));
-    cashier.sandbox().add_webhook_fault(WebhookFault::default());
-    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), &format!("{UNSET}{first}")).await;
-    cashier.sandbox().clear_faults();
-    let third = attach(&cashier, &provider_id, "pm_card_amex").await;
-    default_becomes(&mut cashier, "hooli", &third).await;
-    let cashier_ref = &cashier;
-    until("the choice counts", || async {
-        cashier_ref.advance(Duration::seconds(20));
-        let events = cashier_ref.player.events();
-        let chosen = events.iter().rev().find_map(|event| match &event.object {
-            Some(Object::PaymentMethod(it)) if event.webhook_type == "payment_method.set_as_default" => {
-                Some(it.provider_method_id.clone())
-            }
-            _ => None,
-        });
-        (chosen.as_ref() == Some(&first)).then_some(())
-    })
-    .await;
-    assert_eq!(shown_default(&cashier, &provider_id), first, "it was not written over");
     cashier.end().await;
 }
 

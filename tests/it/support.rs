@@ -1,7 +1,9 @@
 //! Stages for tests. All share one Postgres server, which lives as long as this process; each has a database of its own,
 //! made from a migrated template, so that tests can run side by side.
 
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -28,14 +30,25 @@ pub fn http() -> &'static reqwest::Client {
 
 /// The one Postgres of this process. It need not survive a crash of the machine, so it does not wait for the disk.
 pub fn postgres() -> &'static Postgres {
-    static SERVER: OnceLock<(tempfile::TempDir, Postgres)> = OnceLock::new();
+    static SERVER: OnceLock<(Child, Postgres)> = OnceLock::new();
     let (_, postgres) = SERVER.get_or_init(|| {
-        let folder = tempfile::Builder::new().prefix("paybridge-it-").tempdir().expect("a temporary folder");
+        let folder = tempfile::Builder::new().prefix("paybridge-it-").tempdir().expect("a temporary folder").keep();
+        let remover = remove_at_exit(&folder);
         let options = postgres::Options { durable: false, ..postgres::Options::default() };
-        let postgres = Postgres::start(&folder.path().join("postgres"), &options).expect("Postgres starts");
-        (folder, postgres)
+        let postgres = Postgres::start(&folder.join("postgres"), &options).expect("Postgres starts");
+        (remover, postgres)
     });
     postgres
+}
+
+/// Starts a process that removes `folder`, gigabytes by then, when this one has ended however it ended: statics are never
+/// dropped. It waits for the end of its input, which we hold open and never write to.
+fn remove_at_exit(folder: &Path) -> Child {
+    let script = r#"cat; until rm -rf "$0" && [ ! -e "$0" ]; do sleep 0.1; done"#;
+    let mut remover = Command::new("sh");
+    remover.args(["-c", script]).arg(folder).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Not in our group: what a terminal interrupts is not it.
+    remover.process_group(0).spawn().expect("a shell")
 }
 
 /// A migrated database of its own, by its connection string.

@@ -23,6 +23,8 @@ pub(in crate::app) struct Learnt<'a> {
     pub choose_time: Option<OffsetDateTime>,
     /// When it was unset as the default in favour of none, if it was.
     pub unset_time: Option<OffsetDateTime>,
+    /// Whether a read has found that, at that time.
+    pub is_unset_read: bool,
     /// The mandates that this source names, of this method and of others.
     pub mandates: &'a [MandateSnapshot],
     /// Whether a method that was unlinked here is taken into use again, because its customer is linked anew. Nothing else
@@ -150,6 +152,7 @@ impl App {
             attach_time: None,
             choose_time: None,
             unset_time: None,
+            is_unset_read: false,
             detach_time: None,
             is_detach_read: false,
             create_time: work.now,
@@ -159,7 +162,9 @@ impl App {
         method.details = snapshot.details.clone();
         method.attach_time = earlier(method.attach_time, learnt.attach_time);
         method.choose_time = method.choose_time.max(learnt.choose_time);
-        method.unset_time = method.unset_time.max(learnt.unset_time);
+        if method.unset_time < learnt.unset_time {
+            (method.unset_time, method.is_unset_read) = (learnt.unset_time, learnt.is_unset_read);
+        }
         for mandate in learnt.mandates.iter().filter(|mandate| mandate.provider_payment_method_id == snapshot.id) {
             method.mandates.note(&mandate.id, mandate.is_active);
         }
@@ -254,6 +259,7 @@ impl App {
                 attach_time: Some(snapshot.created),
                 choose_time: (change.to.as_ref() == Some(&snapshot.id)).then_some(read_time),
                 unset_time: (change.from.as_ref() == Some(&snapshot.id)).then_some(read_time),
+                is_unset_read: true,
                 mandates: &mandates,
                 revives,
             };

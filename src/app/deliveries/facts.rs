@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
-use crate::app::customers::{Learnt, Noted, if_allowed, note_provider_default};
+use crate::app::customers::{Learnt, Noted, forget_unset_read, if_allowed, note_provider_default};
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -110,6 +110,7 @@ impl App {
                 attach_time: told.attach_time,
                 choose_time: told.choose_time,
                 unset_time: told.unset_time,
+                is_unset_read: false,
                 mandates: &mandates,
                 revives: false,
             };
@@ -124,6 +125,9 @@ impl App {
                     Noted::Changed => work.ask(JobKind::PushDefaultMethod, customer.id.0),
                     Noted::Unchanged => {}
                 }
+            }
+            if let Some(time) = told.unset_time {
+                forget_unset_read(&mut work, &customer, time).await?;
             }
             self.learn_method(&mut work, &mut customer, &integration, learnt).await?;
             work.commit().await?;

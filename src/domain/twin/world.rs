@@ -125,6 +125,7 @@ fn method(number: u128, kind: MethodKind) -> PaymentMethod {
         attach_time: Some(START),
         choose_time: None,
         unset_time: None,
+        is_unset_read: false,
         detach_time: None,
         is_detach_read: false,
         create_time: START,

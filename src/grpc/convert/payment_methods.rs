@@ -97,6 +97,7 @@ mod tests {
             attach_time: None,
             choose_time: None,
             unset_time: None,
+            is_unset_read: false,
             detach_time: None,
             is_detach_read: false,
             create_time: OffsetDateTime::UNIX_EPOCH,

@@ -371,6 +371,7 @@ fn card() -> PaymentMethod {
         attach_time: None,
         choose_time: None,
         unset_time: None,
+        is_unset_read: false,
         detach_time: None,
         is_detach_read: false,
         create_time: NOW,

@@ -1,0 +1,2 @@
+ALTER TABLE payment_methods
+DROP COLUMN is_unset_read;

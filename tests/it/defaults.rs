@@ -1,0 +1,224 @@
+//! Which payment method is the default: by Stripe's order, by what its events say in any order, and by reads.
+
+use paybridge::dev::sandbox::WebhookFault;
+use paybridge::dev::stage::Options;
+use paybridge::grpc::proto::PaymentState;
+use paybridge::grpc::proto::event::Object;
+use time::Duration;
+
+use crate::cashier::{Cashier, at_stripe, until};
+use crate::methods::{
+    at_stripe_only, attach, charged, count, default_becomes, default_of, failed, id, import, shown_default,
+};
+
+const UNSET: &str = "invoice_settings[default_payment_method]=";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_old_default_source_is_charged_before_a_newer_method_that_nobody_chose() {
+    let mut cashier = Cashier::new("default source", Options::default()).await;
+    let provider_id = at_stripe_only(&cashier, "name=Hooli&source=tok_visa").await;
+    let card = shown_default(&cashier, &provider_id);
+    assert!(card.starts_with("card_"), "{card}");
+    let newer = attach(&cashier, &provider_id, "pm_card_mastercard").await;
+    cashier.advance(Duration::seconds(2));
+    import(&mut cashier, "hooli", &provider_id).await;
+    assert_eq!(default_of(&mut cashier, "hooli").await, card);
+    cashier.pay("hooli", "inv").await;
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(charged(&cashier, "inv"), std::slice::from_ref(&card));
+    assert_eq!(shown_default(&cashier, &provider_id), card, "nothing is written over it");
+    let written = cashier.posts(&format!("/v1/customers/{provider_id}"));
+    assert!(written.is_empty(), "{written:?}");
+
+    // Stripe's order: the chosen method first; unset, the old one counts again.
+    cashier.advance(Duration::seconds(2));
+    let path = format!("/v1/customers/{provider_id}");
+    at_stripe(&cashier, &path, &format!("{UNSET}{newer}")).await;
+    default_becomes(&mut cashier, "hooli", &newer).await;
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &path, UNSET).await;
+    default_becomes(&mut cashier, "hooli", &card).await;
+    cashier.advance(Duration::seconds(2));
+    let second = id(&at_stripe(&cashier, &format!("{path}/sources"), "source=tok_amex").await);
+    default_becomes(&mut cashier, "hooli", &second).await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &path, UNSET).await;
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &path, &format!("default_source={second}")).await;
+    at_stripe(&cashier, &path, &format!("default_source={card}")).await;
+    default_becomes(&mut cashier, "hooli", &card).await;
+    cashier.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
+    let mut cashier = Cashier::new("unset", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    let first = default_of(&mut cashier, "hooli").await;
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    let second = default_of(&mut cashier, "hooli").await;
+    cashier.all_delivered().await;
+    assert_eq!(shown_default(&cashier, &provider_id), second);
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
+    default_becomes(&mut cashier, "hooli", "").await;
+    until("it is told", || async {
+        (count(&cashier, "payment_method.unset_as_default", &second).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(cashier.methods("hooli").await.len(), 2, "both are still attached");
+    cashier.pay("hooli", "inv").await;
+    let (_, code) = failed(&mut cashier, "inv").await;
+    assert_eq!(code, "no_payment_method");
+    assert_eq!((cashier.charges("inv").len(), shown_default(&cashier, &provider_id).as_str()), (0, ""));
+    // Detached afterwards it was still unset by hand.
+    cashier.advance(Duration::minutes(1));
+    cashier.sandbox().detach_by_hand(&second).expect("detached");
+    until("it is told", || async { (count(&cashier, "payment_method.detached", &second).await == 1).then_some(()) })
+        .await;
+    assert_eq!(default_of(&mut cashier, "hooli").await, "", "{first} is not charged in its place");
+    let third = attach(&cashier, &provider_id, "pm_card_amex").await;
+    default_becomes(&mut cashier, "hooli", &third).await;
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(charged(&cashier, "inv"), [third]);
+    cashier.end().await;
+}
+
+/// Stripe unsets a default that is detached: nobody has chosen to have none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_default_that_is_detached_is_no_choice_of_none_in_any_order_of_its_events() {
+    for is_reversed in [false, true] {
+        let mut cashier = Cashier::new("detached default", Options::default()).await;
+        let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+        let first = default_of(&mut cashier, "hooli").await;
+        cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+        let second = default_of(&mut cashier, "hooli").await;
+        cashier.all_delivered().await;
+        cashier.advance(Duration::seconds(2));
+        let before = cashier.sandbox().events(&cashier.player.account).len();
+        cashier.sandbox().add_webhook_fault(WebhookFault::default());
+        cashier.sandbox().detach_by_hand(&second).expect("detached");
+        let mut events = cashier.sandbox().events(&cashier.player.account).split_off(before);
+        cashier.sandbox().clear_faults();
+        assert_eq!(events.len(), 2, "{events:?}");
+        if is_reversed {
+            events.reverse();
+        }
+        for event in events {
+            cashier.sandbox().resend(&id(&event)).expect("it is sent");
+            cashier.all_delivered().await;
+        }
+        default_becomes(&mut cashier, "hooli", &first).await;
+        assert_eq!(count(&cashier, "payment_method.unset_as_default", &second).await, 0);
+        cashier.end().await;
+    }
+}
+
+/// Stripe's times are whole seconds: of two choices in one second, what counts is what Stripe shows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_of_two_choices_in_one_second_the_later_counts_in_any_order_of_their_events() {
+    for is_reversed in [false, true] {
+        let mut cashier = Cashier::new("one second", Options::default()).await;
+        let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+        let first = default_of(&mut cashier, "hooli").await;
+        cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+        let second = default_of(&mut cashier, "hooli").await;
+        cashier.all_delivered().await;
+        let path = format!("/v1/customers/{provider_id}");
+        // From the second one back to the second one: no event alone says which of them was the later.
+        let mut events = loop {
+            cashier.advance(Duration::seconds(2));
+            let before = cashier.sandbox().events(&cashier.player.account).len();
+            cashier.sandbox().add_webhook_fault(WebhookFault::default());
+            at_stripe(&cashier, &path, &format!("{UNSET}{first}")).await;
+            at_stripe(&cashier, &path, &format!("{UNSET}{second}")).await;
+            cashier.sandbox().clear_faults();
+            let events = cashier.sandbox().events(&cashier.player.account).split_off(before);
+            if events[0]["created"] == events[1]["created"] {
+                break events;
+            }
+        };
+        assert_eq!(events.len(), 2, "{events:?}");
+        if is_reversed {
+            events.reverse();
+        }
+        for event in events {
+            cashier.sandbox().resend(&id(&event)).expect("it is sent");
+            until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
+            // Without the clock: what is read some minutes later would repair it.
+            cashier.at_rest(&["apply_delivery"]).await;
+        }
+        assert_eq!(default_of(&mut cashier, "hooli").await, second, "reversed: {is_reversed}");
+        assert_eq!(shown_default(&cashier, &provider_id), second);
+        cashier.end().await;
+    }
+}
+
+/// The choice is read where its event is missing, and not written over.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_choice_whose_event_is_missing_is_found_by_a_read() {
+    let mut cashier = Cashier::new("missing choice", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    let first = default_of(&mut cashier, "hooli").await;
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::seconds(2));
+    cashier.sandbox().add_webhook_fault(WebhookFault::default());
+    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), &format!("{UNSET}{first}")).await;
+    cashier.sandbox().clear_faults();
+    let third = attach(&cashier, &provider_id, "pm_card_amex").await;
+    default_becomes(&mut cashier, "hooli", &third).await;
+    let cashier_ref = &cashier;
+    until("the choice counts", || async {
+        cashier_ref.advance(Duration::seconds(20));
+        let events = cashier_ref.player.events();
+        let chosen = events.iter().rev().find_map(|event| match &event.object {
+            Some(Object::PaymentMethod(it)) if event.webhook_type == "payment_method.set_as_default" => {
+                Some(it.provider_method_id.clone())
+            }
+            _ => None,
+        });
+        (chosen.as_ref() == Some(&first)).then_some(())
+    })
+    .await;
+    assert_eq!(shown_default(&cashier, &provider_id), first, "it was not written over");
+    cashier.end().await;
+}
+
+/// A read can't say when the default was unset: a card that was added after that is the default, once the events say so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_default_that_a_read_found_unset_counts_from_when_its_late_event_says() {
+    let mut cashier = Cashier::new("late unset", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    cashier.all_delivered().await;
+    let before = cashier.sandbox().events(&cashier.player.account).len();
+    cashier.sandbox().add_webhook_fault(WebhookFault::default());
+    let second = attach(&cashier, &provider_id, "pm_card_mastercard").await;
+    cashier.advance(Duration::seconds(10));
+    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
+    cashier.advance(Duration::seconds(10));
+    let third = attach(&cashier, &provider_id, "pm_card_amex").await;
+    cashier.sandbox().clear_faults();
+    let late = cashier.sandbox().events(&cashier.player.account).split_off(before);
+    assert_eq!(late.len(), 3, "{late:?}");
+
+    cashier.sandbox().resend(&id(&late[0])).expect("it is sent");
+    default_becomes(&mut cashier, "hooli", &second).await;
+    until("a read finds that there is none", || async {
+        cashier.advance(Duration::seconds(20));
+        (count(&cashier, "payment_method.unset_as_default", &second).await == 1).then_some(())
+    })
+    .await;
+    assert_eq!(default_of(&mut cashier, "hooli").await, "");
+    for event in &late[1..] {
+        cashier.sandbox().resend(&id(event)).expect("it is sent");
+        until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
+        cashier.at_rest(&["apply_delivery"]).await;
+    }
+    default_becomes(&mut cashier, "hooli", &third).await;
+    cashier.pay("hooli", "inv").await;
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(charged(&cashier, "inv"), [third]);
+    cashier.end().await;
+}
