@@ -1,8 +1,8 @@
 //! Paybridge connects a billing system to Stripe and charges every invoice exactly once.
 //!
 //! This file is the map of the house, in the order in which data flows. Imports go one way: `domain` imports nothing of
-//! ours, `store` and `stripe` import `domain`, `app` imports those three, the doors import `app` and `domain`, and
-//! `server` wires all of them together. `tests/tidy.rs` holds us to it.
+//! ours, `store` and `stripe` import `domain`, `app` imports those three, the doors import `app` and `domain`, `config`
+//! checks addresses with `store`, and `server` wires all of them together. `tests/tidy.rs` holds us to it.
 
 /// The one clock, and the ids that carry its time. Anybody may import it.
 pub mod clock;

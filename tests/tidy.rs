@@ -20,7 +20,8 @@ const IMPORTS: &[(&str, &[&str])] = &[
     // It also hands out the metrics.
     ("webhook", &["app", "domain", "clock", "telemetry"]),
     ("worker", &["app", "domain", "clock"]),
-    ("config", &[]),
+    // What an address of Postgres may say is known where connections are opened.
+    ("config", &["store"]),
     ("telemetry", &["config"]),
     ("lifecycle", &[]),
     (

@@ -147,7 +147,8 @@ pub(super) struct DatabaseArgs {
     /// Where Postgres (15 or newer) is: `postgresql://user:password@host:port/database`, or `key=value` pairs.
     ///
     /// To serve, its user must be a member of the roles `paybridge_app` and `paybridge_system`, and neither superuser
-    /// nor exempt from row level security.
+    /// nor exempt from row level security. For TLS add `?sslmode=verify-full&sslrootcert=FILE` (the CA's certificate,
+    /// or `system`), and `&sslcert=FILE&sslkey=FILE` where the server wants a client certificate, with libpq's meanings.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = secret)]
     pub(super) database_url: Option<SecretString>,
 }

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretBox, SecretString};
 use uuid::Uuid;
 
 use super::settings::{BaseUrl, EncryptionKey};
+use crate::store::Address;
 
 /// Everything that is wrong, in the order in which it was found.
 #[derive(Debug, Default)]
@@ -112,15 +113,12 @@ pub(super) fn database_user(text: &str) -> Result<String, String> {
     }
 }
 
-/// A database address that tokio-postgres can read. What is wrong with it is not told, because it may hold a password.
+/// An address of Postgres, whose certificates and keys are there.
 pub(super) fn database(url: Option<SecretString>) -> Result<SecretString, String> {
-    let form = "postgresql://user:password@host:port/database or key=value pairs";
     let url = url.filter(|url| !url.expose_secret().trim().is_empty());
-    let url = url.ok_or_else(|| format!("is missing; give the address of your Postgres, as {form}"))?;
-    match url.expose_secret().parse::<tokio_postgres::Config>() {
-        Ok(_) => Ok(url),
-        Err(_) => Err(format!("is not an address of Postgres; it must look like {form}")),
-    }
+    let url = url.ok_or_else(|| format!("is missing; give the address of your Postgres, as {}", Address::FORM))?;
+    Address::parse(url.expose_secret())?.check_files()?;
+    Ok(url)
 }
 
 /// The address of a server to which paths are added.

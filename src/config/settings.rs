@@ -7,6 +7,8 @@ use secrecy::{ExposeSecret, SecretBox, SecretString};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
+use crate::store::Address;
+
 /// What this process is to do, and how it logs.
 #[derive(Debug)]
 pub struct Settings {
@@ -315,6 +317,5 @@ impl Serve {
 }
 
 fn pooled(url: &SecretString) -> bool {
-    let config = url.expose_secret().parse::<tokio_postgres::Config>();
-    config.is_ok_and(|config| config.get_ports().contains(&6432))
+    Address::parse(url.expose_secret()).is_ok_and(|address| address.ports().contains(&6432))
 }

@@ -17,7 +17,7 @@ pub async fn run_demo(settings: config::Demo) -> Result<ExitCode> {
     println!("Starting a private Postgres …");
     let began = Instant::now();
     let postgres_folder = folder.path().join("postgres");
-    let options = postgres::Options { durable: true, fresh: false, programs: settings.postgres_programs };
+    let options = postgres::Options { programs: settings.postgres_programs, ..postgres::Options::default() };
     let postgres = tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &options)).await??;
     let database_url = prepare_database(&postgres, "paybridge", None).await?;
     println!("Starting the Stripe sandbox and Paybridge …");

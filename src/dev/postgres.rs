@@ -2,12 +2,13 @@
 //!
 //! Actors: the *server* is the `postgres` program that is installed on this machine; the *keeper* is a thread of ours
 //! that started it and waits for its end; [`Postgres`] is the handle that others hold. The flow of a start: find the
-//! programs ([`install`]) or fetch them ([`fetch`]), claim the folder and settle what an earlier life left in it ([`place`]), make the database
-//! files if there are none, start the server, wait until it says that it is ready.
+//! programs ([`install`]) or fetch them ([`fetch`]), claim the folder and settle what an earlier life left in it
+//! ([`place`]), make the database files if there are none, start the server, wait until it says that it is ready.
 //!
-//! The server listens on a Unix socket in a folder that only its own account may enter, never on a port, so it can't
-//! clash with another one. It is durable unless asked otherwise. It ends with us in every case: by [`Postgres::stop`],
-//! by dropping the handle, and, when we are killed, by the death signal that the kernel sends it. Linux only.
+//! The server listens on a Unix socket in a folder that only its own account may enter, and on no port unless one is
+//! given, so it can't clash with another one. It is durable unless asked otherwise. It ends with us in every case: by
+//! [`Postgres::stop`], by dropping the handle, and, when we are killed, by the death signal that the kernel sends it.
+//! Linux only.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -22,7 +23,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, waitid};
 
 use self::install::Installation;
-use self::place::{Account, PORT, Place};
+use self::place::{Account, Place};
 
 mod fetch;
 mod install;
@@ -54,6 +55,8 @@ pub struct Options {
     pub fresh: bool,
     /// The folder of `postgres` and `initdb`; absent: the newest that is installed, else those that were or are fetched.
     pub programs: Option<PathBuf>,
+    /// A port of 127.0.0.1 to listen on as well, for what a Unix socket can't do, such as TLS.
+    pub tcp_port: Option<u16>,
 }
 
 impl Default for Options {
@@ -61,7 +64,7 @@ impl Default for Options {
     /// tests can be run on a Postgres of choice.
     fn default() -> Self {
         let programs = std::env::var_os("PAYBRIDGE_POSTGRES_PROGRAMS").filter(|folder| !folder.is_empty());
-        Self { durable: true, fresh: false, programs: programs.map(PathBuf::from) }
+        Self { durable: true, fresh: false, programs: programs.map(PathBuf::from), tcp_port: None }
     }
 }
 
@@ -81,7 +84,7 @@ impl Postgres {
     /// and none to be fetched, the folder in use (by which process), or the end of the server's log.
     pub fn start(folder: &Path, options: &Options) -> Result<Self> {
         let installed = install::find(options.programs.as_deref())?;
-        let place = Place::claim(folder)?;
+        let place = Place::claim(folder, options.tcp_port)?;
         place.wait_for_predecessor()?;
         if options.fresh {
             place.clear()?;
@@ -93,7 +96,7 @@ impl Postgres {
         let deadline = Instant::now() + ORPHANS_WITHIN;
         loop {
             place.prepare_start()?;
-            match launch(programs, &place, options.durable) {
+            match launch(programs, &place, options) {
                 Ok(server) => return Ok(Self { server, place, programs: programs.programs.clone() }),
                 Err(Failure::Orphans) if Instant::now() < deadline => thread::park_timeout(LOOK_EVERY * 10),
                 Err(Failure::Orphans) => bail!(
@@ -112,8 +115,8 @@ impl Postgres {
 
     /// The address of `database` for `role`. Nobody needs a password: whoever can reach the socket is trusted.
     pub fn connection_string_as(&self, role: &str, database: &str) -> String {
-        let socket = self.place.socket_folder().display();
-        format!("host={socket} port={PORT} user={} dbname={}", quoted(role), quoted(database))
+        let (socket, port) = (self.place.socket_folder().display(), self.place.port());
+        format!("host={socket} port={port} user={} dbname={}", quoted(role), quoted(database))
     }
 
     /// Where the files are: the folder that was asked for, unless the server's account can't enter it.
@@ -148,7 +151,7 @@ impl Postgres {
 
     /// The Unix socket that the server listens on.
     pub fn socket_file(&self) -> PathBuf {
-        self.place.socket_folder().join(format!(".s.PGSQL.{PORT}"))
+        self.place.socket_file()
     }
 
     /// Stops the server: open transactions are rolled back, committed ones are on disk. An error says that it had to be
@@ -242,10 +245,10 @@ fn make_files(programs: &Installation, place: &Place, durable: bool) -> Result<(
     std::fs::rename(&unfinished, place.data()).context("cannot move the new Postgres data folder to its place")
 }
 
-fn launch(programs: &Installation, place: &Place, durable: bool) -> Result<Arc<Server>, Failure> {
+fn launch(programs: &Installation, place: &Place, options: &Options) -> Result<Arc<Server>, Failure> {
     let log = place.open_log()?;
     let log_start = log.metadata().map_err(anyhow::Error::from)?.len();
-    let server = keep(server_command(programs, place, durable, log))?;
+    let server = keep(server_command(programs, place, options, log))?;
     let deadline = Instant::now() + READY_WITHIN;
     loop {
         if place.is_ready(server.pid) {
@@ -271,11 +274,11 @@ fn launch(programs: &Installation, place: &Place, durable: bool) -> Result<Arc<S
     }
 }
 
-fn server_command(programs: &Installation, place: &Place, durable: bool, log: File) -> Command {
+fn server_command(programs: &Installation, place: &Place, options: &Options, log: File) -> Command {
     let mut command = command(&programs.postgres(), place.account());
-    command.arg("-D").arg(place.data()).arg("-k").arg(place.socket_folder()).args(["-p", PORT]);
+    command.arg("-D").arg(place.data()).arg("-k").arg(place.socket_folder()).args(["-p", &place.port().to_string()]);
     let mut settings = vec![
-        "listen_addresses=",
+        if options.tcp_port.is_some() { "listen_addresses=127.0.0.1" } else { "listen_addresses=" },
         "unix_socket_permissions=0700",
         "max_connections=200",
         "shared_buffers=32MB",
@@ -283,7 +286,7 @@ fn server_command(programs: &Installation, place: &Place, durable: bool, log: Fi
         "log_timezone=UTC",
         "cluster_name=paybridge",
     ];
-    if !durable {
+    if !options.durable {
         settings.extend(["fsync=off", "full_page_writes=off", "synchronous_commit=off"]);
     }
     for setting in settings {

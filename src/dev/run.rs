@@ -26,7 +26,11 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     std::fs::create_dir_all(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
     println!("Starting Postgres in {} …", folder.join("postgres").display());
     let postgres_folder = std::path::absolute(folder.join("postgres"))?;
-    let options = postgres::Options { durable: true, fresh: settings.fresh, programs: settings.postgres_programs };
+    let options = postgres::Options {
+        fresh: settings.fresh,
+        programs: settings.postgres_programs,
+        ..postgres::Options::default()
+    };
     let postgres = tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &options)).await??;
     if settings.fresh {
         for file in ["sandbox.json", "token", "clock"] {

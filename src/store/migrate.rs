@@ -5,10 +5,10 @@ use diesel::QueryableByName;
 use diesel::migration::{Migration, MigrationSource};
 use diesel::pg::Pg;
 use diesel::sql_types::{Nullable, Text};
-use diesel_async::{AsyncConnection, AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
-use super::pool::with_limits;
+use super::connect::Address;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 
@@ -24,9 +24,7 @@ pub fn roles_sql(user: &str) -> String {
 /// Makes the roles if they are missing, and runs what migrations are pending; returns their names. Needs the
 /// multi-thread runtime.
 pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
-    let mut connection = AsyncPgConnection::establish(&with_limits(database_url))
-        .await
-        .context("the database can't be reached; check DATABASE_URL")?;
+    let mut connection = connected(database_url).await?;
     connection.batch_execute(ROLES_SQL).await.context(
         "the three roles could not be made or granted; let a database administrator run, in this database, the SQL that \
          `paybridge migrate --print-roles --for USER` prints, with the user of DATABASE_URL",
@@ -47,9 +45,7 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
 
 /// Whether every migration of this binary has been run. Asked as whoever serves, who may read that and change nothing.
 pub async fn is_current(database_url: &str) -> anyhow::Result<bool> {
-    let mut connection = AsyncPgConnection::establish(&with_limits(database_url))
-        .await
-        .context("the database can't be reached; check DATABASE_URL")?;
+    let mut connection = connected(database_url).await?;
     let is_there: Row = diesel::sql_query("SELECT to_regclass('__diesel_schema_migrations')::text AS value")
         .get_result(&mut connection)
         .await?;
@@ -66,6 +62,11 @@ pub async fn is_current(database_url: &str) -> anyhow::Result<bool> {
         .map_err(|error| anyhow::anyhow!("the migrations can't be read: {error}"))?;
     let is_run = |version: String| run.iter().any(|row| row.value.as_ref() == Some(&version));
     Ok(ours.iter().all(|migration| is_run(migration.name().version().to_string())))
+}
+
+async fn connected(database_url: &str) -> anyhow::Result<AsyncPgConnection> {
+    let address = Address::parse(database_url).map_err(|sentence| anyhow::anyhow!("DATABASE_URL {sentence}"))?;
+    address.establish().await.context("the database can't be reached; check DATABASE_URL")
 }
 
 /// A text.

@@ -7,6 +7,7 @@
 pub mod attempts;
 pub mod budgets;
 pub mod checkout_sessions;
+mod connect;
 pub mod customers;
 pub mod deliveries;
 mod error;
@@ -31,6 +32,7 @@ pub mod timers;
 pub mod upkeep;
 mod wake;
 
+pub use connect::Address;
 pub use pool::{Pool, Scope, Transaction};
 pub use seal::{SealKey, Sealer};
 pub use wake::{Hint, relay};

@@ -4,20 +4,17 @@
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
+use diesel::ConnectionError;
 use diesel_async::pooled_connection::deadpool::{Object, Pool as Connections};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, TransactionManager};
 
+use super::connect::Address;
 use super::error::unavailable;
 use crate::domain::{Error, OrganizationId, Result};
 
 /// How long a caller waits for a free connection, and then for the beginning of its transaction.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// After how many seconds a server that has vanished without a word is given up, unless `DATABASE_URL` says otherwise: the
-/// system's own limits are hours.
-const VANISHED: [(&str, u32); 4] =
-    [("connect_timeout", 5), ("tcp_user_timeout", 10), ("keepalives_idle", 5), ("keepalives_interval", 2)];
 
 /// Connections to the database; clones share them.
 #[derive(Clone)]
@@ -38,13 +35,21 @@ pub enum Scope {
 const PLANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off";
 
 impl Pool {
-    /// A pool of at most `size` connections to `url`, which may be a URL or libpq's key=value form. Connects when first
-    /// used.
+    /// A pool of at most `size` connections to `url`, which [`Address::parse`] understands. Connects when first used.
     pub fn new(url: &str, size: usize) -> Result<Self> {
+        let address =
+            Address::parse(url).map_err(|sentence| Error::internal(anyhow::anyhow!("the address {sentence}")))?;
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
-        let url = with_limits(url);
-        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config(url, config);
+        config.custom_setup = Box::new(move |_| {
+            let address = address.clone();
+            Box::pin(async move {
+                let connected = address.establish().await;
+                connected.map_err(|error| ConnectionError::BadConnection(format!("{error:#}")))
+            })
+        });
+        // The manager's own address is for setups that use it.
+        let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config("", config);
         let pool = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
         Ok(Self(pool))
     }
@@ -90,20 +95,6 @@ impl Pool {
             Ok(Err(error)) => Err(unavailable(&error)),
             Err(_) => Err(unavailable(&"no connection became free in time")),
         }
-    }
-}
-
-/// The address with time limits before what it says itself, which counts where it names the same ones.
-pub(super) fn with_limits(url: &str) -> String {
-    let limits = |separator| VANISHED.map(|(name, seconds)| format!("{name}={seconds}")).join(separator);
-    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
-        return format!("{} {url}", limits(" "));
-    }
-    // A password may hold what else begins the options.
-    let place = url.find('@').unwrap_or_default();
-    match url[place..].find('?') {
-        Some(options) => format!("{}{}&{}", &url[..=place + options], limits("&"), &url[place + options + 1..]),
-        None => format!("{url}?{}", limits("&")),
     }
 }
 
@@ -162,36 +153,6 @@ impl Drop for Transaction {
                     tracing::debug!(%error, "a transaction could not be rolled back; its connection is given up");
                 }
             });
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use tokio_postgres::Config;
-
-    use super::with_limits;
-
-    #[test]
-    fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_otherwise() {
-        for (url, user_timeout) in [
-            ("postgresql://me@host/db", 10),
-            ("postgresql://host/db?user=me", 10),
-            ("postgresql://me:pa?ss@[::1]:5432/db?tcp_user_timeout=60", 60),
-            ("postgresql://me:pa?ss@host/db", 10),
-            ("postgres://me@host/db?application_name=x&tcp_user_timeout=60", 60),
-            ("host=/run/postgresql user=me dbname=db", 10),
-            ("host=host tcp_user_timeout=60", 60),
-        ] {
-            let config: Config = with_limits(url).parse().expect("an address");
-            assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(user_timeout)), "{url}");
-            assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5), "{url}");
-            assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(2)), "{url}");
-            assert!(!config.get_hosts().is_empty());
-            assert!(config.get_password().is_none_or(|password| password == b"pa?ss"), "{url}");
-            assert_eq!(config.get_connect_timeout(), Some(&Duration::from_secs(5)), "{url}");
         }
     }
 }

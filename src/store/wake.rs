@@ -4,9 +4,9 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::{AsyncMessage, Client};
 
-use super::pool::with_limits;
+use super::connect::{Address, Driver};
 use crate::domain::OrganizationId;
 
 /// The channel's name.
@@ -38,12 +38,28 @@ impl Hint {
 }
 
 /// Passes hints between the replicas until the returned future is dropped: those from `outgoing` go to all other
-/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN.
+/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN. Why that can't be
+/// reached is logged as a warning, once for each time that it is away.
 pub async fn relay(url: String, mut outgoing: mpsc::Receiver<Hint>, heard: impl Fn(Hint) + Send + Sync + 'static) {
     let heard = std::sync::Arc::new(heard);
+    let mut is_away = false;
     loop {
-        if let Err(error) = relay_once(&url, &mut outgoing, heard.clone()).await {
-            tracing::debug!(%error, "no wake-ups from other replicas until the database is back");
+        match connected(&url).await {
+            Ok((client, connection)) => {
+                is_away = false;
+                if let Err(error) = relay_over(client, connection, &mut outgoing, heard.clone()).await {
+                    tracing::debug!(%error, "no wake-ups from other replicas until the database is back");
+                }
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                if is_away {
+                    tracing::debug!(error, "no wake-ups from other replicas until the database is back");
+                } else {
+                    tracing::warn!(error, "no wake-ups from other replicas until the database is back");
+                }
+                is_away = true;
+            }
         }
         if outgoing.is_closed() {
             return;
@@ -53,12 +69,17 @@ pub async fn relay(url: String, mut outgoing: mpsc::Receiver<Hint>, heard: impl 
     }
 }
 
-async fn relay_once(
-    url: &str,
+async fn connected(url: &str) -> anyhow::Result<(Client, Driver)> {
+    let address = Address::parse(url).map_err(|sentence| anyhow::anyhow!("the direct address {sentence}"))?;
+    address.connect().await
+}
+
+async fn relay_over(
+    client: Client,
+    mut connection: Driver,
     outgoing: &mut mpsc::Receiver<Hint>,
     heard: std::sync::Arc<impl Fn(Hint) + Send + Sync + 'static>,
 ) -> Result<(), tokio_postgres::Error> {
-    let (client, mut connection) = tokio_postgres::connect(&with_limits(url), NoTls).await?;
     let mut driver = tokio::spawn(async move {
         while let Some(Ok(message)) = std::future::poll_fn(|context| connection.poll_message(context)).await {
             if let AsyncMessage::Notification(note) = message

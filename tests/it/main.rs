@@ -42,6 +42,7 @@ mod strangers;
 mod support;
 mod tenants;
 mod texts;
+mod tls;
 mod unknown;
 mod unknown_refunds;
 mod upgrade;

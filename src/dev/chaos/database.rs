@@ -37,7 +37,7 @@ pub(super) struct Database {
 impl Database {
     /// Starts Postgres in `folder` and makes the database. A commit survives a crash: nothing else would be fair.
     pub async fn start(folder: PathBuf, programs: Option<PathBuf>, rng: Rng) -> Result<Self> {
-        let options = postgres::Options { durable: true, fresh: false, programs };
+        let options = postgres::Options { programs, ..postgres::Options::default() };
         let server = start(folder.clone(), options.clone()).await?;
         prepare_database(&server, NAME, None).await?;
         let proxy = Proxy::start(Target::Unix(server.socket_file()), rng).await?;

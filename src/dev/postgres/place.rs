@@ -18,8 +18,8 @@ use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, geteuid};
 use sha2::{Digest, Sha256};
 
-/// Only names the socket file: nothing listens on a port.
-pub(super) const PORT: &str = "5432";
+/// Names the socket file where nothing listens on a port.
+const PORT: u16 = 5432;
 /// The kernel's limit for the path of a socket, in bytes.
 const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// A log that has grown beyond this is begun anew at the next start.
@@ -45,12 +45,14 @@ pub(super) struct Place {
     folder: PathBuf,
     account: Option<Account>,
     socket_folder: PathBuf,
+    port: u16,
     _lock: File,
 }
 
 impl Place {
-    /// Makes the folder if need be, gives it to the server's account, and takes its lock.
-    pub(super) fn claim(asked: &Path) -> Result<Self> {
+    /// Makes the folder if need be, gives it to the server's account, and takes its lock. The server is to listen on
+    /// `tcp_port`, if on any.
+    pub(super) fn claim(asked: &Path, tcp_port: Option<u16>) -> Result<Self> {
         let cannot = || format!("cannot use the folder {} for Postgres", asked.display());
         fs::create_dir_all(asked).with_context(cannot)?;
         let mut folder = asked.canonicalize().with_context(cannot)?;
@@ -68,7 +70,7 @@ impl Place {
         let lock = take_lock(&folder)?;
         own(&folder, account).with_context(cannot)?;
         let socket_folder = socket_folder(&folder, account)?;
-        Ok(Self { folder, account, socket_folder, _lock: lock })
+        Ok(Self { folder, account, socket_folder, port: tcp_port.unwrap_or(PORT), _lock: lock })
     }
 
     pub(super) fn folder(&self) -> &Path {
@@ -81,6 +83,15 @@ impl Place {
 
     pub(super) fn socket_folder(&self) -> &Path {
         &self.socket_folder
+    }
+
+    /// The server's one port number, which also names its socket.
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(super) fn socket_file(&self) -> PathBuf {
+        self.socket_folder.join(format!(".s.PGSQL.{}", self.port))
     }
 
     pub(super) fn data(&self) -> PathBuf {
@@ -149,8 +160,8 @@ impl Place {
         {
             fs::remove_file(self.lock_of_postgres()).context("cannot remove the stale lock of Postgres")?;
         }
-        for file in [format!(".s.PGSQL.{PORT}"), format!(".s.PGSQL.{PORT}.lock")] {
-            match fs::remove_file(self.socket_folder.join(file)) {
+        for file in [self.socket_file(), self.socket_file().with_extension(format!("{}.lock", self.port))] {
+            match fs::remove_file(file) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
                 _ => {}
             }
@@ -300,7 +311,7 @@ fn socket_folder(folder: &Path, account: Option<Account>) -> Result<PathBuf> {
 }
 
 fn fits_socket(folder: &Path) -> bool {
-    let socket = folder.join(format!(".s.PGSQL.{PORT}.lock"));
+    let socket = folder.join(format!(".s.PGSQL.{}.lock", u16::MAX));
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"/._-+@".contains(byte);
     socket.as_os_str().len() <= SOCKET_PATH_BYTES_MAX && folder.as_os_str().as_encoded_bytes().iter().all(plain)
 }

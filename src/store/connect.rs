@@ -1,0 +1,179 @@
+//! The one place where connections to Postgres are opened: the pool's, the one for LISTEN, and those of commands.
+//!
+//! [`Address`] is what `DATABASE_URL` says. TLS has libpq's meanings, whatever tokio-postgres makes of them. Files are
+//! read anew for each connection, so that a renewed certificate counts without a restart.
+
+use std::error::Error as StdError;
+
+use anyhow::Context;
+use diesel_async::AsyncPgConnection;
+use rustls::CertificateError;
+use time::OffsetDateTime;
+use tokio_postgres::config::SslMode;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{Client, Connection, Socket};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+pub use self::address::Address;
+use self::address::{Mode, Root};
+
+mod address;
+#[cfg(test)]
+mod tests;
+mod tls;
+
+/// How tokio-postgres says that TLS could not be agreed on.
+const TLS_FAILED: &str = "error performing TLS handshake";
+/// How it says that the server refused TLS as such.
+const NO_TLS: &str = "server does not support TLS";
+
+/// What drives a connection; encrypted or not, as was agreed.
+pub(super) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
+
+impl Address {
+    /// Checks that the files which it names can be used. An error lists all that can't, without anything they hold.
+    pub fn check_files(&self) -> Result<(), String> {
+        tls::connector(self).map(drop)
+    }
+
+    /// Opens a connection. An error says what to do, where that is known, and holds its cause.
+    pub(super) async fn connect(&self) -> anyhow::Result<(Client, Driver)> {
+        let address = self.clone();
+        let connector = tokio::task::spawn_blocking(move || tls::connector(&address)).await?;
+        let connector = connector.map_err(|sentence| anyhow::anyhow!("the address {sentence}"))?;
+        let failure = match self.config.connect(connector.clone()).await {
+            Ok(connected) => return Ok(connected),
+            Err(error) => error,
+        };
+        if self.mode != Mode::Prefer || !may_do_without(&failure) {
+            return Err(self.explained(failure));
+        }
+        let mut plain = self.clone();
+        plain.mode = Mode::Disable;
+        plain.config.ssl_mode(SslMode::Disable);
+        let failure = anyhow::Error::new(failure);
+        tracing::debug!(error = format!("{failure:#}"), "TLS to the database failed; sslmode=prefer goes on without");
+        let connected = plain.config.connect(connector).await;
+        connected.map_err(|error| plain.explained(error).context(format!("with TLS: {failure:#}; and without it")))
+    }
+
+    /// Opens a connection for diesel.
+    pub(super) async fn establish(&self) -> anyhow::Result<AsyncPgConnection> {
+        let (client, driver) = self.connect().await?;
+        AsyncPgConnection::try_from_client_and_connection(client, driver).await.context("the connection was lost")
+    }
+
+    fn explained(&self, error: tokio_postgres::Error) -> anyhow::Error {
+        let advice = self.advice(&error);
+        let error = anyhow::Error::new(error);
+        match advice {
+            Some(advice) => error.context(advice),
+            None => error,
+        }
+    }
+
+    /// What happened and what to do about it, where TLS has to do with it.
+    fn advice(&self, error: &tokio_postgres::Error) -> Option<String> {
+        let asks_for_certificate =
+            || "the server asks for a client certificate; give the address sslcert and sslkey".to_owned();
+        if let Some(rustls::Error::InvalidCertificate(reason)) = cause(error) {
+            return Some(self.certificate_advice(reason));
+        }
+        if self.identity.is_some() && is_cut(error) {
+            return Some(
+                "the server ended the connection in the TLS handshake, as it does where it refuses the client \
+                 certificate: its CA must be in the server's ssl_ca_file"
+                    .to_owned(),
+            );
+        }
+        if let Some(rustls::Error::AlertReceived(_)) = cause(error) {
+            return Some(asks_for_certificate());
+        }
+        if error.source().is_some_and(|source| source.to_string() == NO_TLS) {
+            return Some(format!(
+                "the server does not speak TLS, which sslmode={} demands: turn on `ssl` in its settings",
+                self.mode
+            ));
+        }
+        let refused = error.as_db_error().filter(|it| *it.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION)?;
+        if refused.message().contains("client certificate") {
+            return Some(asks_for_certificate());
+        }
+        let advice = "the server lets nobody in under sslmode=disable, or not this login; where it accepts only TLS, use \
+                      sslmode=verify-full";
+        (self.mode == Mode::Disable && self.is_remote()).then(|| advice.to_owned())
+    }
+
+    fn certificate_advice(&self, reason: &CertificateError) -> String {
+        match reason {
+            CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.root {
+                Some(Root::File(file)) => format!(
+                    "the server's certificate is signed by no CA in {}; name the file of the right one as sslrootcert",
+                    file.display()
+                ),
+                _ => "the server's certificate is signed by no CA that this system trusts (sslrootcert=system); name the \
+                      file of the right one as sslrootcert"
+                    .to_owned(),
+            },
+            CertificateError::NotValidForNameContext { expected, presented } => format!(
+                "the server's certificate is not for `{}` but for {}; use that name as the host, or sslmode=verify-ca if \
+                 the CA signs nothing but your databases",
+                expected.to_str(),
+                names(presented)
+            ),
+            CertificateError::ExpiredContext { not_after, .. } => format!(
+                "the server's certificate has expired on {}; renew it, or set this machine's clock right",
+                date(not_after.as_secs())
+            ),
+            CertificateError::NotValidYetContext { not_before, .. } => format!(
+                "the server's certificate is not valid before {}; set this machine's clock right",
+                date(not_before.as_secs())
+            ),
+            _ => "the server's certificate can't be used".to_owned(),
+        }
+    }
+}
+
+/// Whether libpq would try without TLS: it could not be agreed on, or the server admits this login without it alone.
+fn may_do_without(error: &tokio_postgres::Error) -> bool {
+    error.to_string() == TLS_FAILED || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
+}
+
+/// Whether the server hung up, with or without an alert of TLS'. Which of them is seen depends on what arrives first.
+fn is_cut(error: &tokio_postgres::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    let kinds = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
+    let is_lost =
+        || chain(error).filter_map(|it| it.downcast_ref::<std::io::Error>()).any(|it| kinds.contains(&it.kind()));
+    matches!(cause(error), Some(rustls::Error::AlertReceived(_))) || error.is_closed() || is_lost()
+}
+
+fn chain<'error>(error: &'error (dyn StdError + 'static)) -> impl Iterator<Item = &'error (dyn StdError + 'static)> {
+    std::iter::successors(Some(error), |&error| match error.downcast_ref::<std::io::Error>() {
+        // Its source is its inner error's, not that error itself.
+        Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
+        None => error.source(),
+    })
+}
+
+fn cause(error: &tokio_postgres::Error) -> Option<&rustls::Error> {
+    chain(error).find_map(|error| error.downcast_ref())
+}
+
+/// `DnsName("db.example.com")` → `db.example.com`
+fn names(presented: &[String]) -> String {
+    let bare = |name: &String| {
+        let inner = name.split_once('(').map_or(name.as_str(), |(_, inner)| inner);
+        format!("`{}`", inner.trim_end_matches(')').trim_matches('"'))
+    };
+    match presented {
+        [] => "no name at all (a subjectAltName counts, a common name does not)".to_owned(),
+        names => names.iter().map(bare).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn date(seconds: u64) -> String {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    time.map_or_else(|| format!("{seconds} s"), |time| time.date().to_string())
+}
