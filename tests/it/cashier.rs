@@ -353,14 +353,20 @@ impl Cashier {
 
 /// What a person does in Stripe's dashboard, through its API.
 pub async fn at_stripe(cashier: &Cashier, path: &str, body: &str) -> Value {
-    let answer = http()
+    at_stripe_under(cashier, None, path, body).await
+}
+
+/// The same under an idempotency key.
+pub async fn at_stripe_under(cashier: &Cashier, idempotency_key: Option<&str>, path: &str, body: &str) -> Value {
+    let mut request = http()
         .post(format!("{}{path}", cashier.sandbox().url()))
         .bearer_auth(&cashier.player.key)
         .header("content-type", "application/x-www-form-urlencoded")
-        .body(body.to_owned())
-        .send()
-        .await
-        .expect("the sandbox answers");
+        .body(body.to_owned());
+    if let Some(key) = idempotency_key {
+        request = request.header("idempotency-key", key);
+    }
+    let answer = request.send().await.expect("the sandbox answers");
     assert!(answer.status().is_success(), "{path}: {}", answer.status());
     serde_json::from_str(&answer.text().await.expect("a body")).expect("JSON")
 }

@@ -2,11 +2,11 @@
 
 use paybridge::dev::sandbox::WebhookFault;
 use paybridge::dev::stage::Options;
-use paybridge::grpc::proto::PaymentState;
 use paybridge::grpc::proto::event::Object;
+use paybridge::grpc::proto::{PaymentState, SetDefaultPaymentMethodRequest};
 use time::Duration;
 
-use crate::cashier::{Cashier, at_stripe, until};
+use crate::cashier::{Cashier, at_stripe, at_stripe_under, until};
 use crate::methods::{
     at_stripe_only, attach, charged, count, default_becomes, default_of, failed, id, import, shown_default,
 };
@@ -82,6 +82,42 @@ async fn a_default_that_is_unset_at_stripe_leaves_none_until_one_is_added() {
     default_becomes(&mut cashier, "hooli", &third).await;
     cashier.payment_in("inv", PaymentState::Succeeded).await;
     assert_eq!(charged(&cashier, "inv"), [third]);
+    cashier.end().await;
+}
+
+/// A request of ours that Stripe carries out late is nobody's choice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_choice_of_none_that_our_own_late_write_has_replaced_is_written_again() {
+    let mut cashier = Cashier::new("late write", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    let first = default_of(&mut cashier, "hooli").await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::seconds(2));
+    let path = format!("/v1/customers/{provider_id}");
+    at_stripe(&cashier, &path, UNSET).await;
+    default_becomes(&mut cashier, "hooli", "").await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::seconds(2));
+    at_stripe_under(&cashier, Some("paybridge-default-late"), &path, &format!("{UNSET}{first}")).await;
+    cashier.all_delivered().await;
+    assert_eq!(shown_default(&cashier, &provider_id), "");
+    assert_eq!(default_of(&mut cashier, "hooli").await, "");
+    cashier.end().await;
+}
+
+/// An answer that Stripe repeats for an idempotency key says nothing of what it has now.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_default_that_is_chosen_again_is_written_again() {
+    let mut cashier = Cashier::new("chosen again", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    let methods = cashier.methods("hooli").await;
+    for method in [&methods[0], &methods[1], &methods[0], &methods[1]] {
+        let request = SetDefaultPaymentMethodRequest { id: method.id.clone() };
+        cashier.player.api.customers.set_default_payment_method(request).await.expect("it is chosen");
+        cashier.all_delivered().await;
+        assert_eq!(shown_default(&cashier, &provider_id), method.provider_payment_method_id);
+    }
     cashier.end().await;
 }
 
