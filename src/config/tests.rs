@@ -208,7 +208,8 @@ fn a_job_is_retried_by_id_or_all_that_are_parked() {
 fn printing_the_roles_needs_no_database() {
     let printed = read(&["migrate", "--print-roles", "--for", "o'hara"]).unwrap().task;
     assert!(matches!(printed, Task::PrintRoles { grantee } if grantee == "o'hara"));
-    for wrong in [&["--print-roles"][..], &["--for=me"], &["--print-roles", "--for="], &["--print-roles", "--for=a\n"]] {
+    for wrong in [&["--print-roles"][..], &["--for=me"], &["--print-roles", "--for="], &["--print-roles", "--for=a\n"]]
+    {
         read(&[&["migrate"], wrong].concat()).unwrap_err();
     }
     let too_long = format!("--for={}", "x".repeat(64));

@@ -80,6 +80,10 @@ async fn where_the_user_may_not_create_roles_an_administrator_runs_what_is_print
     set_up(&url).await;
     let members = "SELECT count(*) FROM pg_auth_members JOIN pg_roles ON pg_roles.oid = member \
          WHERE rolname = $1 AND pg_get_userbyid(roleid) LIKE 'paybridge\\_%'";
-    assert_eq!(admin.query_one(members, &[&name]).await.unwrap().get::<_, i64>(0), 3, "the user, not the administrator");
+    assert_eq!(
+        admin.query_one(members, &[&name]).await.unwrap().get::<_, i64>(0),
+        3,
+        "the user, not the administrator"
+    );
     assert_eq!(admin.query_one(members, &[&"postgres"]).await.unwrap().get::<_, i64>(0), 0);
 }
