@@ -126,9 +126,9 @@ table! {
         ended_mandate_ids -> Array<Text>,
         unset_time -> Nullable<Timestamptz>,
         is_detach_read -> Bool,
-        is_unset_read -> Bool,
         expiry_month -> Nullable<Integer>,
         reported_expiry -> Nullable<Integer>,
+        is_unset_read -> Bool,
     }
 }
 
