@@ -11,7 +11,7 @@ use crate::support::program;
 
 /// A server of its own, since roles belong to the whole of it.
 async fn server() -> (TempDir, Postgres) {
-    let folder = tempfile::Builder::new().prefix("paybridge-operator-").tempdir().unwrap();
+    let folder = tempfile::Builder::new().prefix("paybridge-operator-").tempdir().expect("a temporary folder");
     let place = folder.path().join("postgres");
     let options = postgres::Options { durable: false, ..postgres::Options::default() };
     let start = move || Postgres::start(&place, &options);
@@ -29,8 +29,8 @@ async fn client(address: &str) -> Client {
 async fn user(server: &Postgres, name: &str, attributes: &str) -> String {
     let admin = client(&server.connection_string("postgres")).await;
     let quoted = format!("\"{}\"", name.replace('"', "\"\""));
-    admin.batch_execute(&format!("CREATE ROLE {quoted} LOGIN {attributes}")).await.unwrap();
-    admin.batch_execute(&format!("CREATE DATABASE paybridge OWNER {quoted}")).await.unwrap();
+    admin.batch_execute(&format!("CREATE ROLE {quoted} LOGIN {attributes}")).await.expect("a role");
+    admin.batch_execute(&format!("CREATE DATABASE paybridge OWNER {quoted}")).await.expect("a database");
     server.connection_string_as(name, "paybridge")
 }
 
@@ -44,7 +44,7 @@ async fn paybridge(arguments: &[&str], database_url: Option<&str>) -> Output {
 async fn printed(arguments: &[&str], database_url: Option<&str>) -> String {
     let output = paybridge(arguments, database_url).await;
     assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
+    String::from_utf8(output.stdout).expect("text")
 }
 
 /// Migrates twice, and makes an organization with a token, which needs all three roles.
