@@ -72,7 +72,7 @@ run_without_postgres() {
 
 # A short one: it must show no breach. It prints its seed, by which it can be played again.
 run_chaos() {
-    cargo run --locked --quiet -- chaos --payments 200 --replicas 3 --faults 10% --kill-every 2s --minutes 3 "$@"
+    cargo run --locked --quiet -- chaos --payments 200 --replicas 3 --faults 10% --kill-every 2s --minutes 5 "$@"
 }
 
 sandbox_pid=
