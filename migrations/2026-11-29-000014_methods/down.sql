@@ -4,8 +4,6 @@ DROP COLUMN provider_default_id;
 DROP INDEX payment_methods_expiry_idx;
 ALTER TABLE payment_methods
 DROP COLUMN reported_expiry,
-DROP COLUMN expiry_month,
-DROP COLUMN is_detach_read,
 DROP COLUMN unset_time,
 DROP COLUMN ended_mandate_ids,
 DROP COLUMN mandate_ids;

@@ -125,10 +125,10 @@ table! {
         mandate_ids -> Array<Text>,
         ended_mandate_ids -> Array<Text>,
         unset_time -> Nullable<Timestamptz>,
-        is_detach_read -> Bool,
-        expiry_month -> Nullable<Integer>,
         reported_expiry -> Nullable<Integer>,
+        is_detach_read -> Bool,
         is_unset_read -> Bool,
+        expiry_month -> Nullable<Integer>,
     }
 }
 

@@ -1,2 +1,0 @@
-ALTER TABLE payment_methods
-DROP COLUMN is_unset_read;
