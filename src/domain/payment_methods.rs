@@ -170,6 +170,17 @@ impl PaymentMethod {
         self.detach_time.is_none_or(was_attached).then_some(second)
     }
 
+    /// Forgets that a read found it unset, if an event that something was unset at `event_time` explains that; returns
+    /// whether it did. An event from before the newest fact in favour of the method is about an earlier default.
+    pub fn forget_unset_read(&mut self, event_time: OffsetDateTime) -> bool {
+        let is_earlier = self.claim().is_some_and(|(second, ..)| event_time.unix_timestamp() < second);
+        if !self.is_unset_read || is_earlier {
+            return false;
+        }
+        (self.unset_time, self.is_unset_read) = (None, false);
+        true
+    }
+
     fn choice(&self) -> Option<(i64, bool)> {
         self.choose_time.map(|time| (time.unix_timestamp(), true))
     }
@@ -347,6 +358,23 @@ mod tests {
             let default = chosen(&[other.clone(), by_stripe], &BOTH);
             assert_eq!(default.as_deref(), Some("pm_other"), "Stripe itself has unset it at {second}");
         }
+    }
+
+    #[test]
+    fn only_an_event_since_it_was_added_or_chosen_explains_what_a_read_found_unset() {
+        let at = |second| OffsetDateTime::UNIX_EPOCH + Duration::seconds(second);
+        for (attached, chosen, event, is_explained) in
+            [(2, None, 1, false), (2, None, 2, true), (2, None, 9, true), (2, Some(5), 4, false), (2, Some(5), 6, true)]
+        {
+            let mut found = method("pm_found", "card", Some(attached), chosen, false);
+            (found.unset_time, found.is_unset_read) = (Some(at(20)), true);
+            assert_eq!(found.forget_unset_read(at(event)), is_explained, "{chosen:?} {event}");
+            assert_eq!(found.unset_time.is_none(), is_explained, "an earlier default was unset at {event}");
+            assert_eq!(found.is_unset_read, !is_explained);
+        }
+        let mut reported =
+            PaymentMethod { unset_time: Some(at(20)), ..method("pm_reported", "card", Some(2), None, false) };
+        assert!(!reported.forget_unset_read(at(30)) && reported.unset_time.is_some(), "what an event has said stays");
     }
 
     #[test]

@@ -181,9 +181,9 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// Takes at most `limit` cards, by their ids, whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported yet:
-/// it counts as reported from here on. One that is being written just now is left for the next time: whoever writes it may
-/// hold several.
+/// Takes at most `limit` cards whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported
+/// yet, and returns their ids: it counts as reported from here on. One that is being written just now is left for the next
+/// time: whoever writes it may hold several.
 pub async fn take_expiring(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,

@@ -13,6 +13,14 @@ use crate::methods::{
 
 const UNSET: &str = "invoice_settings[default_payment_method]=";
 
+/// Sends an event that was held back, and waits until it is applied. Not longer: what is read some minutes later would
+/// repair what it left wrong.
+async fn deliver(cashier: &Cashier, event: &serde_json::Value) {
+    cashier.sandbox().resend(&id(event)).expect("it is sent");
+    until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
+    cashier.at_rest(&["apply_delivery"]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_old_default_source_is_charged_before_a_newer_method_that_nobody_chose() {
     let mut cashier = Cashier::new("default source", Options::default()).await;
@@ -180,10 +188,7 @@ async fn p6_of_two_choices_in_one_second_the_later_counts_in_any_order_of_their_
             events.reverse();
         }
         for event in events {
-            cashier.sandbox().resend(&id(&event)).expect("it is sent");
-            until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
-            // Without the clock: what is read some minutes later would repair it.
-            cashier.at_rest(&["apply_delivery"]).await;
+            deliver(&cashier, &event).await;
         }
         assert_eq!(default_of(&mut cashier, "hooli").await, second, "reversed: {is_reversed}");
         assert_eq!(shown_default(&cashier, &provider_id), second);
@@ -248,9 +253,7 @@ async fn p6_a_default_that_a_read_found_unset_counts_from_when_its_late_event_sa
     .await;
     assert_eq!(default_of(&mut cashier, "hooli").await, "");
     for event in &late[1..] {
-        cashier.sandbox().resend(&id(event)).expect("it is sent");
-        until("it is received", || async { cashier.sandbox().deliveries().is_empty().then_some(()) }).await;
-        cashier.at_rest(&["apply_delivery"]).await;
+        deliver(&cashier, event).await;
     }
     default_becomes(&mut cashier, "hooli", &third).await;
     cashier.pay("hooli", "inv").await;

@@ -72,19 +72,17 @@ pub(super) async fn default_read(
 }
 
 /// Forgets that a read of a locked customer's methods found no default, now that an event says since when: a method that
-/// was attached between the two counts. An event from before a choice that is known explains nothing.
+/// was attached between the two counts.
 pub(in crate::app) async fn forget_unset_read(
     work: &mut Work,
     customer: &Customer,
     event_time: OffsetDateTime,
 ) -> Result<()> {
     let methods = store::payment_methods::all(&mut work.tx, work.org, customer.id).await?;
-    if methods.iter().any(|method| method.choose_time > Some(event_time)) {
-        return Ok(());
-    }
-    for mut method in methods.into_iter().filter(|method| method.is_unset_read) {
-        (method.unset_time, method.is_unset_read) = (None, false);
-        store::payment_methods::upsert(&mut work.tx, &method).await?;
+    for mut method in methods {
+        if method.forget_unset_read(event_time) {
+            store::payment_methods::upsert(&mut work.tx, &method).await?;
+        }
     }
     Ok(())
 }
