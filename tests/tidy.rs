@@ -6,6 +6,8 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use sha2::{Digest as _, Sha256};
+
 /// What each room may import of ours. A file directly under `src/` is a room of its own name. `clock` and `crash` are
 /// everybody's but the domain's, whose functions are given the time and can't die half way; tests inside a room may
 /// import anything.
@@ -265,6 +267,36 @@ fn files_are_short_enough_to_be_read() {
         }
     }
     assert_none(&too_long);
+}
+
+/// A database that has run a migration never runs it again, so whatever is changed in it later is missing there. All but the
+/// newest one are listed in `migrations/released.sha256`, as `sha256sum` writes it.
+#[test]
+fn released_migrations_keep_their_text() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
+    let list = std::fs::read_to_string(folder.join("released.sha256")).unwrap();
+    let released: Vec<(&str, &str)> = list.lines().map(|line| line.split_once("  ").unwrap()).collect();
+    let mut present: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    present.retain(|path| path.is_dir());
+    present.sort();
+    let mut breaches = Vec::new();
+    for migration in &present[..present.len() - 1] {
+        for direction in ["up.sql", "down.sql"] {
+            let path = migration.join(direction);
+            let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
+            let hash = hex::encode(Sha256::digest(std::fs::read(&path).unwrap()));
+            match released.iter().find(|(_, listed)| *listed == name) {
+                Some((listed, _)) if *listed == hash => {}
+                Some(_) => {
+                    breaches.push(format!("{name} was changed after its release; write a new migration instead"));
+                }
+                None => breaches
+                    .push(format!("{name} has a successor: list it, by sha256sum, in migrations/released.sha256")),
+            }
+        }
+    }
+    assert!(present.len() > 1 && released.len() >= 2 * (present.len() - 2), "the list is read");
+    assert_none(&breaches);
 }
 
 // The rules themselves: each finds what it should and leaves alone what it should.
