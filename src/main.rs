@@ -1,9 +1,8 @@
 //! The `paybridge` binary: reads the settings, starts logs, and does what the command line asks for.
 
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result};
 use paybridge::app::App;
 #[cfg(feature = "dev")]
 use paybridge::clock::Clock;
@@ -11,18 +10,12 @@ use paybridge::config::{self, Serve, Task};
 use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
 use paybridge::server::{self, Parts};
+use paybridge::store::startup::Obstacle;
 use paybridge::{store, telemetry};
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
 use time::macros::format_description;
 use tokio::net::TcpListener;
-
-/// How long `serve` waits at its start for a database that can't be reached, real time.
-const DATABASE_WITHIN: Duration = Duration::from_secs(30);
-/// How far apart the tries are.
-const DATABASE_AGAIN: Duration = Duration::from_secs(2);
-/// What to do about a database of another release.
-const NOT_MIGRATED: &str = "the database lacks migrations of this release: run `paybridge migrate` first";
 
 fn main() -> ExitCode {
     // The HTTP client takes the process's TLS provider, and panics where there is none. This is the first one, so it
@@ -96,7 +89,6 @@ async fn serve(settings: Serve) -> Result<ExitCode> {
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }
-    expect_migrated(&settings.database.url).await?;
     let listen = async |address, flag| {
         let listener = TcpListener::bind(address).await;
         listener.with_context(|| format!("can't listen on {address} (--{flag})"))
@@ -129,22 +121,6 @@ fn parts(settings: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Part
     parts
 }
 
-/// Code that expects another schema would fail call by call, so it doesn't begin. A database that starts at the same time
-/// as we do is waited for.
-async fn expect_migrated(database: &SecretString) -> Result<()> {
-    let deadline = Instant::now() + DATABASE_WITHIN;
-    loop {
-        match store::migrate::is_current(database.expose_secret()).await {
-            Ok(true) => return Ok(()),
-            Ok(false) => bail!(NOT_MIGRATED),
-            Err(error) if Instant::now() < deadline => tracing::warn!("waiting for the database: {error:#}"),
-            Err(error) => return Err(error),
-        }
-        // A future that never ends, under a timeout: a pause in real time.
-        let _ = tokio::time::timeout(DATABASE_AGAIN, std::future::pending::<()>()).await;
-    }
-}
-
 async fn migrate(database: &SecretString) -> Result<()> {
     let versions = store::migrate::run(database.expose_secret()).await?;
     for version in &versions {
@@ -157,7 +133,7 @@ async fn migrate(database: &SecretString) -> Result<()> {
 /// The use cases, once it is sure that the database can be worked with.
 async fn administration(database: &SecretString) -> Result<App> {
     let url = database.expose_secret();
-    ensure!(store::migrate::is_current(url).await?, NOT_MIGRATED);
+    store::startup::check_schema(url).await.map_err(Obstacle::into_error)?;
     server::administration(url)
 }
 

@@ -24,7 +24,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::ExposeSecret;
 use sha2::Sha256;
 use tokio::net::TcpListener;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{SetOnce, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::pb::health_server::HealthServer;
@@ -32,7 +32,7 @@ use tonic_health::server::HealthService;
 use tracing::field;
 
 use self::doors::Closing;
-use self::readiness::Readiness;
+use self::readiness::{Readiness, Startup};
 use crate::app::{self, App};
 use crate::clock::{Clock, pause};
 use crate::config::{EncryptionKey, Serve};
@@ -101,13 +101,17 @@ pub struct Running {
 }
 
 /// Starts all parts under `lifecycle` and returns at once. It needs a migrated database to become ready, but not to
-/// start. An error means that something given can't be used; then nothing runs.
+/// start: it waits for one, and until then the doors answer that the database is away, and no job is leased. A database that
+/// can't pass the check, such as one whose secrets don't open with our keys, ends the lifecycle as a failure. An error means
+/// that something given can't be used; then nothing runs.
 pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Result<Running> {
     let metrics = telemetry::metrics();
     let grpc_address = parts.grpc.as_ref().map(TcpListener::local_addr).transpose()?;
     let http_address = parts.http.local_addr()?;
     let (hints, outgoing) = mpsc::channel(HINTS_MAX);
-    let app = use_cases(settings, &parts, hints)?;
+    let checked = Arc::new(SetOnce::new());
+    let sealer = sealer(settings)?;
+    let app = use_cases(settings, &parts, sealer.clone(), &checked, hints)?;
 
     // Cancelled once readiness says that we stop; and once the doors and the worker are through.
     let (closing, quiet) = (CancellationToken::new(), CancellationToken::new());
@@ -134,21 +138,32 @@ pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Res
         let routes = grpc::routes(app.clone(), options, closing.clone(), health).context("cannot serve reflection")?;
         lifecycle.spawn("grpc", before(&through, doors::serve_grpc(door, routes, listener, close.clone())));
     }
-    lifecycle.spawn("readiness", readiness.follow(app.clone(), lifecycle.soft().clone(), closing.drop_guard()));
+    let startup = Startup { database: settings.database.clone(), sealer, checked: Arc::clone(&checked) };
+    let soft = lifecycle.soft().clone();
+    lifecycle.spawn("readiness", readiness.follow(startup, app.clone(), soft, closing.drop_guard()));
     lifecycle.spawn("http", before(&through, doors::serve_http(http, parts.http, close.clone())));
     if settings.worker_concurrency > 0 {
         let soft = lifecycle.soft().clone();
-        let work = worker::run(app.clone(), settings.worker_concurrency, soft, close.within);
+        let work = worker::run(app.clone(), settings.worker_concurrency, soft.clone(), close.within);
+        let checked = Arc::clone(&checked);
         lifecycle.spawn(
             "worker",
             before(&through, async move {
-                work.await;
+                if soft.run_until_cancelled(checked.wait()).await.is_some() {
+                    work.await;
+                }
                 Ok(())
             }),
         );
     }
     let direct_url = settings.database.direct_url.expose_secret().to_owned();
-    lifecycle.spawn("helpers", helpers(app.clone(), metrics, direct_url, outgoing, quiet));
+    let helpers = helpers(app.clone(), metrics, direct_url, outgoing, quiet.clone());
+    lifecycle.spawn("helpers", async move {
+        if quiet.run_until_cancelled(checked.wait()).await.is_some() {
+            helpers.await;
+        }
+        Ok(())
+    });
 
     tracing::info!(grpc = grpc_address.map(field::display), http = %http_address, "serving");
     Ok(Running { app, grpc: grpc_address, http: http_address, ready })
@@ -176,11 +191,21 @@ pub fn administration(database_url: &str) -> Result<App> {
     Ok(App::new(Pool::new(database_url, 1)?, sealer, stripe, clock, settings, hints))
 }
 
-fn use_cases(settings: &Serve, parts: &Parts, hints: mpsc::Sender<Hint>) -> Result<App> {
-    let pool = Pool::new(settings.database.url.expose_secret(), settings.database.pool_size)?;
+fn sealer(settings: &Serve) -> Result<Sealer> {
     let key = |key: &EncryptionKey| SealKey { id: key.id.clone(), key: *key.key.expose_secret() };
     let keys: Vec<SealKey> = settings.encryption_keys.iter().map(key).collect();
-    let sealer = Sealer::new(&keys).context("there is no key to seal secrets with")?;
+    Sealer::new(&keys).context("there is no key to seal secrets with")
+}
+
+/// The use cases of a server, which reach the database once `checked` is set.
+fn use_cases(
+    settings: &Serve,
+    parts: &Parts,
+    sealer: Sealer,
+    checked: &Arc<SetOnce<()>>,
+    hints: mpsc::Sender<Hint>,
+) -> Result<App> {
+    let pool = Pool::new(settings.database.url.expose_secret(), settings.database.pool_size)?.after(checked.clone());
     let call = settings.stripe.timeout;
     let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_WITHIN), call };
     let stripe =
@@ -225,7 +250,7 @@ async fn helpers(
     direct_url: String,
     outgoing: mpsc::Receiver<Hint>,
     quiet: CancellationToken,
-) -> Result<()> {
+) {
     let listener = app.clone();
     tokio::select! {
         () = quiet.cancelled() => {}
@@ -235,7 +260,6 @@ async fn helpers(
         () = pace(&app) => {}
         () = metrics.fold() => {}
     }
-    Ok(())
 }
 
 /// Wakes streams whose log has grown without a hint.

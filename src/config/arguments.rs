@@ -191,8 +191,8 @@ pub(super) struct WorkArgs {
     pub(super) database: DatabaseArgs,
     /// An address of the same database that goes past any connection pooler. Used for LISTEN alone, one connection.
     ///
-    /// Needed only if the database URL leads to a pooler such as PgBouncer, because poolers break LISTEN. Without it
-    /// the database URL is used.
+    /// Needed only if the database URL leads to a pooler that shares server connections, because that breaks LISTEN.
+    /// Without it the database URL is used.
     #[arg(long, env = "PAYBRIDGE_DIRECT_DATABASE_URL", hide_env_values = true, value_name = "URL", value_parser = secret)]
     pub(super) direct_database_url: Option<SecretString>,
     /// The most connections this process opens to Postgres, 2 to 500 (one more is used for LISTEN).

@@ -3,11 +3,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use secrecy::{ExposeSecret, SecretBox, SecretString};
+use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
-
-use crate::store::Address;
 
 /// What this process is to do, and how it logs.
 #[derive(Debug)]
@@ -112,7 +110,7 @@ pub struct Grpc {
 }
 
 /// How Postgres is reached.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Connection {
     /// For the pool.
     pub url: SecretString,
@@ -307,15 +305,6 @@ impl Serve {
             self.worker_concurrency > self.database.pool_size * 4,
             "worker concurrency is more than four times the database pool: jobs will wait for connections",
         );
-        warn(
-            pooled(&self.database.url) && self.database.direct_url.expose_secret() == self.database.url.expose_secret(),
-            "the database URL looks like PgBouncer's (port 6432), which breaks LISTEN: set a direct database URL, or \
-             events arrive up to 200 ms later",
-        );
         warnings
     }
-}
-
-fn pooled(url: &SecretString) -> bool {
-    Address::parse(url.expose_secret()).is_ok_and(|address| address.ports().contains(&6432))
 }

@@ -1,10 +1,13 @@
 //! Whether this process can do its work, asked once for both doors: gRPC health, for kubelet and load balancers, and
-//! `/readyz`. However many ask, the database is asked once a second.
+//! `/readyz`. At the start the database is checked until it passes; from then on it is asked once a second whether it
+//! answers, however many ask us.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
-use tokio::sync::watch;
+use anyhow::{Result, anyhow};
+use secrecy::ExposeSecret;
+use tokio::sync::{SetOnce, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic_health::ServingStatus::{self, NotServing, Serving};
@@ -12,11 +15,16 @@ use tonic_health::server::HealthReporter;
 
 use crate::app::App;
 use crate::clock::pause;
+use crate::config::Connection;
+use crate::store::Sealer;
+use crate::store::startup::{self, Obstacle};
 
 /// How often the database is asked whether it answers, real time.
 const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long that may take.
 const ANSWER_WITHIN: Duration = Duration::from_secs(2);
+/// How long the check at the start may take, real time; then it is made again.
+const CHECKED_WITHIN: Duration = Duration::from_secs(30);
 /// How long, in real time, the word that nobody is to come here any more is out before anything ends: whoever watches goes
 /// elsewhere first.
 const TOLD_BEFORE: Duration = Duration::from_millis(100);
@@ -24,6 +32,43 @@ const TOLD_BEFORE: Duration = Duration::from_millis(100);
 const READINESS: &str = "";
 /// The name under which it says that the process lives. Without the database it does: a restart would not help.
 const LIVENESS: &str = "liveness";
+
+/// What is checked before the first work is done.
+pub(super) struct Startup {
+    pub database: Connection,
+    pub sealer: Sealer,
+    /// Set once the database has passed.
+    pub checked: Arc<SetOnce<()>>,
+}
+
+impl Startup {
+    /// Returns when the database has passed, however long that takes. An obstacle is logged once, and again when another
+    /// one has taken its place. An error means that it can't pass with these settings.
+    async fn run(self) -> Result<()> {
+        let (url, direct_url) = (self.database.url.expose_secret(), self.database.direct_url.expose_secret());
+        let mut ticks = interval(ASK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut logged = String::new();
+        loop {
+            ticks.tick().await;
+            let checked = timeout(CHECKED_WITHIN, startup::check(url, direct_url, &self.sealer)).await;
+            let obstacle = match checked {
+                Ok(Ok(())) => break,
+                Ok(Err(Obstacle::Permanent(error))) => return Err(error),
+                Ok(Err(Obstacle::Temporary(error))) => error,
+                Err(_) => anyhow!("the database has not answered within {CHECKED_WITHIN:?}"),
+            };
+            let obstacle = format!("{obstacle:#}");
+            if obstacle != logged {
+                tracing::warn!("not ready, and waiting: {obstacle}");
+                logged = obstacle;
+            }
+        }
+        // Nobody else sets it.
+        let _ = self.checked.set(());
+        Ok(())
+    }
+}
 
 pub(super) struct Readiness {
     /// What gRPC health says.
@@ -41,9 +86,16 @@ impl Readiness {
         Self { health, ready: watch::Sender::new(false) }
     }
 
-    /// Follows the database until `soft` is cancelled. Then nobody is told to come here any more, and only after that
-    /// `closing` is dropped, which closes the doors.
-    pub(super) async fn follow(mut self, app: App, soft: CancellationToken, closing: DropGuard) -> Result<()> {
+    /// Checks the database, and follows it until `soft` is cancelled. Then nobody is told to come here any more, and only
+    /// after that `closing` is dropped, which closes the doors.
+    pub(super) async fn follow(
+        mut self,
+        startup: Startup,
+        app: App,
+        soft: CancellationToken,
+        closing: DropGuard,
+    ) -> Result<()> {
+        soft.run_until_cancelled(startup.run()).await.transpose()?;
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {

@@ -4,6 +4,7 @@
 //! read anew for each connection, so that a renewed certificate counts without a restart.
 
 use std::error::Error as StdError;
+use std::time::Duration;
 
 use anyhow::Context;
 use diesel_async::AsyncPgConnection;
@@ -23,6 +24,9 @@ mod address;
 mod tests;
 mod tls;
 
+/// How much longer than a connection's own limit its handshake and its login may take, with those of its host's other
+/// addresses: a server that accepts and then says nothing would else be waited for without an end.
+const LOGIN_WITHIN: Duration = Duration::from_secs(10);
 /// How tokio-postgres says that TLS could not be agreed on.
 const TLS_FAILED: &str = "error performing TLS handshake";
 /// How it says that the server refused TLS as such.
@@ -42,7 +46,7 @@ impl Address {
         let address = self.clone();
         let connector = tokio::task::spawn_blocking(move || tls::connector(&address)).await?;
         let connector = connector.map_err(|sentence| anyhow::anyhow!("the address {sentence}"))?;
-        let failure = match self.config.connect(connector.clone()).await {
+        let failure = match self.attempt(connector.clone()).await? {
             Ok(connected) => return Ok(connected),
             Err(error) => error,
         };
@@ -54,8 +58,22 @@ impl Address {
         plain.config.ssl_mode(SslMode::Disable);
         let failure = anyhow::Error::new(failure);
         tracing::debug!(error = format!("{failure:#}"), "TLS to the database failed; sslmode=prefer goes on without");
-        let connected = plain.config.connect(connector).await;
+        let connected = plain.attempt(connector).await?;
         connected.map_err(|error| plain.explained(error).context(format!("with TLS: {failure:#}; and without it")))
+    }
+
+    /// Opens a connection as the configuration says. The outer error is that the server says nothing.
+    async fn attempt(
+        &self,
+        connector: MakeRustlsConnect,
+    ) -> anyhow::Result<Result<(Client, Driver), tokio_postgres::Error>> {
+        let connecting = self.config.connect(connector);
+        let Some(limit) = self.config.get_connect_timeout() else { return Ok(connecting.await) };
+        let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(u32::MAX).max(1);
+        let limit = limit.saturating_mul(hosts).saturating_add(LOGIN_WITHIN);
+        tokio::time::timeout(limit, connecting).await.with_context(|| {
+            format!("the server has not answered within {limit:?}, though it may have accepted the connection")
+        })
     }
 
     /// Opens a connection for diesel.

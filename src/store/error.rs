@@ -12,9 +12,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// The database can't be reached, or not in time: nothing was done.
 pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
     tracing::warn!(error = %source, "the database is unavailable");
+    away("the database can't be reached")
+}
+
+/// There is no database to work with, for a reason that is in the log already: nothing was done.
+pub fn away(why: &str) -> Error {
     Error::Unavailable {
         reason: "DATABASE_UNAVAILABLE",
-        message: "the database can't be reached; nothing was done, repeat the request".to_owned(),
+        message: format!("{why}; nothing was done, repeat the request"),
         retry_after: RETRY_AFTER,
     }
 }

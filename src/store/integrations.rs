@@ -111,7 +111,7 @@ pub enum Secret {
     OldWebhook,
 }
 
-fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place {
+fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place<'static> {
     let column = match secret {
         Secret::Key => "integrations.sealed_secret_key",
         Secret::Webhook => "integrations.sealed_webhook_secret",

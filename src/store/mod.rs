@@ -28,6 +28,7 @@ mod schema;
 mod seal;
 pub mod settlements;
 pub mod stale;
+pub mod startup;
 pub mod timers;
 pub mod upkeep;
 mod wake;

@@ -2,15 +2,17 @@
 //! the role that the statements run as and the tenant that row level security holds them to (P10).
 
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::Duration;
 
 use diesel::ConnectionError;
 use diesel_async::pooled_connection::deadpool::{Object, Pool as Connections};
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, TransactionManager};
+use tokio::sync::SetOnce;
 
 use super::connect::Address;
-use super::error::unavailable;
+use super::error::{away, unavailable};
 use crate::domain::{Error, OrganizationId, Result};
 
 /// How long a caller waits for a free connection, and then for the beginning of its transaction.
@@ -18,7 +20,10 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections to the database; clones share them.
 #[derive(Clone)]
-pub struct Pool(Connections<AsyncPgConnection>);
+pub struct Pool {
+    connections: Connections<AsyncPgConnection>,
+    checked: Arc<SetOnce<()>>,
+}
 
 /// On whose behalf statements run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,12 +55,21 @@ impl Pool {
         });
         // The manager's own address is for setups that use it.
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config("", config);
-        let pool = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
-        Ok(Self(pool))
+        let connections = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
+        Ok(Self { connections, checked: Arc::new(SetOnce::new_with(Some(()))) })
+    }
+
+    /// The same pool, which opens nothing before `checked` is set: whoever comes earlier hears that the database is away.
+    #[must_use]
+    pub fn after(self, checked: Arc<SetOnce<()>>) -> Self {
+        Self { checked, ..self }
     }
 
     /// Opens a transaction in `scope`. It must not stay open while a call to Stripe is in flight (P3).
     pub async fn begin(&self, scope: Scope) -> Result<Transaction> {
+        if !self.checked.initialized() {
+            return Err(away("this process has just started, and has not checked its database yet"));
+        }
         let sql = match scope {
             Scope::Tenant(organization_id) => format!(
                 "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; {PLANS}; \
@@ -69,7 +83,7 @@ impl Pool {
         // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
         // given up in turn, until one is alive or a new one can't be made.
         let mut last = None;
-        for _ in 0..=self.0.status().max_size {
+        for _ in 0..=self.connections.status().max_size {
             let mut connection = self.connection().await?;
             let begun = AnsiTransactionManager::begin_transaction_sql(&mut *connection, &sql);
             match tokio::time::timeout(WAIT_TIMEOUT, begun).await {
@@ -90,7 +104,7 @@ impl Pool {
     }
 
     async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
-        match tokio::time::timeout(WAIT_TIMEOUT, self.0.get()).await {
+        match tokio::time::timeout(WAIT_TIMEOUT, self.connections.get()).await {
             Ok(Ok(connection)) => Ok(connection),
             Ok(Err(error)) => Err(unavailable(&error)),
             Err(_) => Err(unavailable(&"no connection became free in time")),

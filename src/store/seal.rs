@@ -7,10 +7,16 @@ use std::sync::Arc;
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
 use chacha20poly1305::{XChaCha20Poly1305, XNonce};
 use secrecy::{ExposeSecret, SecretString};
+use uuid::Uuid;
 
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 
 const NONCE_LEN: usize = 24;
+
+/// What a canary says. Only whether it opens matters.
+const CANARY: &str = "paybridge";
+/// What a canary is bound to, in the place of a column: it is no secret of an integration's.
+const CANARY_COLUMN: &str = "encryption_keys.canary";
 
 /// A key of the ring: an id of at most 255 bytes, and its 32 bytes.
 pub struct SealKey {
@@ -26,16 +32,21 @@ pub struct Sealer(Arc<Vec<(String, XChaCha20Poly1305)>>);
 
 /// What a sealed value is bound to.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct Place<'column> {
     /// The tenant.
     pub organization_id: OrganizationId,
     /// The integration whose secret it is.
     pub integration_id: IntegrationId,
     /// The column.
-    pub column: &'static str,
+    pub column: &'column str,
 }
 
-impl Place {
+impl Place<'_> {
+    /// Where canaries are.
+    fn of_canaries() -> Self {
+        Self { organization_id: Uuid::nil().into(), integration_id: Uuid::nil().into(), column: CANARY_COLUMN }
+    }
+
     fn bytes(&self) -> Vec<u8> {
         format!("{}|{}|{}", self.organization_id, self.integration_id, self.column).into_bytes()
     }
@@ -50,14 +61,40 @@ impl Sealer {
         })
     }
 
+    /// The ids of the keys; the first seals.
+    pub fn key_ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(id, _)| &**id)
+    }
+
     /// Seals `secret` for `place`.
     pub fn seal(&self, secret: &SecretString, place: Place) -> Result<Vec<u8>> {
-        let Some((id, cipher)) = self.0.first() else {
+        let Some((id, _)) = self.0.first() else {
             return Err(Error::internal(anyhow::anyhow!("the key ring is empty")));
         };
+        self.seal_under(id, secret.expose_secret().as_bytes(), place)
+    }
+
+    /// Something that opens under the key `id` alone, and says nothing.
+    pub fn canary(&self, id: &str) -> Result<Vec<u8>> {
+        self.seal_under(id, CANARY.as_bytes(), Place::of_canaries())
+    }
+
+    /// Whether a canary opens: whether it was sealed with a key of the ring.
+    pub fn opens_canary(&self, canary: &[u8]) -> bool {
+        self.open(canary, Place::of_canaries()).is_ok()
+    }
+
+    fn cipher(&self, id: &[u8]) -> Result<&XChaCha20Poly1305> {
+        let found = self.0.iter().find(|(known, _)| known.as_bytes() == id);
+        let missing = || Error::internal(anyhow::anyhow!("a secret is sealed with a key that is not in the ring"));
+        found.map(|(_, cipher)| cipher).ok_or_else(missing)
+    }
+
+    fn seal_under(&self, id: &str, secret: &[u8], place: Place) -> Result<Vec<u8>> {
+        let cipher = self.cipher(id.as_bytes())?;
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|error| Error::internal(anyhow::anyhow!("no randomness: {error}")))?;
-        let payload = Payload { msg: secret.expose_secret().as_bytes(), aad: &place.bytes() };
+        let payload = Payload { msg: secret, aad: &place.bytes() };
         let sealed = cipher
             .encrypt(&XNonce::from(nonce), payload)
             .map_err(|_| Error::internal(anyhow::anyhow!("sealing failed")))?;
@@ -71,12 +108,8 @@ impl Sealer {
         let (&id_len, rest) = sealed.split_first().ok_or_else(|| broken("a sealed secret is empty"))?;
         let (id, rest) = rest.split_at_checked(usize::from(id_len)).ok_or_else(|| broken("a sealed secret is cut"))?;
         let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(|| broken("a sealed secret is cut"))?;
-        let (_, cipher) = self
-            .0
-            .iter()
-            .find(|(known, _)| known.as_bytes() == id)
-            .ok_or_else(|| broken("sealed with a key that is not in the ring"))?;
-        let opened = cipher
+        let opened = self
+            .cipher(id)?
             .decrypt(&XNonce::from(*nonce), Payload { msg: text, aad: &place.bytes() })
             .map_err(|_| broken("a sealed secret does not open here"))?;
         String::from_utf8(opened).map(SecretString::from).map_err(Error::internal)
@@ -85,8 +118,6 @@ impl Sealer {
 
 #[cfg(test)]
 mod tests {
-    use uuid::Uuid;
-
     use super::*;
 
     fn ring(ids: &[(&str, u8)]) -> Sealer {
@@ -94,7 +125,7 @@ mod tests {
         Sealer::new(&keys).expect("a good ring")
     }
 
-    fn place(organization: u128, column: &'static str) -> Place {
+    fn place(organization: u128, column: &str) -> Place<'_> {
         Place {
             organization_id: Uuid::from_u128(organization).into(),
             integration_id: Uuid::from_u128(7).into(),

@@ -73,7 +73,10 @@ fn readiness(is_ready: bool) -> (StatusCode, &'static str) {
     if is_ready {
         (StatusCode::OK, "ready\n")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "not ready: the database does not answer, or this process is stopping\n")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "not ready: the database is away or has not passed its check, or this process is stopping; the log says which\n",
+        )
     }
 }
 

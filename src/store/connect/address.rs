@@ -130,11 +130,6 @@ impl Address {
         }
     }
 
-    /// The ports that it names; none means 5432.
-    pub fn ports(&self) -> &[u16] {
-        self.config.get_ports()
-    }
-
     fn contradictions(&self) -> Vec<String> {
         let mut found = Vec::new();
         let mut find = |is_so: bool, sentence: String| {

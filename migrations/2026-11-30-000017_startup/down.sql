@@ -1,0 +1,3 @@
+DROP FUNCTION sealed_samples();
+DROP TABLE encryption_keys;
+DROP TABLE schema_minimum;
