@@ -51,6 +51,8 @@ install_packages() {
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     have npm || missing+=(npm)
     have openssl || missing+=(openssl)
+    # Without it the tests of poolers check nothing.
+    have pgbouncer || missing+=(pgbouncer)
     if ((${#missing[@]} == 0)); then
         return
     fi

@@ -84,14 +84,13 @@ impl Sealer {
         self.open(canary, Place::of_canaries()).is_ok()
     }
 
-    fn cipher(&self, id: &[u8]) -> Result<&XChaCha20Poly1305> {
-        let found = self.0.iter().find(|(known, _)| known.as_bytes() == id);
-        let missing = || Error::internal(anyhow::anyhow!("a secret is sealed with a key that is not in the ring"));
-        found.map(|(_, cipher)| cipher).ok_or_else(missing)
+    fn cipher(&self, id: &[u8]) -> Option<&XChaCha20Poly1305> {
+        self.0.iter().find(|(known, _)| known.as_bytes() == id).map(|(_, cipher)| cipher)
     }
 
     fn seal_under(&self, id: &str, secret: &[u8], place: Place) -> Result<Vec<u8>> {
-        let cipher = self.cipher(id.as_bytes())?;
+        let missing = || Error::internal(anyhow::anyhow!("the key `{id}` is not in the ring"));
+        let cipher = self.cipher(id.as_bytes()).ok_or_else(missing)?;
         let mut nonce = [0; NONCE_LEN];
         getrandom::fill(&mut nonce).map_err(|error| Error::internal(anyhow::anyhow!("no randomness: {error}")))?;
         let payload = Payload { msg: secret, aad: &place.bytes() };
@@ -109,7 +108,8 @@ impl Sealer {
         let (id, rest) = rest.split_at_checked(usize::from(id_len)).ok_or_else(|| broken("a sealed secret is cut"))?;
         let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(|| broken("a sealed secret is cut"))?;
         let opened = self
-            .cipher(id)?
+            .cipher(id)
+            .ok_or_else(|| broken("sealed with a key that is not in the ring"))?
             .decrypt(&XNonce::from(*nonce), Payload { msg: text, aad: &place.bytes() })
             .map_err(|_| broken("a sealed secret does not open here"))?;
         String::from_utf8(opened).map(SecretString::from).map_err(Error::internal)

@@ -8,7 +8,7 @@ use std::fmt;
 use anyhow::{Context, anyhow};
 use diesel::QueryableByName;
 use diesel::sql_types::{Binary, Text, Uuid as SqlUuid};
-use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::{Client, SimpleQueryMessage};
 use uuid::Uuid;
@@ -24,7 +24,7 @@ const PROBES: usize = 8;
 
 /// The setting that an address comes from.
 #[derive(Clone, Copy, Debug)]
-pub enum Setting {
+pub(super) enum Setting {
     /// That of the pool, and of commands.
     DatabaseUrl,
     /// That of LISTEN.
@@ -103,7 +103,7 @@ pub async fn check_schema(url: &str) -> Checked {
 }
 
 /// Checks the server behind an address, and the way to it.
-pub async fn check_server(url: &str, setting: Setting) -> Checked {
+pub(super) async fn check_server(url: &str, setting: Setting) -> Checked {
     let address = Address::parse(url).map_err(|sentence| Obstacle::Permanent(anyhow!("{setting} {sentence}")))?;
     let one = connect(&address, setting).await?;
     let other = connect(&address, setting).await?;
@@ -195,9 +195,11 @@ async fn check_keys(url: &str, sealer: &Sealer) -> Checked {
     let mut connection = migrate::connected(url).await?;
     connection.batch_execute("SET ROLE paybridge_system").await?;
     check_samples(&mut connection, sealer).await?;
-    // A transaction, so that a ring that is refused leaves nothing behind. Of two first processes with different keys one
-    // waits for the other's insert, and then sees its canary.
-    connection.transaction(async |connection| check_canaries(connection, sealer).await).await
+    // Before anything is noted, so that a ring that is refused leaves nothing behind; and after it, since of two first
+    // processes with different keys the second finds the canary of the first.
+    check_canaries(&mut connection, sealer).await?;
+    note_canaries(&mut connection, sealer).await?;
+    check_canaries(&mut connection, sealer).await
 }
 
 async fn check_samples(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
@@ -224,7 +226,8 @@ async fn check_samples(connection: &mut AsyncPgConnection, sealer: &Sealer) -> C
     Ok(())
 }
 
-async fn check_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
+/// Notes the keys that this database has not seen.
+async fn note_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
     for id in sealer.key_ids() {
         let canary = sealer.canary(id).map_err(anyhow::Error::new)?;
         diesel::sql_query(
@@ -235,6 +238,10 @@ async fn check_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> 
         .execute(connection)
         .await?;
     }
+    Ok(())
+}
+
+async fn check_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
     let known: Vec<Canary> = diesel::sql_query("SELECT key_id, canary FROM encryption_keys").load(connection).await?;
     let ids = sealer.key_ids().collect::<BTreeSet<_>>();
     let is_other = |it: &&Canary| ids.contains(&*it.key_id) && !sealer.opens_canary(&it.canary);

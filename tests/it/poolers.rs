@@ -4,28 +4,22 @@
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use paybridge::clock::Clock;
 use paybridge::dev::stage::{Options, Stage};
 use paybridge::dev::story::{Narrator, STEPS, Scenery};
+use rustix::process::geteuid;
 use tempfile::TempDir;
 
 use crate::hands::{superuser, until};
-use crate::support::{database, postgres, program};
+use crate::support::{Running, database, postgres, program};
 
 /// A PgBouncer of its own before the server of all tests, on a Unix socket.
 struct Pooler {
-    process: Child,
+    _process: Running,
     folder: TempDir,
     database: String,
-}
-
-impl Drop for Pooler {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
 }
 
 /// The name of the database at the end of an address.
@@ -48,7 +42,8 @@ impl Pooler {
         let port = socket.extension().and_then(|port| port.to_str()).expect("a socket is named by its port");
         let here = folder.path().display();
         let settings = format!(
-            "[databases]\n* = user=paybridge host={server} port={port}\n[pgbouncer]\nlisten_addr =\nlisten_port = 6432\nunix_socket_dir = {here}\n\
+            "[databases]\n* = user=paybridge host={server} port={port}\n[pgbouncer]\nlisten_addr =\nlisten_port = 6432\n\
+             unix_socket_dir = {here}\n\
              auth_type = any\npool_mode = {pool_mode}\ndefault_pool_size = 40\n\
              ignore_startup_parameters = extra_float_digits\n"
         );
@@ -62,11 +57,11 @@ impl Pooler {
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("a folder of ours");
         let mut command = Command::new("pgbouncer");
         command.arg("--quiet").arg(&file).current_dir("/").stdin(Stdio::null());
-        if is_root() {
+        if geteuid().is_root() {
             command.uid(owner.uid()).gid(owner.gid());
         }
-        let process = command.spawn().expect("PgBouncer starts");
-        let pooler = Self { process, folder, database: database_of(url).to_owned() };
+        let process = Running(command.spawn().expect("PgBouncer starts"));
+        let pooler = Self { _process: process, folder, database: database_of(url).to_owned() };
         let socket = pooler.folder.path().join(".s.PGSQL.6432");
         until("the pooler listens", || async { socket.exists().then_some(()) }).await;
         Some(pooler)
@@ -75,10 +70,6 @@ impl Pooler {
     fn url(&self) -> String {
         format!("host={} port=6432 user=paybridge dbname={}", self.folder.path().display(), self.database)
     }
-}
-
-fn is_root() -> bool {
-    std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
 fn paybridge(arguments: &[&str], url: &str, direct_url: &str) -> Output {

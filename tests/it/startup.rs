@@ -3,33 +3,29 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use paybridge::dev::postgres::{self, Postgres};
 use paybridge::dev::stage::Options;
 use paybridge::dev::story::Player;
 use tempfile::TempDir;
+use tokio::net::TcpSocket;
 
 use crate::hands::{superuser, until};
-use crate::support::{database, http, program, scenery};
+use crate::support::{Running, database, http, program, reserved_port, scenery};
 
 /// Two encryption keys; they seal nothing of worth.
 const KEY: &str = "cGF5YnJpZGdlLXN0YWdlLXNlYWxzLW5vLXNlY3JldHM=";
 const OTHER_KEY: &str = "YW5vdGhlci1rZXktd2hpY2gtc2VhbHMtbm8tc2VjcmU=";
 
-/// `paybridge serve`, with a log of its own, ended when it is dropped.
+/// `paybridge serve`, with a log of its own.
 struct Server {
-    process: Child,
+    process: Running,
     http: String,
     folder: TempDir,
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
+    /// Holds the port until the process listens.
+    _reserved: TcpSocket,
 }
 
 fn serve_command(url: &str, keys: &str) -> Command {
@@ -48,16 +44,15 @@ fn serve_command(url: &str, keys: &str) -> Command {
 impl Server {
     fn start(url: &str, keys: &str) -> Self {
         let folder = tempfile::Builder::new().prefix("paybridge-startup-").tempdir().expect("a temporary folder");
-        // The kernel gives no port twice in so short a time.
-        let free = TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("a bound socket");
+        let (reserved, http) = reserved_port();
         let log = std::fs::File::create(folder.path().join("log")).expect("a file");
         let process = serve_command(url, keys)
-            .env("PAYBRIDGE_HTTP_LISTEN", free.to_string())
+            .env("PAYBRIDGE_HTTP_LISTEN", http.to_string())
             .stdout(log.try_clone().expect("a file"))
             .stderr(log)
             .spawn()
             .expect("it starts");
-        Self { process, http: format!("http://{free}"), folder }
+        Self { process: Running(process), http: format!("http://{http}"), folder, _reserved: reserved }
     }
 
     fn log(&self) -> String {
@@ -71,7 +66,7 @@ impl Server {
 
     async fn until_ready(&mut self) {
         until("it is ready", || async { (self.status("/readyz").await == Some(200)).then_some(()) }).await;
-        assert!(self.process.try_wait().expect("a process").is_none(), "{}", self.log());
+        assert!(self.process.0.try_wait().expect("a process").is_none(), "{}", self.log());
     }
 
     /// Waits until the log says what it waits for; until then it lives and is not ready.

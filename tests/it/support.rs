@@ -1,6 +1,7 @@
 //! Stages for tests. All share one Postgres server, which lives as long as this process; each has a database of its own,
 //! made from a migrated template, so that tests can run side by side.
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +12,7 @@ use paybridge::clock::Clock;
 use paybridge::dev::postgres::{self, Postgres};
 use paybridge::dev::stage::{Options, Stage, prepare_database};
 use paybridge::dev::story::{Narrator, Scenery};
+use tokio::net::TcpSocket;
 use tokio::sync::OnceCell;
 
 /// The binary under test, for what needs a process of its own.
@@ -39,6 +41,26 @@ pub fn postgres() -> &'static Postgres {
         (remover, postgres)
     });
     postgres
+}
+
+/// A process that is ended when it is dropped.
+pub struct Running(pub Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// A port of the loopback, and the socket that holds it: bound and not listening, it keeps the port from others until a
+/// process listens there.
+pub fn reserved_port() -> (TcpSocket, SocketAddr) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.set_reuseaddr(true).expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let address = socket.local_addr().expect("a bound socket");
+    (socket, address)
 }
 
 /// Starts a process that removes `folder`, gigabytes by then, when this one has ended however it ended: statics are never

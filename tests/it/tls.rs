@@ -1,7 +1,6 @@
 //! TLS to Postgres, with libpq's meanings, held against a real server that accepts nothing else: who is let in by which
 //! `sslmode`, what a refusal says, and that every connection of a service is encrypted.
 
-use std::net::SocketAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -11,11 +10,10 @@ use paybridge::clock::Clock;
 use paybridge::dev::postgres::{self, Postgres};
 use paybridge::dev::stage::{Options, Stage};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, date_time_ymd};
-use tokio::net::TcpSocket;
 use tokio_postgres::Client;
 
 use crate::hands::{superuser, until};
-use crate::support::program;
+use crate::support::{program, reserved_port};
 
 const PASSWORD: &str = "choose-one";
 const ONLY_TLS: &str = "hostssl all all 127.0.0.1/32 scram-sha-256";
@@ -69,11 +67,8 @@ struct Server {
 impl Server {
     async fn start() -> Self {
         let folder = tempfile::Builder::new().prefix("paybridge-tls-").tempdir().expect("a temporary folder");
-        // Bound and not listening, it keeps the port from others until Postgres listens on it.
-        let reserved = TcpSocket::new_v4().expect("a socket");
-        reserved.set_reuseaddr(true).expect("a socket");
-        reserved.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
-        let port = reserved.local_addr().expect("a bound socket").port();
+        let (_reserved, address) = reserved_port();
+        let port = address.port();
         let options = postgres::Options { durable: false, tcp_port: Some(port), ..postgres::Options::default() };
         let place = folder.path().join("postgres");
         let start = move || Postgres::start(&place, &options).expect("Postgres starts");
