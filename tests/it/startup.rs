@@ -30,6 +30,10 @@ struct Server {
 
 fn serve_command(url: &str, keys: &str) -> Command {
     let mut command = Command::new(program());
+    // What is set for the tests is no setting of the service's, and would be warned of.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PAYBRIDGE_")) {
+        command.env_remove(name);
+    }
     command
         .arg("serve")
         .env("DATABASE_URL", url)
