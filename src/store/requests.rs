@@ -108,6 +108,7 @@ pub enum Purpose {
     CheckoutSession,
     PaymentIntent,
     Refund,
+    DefaultMethod,
 }
 
 impl Purpose {
@@ -120,6 +121,7 @@ impl Purpose {
             Self::CheckoutSession => "checkout_session",
             Self::PaymentIntent => "payment_intent",
             Self::Refund => "refund",
+            Self::DefaultMethod => "default_method",
         }
     }
 }
@@ -163,6 +165,23 @@ pub async fn newest_frozen(
         create_time,
         is_finished: finish_time.is_some(),
     }))
+}
+
+/// Whether a request with this body was frozen after `since`, and Stripe has not given its word on it: it may have been
+/// carried out at any moment since, or not yet.
+pub async fn is_in_doubt(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+    body: &str,
+    since: OffsetDateTime,
+) -> Result<bool> {
+    let query = frozen::frozen_requests
+        .filter(frozen::organization_id.eq(org.0).and(frozen::object_id.eq(object)))
+        .filter(frozen::purpose.eq(purpose.as_str()).and(frozen::body.eq(body)))
+        .filter(frozen::finish_time.is_null().and(frozen::create_time.gt(since)));
+    Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
 }
 
 /// Freezes a request under the next number, before it is first sent.

@@ -1,6 +1,6 @@
 //! Which payment method is the default: by Stripe's order, by what its events say in any order, and by reads.
 
-use paybridge::dev::sandbox::WebhookFault;
+use paybridge::dev::sandbox::{Action, Effect, WebhookFault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{PaymentState, SetDefaultPaymentMethodRequest};
@@ -110,6 +110,45 @@ async fn a_choice_of_none_that_our_own_late_write_has_replaced_is_written_again(
     cashier.all_delivered().await;
     assert_eq!(shown_default(&cashier, &provider_id), "");
     assert_eq!(default_of(&mut cashier, "hooli").await, "");
+    cashier.end().await;
+}
+
+/// The same where the events about it are late: a read shows our own write, and takes it for nobody's choice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_read_does_not_take_our_own_late_write_for_a_choice() {
+    let mut cashier = Cashier::new("late write, read", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    let first = cashier.methods("hooli").await.remove(0);
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    cashier.all_delivered().await;
+    // The first try is answered with a 500 and carried out a minute later, the second one at once.
+    cashier.fault("/v1/customers/*", 1, Action::ServerError { work: Effect::DoneLater { seconds: 60 } });
+    let choice = SetDefaultPaymentMethodRequest { id: first.id };
+    cashier.player.api.customers.set_default_payment_method(choice).await.expect("it is chosen");
+    until("it is written", || async {
+        (shown_default(&cashier, &provider_id) == first.provider_payment_method_id).then_some(())
+    })
+    .await;
+    cashier.all_delivered().await;
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
+    default_becomes(&mut cashier, "hooli", "").await;
+    cashier.all_delivered().await;
+
+    let event = "customer.updated".to_owned();
+    cashier.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });
+    until("the late write is done", || async {
+        cashier.advance(Duration::seconds(10));
+        (shown_default(&cashier, &provider_id) == first.provider_payment_method_id).then_some(())
+    })
+    .await;
+    cashier.pay("hooli", "inv").await;
+    assert_eq!(failed(&mut cashier, "inv").await.1, "no_payment_method");
+    assert_eq!(default_of(&mut cashier, "hooli").await, "");
+    until("nothing is the default at Stripe, too", || async {
+        shown_default(&cashier, &provider_id).is_empty().then_some(())
+    })
+    .await;
     cashier.end().await;
 }
 

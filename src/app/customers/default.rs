@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use crate::app::App;
 use crate::app::deliveries::About;
@@ -12,8 +12,14 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::signals::DefaultChange;
 use crate::domain::{CustomerId, Result};
+use crate::store::Transaction;
 use crate::store::customers::ProviderDefault;
+use crate::store::requests::{FrozenRequest, Purpose};
 use crate::{store, stripe};
+
+/// How long a write of the default whose outcome is unknown may explain what a read shows: Stripe keeps its key for no
+/// longer, and its event has come by then.
+const DOUBT_PERIOD: Duration = Duration::DAY;
 
 /// After how many tries, some two minutes, the event about a default that a read shows counts as missing.
 const EVENT_TRIES: i32 = 6;
@@ -55,7 +61,8 @@ pub(in crate::app) async fn note_provider_default(
 
 /// Takes in what a read of all of a customer's methods has shown of Stripe's default: another one than is known was chosen,
 /// and counts as chosen now. What has become known since `before`, which was known when the read began, is newer than the
-/// read. Returns which method that is in favour of, and which one was unset for none.
+/// read. What a write of ours may have caused is no choice: our default is written again, and if somebody has chosen the
+/// same, the event says so. Returns which method that is in favour of, and which one was unset for none.
 pub(super) async fn default_read(
     work: &mut Work,
     customer: &Customer,
@@ -66,9 +73,25 @@ pub(super) async fn default_read(
     if known != *before || known.method.as_ref() == there {
         return Ok(DefaultChange { from: None, to: None });
     }
+    if may_be_ours(&mut work.tx, customer, there.map(String::as_str), work.now).await? {
+        work.ask(JobKind::PushDefaultMethod, customer.id.0);
+        return Ok(DefaultChange { from: None, to: None });
+    }
     let now = ProviderDefault { method: there.cloned(), time: Some(work.now) };
     store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &now).await?;
     Ok(DefaultChange { from: known.method.filter(|_| there.is_none()), to: there.cloned() })
+}
+
+/// Whether a write of ours whose outcome is unknown may have made `there` Stripe's default, at any moment since it was sent.
+async fn may_be_ours(
+    tx: &mut Transaction,
+    customer: &Customer,
+    there: Option<&str>,
+    now: OffsetDateTime,
+) -> Result<bool> {
+    let body = stripe::customers::default_method_body(there);
+    let (org, since) = (customer.organization_id, now - DOUBT_PERIOD);
+    store::requests::is_in_doubt(tx, org, Purpose::DefaultMethod, customer.id.0, &body, since).await
 }
 
 /// Forgets that a read of a locked customer's methods found no default, now that an event says since when: a method that
@@ -121,7 +144,10 @@ impl App {
         let is_known = |method: &&PaymentMethod| Some(&method.provider_payment_method_id) == known.method.as_ref();
         let is_gone = methods.iter().find(is_known).is_some_and(|method| method.detach_time.is_some());
         let is_explained = there.default_method == known.method || (is_gone && there.default_method.is_none());
-        if known.time.is_some() && !is_explained {
+        let mut tx = self.read(org).await?;
+        let is_ours = may_be_ours(&mut tx, &customer, there.default_method.as_deref(), self.clock().now()).await?;
+        tx.close().await?;
+        if known.time.is_some() && !is_explained && !is_ours {
             if lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return self.begin_leased(lease).await?.end(Outcome::Retry(text.to_owned())).await;
@@ -129,11 +155,17 @@ impl App {
             self.read_payment_methods(lease, customer.id).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        // A key of its own for every try: an earlier answer, good or bad, says nothing of what Stripe has now. To write the
-        // same default twice harms nobody.
-        let idempotency_key = format!("paybridge-default-{}-{}", customer.id, self.clock().new_id());
-        let body = stripe::customers::default_method_body(method.as_deref());
-        match self.0.stripe.update_customer(&access.key, &provider_id, &idempotency_key, &body).await {
+        let write = self.default_request(lease, customer.id, method.as_deref()).await?;
+        let answer =
+            self.0.stripe.update_customer(&access.key, &provider_id, &write.idempotency_key, &write.body).await;
+        if answer.as_ref().map_or_else(|error| error.verdict() != stripe::Verdict::Unknown, |_| true) {
+            let mut work = self.begin_leased(lease).await?;
+            let (org, now) = (work.org, work.now);
+            let purpose = Purpose::DefaultMethod;
+            store::requests::finish(&mut work.tx, org, purpose, customer.id.0, write.number, now).await?;
+            work.commit().await?;
+        }
+        match answer {
             Ok(_) => self.default_is_written(lease, customer.id, method).await,
             // The method is gone at Stripe; the event that tells so is on its way.
             Err(error) if error.verdict() == stripe::Verdict::Refused => {
@@ -142,6 +174,19 @@ impl App {
             }
             Err(error) => Err(self.stripe_trouble(&access, "customer.set_default", &error).await),
         }
+    }
+
+    /// The request that writes the default, noted before it is sent. Each try has a key of its own: an earlier answer, good
+    /// or bad, says nothing of what Stripe has now. To write the same default twice harms nobody, unless Stripe carries an
+    /// earlier try out after somebody has chosen another one: that is what the note is for.
+    async fn default_request(&self, lease: &Lease, id: CustomerId, method: Option<&str>) -> Result<FrozenRequest> {
+        let mut work = self.begin_leased(lease).await?;
+        let newest = store::requests::newest_frozen(&mut work.tx, work.org, Purpose::DefaultMethod, id.0).await?;
+        let number = newest.map_or(1, |newest| newest.number + 1);
+        let body = stripe::customers::default_method_body(method);
+        let frozen = work.freeze(Purpose::DefaultMethod, id.0, number, body).await?;
+        work.commit().await?;
+        Ok(frozen)
     }
 
     /// Stripe's default is ours. A choice that is told of later is known by its time.
