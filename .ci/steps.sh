@@ -53,7 +53,8 @@ in_namespaces() {
 }
 
 # The README's two commands where Postgres is not installed and was never fetched. A mount namespace hides the installed
-# one. Of the tests run those of Postgres' own start, and a few that need its roles, row level security and restarts.
+# one. Of the tests run those of Postgres' own start, and those of what differs between its versions: roles, row level
+# security, TLS, plans and restarts.
 run_without_postgres() {
     if ! as_root unshare --mount -- mount -t tmpfs none /tmp; then
         echo "Nothing can be hidden here: mount namespaces are not permitted. This is not proved." >&2
@@ -71,7 +72,7 @@ run_without_postgres() {
     ' env XDG_CACHE_HOME="$scratch/fetched" bash -euo pipefail -c '
         cargo run --locked --quiet -- demo
         cargo test --locked --quiet --lib -- dev::postgres::tests
-        cargo test --locked --quiet --test it -- away:: tenants::
+        cargo test --locked --quiet --test it -- away:: operator:: plans:: tenants:: tls::
     '
     # What was used is what was fetched.
     "$scratch"/fetched/paybridge/postgres-*/bin/postgres --version
