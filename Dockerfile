@@ -1,20 +1,23 @@
-FROM rust:1.95-slim-bookworm AS build
+# What the binary is built on. A digest always names the same one: --build-arg BASE=rust@sha256:…
+ARG BASE=rust:1.95-slim-bookworm
+
+# .ci/build-image does the same as this stage.
+FROM ${BASE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev
 WORKDIR /build
+# The dependencies are a layer of their own, which is built again only when one of these files changes.
+COPY Cargo.toml Cargo.lock ./
+COPY image ./image
+RUN sh image/build.sh dependencies
 COPY . .
-RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/build/target \
-    cargo build --release --locked --no-default-features && cp target/release/paybridge /paybridge
-
-# Everything that the binary needs and nothing else: itself, its C libraries, the certificates by which it knows Stripe,
-# and an account that is not root.
-RUN mkdir -p /image/etc/ssl/certs \
-    && cp /paybridge /image/paybridge \
-    && ldd /paybridge | grep -o '/[^ ]*' | xargs -I{} cp --parents -L {} /image \
-    && cp -L /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ \
-    && echo 'nonroot:x:65532:65532:nonroot:/:/sbin/nologin' > /image/etc/passwd \
-    && echo 'nonroot:x:65532:' > /image/etc/group
+RUN sh image/build.sh root /image
 
 FROM scratch
+ARG REVISION=
+LABEL org.opencontainers.image.title="paybridge" \
+      org.opencontainers.image.description="A gRPC service that connects a billing system to Stripe and charges every invoice exactly once." \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.revision="${REVISION}"
 COPY --from=build /image /
 USER 65532:65532
 ENV SSL_CERT_FILE=/etc/ssl/certs/ca-certificates.crt

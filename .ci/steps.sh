@@ -19,39 +19,49 @@ check_chart() {
     rm "$manifests"
 }
 
-# The first line of the first code block under the heading "Tests" of the README, so that what people are told to run is
-# what is run here.
-readme_test_command() {
-    awk '
-        /^#+ / { under = ($0 ~ /^#+ Tests$/) }
-        under && /^```/ { if (block) exit; block = 1; next }
-        under && block && NF { sub(/^\$ /, ""); print; exit }
-    ' README.md
+# The first code block under a heading of the README, so that what people are told to run is what is run here.
+readme_block() {
+    local block
+    block=$(awk -v heading="$1" '
+        /^```/ { if (block) exit; block = under; next }
+        block { print }
+        !block && /^#+ / { sub(/^#+ /, ""); under = ($0 == heading) }
+    ' README.md)
+    if [[ -z $block ]]; then
+        echo "README.md has no code block under a heading \"$1\"." >&2
+        return 1
+    fi
+    echo "$block"
 }
 
 run_readme_tests() {
     local command
-    command=$(readme_test_command)
-    if [[ -z $command ]]; then
-        echo 'README.md has no code block under a heading "Tests".' >&2
-        return 1
-    fi
+    command=$(readme_block "Tests")
     echo "\$ $command"
     bash -euo pipefail -c "$command"
 }
 
+# Runs a command as this user where root has changed something for it alone: in_namespaces OPTIONS CHANGE COMMAND…, with
+# the options of unshare.
+in_namespaces() {
+    local options=$1 change=$2
+    shift 2
+    # shellcheck disable=SC2086,SC2016 # one word an option; expanded inside
+    as_root env PATH="$PATH" HOME="$HOME" unshare $options -- bash -euo pipefail -c "$change"'
+        exec setpriv --reuid="$1" --regid="$2" --init-groups -- "${@:3}"
+    ' bash "$EUID" "$(id -g)" "$@"
+}
+
 # The README's two commands where Postgres is not installed and was never fetched. A mount namespace hides the installed
-# one. Of the tests run those of Postgres' own start, and a few that need its roles, row level security and restarts.
+# one. Of the tests run those of Postgres' own start, and those of what differs between its versions: roles, row level
+# security, TLS, plans and restarts.
 run_without_postgres() {
-    local folder
     if ! as_root unshare --mount -- mount -t tmpfs none /tmp; then
         echo "Nothing can be hidden here: mount namespaces are not permitted. This is not proved." >&2
         return
     fi
-    folder=$(mktemp -d)
-    # Root's Postgres runs as another account, which must be able to enter.
-    chmod 0755 "$folder"
-    as_root env PATH="$PATH" HOME="$HOME" XDG_CACHE_HOME="$folder" unshare --mount -- bash -euo pipefail -c '
+    mkdir "$scratch/fetched"
+    in_namespaces --mount '
         if [[ -d /usr/lib/postgresql ]]; then
             mount -t tmpfs -o mode=0755 none /usr/lib/postgresql
         fi
@@ -59,15 +69,55 @@ run_without_postgres() {
             echo "This Postgres is not hidden." >&2
             exit 1
         fi
-        exec setpriv --reuid="$1" --regid="$2" --init-groups -- bash -euo pipefail -c "
-            cargo run --locked --quiet -- demo
-            cargo test --locked --quiet --lib -- dev::postgres::tests
-            cargo test --locked --quiet --test it -- away:: tenants::
-        "
-    ' bash "$EUID" "$(id -g)"
+    ' env XDG_CACHE_HOME="$scratch/fetched" bash -euo pipefail -c '
+        cargo run --locked --quiet -- demo
+        cargo test --locked --quiet --lib -- dev::postgres::tests
+        cargo test --locked --quiet --test it -- away:: operator:: plans:: tenants:: tls::
+    '
     # What was used is what was fetched.
-    "$folder"/paybridge/postgres-*/bin/postgres --version
-    rm -rf "$folder"
+    "$scratch"/fetched/paybridge/postgres-*/bin/postgres --version
+}
+
+# What must be its own for .ci/operator.
+own_network="--net --mount --pid --fork --kill-child --mount-proc"
+
+has_own_network() {
+    # shellcheck disable=SC2086 # one word an option
+    if ! as_root unshare $own_network -- ip link set lo up; then
+        echo "Network and PID namespaces are not permitted here. This is not proved." >&2
+        return 1
+    fi
+}
+
+operator_steps() {
+    readme_block "With a real Stripe test key, from a laptop"
+}
+
+# The Postgres that the tests use.
+installed_postgres() {
+    compgen -G '/usr/lib/postgresql/*/bin' | sort -V | tail -n 1 || dirname "$(command -v postgres)"
+}
+
+# Plays an operator on a new Postgres: operate PROGRAMS STEPS NAME=VALUE…, with these variables.
+operate() {
+    in_namespaces "$own_network" 'ip link set lo up' env "${@:3}" .ci/operator "$1" "$2"
+}
+
+# The README's steps as they stand there, on the installed Postgres and on the newest, which was fetched before; then
+# with an address that has the server's certificate verified, as the README says under "TLS to Postgres".
+run_operator_steps() {
+    local steps address verified programs path
+    has_own_network || return 0
+    steps=$(operator_steps)
+    address=$(grep -o 'postgresql://[^ ]*' <<<"$steps")
+    verified=${steps/"$address"/"\"$address?sslmode=verify-full&sslrootcert=\$SERVER_CA\""}
+    echo "$steps"
+    cargo build --locked --quiet
+    path=${CARGO_TARGET_DIR:-$repo/target}/debug:$PATH
+    for programs in "$(installed_postgres)" "$scratch"/fetched/paybridge/postgres-*/bin; do
+        operate "$programs" "$steps" PATH="$path"
+        operate "$programs" "$verified" PATH="$path"
+    done
 }
 
 # A short one: it must show no breach. It prints its seed, by which it can be played again.

@@ -50,6 +50,7 @@ install_packages() {
     have python3 || missing+=(python3)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     have npm || missing+=(npm)
+    have ip || missing+=(iproute2)
     have openssl || missing+=(openssl)
     # Without it the tests of poolers check nothing.
     have pgbouncer || missing+=(pgbouncer)
