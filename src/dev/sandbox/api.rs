@@ -66,8 +66,10 @@ struct Reply {
     body: String,
     limited: Option<String>,
     should_retry: Option<bool>,
-    /// The request whose stored answer this is.
+    /// The request that first came under the key, if there is a key: this one, or the one whose stored answer this is.
     original: Option<String>,
+    /// The answer is a stored one.
+    replayed: bool,
 }
 
 impl Reply {
@@ -78,6 +80,7 @@ impl Reply {
             limited: refusal.limited.clone(),
             should_retry: refusal.should_retry,
             original: None,
+            replayed: false,
         }
     }
 }
@@ -159,7 +162,10 @@ async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Re
             shared.clock.sleep(plan.delay_before + plan.delay_after).await;
             Some(reply).filter(|_| plan.cut.is_none())
         }
-        Ok(admitted) => execute(&shared, &work, admitted).await,
+        Ok(admitted) => {
+            let original = work.idempotency_key.as_ref().map(|_| work.request_id.clone());
+            execute(&shared, &work, admitted).await.map(|reply| Reply { original, ..reply })
+        }
     };
     let status = reply.as_ref().map_or(0, |reply| reply.status);
     shared.read(|inner| inner.record_answer(&work.request_id, status));
@@ -191,7 +197,8 @@ fn admit(shared: &Shared, inner: &mut Inner, work: &Work, envelope: &Envelope) -
         match idempotency::claim(account, key, &path, &work.form, &work.request_id, now)? {
             Verdict::Replay { status, body, request_id } => {
                 let should_retry = (status >= 500).then_some(false);
-                let reply = Reply { status, body, limited: None, should_retry, original: Some(request_id) };
+                let reply =
+                    Reply { status, body, limited: None, should_retry, original: Some(request_id), replayed: true };
                 return Ok(Admitted { caller, plan, replay: Some(reply), locked: None });
             }
             Verdict::New => {}
@@ -281,7 +288,14 @@ fn done(shared: &Shared, inner: &mut Inner, caller: &Caller, work: &Work) -> Rep
     let answer = perform(&mut act, work);
     let early = answer.as_ref().is_err_and(|refusal| refusal.early);
     let reply = match answer {
-        Ok(object) => Reply { status: 200, body: pretty(&object), limited: None, should_retry: None, original: None },
+        Ok(object) => Reply {
+            status: 200,
+            body: pretty(&object),
+            limited: None,
+            should_retry: None,
+            original: None,
+            replayed: false,
+        },
         Err(refusal) => Reply::of(&refusal, &work.request_id),
     };
     if let Some(key) = &work.idempotency_key {
@@ -335,6 +349,6 @@ fn respond(work: &Work, reply: Reply) -> Response<Body> {
     put("stripe-rate-limited-reason", reply.limited.as_deref());
     put("stripe-should-retry", reply.should_retry.map(|retry| if retry { "true" } else { "false" }));
     put("original-request", reply.original.as_deref());
-    put("idempotent-replayed", reply.original.as_ref().map(|_| "true"));
+    put("idempotent-replayed", reply.replayed.then_some("true"));
     response
 }
