@@ -83,6 +83,7 @@ fn rest(endpoint: &Endpoint) -> Handler {
         ("GET", "disputes") => disputes::list,
         ("GET", "disputes/{id}") => disputes::retrieve,
         ("POST", "disputes/{id}") => disputes::update,
+        ("POST", "disputes/{id}/close") => disputes::close,
         ("POST", "webhook_endpoints") => webhook_endpoints::create,
         ("GET", "webhook_endpoints") => webhook_endpoints::list,
         ("GET", "webhook_endpoints/{id}") => webhook_endpoints::retrieve,

@@ -2,6 +2,7 @@
 
 mod checkout;
 mod declines;
+mod disputes;
 mod faults;
 mod idempotency;
 mod keys;
