@@ -4,8 +4,8 @@ use super::act::{Act, Call};
 use super::parameters::Endpoint;
 use super::refusal::{Answer, Refusal};
 use super::{
-    accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
-    refunds, setup_intents, sources, webhook_endpoints,
+    accounts, charges, checkout_sessions, customers, disputes, events, line_items, mandates, payment_intents,
+    payment_methods, payment_pages, products, refunds, setup_intents, sources, webhook_endpoints,
 };
 
 /// What answers an endpoint.
@@ -62,6 +62,7 @@ fn intents(endpoint: &Endpoint) -> Handler {
         ("GET", "checkout/sessions") => checkout_sessions::list,
         ("GET", "checkout/sessions/{id}") => checkout_sessions::retrieve,
         ("POST", "checkout/sessions/{id}/expire") => checkout_sessions::expire,
+        ("GET", "checkout/sessions/{id}/line_items") => line_items::list,
         ("POST", "payment_intents") => payment_intents::create,
         ("GET", "payment_intents") => payment_intents::list,
         ("GET", "payment_intents/{id}") => payment_intents::retrieve,
@@ -74,6 +75,12 @@ fn intents(endpoint: &Endpoint) -> Handler {
 
 fn rest(endpoint: &Endpoint) -> Handler {
     match name(endpoint) {
+        ("POST", "products") => products::create,
+        ("GET", "products/{id}") => products::retrieve,
+        ("POST", "prices") => products::create_price,
+        ("GET", "prices/{id}") => products::retrieve_price,
+        ("GET", "payment_pages/{id}") => payment_pages::retrieve,
+        ("POST", "payment_pages/{id}/confirm") => payment_pages::confirm,
         ("GET", "charges") => charges::list,
         ("GET", "charges/{id}") => charges::retrieve,
         ("POST", "refunds") => refunds::create,

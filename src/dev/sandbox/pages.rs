@@ -14,6 +14,7 @@ use super::act::Act;
 use super::checkout_sessions::{self, Payer};
 use super::form;
 use super::handle::authenticate;
+use super::line_items;
 use super::money;
 use super::shared::Shared;
 use super::state::{number, text};
@@ -256,16 +257,11 @@ fn facts(act: &Act, session: &Value, customer: &Value) -> String {
     if !who.is_empty() {
         rows.push(("Customer", who.join(" · ")));
     }
-    let items = act.hidden_of(text(session, "/id")).asked;
-    for item in items["line_items"].as_array().into_iter().flatten() {
-        let quantity = item["quantity"].as_i64().unwrap_or(1);
-        let price = number(item, "/price_data/unit_amount").saturating_mul(quantity);
-        let currency = text(session, "/currency");
-        let name = text(item, "/price_data/product_data/name");
-        rows.push((
-            "For",
-            format!("{quantity} × {name}, {} {}", money::shown(price, currency), currency.to_uppercase()),
-        ));
+    for item in line_items::of(act.account, text(session, "/id")) {
+        let (price, currency) =
+            (money::shown(number(item, "/amount_total"), text(item, "/currency")), text(item, "/currency"));
+        let (quantity, name) = (number(item, "/quantity"), text(item, "/description"));
+        rows.push(("For", format!("{quantity} × {name}, {price} {}", currency.to_uppercase())));
     }
     let until =
         OffsetDateTime::from_unix_timestamp(number(session, "/expires_at")).unwrap_or(OffsetDateTime::UNIX_EPOCH);

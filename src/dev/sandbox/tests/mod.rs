@@ -6,6 +6,7 @@ mod disputes;
 mod faults;
 mod idempotency;
 mod keys;
+mod line_items;
 mod objects;
 mod openapi;
 mod refunds;
