@@ -48,6 +48,9 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "created": act.now,
         "currency": Some(currency).filter(|currency| !currency.is_empty()),
         "custom_fields": [],
+        "custom_text": {
+            "after_submit": null, "shipping_address": null, "submit": null, "terms_of_service_acceptance": null,
+        },
         "customer": null,
         "customer_creation": null,
         "customer_details": null,
@@ -78,6 +81,9 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
     take_over(&mut session, params, &plain);
     take_over(&mut session, params, &["submit_type", "success_url"]);
+    if let Some(given) = params.get("custom_text") {
+        take_over(&mut session["custom_text"], given, &["after_submit", "submit"]);
+    }
     take_over_metadata(&mut session, params)?;
     if total.is_some() {
         session["total_details"] = json!({ "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 });

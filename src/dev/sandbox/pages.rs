@@ -190,6 +190,8 @@ fn open_page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response
         ("expiry", escape(&payer.expiry)),
         ("iban", escape(&payer.iban)),
         ("button", escape(&button)),
+        ("submit_text", custom_text(session, "submit")),
+        ("after_submit_text", custom_text(session, "after_submit")),
     ];
     let values: Vec<(&str, &str)> = values.iter().map(|(field, value)| (*field, value.as_str())).collect();
     let forms = forms(session, payer, &values);
@@ -221,6 +223,14 @@ fn open_page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response
         ],
     );
     html(StatusCode::OK, &heading, &body)
+}
+
+/// The text that the session has for this place of the page.
+fn custom_text(session: &Value, place: &str) -> String {
+    match text(session, &format!("/custom_text/{place}/message")) {
+        "" => String::new(),
+        message => format!("<p class=\"custom\">{}</p>", escape(message)),
+    }
 }
 
 /// The forms of the allowed kinds; with two of them, the payer chooses.
