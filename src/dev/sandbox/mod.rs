@@ -30,6 +30,7 @@ mod lists;
 mod looks;
 mod mailbag;
 mod mandates;
+mod method_types;
 mod money;
 mod pages;
 /// The table of endpoints and parameters, and the check of a request against it.

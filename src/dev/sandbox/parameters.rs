@@ -210,7 +210,8 @@ fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent
     }
 }
 
-fn unknown(path: &str) -> Refusal {
+/// The refusal of a parameter that the endpoint does not have.
+pub(super) fn unknown(path: &str) -> Refusal {
     Refusal::invalid(format!("Received unknown parameter: {path}")).code("parameter_unknown").at(path)
 }
 

@@ -6,6 +6,7 @@ use super::act::{Act, Call, take_over, take_over_metadata};
 use super::checkout_sessions;
 use super::lists;
 use super::mandates;
+use super::method_types;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
 use super::state::{new_id, text};
@@ -43,6 +44,7 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
     let mut intent = json!({
         "id": id,
         "object": "setup_intent",
+        "allowed_payment_method_types": null,
         "application": null,
         "automatic_payment_methods": null,
         "cancellation_reason": null,
@@ -65,9 +67,9 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "status": "requires_payment_method",
         "usage": "off_session",
     });
-    take_over(&mut intent, params, &["customer", "description", "payment_method_types", "usage"]);
+    take_over(&mut intent, params, &["customer", "description", "usage"]);
     take_over_metadata(&mut intent, params)?;
-    super::payment_intents::check_types(&intent["payment_method_types"])?;
+    method_types::choose_for_setup(&mut intent, params)?;
     Ok(intent)
 }
 
@@ -89,10 +91,12 @@ pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
 pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     let mut intent = act.find("setup_intent", call.id())?;
     let settled = matches!(text(&intent, "/status"), "succeeded" | "canceled");
-    if settled && ["customer", "payment_method", "payment_method_types"].iter().any(|f| call.params.get(f).is_some()) {
+    let moves = ["customer", "payment_method", "payment_method_types", "allowed_payment_method_types"];
+    if settled && moves.iter().any(|field| call.params.get(field).is_some()) {
         return Err(unexpected(&intent, "update"));
     }
-    take_over(&mut intent, &call.params, &["customer", "description", "payment_method_types"]);
+    take_over(&mut intent, &call.params, &["customer", "description"]);
+    method_types::choose_for_setup(&mut intent, &call.params)?;
     take_over_metadata(&mut intent, &call.params)?;
     let given = text(&call.params, "/payment_method");
     if !given.is_empty() {
@@ -105,7 +109,10 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
 
 /// `POST /v1/setup_intents/{id}/confirm`
 pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
-    let intent = act.find("setup_intent", call.id())?;
+    let mut intent = act.find("setup_intent", call.id())?;
+    if is_open(&intent) {
+        method_types::choose_for_setup(&mut intent, &call.params)?;
+    }
     confirm_intent(act, &intent, &call.params)
 }
 

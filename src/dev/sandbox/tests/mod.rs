@@ -12,6 +12,7 @@ mod restart;
 mod sepa;
 mod sources;
 mod strictness;
+mod versions;
 mod webhooks;
 
 use std::fmt::Write as _;

@@ -16,6 +16,13 @@ const NEWER: &[&str] = &[
     "POST /v1/payment_methods/{} allow_redisplay",
     // The document leaves out what belongs to one type of source alone.
     "POST /v1/sources sepa_debit",
+    // What Stripe may offer for an intent, since 2026-07-29.dahlia.
+    "POST /v1/payment_intents allowed_payment_method_types",
+    "POST /v1/payment_intents/{} allowed_payment_method_types",
+    "POST /v1/payment_intents/{}/confirm allowed_payment_method_types",
+    "POST /v1/setup_intents allowed_payment_method_types",
+    "POST /v1/setup_intents/{} allowed_payment_method_types",
+    "POST /v1/setup_intents/{}/confirm allowed_payment_method_types",
     // Hosted, embedded or elements, since late 2023; these names since dahlia.
     "POST /v1/checkout/sessions ui_mode",
 ];
