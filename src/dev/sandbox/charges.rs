@@ -96,7 +96,6 @@ pub(super) fn authorized() -> Value {
 
 /// Writes why a bank declined onto its charge.
 pub(super) fn explain(charge: &mut Value, decline: &Decline) {
-    let reason = if decline.bank_code.is_empty() { decline.code } else { decline.bank_code };
     let advice = if decline.advice.is_empty() { Value::Null } else { decline.advice.into() };
     charge["failure_code"] = decline.code.into();
     charge["failure_message"] = decline.message.into();
@@ -105,7 +104,7 @@ pub(super) fn explain(charge: &mut Value, decline: &Decline) {
         "network_advice_code": null,
         "network_decline_code": null,
         "network_status": if decline.blocked { "not_sent_to_network" } else { "declined_by_network" },
-        "reason": reason,
+        "reason": decline.bank_code,
         "risk_level": if decline.blocked { "highest" } else { "normal" },
         "seller_message": "The bank returned the decline code.",
         "type": if decline.blocked { "blocked" } else { "issuer_declined" },

@@ -303,10 +303,8 @@ pub(super) fn test_card(act: &Act, method: &str) -> Option<&'static Card> {
 
 /// A card error, 402.
 pub(super) fn declined(decline: &Decline) -> Refusal {
-    let mut refusal = Refusal::new(402, "card_error", decline.message).code(decline.code);
-    if !decline.bank_code.is_empty() {
-        refusal = refusal.with("decline_code", decline.bank_code);
-    }
+    let refusal = Refusal::new(402, "card_error", decline.message).code(decline.code);
+    let mut refusal = refusal.with("decline_code", decline.bank_code);
     if !decline.advice.is_empty() {
         refusal = refusal.with("advice_code", decline.advice);
     }
