@@ -1,4 +1,4 @@
-//! Payment methods: cards by test number or token, bank accounts by IBAN, and Stripe's shared test ids.
+//! Payment methods: cards by token, or by number on the hosted pages, bank accounts by IBAN, and Stripe's shared test ids.
 
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
             _ => return Err(Refusal { status: 400, ..Refusal::missing("token", token, "card[token]") }),
         }
     } else {
-        by_card_number(act, params)?
+        return Err(no_token(act, params));
     };
     if let Some(details) = params.get("billing_details") {
         take_over(&mut method["billing_details"], details, &["address", "email", "name", "phone"]);
@@ -42,15 +42,22 @@ fn missing(param: &str) -> Refusal {
     Refusal::invalid(format!("Missing required param: {param}.")).code("parameter_missing").at(param).early()
 }
 
-fn by_card_number(act: &mut Act, params: &Value) -> Answer {
-    let card = params.get("card").ok_or_else(|| missing("card"))?;
-    for field in ["number", "exp_month", "exp_year"] {
-        card.get(field).ok_or_else(|| missing(&format!("card[{field}]")))?;
+/// A card without a token: Stripe takes raw numbers only from accounts that it has allowed to send them, and ours are not.
+fn no_token(act: &Act, params: &Value) -> Refusal {
+    if params.pointer("/card/number").is_none() {
+        return missing(if params.get("card").is_some() { "card[number]" } else { "card" });
     }
-    let mut method = from_card_entry(act, text(card, "/number"))?;
-    method["card"]["exp_month"] = card["exp_month"].clone();
-    method["card"]["exp_year"] = card["exp_year"].clone();
-    Ok(method)
+    let message = if act.account.livemode {
+        "Sending credit card numbers directly to the Stripe API is generally unsafe. To continue processing use Stripe.js, \
+         the Stripe mobile bindings, or Stripe Elements. For more information, see \
+         https://dashboard.stripe.com/account/integration/settings. If you are qualified to handle card data directly, see \
+         https://support.stripe.com/questions/enabling-access-to-raw-card-data-apis."
+    } else {
+        "Sending credit card numbers directly to the Stripe API is generally unsafe. We suggest you use test tokens that map \
+         to the test card you are using, see https://stripe.com/docs/testing. To enable testing raw card data APIs, see \
+         https://support.stripe.com/questions/enabling-access-to-raw-card-data-apis."
+    };
+    Refusal::new(402, "invalid_request_error", message).early()
 }
 
 /// A method for a card number as a payer types it.
