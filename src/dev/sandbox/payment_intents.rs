@@ -248,12 +248,7 @@ pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
                        valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
         return Err(Refusal::invalid(message).at("payment_method"));
     }
-    if act.hidden_of(id).used_up {
-        let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, \
-                       shared with a connected account without Customer attachment, or was detached from a Customer. It \
-                       may not be used again. To use a PaymentMethod multiple times, you must attach it to a Customer first.";
-        return Err(Refusal::invalid(message).at("payment_method"));
-    }
+    payment_methods::check_unused(act, id)?;
     if !holder.is_empty() && customer.is_empty() {
         let message = format!(
             "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \

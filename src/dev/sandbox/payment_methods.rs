@@ -303,6 +303,17 @@ pub(super) fn own_or_shared(act: &mut Act, id: &str, param: &str) -> Answer {
     }
 }
 
+/// Refuses a method that was detached, or that has had its one use, for an intent.
+pub(super) fn check_unused(act: &Act, id: &str) -> Result<(), Refusal> {
+    if !act.hidden_of(id).used_up {
+        return Ok(());
+    }
+    let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, shared \
+                   with a connected account without Customer attachment, or was detached from a Customer. It may not be \
+                   used again. To use a PaymentMethod multiple times, you must attach it to a Customer first.";
+    Err(Refusal::invalid(message).at("payment_method"))
+}
+
 /// The test card behind a method.
 pub(super) fn test_card(act: &Act, method: &str) -> Option<&'static Card> {
     test_methods::card_of(&act.hidden_of(method).number)

@@ -153,6 +153,7 @@ fn unexpected(intent: &Value, what: &str) -> Refusal {
 
 fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
     let method = payment_methods::own_or_shared(act, method, "payment_method")?;
+    payment_methods::check_unused(act, text(&method, "/id"))?;
     let kind = text(&method, "/type");
     let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
     if !allowed {
