@@ -5,7 +5,7 @@ use super::parameters::Endpoint;
 use super::refusal::{Answer, Refusal};
 use super::{
     accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
-    refunds, setup_intents, sources, webhook_endpoints,
+    refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
 };
 
 /// What answers an endpoint.
@@ -15,7 +15,7 @@ pub(super) type Handler = fn(&mut Act, &Call) -> Answer;
 pub(super) fn of(endpoint: &Endpoint) -> Handler {
     match endpoint.path.strip_prefix("/v1/").unwrap_or_default().split('/').next().unwrap_or_default() {
         "customers" | "sources" | "payment_methods" | "mandates" | "account" => people(endpoint),
-        "setup_intents" | "checkout" | "payment_intents" => intents(endpoint),
+        "setup_intents" | "setup_attempts" | "checkout" | "payment_intents" => intents(endpoint),
         _ => rest(endpoint),
     }
 }
@@ -58,6 +58,7 @@ fn intents(endpoint: &Endpoint) -> Handler {
         ("POST", "setup_intents/{id}") => setup_intents::update,
         ("POST", "setup_intents/{id}/confirm") => setup_intents::confirm,
         ("POST", "setup_intents/{id}/cancel") => setup_intents::cancel,
+        ("GET", "setup_attempts") => setup_attempts::list,
         ("POST", "checkout/sessions") => checkout_sessions::create,
         ("GET", "checkout/sessions") => checkout_sessions::list,
         ("GET", "checkout/sessions/{id}") => checkout_sessions::retrieve,

@@ -39,6 +39,7 @@ mod payment_intents;
 mod payment_methods;
 mod refunds;
 mod refusal;
+mod setup_attempts;
 mod setup_intents;
 mod shared;
 mod sources;

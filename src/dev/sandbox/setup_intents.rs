@@ -9,6 +9,7 @@ use super::mandates;
 use super::method_types;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
+use super::setup_attempts;
 use super::state::{new_id, text};
 use super::test_methods::Authentication;
 
@@ -132,6 +133,7 @@ pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     intent["status"] = "canceled".into();
     intent["cancellation_reason"] = reason;
     intent["next_action"] = Value::Null;
+    setup_attempts::abandon(act, &intent);
     act.put(&intent);
     act.emit("setup_intent.canceled", &intent);
     intent
@@ -201,10 +203,12 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
             let refusal = Refusal::invalid("This SetupIntent requires a mandate. Please provide `mandate_data`.");
             return Err(failed(act, &intent, method, refusal.code("setup_intent_mandate_invalid")));
         }
+        setup_attempts::begin(act, &mut intent, method);
         let mandate = known.unwrap_or_else(|| mandates::make(act, &id));
         intent["mandate"] = mandate.into();
         return Ok(succeed(act, intent, method));
     }
+    setup_attempts::begin(act, &mut intent, method);
     let card = payment_methods::test_card(act, &id);
     if let Some(decline) = card.filter(|card| card.refuses_setup).and_then(|card| card.charge) {
         let refusal = payment_methods::declined(&decline);
@@ -214,6 +218,7 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
     if matches!(authentication, Authentication::Always | Authentication::UnlessSetUp) {
         intent["status"] = "requires_action".into();
         intent["next_action"] = next_action(act, text(&intent, "/id"));
+        setup_attempts::wait(act, &intent);
         act.put(&intent);
         act.emit("setup_intent.requires_action", &intent);
         return Ok(intent);
@@ -255,6 +260,7 @@ fn succeed(act: &mut Act, mut intent: Value, method: &Value) -> Value {
     if !customer.is_empty() && text(method, "/customer").is_empty() {
         payment_methods::bind(act, method, &customer);
     }
+    setup_attempts::succeed(act, &intent);
     act.put(&intent);
     act.emit("setup_intent.succeeded", &intent);
     if let Some(session) = act.hidden_of(text(&intent, "/id")).session {
@@ -269,6 +275,7 @@ fn failed(act: &mut Act, intent: &Value, method: &Value, refusal: Refusal) -> Re
     let mut error = refusal.error.clone();
     error.insert("payment_method".into(), method.clone());
     intent["last_setup_error"] = Value::Object(error);
+    setup_attempts::fail(act, &intent, intent["last_setup_error"].clone());
     intent["status"] = "requires_payment_method".into();
     intent["payment_method"] = Value::Null;
     intent["next_action"] = Value::Null;

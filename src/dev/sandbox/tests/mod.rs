@@ -10,6 +10,7 @@ mod openapi;
 mod refunds;
 mod restart;
 mod sepa;
+mod setup_attempts;
 mod sources;
 mod strictness;
 mod versions;
