@@ -87,7 +87,7 @@ pub(super) fn confirm(act: &mut Act, intent: &Value, params: &Value, method: &Va
     let mode = Mode {
         off_session: flag(params, "/off_session"),
         error_on_action: flag(params, "/error_on_requires_action"),
-        mandate: params.get("mandate_data").is_some_and(Value::is_object),
+        mandate: mandates::accept(act, method, params),
     };
     if let Some(mandate) = params.get("mandate").and_then(Value::as_str) {
         act.referenced("mandate", mandate, "mandate")?;

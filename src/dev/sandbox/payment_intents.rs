@@ -25,6 +25,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         }
     }
     let mut intent = blank(act, params)?;
+    let params = &payment_methods::with_data(act, params)?;
     let given = text(params, "/payment_method");
     if !given.is_empty() {
         let method = usable(act, &intent, given)?;
@@ -153,6 +154,7 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
         "payment_method",
         "payment_method_types",
         "allowed_payment_method_types",
+        "payment_method_data",
         "setup_future_usage",
     ];
     if !is_open(&intent) && moves.iter().any(|field| params.get(field).is_some()) {
@@ -175,7 +177,8 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     }
     method_types::replace(&mut intent, params)?;
     take_over_metadata(&mut intent, params)?;
-    let given = text(params, "/payment_method");
+    let params = payment_methods::with_data(act, params)?;
+    let given = text(&params, "/payment_method");
     if !given.is_empty() {
         intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
         intent["status"] = "requires_confirmation".into();
@@ -191,8 +194,9 @@ pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
     if is_open(&intent) {
         method_types::replace(&mut intent, &call.params)?;
     }
-    let method = confirmation::check(act, &intent, &call.params)?;
-    confirmation::confirm(act, &intent, &call.params, &method)
+    let params = payment_methods::with_data(act, &call.params)?;
+    let method = confirmation::check(act, &intent, &params)?;
+    confirmation::confirm(act, &intent, &params, &method)
 }
 
 /// `POST /v1/payment_intents/{id}/cancel`

@@ -13,14 +13,8 @@ use super::test_methods::{self, Card, Decline, Known};
 /// `POST /v1/payment_methods`
 pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
-    let mut method = if text(params, "/type") == "sepa_debit" {
-        for param in ["sepa_debit", "billing_details[name]", "billing_details[email]"] {
-            let pointer = format!("/{}", param.replace('[', "/").replace(']', ""));
-            if params.pointer(&pointer).is_none() {
-                return Err(missing(param));
-            }
-        }
-        by_iban(act, text(params, "/sepa_debit/iban"), &Value::Null)?
+    let method = if text(params, "/type") == "sepa_debit" {
+        bank_account(act, params, "")?
     } else if let Some(token) = params.pointer("/card/token").and_then(Value::as_str) {
         match test_methods::shared(token) {
             Some(known @ Known::Card(_)) if token.starts_with("tok_") => make(act, known, &Value::Null),
@@ -29,6 +23,32 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     } else {
         return Err(no_token(act, params));
     };
+    complete(act, method, params)
+}
+
+/// A bank account; the data are the value of `parent`, or the request's own parameters.
+fn bank_account(act: &mut Act, data: &Value, parent: &str) -> Answer {
+    for param in ["sepa_debit", "billing_details[name]", "billing_details[email]"] {
+        let pointer = format!("/{}", param.replace('[', "/").replace(']', ""));
+        if data.pointer(&pointer).is_none() {
+            return Err(missing(&within(parent, param)));
+        }
+    }
+    let iban = text(data, "/sepa_debit/iban");
+    by_iban(act, iban, &Value::Null).map_err(|refusal| refusal.at(&within(parent, "sepa_debit[iban]")))
+}
+
+/// `billing_details[name]` within `a` is `a[billing_details][name]`.
+fn within(parent: &str, param: &str) -> String {
+    if parent.is_empty() {
+        return param.to_owned();
+    }
+    let (head, rest) = param.split_once('[').map_or((param, ""), |(head, _)| (head, &param[head.len()..]));
+    format!("{parent}[{head}]{rest}")
+}
+
+/// Takes over what every kind of method has.
+fn complete(act: &mut Act, mut method: Value, params: &Value) -> Answer {
     if let Some(details) = params.get("billing_details") {
         take_over(&mut method["billing_details"], details, &["address", "email", "name", "phone"]);
     }
@@ -36,6 +56,26 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     take_over_metadata(&mut method, params)?;
     act.put(&method);
     Ok(method)
+}
+
+/// The parameters of an intent's call, with the method that its `payment_method_data` describe made and named in
+/// `payment_method`.
+pub(super) fn with_data(act: &mut Act, params: &Value) -> Answer {
+    const DATA: &str = "payment_method_data";
+    let Some(data) = params.get(DATA) else { return Ok(params.clone()) };
+    if params.get("payment_method").is_some() {
+        let message = format!("You may only specify one of these parameters: payment_method, {DATA}.");
+        return Err(Refusal::invalid(message).at(DATA).early());
+    }
+    if text(data, "/type") != "sepa_debit" {
+        let message = format!("This sandbox takes no {DATA} of the type {}, only of sepa_debit.", text(data, "/type"));
+        return Err(Refusal::invalid(message).at("payment_method_data[type]").early());
+    }
+    let method = bank_account(act, data, DATA)?;
+    let method = complete(act, method, data)?;
+    let mut params = params.clone();
+    params["payment_method"] = method["id"].clone();
+    Ok(params)
 }
 
 fn missing(param: &str) -> Refusal {

@@ -24,6 +24,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         }
     }
     let mut intent = blank(act, params)?;
+    let params = &payment_methods::with_data(act, params)?;
     let given = text(params, "/payment_method");
     if !given.is_empty() {
         let method = usable(act, &intent, given)?;
@@ -92,14 +93,16 @@ pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
 pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     let mut intent = act.find("setup_intent", call.id())?;
     let settled = matches!(text(&intent, "/status"), "succeeded" | "canceled");
-    let moves = ["customer", "payment_method", "payment_method_types", "allowed_payment_method_types"];
+    let moves =
+        ["customer", "payment_method", "payment_method_data", "payment_method_types", "allowed_payment_method_types"];
     if settled && moves.iter().any(|field| call.params.get(field).is_some()) {
         return Err(unexpected(&intent, "update"));
     }
     take_over(&mut intent, &call.params, &["customer", "description"]);
     method_types::choose_for_setup(&mut intent, &call.params)?;
     take_over_metadata(&mut intent, &call.params)?;
-    let given = text(&call.params, "/payment_method");
+    let params = payment_methods::with_data(act, &call.params)?;
+    let given = text(&params, "/payment_method");
     if !given.is_empty() {
         intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
         intent["status"] = "requires_confirmation".into();
@@ -114,7 +117,8 @@ pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
     if is_open(&intent) {
         method_types::choose_for_setup(&mut intent, &call.params)?;
     }
-    confirm_intent(act, &intent, &call.params)
+    let params = payment_methods::with_data(act, &call.params)?;
+    confirm_intent(act, &intent, &params)
 }
 
 /// `POST /v1/setup_intents/{id}/cancel`
@@ -188,7 +192,8 @@ fn confirm_intent(act: &mut Act, intent: &Value, params: &Value) -> Answer {
     if let Some(url) = params.get("return_url").and_then(Value::as_str) {
         act.hidden(text(intent, "/id")).return_url = Some(url.to_owned());
     }
-    attempt(act, intent, &method, params.get("mandate_data").is_some_and(Value::is_object))
+    let mandate = mandates::accept(act, &method, params);
+    attempt(act, intent, &method, mandate)
 }
 
 /// Tries to set the method up. `mandate`: the payer has just agreed to one.

@@ -86,6 +86,8 @@ pub(super) struct Hidden {
     pub used_up: bool,
     /// A payment method's mandate.
     pub mandate: Option<String>,
+    /// How the payer agreed to debits of a payment method, as the mandate shows it.
+    pub acceptance: Value,
     /// A webhook endpoint's secret.
     pub secret: String,
     /// A webhook endpoint's events, so that the list needn't be parsed for each event.

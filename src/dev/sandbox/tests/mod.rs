@@ -6,6 +6,7 @@ mod faults;
 mod idempotency;
 mod keys;
 mod objects;
+mod one_call;
 mod openapi;
 mod refunds;
 mod restart;
