@@ -124,11 +124,11 @@ pub struct LedgerEntry {
     pub payment_intent: String,
     /// `cus_…`, if there was a customer.
     pub customer: Option<String>,
-    /// Minor units.
+    /// Minor units; what was captured of it, once it is.
     pub amount: i64,
     /// Lower case.
     pub currency: String,
-    /// `succeeded`, `pending` or `failed`.
+    /// `succeeded`, `pending` or `failed`; `authorized` where the money was held and has not been captured.
     pub status: String,
     /// Why it failed.
     pub failure_code: Option<String>,
@@ -153,15 +153,17 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
     let optional = |pointer: &str| Some(owned(pointer)).filter(|value| !value.is_empty());
     let intent = account.objects.get(text(charge, "/payment_intent"));
     let metadata = intent.and_then(|intent| intent["metadata"].as_object()).cloned().unwrap_or_default();
+    let captured = flag(charge, "/captured");
+    let held = text(charge, "/status") == "succeeded" && !captured;
     LedgerEntry {
         account: account.id.clone(),
         livemode: account.livemode,
         charge: owned("/id"),
         payment_intent: owned("/payment_intent"),
         customer: optional("/customer"),
-        amount: number(charge, "/amount"),
+        amount: number(charge, if captured { "/amount_captured" } else { "/amount" }),
         currency: owned("/currency"),
-        status: owned("/status"),
+        status: if held { "authorized".to_owned() } else { owned("/status") },
         failure_code: optional("/failure_code"),
         amount_refunded: number(charge, "/amount_refunded"),
         disputed: flag(charge, "/disputed"),

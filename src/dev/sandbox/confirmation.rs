@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::act::{Act, take_over};
+use super::captures;
 use super::charges;
 use super::checkout_sessions;
 use super::disputes;
@@ -145,6 +146,9 @@ fn take(act: &mut Act, intent: Value, method: &Value) -> Answer {
     if let Some(decline) = card.and_then(|card| card.charge) {
         return Err(declined(act, intent, method, &decline));
     }
+    if captures::is_manual(&intent) {
+        return Ok(captures::hold(act, intent, method));
+    }
     let charge = charges::make(act, &intent, method, "succeeded");
     act.emit("charge.succeeded", &charge);
     let intent = succeed(act, intent, method, &charge);
@@ -155,10 +159,10 @@ fn take(act: &mut Act, intent: Value, method: &Value) -> Answer {
 }
 
 /// The money is there.
-fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> Value {
+pub(super) fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> Value {
     keep_method(act, &intent, method);
     intent["status"] = "succeeded".into();
-    intent["amount_received"] = intent["amount"].clone();
+    intent["amount_received"] = charge["amount_captured"].clone();
     intent["latest_charge"] = charge["id"].clone();
     intent["last_payment_error"] = Value::Null;
     intent["next_action"] = Value::Null;
@@ -172,7 +176,7 @@ fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> 
 }
 
 /// Attaches the method if it is to be used again; else it has had its one use.
-fn keep_method(act: &mut Act, intent: &Value, method: &Value) {
+pub(super) fn keep_method(act: &mut Act, intent: &Value, method: &Value) {
     let (id, customer) = (text(method, "/id"), text(intent, "/customer").to_owned());
     if !text(method, "/customer").is_empty() {
         return;

@@ -4,8 +4,8 @@ use super::act::{Act, Call};
 use super::parameters::Endpoint;
 use super::refusal::{Answer, Refusal};
 use super::{
-    accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
-    refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
+    accounts, captures, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents,
+    payment_methods, refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
 };
 
 /// What answers an endpoint.
@@ -68,6 +68,7 @@ fn intents(endpoint: &Endpoint) -> Handler {
         ("GET", "payment_intents/{id}") => payment_intents::retrieve,
         ("POST", "payment_intents/{id}") => payment_intents::update,
         ("POST", "payment_intents/{id}/confirm") => payment_intents::confirm,
+        ("POST", "payment_intents/{id}/capture") => captures::capture,
         ("POST", "payment_intents/{id}/cancel") => payment_intents::cancel,
         _ => unhandled,
     }
@@ -81,6 +82,7 @@ fn rest(endpoint: &Endpoint) -> Handler {
         ("GET", "refunds") => refunds::list,
         ("GET", "refunds/{id}") => refunds::retrieve,
         ("POST", "refunds/{id}") => refunds::update,
+        ("POST", "refunds/{id}/cancel") => refunds::cancel,
         ("GET", "disputes") => disputes::list,
         ("GET", "disputes/{id}") => disputes::retrieve,
         ("POST", "disputes/{id}") => disputes::update,

@@ -11,6 +11,7 @@ mod accounts;
 mod act;
 mod api;
 mod auth;
+mod captures;
 mod charges;
 mod checkout_sessions;
 mod confirmation;

@@ -98,9 +98,9 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "transfer_data": null,
         "transfer_group": null,
     });
+    take_over(&mut intent, params, &["capture_method"]);
     method_types::choose(&mut intent, params)?;
-    let plain = ["customer", "description", "receipt_email", "setup_future_usage", "shipping", "capture_method"];
-    take_over(&mut intent, params, &plain);
+    take_over(&mut intent, params, &["customer", "description", "receipt_email", "setup_future_usage", "shipping"]);
     take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
     take_over_metadata(&mut intent, params)?;
     Ok(intent)
@@ -149,6 +149,7 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     let mut intent = act.find("payment_intent", call.id())?;
     let moves = [
         "amount",
+        "capture_method",
         "currency",
         "customer",
         "payment_method",
@@ -166,8 +167,9 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
         );
         return Err(unexpected(&intent, message));
     }
-    take_over(&mut intent, params, &["amount", "customer", "description", "receipt_email", "setup_future_usage"]);
-    take_over(&mut intent, params, &["shipping", "statement_descriptor", "statement_descriptor_suffix"]);
+    take_over(&mut intent, params, &["amount", "capture_method", "customer", "description", "receipt_email"]);
+    take_over(&mut intent, params, &["setup_future_usage", "shipping"]);
+    take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
     if let Some(given) = params.get("currency").and_then(Value::as_str) {
         intent["currency"] = money::currency(given)?.into();
     }
@@ -202,7 +204,7 @@ pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
 /// `POST /v1/payment_intents/{id}/cancel`
 pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
     let intent = act.find("payment_intent", call.id())?;
-    if !is_open(&intent) {
+    if !is_open(&intent) && text(&intent, "/status") != "requires_capture" {
         let message = format!(
             "You cannot cancel this PaymentIntent because it has a status of {}. Only a PaymentIntent with one of the \
              following statuses may be canceled: requires_payment_method, requires_capture, requires_reauthorization, \
@@ -220,10 +222,11 @@ pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
     Ok(close(act, &intent, reason))
 }
 
-/// Cancels an open intent.
+/// Cancels an intent that is open, or whose money is only held.
 pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     let mut intent = intent.clone();
     intent["status"] = "canceled".into();
+    intent["amount_capturable"] = 0.into();
     intent["canceled_at"] = act.now.into();
     intent["cancellation_reason"] = reason;
     intent["next_action"] = Value::Null;
@@ -232,9 +235,9 @@ pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     intent
 }
 
-/// Whether it can still be confirmed, changed or canceled.
+/// Whether it can still be confirmed and changed.
 pub(super) fn is_open(intent: &Value) -> bool {
-    text(intent, "/status").starts_with("requires_")
+    matches!(text(intent, "/status"), "requires_payment_method" | "requires_confirmation" | "requires_action")
 }
 
 /// 400 with the intent, as Stripe answers whatever its state forbids.

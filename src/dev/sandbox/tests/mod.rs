@@ -1,5 +1,6 @@
 //! Tests that drive the sandbox as its users do: over its socket.
 
+mod captures;
 mod checkout;
 mod declines;
 mod faults;
