@@ -117,8 +117,10 @@ pub(super) fn attempt(act: &mut Act, mut intent: Value, method: &Value, mode: Mo
     let id = text(method, "/id");
     let card = payment_methods::test_card(act, id);
     let set_up = act.hidden_of(id).set_up;
+    let proved = act.hidden(text(&intent, "/id")).proved.take().is_some_and(|proved| proved == id);
     let authentication = card.map_or(Authentication::Never, |card| card.authentication);
     let wanted = match (authentication, mode.off_session) {
+        _ if proved => false,
         (Authentication::Never, _) | (Authentication::OnSession, true) => false,
         (Authentication::UnlessSetUp, true) => !set_up,
         _ => true,
@@ -215,7 +217,7 @@ fn failed(act: &mut Act, mut intent: Value, method: &Value, refusal: Refusal) ->
 
 /// The payer has, or hasn't, proved who they are.
 pub(super) fn authenticate(act: &mut Act, id: &str, succeeds: bool) -> Answer {
-    let intent = act.find("payment_intent", id)?;
+    let mut intent = act.find("payment_intent", id)?;
     if text(&intent, "/status") != "requires_action" {
         let message = format!("This PaymentIntent has a status of {}: nothing to prove.", text(&intent, "/status"));
         return Err(unexpected(&intent, message));
@@ -223,7 +225,14 @@ pub(super) fn authenticate(act: &mut Act, id: &str, succeeds: bool) -> Answer {
     let method = act.find("payment_method", text(&intent, "/payment_method"))?;
     if succeeds {
         act.hidden(text(&method, "/id")).set_up = true;
-        return take(act, intent, &method);
+        if text(&intent, "/confirmation_method") != "manual" {
+            return take(act, intent, &method);
+        }
+        act.hidden(id).proved = Some(text(&method, "/id").to_owned());
+        intent["status"] = "requires_confirmation".into();
+        intent["next_action"] = Value::Null;
+        act.put(&intent);
+        return Ok(intent);
     }
     let message = "The provided PaymentMethod has failed authentication. You can provide payment_method_data or a new \
                    PaymentMethod to attempt to fulfill this PaymentIntent again.";

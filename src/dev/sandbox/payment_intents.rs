@@ -98,7 +98,7 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "transfer_data": null,
         "transfer_group": null,
     });
-    take_over(&mut intent, params, &["capture_method"]);
+    take_over(&mut intent, params, &["capture_method", "confirmation_method"]);
     method_types::choose(&mut intent, params)?;
     take_over(&mut intent, params, &["customer", "description", "receipt_email", "setup_future_usage", "shipping"]);
     take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);

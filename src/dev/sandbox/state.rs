@@ -92,6 +92,8 @@ pub(super) struct Hidden {
     pub secret: String,
     /// A webhook endpoint's events, so that the list needn't be parsed for each event.
     pub enabled: Vec<String>,
+    /// The method that a payment intent's payer has proved to be theirs, where the server is to confirm once more.
+    pub proved: Option<String>,
     /// How often a payment intent was confirmed.
     pub confirms: u32,
     /// The Checkout session that an intent belongs to.
