@@ -16,6 +16,7 @@ use super::faults::{self, Effect, Plan};
 use super::form;
 use super::handlers;
 use super::idempotency::{self, Verdict};
+use super::lacking;
 use super::lists;
 use super::parameters::{self, Endpoint};
 use super::refusal::{Answer, Refusal};
@@ -58,7 +59,7 @@ pub(super) fn perform(act: &mut Act, work: &Work) -> Answer {
     let call = Call { ids, path: work.path.clone(), params };
     let mut answer = handlers::of(endpoint)(act, &call).map_err(|mut refusal| {
         refusal.error.values_mut().for_each(|value| versions::render_answer(act.account, value, &work.version));
-        refusal
+        lacking::explain(refusal, endpoint, &work.form)
     })?;
     versions::render_answer(act.account, &mut answer, &work.version);
     lists::expand(act.account, &mut answer, &call.params)?;
@@ -66,6 +67,9 @@ pub(super) fn perform(act: &mut Act, work: &Work) -> Answer {
 }
 
 fn unrecognized(work: &Work) -> Refusal {
+    if let Some(refusal) = lacking::endpoint(&work.method, &work.path) {
+        return refusal;
+    }
     let message = format!(
         "Unrecognized request URL ({}: {}). Please see https://stripe.com/docs or we can help at https://support.stripe.com/.",
         work.method, work.path

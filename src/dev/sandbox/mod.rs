@@ -26,6 +26,7 @@ mod form;
 mod handle;
 mod handlers;
 mod idempotency;
+mod lacking;
 mod limits;
 mod lists;
 mod looks;

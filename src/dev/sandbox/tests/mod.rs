@@ -6,6 +6,7 @@ mod declines;
 mod faults;
 mod idempotency;
 mod keys;
+mod lacking;
 mod manual_confirmation;
 mod objects;
 mod one_call;
