@@ -111,7 +111,12 @@ fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str) -> 
     }
     let inner = at.get_mut(*field).ok_or_else(cannot)?;
     if let Value::String(id) = inner {
-        let object = account.objects.get(id.as_str()).ok_or_else(cannot)?.clone();
+        let absent = || {
+            Refusal::invalid(format!("This sandbox does not keep the object {id}: it cannot expand {path}."))
+                .at("expand")
+                .early()
+        };
+        let object = account.objects.get(id.as_str()).ok_or_else(absent)?.clone();
         *inner = object;
     }
     match inner {
