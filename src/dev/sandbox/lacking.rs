@@ -86,6 +86,25 @@ fn unnumbered(name: &str) -> String {
     out
 }
 
+/// The endpoints that the sandbox does not have, `GET POST /v1/payouts` for instance.
+pub(super) fn endpoints() -> impl Iterator<Item = String> {
+    LACKING.endpoints.iter().map(|(methods, path)| {
+        let methods: Vec<&str> = methods.iter().map(String::as_str).collect();
+        format!("{} {path}", methods.join(" "))
+    })
+}
+
+/// What the sandbox's endpoints do not take: each with the names of parameters, and `name=value` for a value of one.
+pub(super) fn parameters() -> impl Iterator<Item = (&'static str, Vec<String>)> {
+    LACKING.parameters.iter().map(|(endpoint, parameters)| {
+        let words = parameters.iter().flat_map(|(name, values)| {
+            let all = values.is_empty().then(|| name.clone());
+            all.into_iter().chain(values.iter().map(move |value| format!("{name}={value}")))
+        });
+        (endpoint.as_str(), words.collect())
+    })
+}
+
 /// Whether the file has the endpoint.
 #[cfg(test)]
 pub(super) fn has_endpoint(method: &str, path: &str) -> bool {

@@ -14,6 +14,7 @@ use super::act::Act;
 use super::checkout_sessions::{self, Payer};
 use super::form;
 use super::handle::authenticate;
+use super::lacking;
 use super::line_items;
 use super::money;
 use super::shared::Shared;
@@ -25,6 +26,7 @@ const CARD: &str = include_str!("pages/card.html");
 const IBAN: &str = include_str!("pages/iban.html");
 const NOTICE: &str = include_str!("pages/notice.html");
 const PROOF: &str = include_str!("pages/proof.html");
+const HOME: &str = include_str!("pages/home.html");
 
 /// Fills `{{name}}` places. Values must be escaped already.
 fn fill(template: &str, values: &[(&str, &str)]) -> String {
@@ -338,11 +340,15 @@ pub(super) async fn prove(
     answered.unwrap_or_else(nothing_here)
 }
 
-/// `GET /`: what this is.
+/// `GET /`: what this is, and what it lacks.
 pub(super) async fn home(Extract(shared): Extract<Arc<Shared>>) -> Response<Body> {
-    let message = format!(
-        "A stand-in for Stripe's API at {}/v1. No real money moves here. GET /_sandbox lists what can be controlled.",
-        shared.settings.url
-    );
-    notice(StatusCode::OK, "good", "Paybridge's Stripe sandbox", &message)
+    let code = |text: &str| format!("<code>{}</code>", escape(text));
+    let endpoints: String = lacking::endpoints().map(|endpoint| format!("<li>{}</li>", code(&endpoint))).collect();
+    let row = |(endpoint, words): (&str, Vec<String>)| {
+        let words: Vec<String> = words.iter().map(|word| code(word)).collect();
+        format!("<dt>{}</dt><dd>{}</dd>", code(endpoint), words.join(", "))
+    };
+    let parameters: String = lacking::parameters().map(row).collect();
+    let values = [("url", &*escape(&shared.settings.url)), ("endpoints", &*endpoints), ("parameters", &*parameters)];
+    html(StatusCode::OK, "Paybridge's Stripe sandbox", &fill(HOME, &values))
 }

@@ -66,3 +66,14 @@ async fn nonsense_is_still_nonsense() {
     let customer = id(&caller.post("/v1/customers", &[]).await.ok());
     caller.get(&format!("/v1/customers/{customer}"), &[("test_clock", "a")]).await.error(400, "parameter_unknown");
 }
+
+#[tokio::test]
+async fn the_home_page_lists_what_is_lacking() {
+    let sandbox = sandbox().await;
+    let page = Caller::new(&sandbox).get("/", &[]).await;
+    let html = page.body.as_str().unwrap();
+    for shown in ["GET /v1/customers/search", "POST /v1/refunds", "refund_application_fee", "type=us_bank_account"] {
+        assert!(html.contains(&format!("<code>{shown}</code>")), "the home page does not list {shown}");
+    }
+    assert!(!html.contains("{{"), "no place is left open");
+}
