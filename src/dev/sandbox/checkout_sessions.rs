@@ -78,13 +78,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "ui_mode": "hosted_page",
         "url": format!("{}/c/pay/{id}", act.settings.url),
     });
-    let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
-    take_over(&mut session, params, &plain);
-    take_over(&mut session, params, &["submit_type", "success_url"]);
-    if let Some(given) = params.get("custom_text") {
-        take_over(&mut session["custom_text"], given, &["after_submit", "submit"]);
-    }
-    take_over_metadata(&mut session, params)?;
+    fill(&mut session, params)?;
     if total.is_some() {
         session["total_details"] = json!({ "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 });
     }
@@ -96,6 +90,17 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     act.insert(session.clone());
     act.later(expires_at - act.now, Due::ExpireSession { session: id });
     Ok(session)
+}
+
+/// Takes over what the parameters say as it is.
+fn fill(session: &mut Value, params: &Value) -> Result<(), Refusal> {
+    let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
+    take_over(session, params, &plain);
+    take_over(session, params, &["submit_type", "success_url"]);
+    if let Some(given) = params.get("custom_text") {
+        take_over(&mut session["custom_text"], given, &["after_submit", "submit"]);
+    }
+    take_over_metadata(session, params)
 }
 
 fn expiry(act: &Act, params: &Value) -> Result<i64, Refusal> {

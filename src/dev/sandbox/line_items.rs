@@ -31,7 +31,7 @@ pub(super) fn make(act: &mut Act, params: &Value, types: &Value) -> Result<Vec<V
     }
     let lines = given.iter().enumerate().map(|(at, item)| line(act, item, at)).collect::<Result<Vec<_>, _>>()?;
     check(&lines, types)?;
-    lines.into_iter().map(|line| item(act, line)).collect()
+    Ok(lines.into_iter().map(|line| item(act, line)).collect())
 }
 
 /// What all items cost, in minor units.
@@ -95,11 +95,11 @@ fn amount(line: &Line) -> i64 {
     number(&line.price, "/unit_amount").saturating_mul(line.quantity)
 }
 
-fn item(act: &mut Act, line: Line) -> Answer {
+fn item(act: &mut Act, line: Line) -> Value {
     let amount = amount(&line);
-    let price = if line.inline { products::keep(act, line.price, false)? } else { line.price };
+    let price = if line.inline { products::keep(act, line.price, false) } else { line.price };
     let product = act.get("product", text(&price, "/product")).unwrap_or_default();
-    Ok(json!({
+    json!({
         "id": new_id("li"),
         "object": "item",
         "adjustable_quantity": null,
@@ -112,7 +112,7 @@ fn item(act: &mut Act, line: Line) -> Answer {
         "metadata": null,
         "price": price,
         "quantity": line.quantity,
-    }))
+    })
 }
 
 /// The items of a session that sells something; empty for one that sets a method up.

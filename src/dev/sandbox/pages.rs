@@ -343,12 +343,13 @@ pub(super) async fn prove(
 /// `GET /`: what this is, and what it lacks.
 pub(super) async fn home(Extract(shared): Extract<Arc<Shared>>) -> Response<Body> {
     let code = |text: &str| format!("<code>{}</code>", escape(text));
-    let endpoints: String = lacking::endpoints().map(|endpoint| format!("<li>{}</li>", code(&endpoint))).collect();
+    let endpoints: Vec<String> = lacking::endpoints().map(|endpoint| format!("<li>{}</li>", code(&endpoint))).collect();
     let row = |(endpoint, words): (&str, Vec<String>)| {
         let words: Vec<String> = words.iter().map(|word| code(word)).collect();
         format!("<dt>{}</dt><dd>{}</dd>", code(endpoint), words.join(", "))
     };
-    let parameters: String = lacking::parameters().map(row).collect();
-    let values = [("url", &*escape(&shared.settings.url)), ("endpoints", &*endpoints), ("parameters", &*parameters)];
+    let parameters: Vec<String> = lacking::parameters().map(row).collect();
+    let (url, endpoints, parameters) = (escape(&shared.settings.url), endpoints.concat(), parameters.concat());
+    let values = [("url", &*url), ("endpoints", &*endpoints), ("parameters", &*parameters)];
     html(StatusCode::OK, "Paybridge's Stripe sandbox", &fill(HOME, &values))
 }

@@ -23,7 +23,7 @@ pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
 /// `POST /v1/prices`
 pub(super) fn create_price(act: &mut Act, call: &Call) -> Answer {
     let price = price(act, &call.params, "")?;
-    keep(act, price, true)
+    Ok(keep(act, price, true))
 }
 
 /// `GET /v1/prices/{id}`
@@ -112,7 +112,7 @@ pub(super) fn price(act: &Act, params: &Value, place: &str) -> Answer {
 
 /// Stores a price, and its product if that is new, too. One that is not `active` is of no use but to the session that it
 /// was made for, and no event is emitted for it.
-pub(super) fn keep(act: &mut Act, mut price: Value, active: bool) -> Answer {
+pub(super) fn keep(act: &mut Act, mut price: Value, active: bool) -> Value {
     if !active {
         price["active"] = false.into();
     }
@@ -131,5 +131,5 @@ pub(super) fn keep(act: &mut Act, mut price: Value, active: bool) -> Answer {
     if active {
         act.emit("price.created", &price);
     }
-    Ok(price)
+    price
 }
