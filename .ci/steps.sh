@@ -139,8 +139,8 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Stripe's own SDK, a witness that we did not write, plays the story's Stripe side against our sandbox.
-run_stripe_sdk() {
+# Stripe's own SDK and CLI, witnesses that we did not write, play against our sandbox: .ci/NAME/run is one of them.
+run_against_sandbox() {
     local port tries
     port=$(free_port)
     cargo build --locked --quiet
@@ -157,6 +157,6 @@ run_stripe_sdk() {
         fi
         sleep 0.1
     done
-    PAYBRIDGE_CI_CACHE=$cache .ci/stripe-sdk/run "http://127.0.0.1:$port"
+    PAYBRIDGE_CI_CACHE=$cache ".ci/$1/run" "http://127.0.0.1:$port"
     stop_sandbox
 }

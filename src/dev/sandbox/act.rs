@@ -8,7 +8,7 @@ use super::refusal::{Answer, Refusal};
 use super::state::{Account, Delivery, Event, Hidden, new_id, text};
 use super::timers::{Due, Timer};
 
-/// The one API version that the sandbox speaks.
+/// The API version that the sandbox keeps its objects in, and the default of its accounts.
 pub(super) const API_VERSION: &str = "2026-08-26.dahlia";
 
 /// How long things take, and where the sandbox is.

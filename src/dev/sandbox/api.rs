@@ -16,12 +16,14 @@ use super::faults::{self, Effect, Plan};
 use super::form;
 use super::handlers;
 use super::idempotency::{self, Verdict};
+use super::lacking;
 use super::lists;
 use super::parameters::{self, Endpoint};
 use super::refusal::{Answer, Refusal};
 use super::shared::{Inner, Recorded, Shared};
 use super::state::{Account, new_id};
 use super::timers::{Due, Timer};
+use super::versions;
 
 /// A request that is to be carried out.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -31,6 +33,13 @@ pub(super) struct Work {
     pub form: Vec<(String, String)>,
     pub request_id: String,
     pub idempotency_key: Option<String>,
+    /// The API version that the request is checked and answered in.
+    #[serde(default = "own_version")]
+    pub version: String,
+}
+
+fn own_version() -> String {
+    API_VERSION.to_owned()
 }
 
 impl Work {
@@ -44,15 +53,23 @@ impl Work {
 pub(super) fn perform(act: &mut Act, work: &Work) -> Answer {
     let Some((endpoint, ids)) = parameters::route(&work.method, &work.path) else { return Err(unrecognized(work)) };
     let params = parameters::typed_form(endpoint, &work.form)?;
+    versions::check_parameters(&work.version, endpoint, &params)?;
     lists::check_expand(&params)?;
     let ids = ids.into_iter().map(str::to_owned).collect();
     let call = Call { ids, path: work.path.clone(), params };
-    let mut answer = handlers::of(endpoint)(act, &call)?;
+    let mut answer = handlers::of(endpoint)(act, &call).map_err(|mut refusal| {
+        refusal.error.values_mut().for_each(|value| versions::render_answer(act.account, value, &work.version));
+        lacking::explain(refusal, endpoint, &work.form)
+    })?;
+    versions::render_answer(act.account, &mut answer, &work.version);
     lists::expand(act.account, &mut answer, &call.params)?;
     Ok(answer)
 }
 
 fn unrecognized(work: &Work) -> Refusal {
+    if let Some(refusal) = lacking::endpoint(&work.method, &work.path) {
+        return refusal;
+    }
     let message = format!(
         "Unrecognized request URL ({}: {}). Please see https://stripe.com/docs or we can help at https://support.stripe.com/.",
         work.method, work.path
@@ -66,8 +83,10 @@ struct Reply {
     body: String,
     limited: Option<String>,
     should_retry: Option<bool>,
-    /// The request whose stored answer this is.
+    /// The request that first came under the key, if there is a key: this one, or the one whose stored answer this is.
     original: Option<String>,
+    /// The answer is a stored one.
+    replayed: bool,
 }
 
 impl Reply {
@@ -78,6 +97,7 @@ impl Reply {
             limited: refusal.limited.clone(),
             should_retry: refusal.should_retry,
             original: None,
+            replayed: false,
         }
     }
 }
@@ -100,6 +120,7 @@ pub(super) async fn serve(
         form: pairs,
         request_id: new_id("req"),
         idempotency_key: header("idempotency-key").filter(|key| method == Method::POST && !key.is_empty()),
+        version: own_version(),
     };
     let envelope = Envelope {
         authorization: header("authorization"),
@@ -110,7 +131,7 @@ pub(super) async fn serve(
     // A caller who hangs up must not stop the work half way: its key would stay in use for ever.
     let carried = tokio::spawn(carry(shared, work.clone(), envelope));
     match carried.await {
-        Ok(Some(reply)) => respond(&work, reply),
+        Ok(Some(response)) => response,
         Ok(None) => {
             scissors.cut();
             Response::new(Body::empty())
@@ -142,9 +163,11 @@ struct Admitted {
 }
 
 /// Takes a request from its arrival to its answer; `None` means that the connection is cut.
-async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Reply> {
+async fn carry(shared: Arc<Shared>, mut work: Work, envelope: Envelope) -> Option<Response<Body>> {
     let admitted = shared.read(|inner| {
-        let admitted = admit(&shared, inner, &work, &envelope);
+        let caller = auth::authenticate(&inner.state, envelope.authorization.as_deref());
+        work.version = version_of(inner, &envelope, caller.as_ref().ok());
+        let admitted = admit(&shared, inner, &work, &envelope, caller);
         inner.record(Recorded::new(
             &shared,
             &work,
@@ -159,16 +182,31 @@ async fn carry(shared: Arc<Shared>, work: Work, envelope: Envelope) -> Option<Re
             shared.clock.sleep(plan.delay_before + plan.delay_after).await;
             Some(reply).filter(|_| plan.cut.is_none())
         }
-        Ok(admitted) => execute(&shared, &work, admitted).await,
+        Ok(admitted) => {
+            let original = work.idempotency_key.as_ref().map(|_| work.request_id.clone());
+            execute(&shared, &work, admitted).await.map(|reply| Reply { original, ..reply })
+        }
     };
     let status = reply.as_ref().map_or(0, |reply| reply.status);
     shared.read(|inner| inner.record_answer(&work.request_id, status));
-    reply
+    reply.map(|reply| respond(&work, reply))
+}
+
+/// The version that the request names, if it is one; else the account's default.
+fn version_of(inner: &Inner, envelope: &Envelope, caller: Option<&Caller>) -> String {
+    let named = envelope.version.clone().filter(|version| versions::check_published(version).is_ok());
+    let account = caller.and_then(|caller| inner.state.accounts.get(&caller.slot));
+    named.or_else(|| account?.api_version.clone()).unwrap_or_else(own_version)
 }
 
 /// Everything that is decided before the endpoint begins its work.
-fn admit(shared: &Shared, inner: &mut Inner, work: &Work, envelope: &Envelope) -> Result<Admitted, Refusal> {
-    let caller = auth::authenticate(&inner.state, envelope.authorization.as_deref());
+fn admit(
+    shared: &Shared,
+    inner: &mut Inner,
+    work: &Work,
+    envelope: &Envelope,
+    caller: Result<Caller, Refusal>,
+) -> Result<Admitted, Refusal> {
     let account = caller.as_ref().map_or("", |caller| caller.account.as_str());
     let mut plan = faults::plan(&mut inner.faults, &mut inner.rng, &work.method, &work.path, account);
     inner.fault_hits += u64::from(!plan.is_empty());
@@ -191,7 +229,8 @@ fn admit(shared: &Shared, inner: &mut Inner, work: &Work, envelope: &Envelope) -
         match idempotency::claim(account, key, &path, &work.form, &work.request_id, now)? {
             Verdict::Replay { status, body, request_id } => {
                 let should_retry = (status >= 500).then_some(false);
-                let reply = Reply { status, body, limited: None, should_retry, original: Some(request_id) };
+                let reply =
+                    Reply { status, body, limited: None, should_retry, original: Some(request_id), replayed: true };
                 return Ok(Admitted { caller, plan, replay: Some(reply), locked: None });
             }
             Verdict::New => {}
@@ -224,10 +263,7 @@ fn check_envelope(envelope: &Envelope, caller: &Caller) -> Result<(), Refusal> {
             format!("The provided key does not have access to account '{other}' (or that account does not exist).");
         return Err(Refusal::new(403, "invalid_request_error", message).code("account_invalid").early());
     }
-    if let Some(version) = envelope.version.as_deref().filter(|version| *version != API_VERSION) {
-        let message = format!("Invalid Stripe API version: {version}. This sandbox speaks {API_VERSION} only.");
-        return Err(Refusal::invalid(message).early());
-    }
+    envelope.version.as_deref().map_or(Ok(()), versions::check_published)?;
     let form_encoded = |kind: &str| kind.starts_with("application/x-www-form-urlencoded");
     if envelope.content_type.as_deref().is_some_and(|kind| !form_encoded(kind)) {
         let message = "Invalid Content-Type: send the parameters as application/x-www-form-urlencoded.";
@@ -281,7 +317,14 @@ fn done(shared: &Shared, inner: &mut Inner, caller: &Caller, work: &Work) -> Rep
     let answer = perform(&mut act, work);
     let early = answer.as_ref().is_err_and(|refusal| refusal.early);
     let reply = match answer {
-        Ok(object) => Reply { status: 200, body: pretty(&object), limited: None, should_retry: None, original: None },
+        Ok(object) => Reply {
+            status: 200,
+            body: pretty(&object),
+            limited: None,
+            should_retry: None,
+            original: None,
+            replayed: false,
+        },
         Err(refusal) => Reply::of(&refusal, &work.request_id),
     };
     if let Some(key) = &work.idempotency_key {
@@ -330,11 +373,11 @@ fn respond(work: &Work, reply: Reply) -> Response<Body> {
     };
     put("content-type", Some("application/json"));
     put("request-id", Some(&work.request_id));
-    put("stripe-version", Some(API_VERSION));
+    put("stripe-version", Some(&work.version));
     put("idempotency-key", work.idempotency_key.as_deref());
     put("stripe-rate-limited-reason", reply.limited.as_deref());
     put("stripe-should-retry", reply.should_retry.map(|retry| if retry { "true" } else { "false" }));
     put("original-request", reply.original.as_deref());
-    put("idempotent-replayed", reply.original.as_ref().map(|_| "true"));
+    put("idempotent-replayed", reply.replayed.then_some("true"));
     response
 }

@@ -96,7 +96,6 @@ pub(super) fn authorized() -> Value {
 
 /// Writes why a bank declined onto its charge.
 pub(super) fn explain(charge: &mut Value, decline: &Decline) {
-    let reason = if decline.bank_code.is_empty() { decline.code } else { decline.bank_code };
     let advice = if decline.advice.is_empty() { Value::Null } else { decline.advice.into() };
     charge["failure_code"] = decline.code.into();
     charge["failure_message"] = decline.message.into();
@@ -105,7 +104,7 @@ pub(super) fn explain(charge: &mut Value, decline: &Decline) {
         "network_advice_code": null,
         "network_decline_code": null,
         "network_status": if decline.blocked { "not_sent_to_network" } else { "declined_by_network" },
-        "reason": reason,
+        "reason": decline.bank_code,
         "risk_level": if decline.blocked { "highest" } else { "normal" },
         "seller_message": "The bank returned the decline code.",
         "type": if decline.blocked { "blocked" } else { "issuer_declined" },
@@ -125,11 +124,11 @@ pub struct LedgerEntry {
     pub payment_intent: String,
     /// `cus_…`, if there was a customer.
     pub customer: Option<String>,
-    /// Minor units.
+    /// Minor units; what was captured of it, once it is.
     pub amount: i64,
     /// Lower case.
     pub currency: String,
-    /// `succeeded`, `pending` or `failed`.
+    /// `succeeded`, `pending` or `failed`; `authorized` where the money was held and has not been captured.
     pub status: String,
     /// Why it failed.
     pub failure_code: Option<String>,
@@ -154,15 +153,17 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
     let optional = |pointer: &str| Some(owned(pointer)).filter(|value| !value.is_empty());
     let intent = account.objects.get(text(charge, "/payment_intent"));
     let metadata = intent.and_then(|intent| intent["metadata"].as_object()).cloned().unwrap_or_default();
+    let captured = flag(charge, "/captured");
+    let held = text(charge, "/status") == "succeeded" && !captured;
     LedgerEntry {
         account: account.id.clone(),
         livemode: account.livemode,
         charge: owned("/id"),
         payment_intent: owned("/payment_intent"),
         customer: optional("/customer"),
-        amount: number(charge, "/amount"),
+        amount: number(charge, if captured { "/amount_captured" } else { "/amount" }),
         currency: owned("/currency"),
-        status: owned("/status"),
+        status: if held { "authorized".to_owned() } else { owned("/status") },
         failure_code: optional("/failure_code"),
         amount_refunded: number(charge, "/amount_refunded"),
         disputed: flag(charge, "/disputed"),

@@ -6,13 +6,14 @@ use time::OffsetDateTime;
 use super::act::{Act, Call, take_over, take_over_metadata};
 use super::confirmation::{self, Mode};
 use super::customers;
+use super::line_items;
 use super::lists;
 use super::money;
 use super::payment_intents;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
 use super::setup_intents;
-use super::state::{new_id, number, text};
+use super::state::{new_id, text};
 use super::timers::Due;
 
 const DAY: i64 = 24 * 60 * 60;
@@ -21,14 +22,16 @@ const DAY: i64 = 24 * 60 * 60;
 pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
     let mode = check(act, params)?;
+    let currency = line_items::currency(act, params);
     let types = match params.get("payment_method_types") {
         Some(types) => types.clone(),
-        None if currency_of(params) == "eur" => json!(payment_intents::KINDS),
+        None if currency == "eur" => json!(payment_intents::KINDS),
         None => json!(["card"]),
     };
     payment_intents::check_types(&types)?;
     let expires_at = expiry(act, params)?;
-    let total = if mode == "payment" { Some(total(params, &types)?) } else { None };
+    let items = if mode == "payment" { Some(line_items::make(act, params, &types)?) } else { None };
+    let total = items.as_deref().map(line_items::total);
     let id = new_id(if act.account.livemode { "cs_live" } else { "cs_test" });
     let mut session = json!({
         "id": id,
@@ -43,8 +46,11 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "client_reference_id": null,
         "client_secret": null,
         "created": act.now,
-        "currency": Some(currency_of(params)).filter(|currency| !currency.is_empty()),
+        "currency": Some(currency).filter(|currency| !currency.is_empty()),
         "custom_fields": [],
+        "custom_text": {
+            "after_submit": null, "shipping_address": null, "submit": null, "terms_of_service_acceptance": null,
+        },
         "customer": null,
         "customer_creation": null,
         "customer_details": null,
@@ -72,22 +78,29 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "ui_mode": "hosted_page",
         "url": format!("{}/c/pay/{id}", act.settings.url),
     });
-    let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
-    take_over(&mut session, params, &plain);
-    take_over(&mut session, params, &["submit_type", "success_url"]);
-    take_over_metadata(&mut session, params)?;
+    fill(&mut session, params)?;
     if total.is_some() {
         session["total_details"] = json!({ "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 });
     }
     if mode == "setup" {
         session["setup_intent"] = setup_intent(act, &session, params)?.into();
     } else {
-        act.hidden(&id).asked =
-            json!({ "intent": params.get("payment_intent_data"), "line_items": params["line_items"] });
+        act.hidden(&id).asked = json!({ "intent": params.get("payment_intent_data"), "line_items": items });
     }
     act.insert(session.clone());
     act.later(expires_at - act.now, Due::ExpireSession { session: id });
     Ok(session)
+}
+
+/// Takes over what the parameters say as it is.
+fn fill(session: &mut Value, params: &Value) -> Result<(), Refusal> {
+    let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
+    take_over(session, params, &plain);
+    take_over(session, params, &["submit_type", "success_url"]);
+    if let Some(given) = params.get("custom_text") {
+        take_over(&mut session["custom_text"], given, &["after_submit", "submit"]);
+    }
+    take_over_metadata(session, params)
 }
 
 fn expiry(act: &Act, params: &Value) -> Result<i64, Refusal> {
@@ -97,13 +110,6 @@ fn expiry(act: &Act, params: &Value) -> Result<i64, Refusal> {
     }
     let message = "The `expires_at` timestamp must be between 30 minutes and 24 hours from Checkout Session creation.";
     Err(Refusal::invalid(message).at("expires_at").early())
-}
-
-fn currency_of(params: &Value) -> String {
-    match text(params, "/line_items/0/price_data/currency") {
-        "" => text(params, "/currency").to_lowercase(),
-        currency => currency.to_lowercase(),
-    }
 }
 
 /// The rules that bind several parameters; gives the mode.
@@ -154,36 +160,6 @@ fn check<'a>(act: &Act, params: &'a Value) -> Result<&'a str, Refusal> {
         "payment" if params["line_items"].as_array().is_none_or(Vec::is_empty) => missing("line_items"),
         mode => Ok(mode),
     }
-}
-
-/// The sum of the line items, in minor units.
-fn total(params: &Value, types: &Value) -> Result<i64, Refusal> {
-    let currency = money::currency(&currency_of(params))?;
-    let mut total = 0_i64;
-    for (at, item) in params["line_items"].as_array().into_iter().flatten().enumerate() {
-        if item.get("price_data").is_none() {
-            let param = format!("line_items[{at}][price_data]");
-            let message = format!("Missing required param: {param}.");
-            return Err(Refusal::invalid(message).code("parameter_missing").at(&param).early());
-        }
-        if text(item, "/price_data/currency").to_lowercase() != currency {
-            let message = "All line items must be in the same currency.";
-            return Err(Refusal::invalid(message).at("line_items").early());
-        }
-        let (price, quantity) = (number(item, "/price_data/unit_amount"), item.get("quantity"));
-        let quantity = quantity.and_then(Value::as_i64).unwrap_or(1);
-        if price < 0 || quantity < 1 {
-            let message = "A line item needs a unit_amount of at least 0 and a quantity of at least 1.";
-            return Err(Refusal::invalid(message).code("parameter_invalid_integer").at("line_items").early());
-        }
-        total = total.saturating_add(price.saturating_mul(quantity));
-    }
-    if currency != "eur" && types.as_array().is_some_and(|types| types.iter().any(|kind| kind == "sepa_debit")) {
-        let message = "The payment method `sepa_debit` cannot be used with a currency other than eur.";
-        return Err(Refusal::invalid(message).at("payment_method_types").early());
-    }
-    money::check_amount(total, &currency, "line_items")?;
-    Ok(total)
 }
 
 /// A setup session has its intent from the start.
@@ -266,17 +242,8 @@ pub(super) struct Payer {
 /// The payer presses the button. Gives the intent: succeeded, processing, or waiting for the payer's proof.
 pub(super) fn submit(act: &mut Act, session: &str, payer: &Payer) -> Answer {
     let session = act.find("checkout.session", session)?;
-    if text(&session, "/status") != "open" {
-        return Err(Refusal::invalid(format!("This Checkout Session is {}.", text(&session, "/status"))));
-    }
     let kind = if payer.iban.is_empty() { "card" } else { "sepa_debit" };
-    if !session["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|known| known == kind)) {
-        return Err(Refusal::invalid(format!("This Checkout Session doesn't take {kind}.")));
-    }
-    let customer = text(&session, "/customer");
-    if !customer.is_empty() && customers::existing(act, customer).is_err() {
-        return Err(Refusal::invalid("The customer of this Checkout Session has been deleted."));
-    }
+    check_payable(act, &session, kind)?;
     let filled = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
     let details = json!({ "name": filled(&payer.name), "email": filled(&payer.email) });
     let mut method = match kind {
@@ -285,12 +252,38 @@ pub(super) fn submit(act: &mut Act, session: &str, payer: &Payer) -> Answer {
     };
     take_over(&mut method["billing_details"], &details, &["name", "email"]);
     act.put(&method);
-    if text(&session, "/mode") == "setup" {
-        let intent = act.find("setup_intent", text(&session, "/setup_intent"))?;
-        return setup_intents::attempt(act, &intent, &method, true);
+    attempt(act, &session, &method)
+}
+
+/// The payer confirms with a method that is there already.
+pub(super) fn confirm(act: &mut Act, session: &str, method: &Value) -> Answer {
+    let session = act.find("checkout.session", session)?;
+    check_payable(act, &session, text(method, "/type"))?;
+    attempt(act, &session, method)
+}
+
+/// Whether a session can be completed, and by this kind of method.
+fn check_payable(act: &Act, session: &Value, kind: &str) -> Result<(), Refusal> {
+    if text(session, "/status") != "open" {
+        return Err(Refusal::invalid(format!("This Checkout Session is {}.", text(session, "/status"))));
     }
-    let intent = payment_intent(act, &session)?;
-    confirmation::attempt(act, intent, &method, Mode { mandate: true, ..Mode::default() })
+    if !session["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|known| known == kind)) {
+        return Err(Refusal::invalid(format!("This Checkout Session doesn't take {kind}.")));
+    }
+    let customer = text(session, "/customer");
+    if !customer.is_empty() && customers::existing(act, customer).is_err() {
+        return Err(Refusal::invalid("The customer of this Checkout Session has been deleted."));
+    }
+    Ok(())
+}
+
+fn attempt(act: &mut Act, session: &Value, method: &Value) -> Answer {
+    if text(session, "/mode") == "setup" {
+        let intent = act.find("setup_intent", text(session, "/setup_intent"))?;
+        return setup_intents::attempt(act, &intent, method, true);
+    }
+    let intent = payment_intent(act, session, method)?;
+    confirmation::attempt(act, intent, method, Mode { mandate: true, ..Mode::default() })
 }
 
 /// The card that a payer typed.
@@ -318,17 +311,25 @@ fn card(act: &mut Act, payer: &Payer) -> Answer {
 }
 
 /// A payment session's intent is made when the payer first confirms.
-fn payment_intent(act: &mut Act, session: &Value) -> Answer {
+fn payment_intent(act: &mut Act, session: &Value, method: &Value) -> Answer {
     if let Some(intent) = act.get("payment_intent", text(session, "/payment_intent")) {
         return Ok(intent);
     }
-    let id = text(session, "/id");
-    let asked = act.hidden_of(id).asked;
+    let id = text(session, "/id").to_owned();
+    let asked = act.hidden_of(&id).asked;
     let mut wanted = asked.get("intent").filter(|intent| intent.is_object()).cloned().unwrap_or_else(|| json!({}));
     wanted["amount"] = session["amount_total"].clone();
     wanted["currency"] = session["currency"].clone();
     wanted["payment_method_types"] = session["payment_method_types"].clone();
-    if !text(session, "/customer").is_empty() {
+    let mut session = session.clone();
+    let keeps = text(&session, "/customer_creation") == "always" || !text(&wanted, "/setup_future_usage").is_empty();
+    if keeps && text(&session, "/customer").is_empty() {
+        let details = &method["billing_details"];
+        let params = json!({ "name": details["name"], "email": details["email"], "phone": details["phone"] });
+        let customer = customers::create(act, &Call { ids: Vec::new(), path: String::new(), params })?;
+        session["customer"] = customer["id"].clone();
+    }
+    if !text(&session, "/customer").is_empty() {
         wanted["customer"] = session["customer"].clone();
     }
     let intent = payment_intents::blank(act, &wanted)?;
@@ -336,9 +337,8 @@ fn payment_intent(act: &mut Act, session: &Value) -> Answer {
     act.emit("payment_intent.created", &intent);
     let page = format!("{}/c/pay/{id}", act.settings.url);
     let hidden = act.hidden(text(&intent, "/id"));
-    hidden.session = Some(id.to_owned());
+    hidden.session = Some(id);
     hidden.return_url = Some(page);
-    let mut session = session.clone();
     session["payment_intent"] = intent["id"].clone();
     act.put(&session);
     Ok(intent)

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::act::{Act, take_over};
+use super::captures;
 use super::charges;
 use super::checkout_sessions;
 use super::disputes;
@@ -87,7 +88,7 @@ pub(super) fn confirm(act: &mut Act, intent: &Value, params: &Value, method: &Va
     let mode = Mode {
         off_session: flag(params, "/off_session"),
         error_on_action: flag(params, "/error_on_requires_action"),
-        mandate: params.get("mandate_data").is_some_and(Value::is_object),
+        mandate: mandates::accept(act, method, params),
     };
     if let Some(mandate) = params.get("mandate").and_then(Value::as_str) {
         act.referenced("mandate", mandate, "mandate")?;
@@ -116,8 +117,10 @@ pub(super) fn attempt(act: &mut Act, mut intent: Value, method: &Value, mode: Mo
     let id = text(method, "/id");
     let card = payment_methods::test_card(act, id);
     let set_up = act.hidden_of(id).set_up;
+    let proved = act.hidden(text(&intent, "/id")).proved.take().is_some_and(|proved| proved == id);
     let authentication = card.map_or(Authentication::Never, |card| card.authentication);
     let wanted = match (authentication, mode.off_session) {
+        _ if proved => false,
         (Authentication::Never, _) | (Authentication::OnSession, true) => false,
         (Authentication::UnlessSetUp, true) => !set_up,
         _ => true,
@@ -145,6 +148,9 @@ fn take(act: &mut Act, intent: Value, method: &Value) -> Answer {
     if let Some(decline) = card.and_then(|card| card.charge) {
         return Err(declined(act, intent, method, &decline));
     }
+    if captures::is_manual(&intent) {
+        return Ok(captures::hold(act, intent, method));
+    }
     let charge = charges::make(act, &intent, method, "succeeded");
     act.emit("charge.succeeded", &charge);
     let intent = succeed(act, intent, method, &charge);
@@ -155,10 +161,10 @@ fn take(act: &mut Act, intent: Value, method: &Value) -> Answer {
 }
 
 /// The money is there.
-fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> Value {
+pub(super) fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> Value {
     keep_method(act, &intent, method);
     intent["status"] = "succeeded".into();
-    intent["amount_received"] = intent["amount"].clone();
+    intent["amount_received"] = charge["amount_captured"].clone();
     intent["latest_charge"] = charge["id"].clone();
     intent["last_payment_error"] = Value::Null;
     intent["next_action"] = Value::Null;
@@ -172,7 +178,7 @@ fn succeed(act: &mut Act, mut intent: Value, method: &Value, charge: &Value) -> 
 }
 
 /// Attaches the method if it is to be used again; else it has had its one use.
-fn keep_method(act: &mut Act, intent: &Value, method: &Value) {
+pub(super) fn keep_method(act: &mut Act, intent: &Value, method: &Value) {
     let (id, customer) = (text(method, "/id"), text(intent, "/customer").to_owned());
     if !text(method, "/customer").is_empty() {
         return;
@@ -211,7 +217,7 @@ fn failed(act: &mut Act, mut intent: Value, method: &Value, refusal: Refusal) ->
 
 /// The payer has, or hasn't, proved who they are.
 pub(super) fn authenticate(act: &mut Act, id: &str, succeeds: bool) -> Answer {
-    let intent = act.find("payment_intent", id)?;
+    let mut intent = act.find("payment_intent", id)?;
     if text(&intent, "/status") != "requires_action" {
         let message = format!("This PaymentIntent has a status of {}: nothing to prove.", text(&intent, "/status"));
         return Err(unexpected(&intent, message));
@@ -219,7 +225,14 @@ pub(super) fn authenticate(act: &mut Act, id: &str, succeeds: bool) -> Answer {
     let method = act.find("payment_method", text(&intent, "/payment_method"))?;
     if succeeds {
         act.hidden(text(&method, "/id")).set_up = true;
-        return take(act, intent, &method);
+        if text(&intent, "/confirmation_method") != "manual" {
+            return take(act, intent, &method);
+        }
+        act.hidden(id).proved = Some(text(&method, "/id").to_owned());
+        intent["status"] = "requires_confirmation".into();
+        intent["next_action"] = Value::Null;
+        act.put(&intent);
+        return Ok(intent);
     }
     let message = "The provided PaymentMethod has failed authentication. You can provide payment_method_data or a new \
                    PaymentMethod to attempt to fulfill this PaymentIntent again.";

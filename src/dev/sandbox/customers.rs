@@ -149,8 +149,12 @@ pub(super) fn list_payment_methods(act: &mut Act, call: &Call) -> Answer {
 pub(super) fn retrieve_payment_method(act: &mut Act, call: &Call) -> Answer {
     existing(act, call.id())?;
     let id = call.ids.get(1).map_or("", String::as_str);
-    let method = act.get("payment_method", id).filter(|method| text(method, "/customer") == call.id());
-    method.ok_or_else(|| Refusal::missing("payment_method", id, "payment_method"))
+    let method =
+        act.get("payment_method", id).ok_or_else(|| Refusal::missing("payment_method", id, "payment_method"))?;
+    if text(&method, "/customer") != call.id() {
+        return Err(Refusal::new(404, "invalid_request_error", "Invalid request").at("customer"));
+    }
+    Ok(method)
 }
 
 /// A customer that has not been deleted.

@@ -65,6 +65,23 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     Ok(new)
 }
 
+/// `POST /v1/disputes/{id}/close`: the loss is acknowledged, for good. An inquiry ends without a dispute.
+pub(super) fn close(act: &mut Act, call: &Call) -> Answer {
+    let mut dispute = retrieve(act, call)?;
+    let closed = match text(&dispute, "/status") {
+        "needs_response" => "lost",
+        "warning_needs_response" => "warning_closed",
+        status => {
+            let message = format!("This dispute cannot be closed because it has a status of {status}.");
+            return Err(Refusal::invalid(message));
+        }
+    };
+    dispute["status"] = closed.into();
+    act.put(&dispute);
+    act.emit("charge.dispute.closed", &dispute);
+    Ok(dispute)
+}
+
 /// What a test card brings about after a charge.
 pub(super) fn after_charge(act: &mut Act, charge: &Value, aftermath: Aftermath) {
     match aftermath {

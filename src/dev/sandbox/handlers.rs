@@ -4,8 +4,8 @@ use super::act::{Act, Call};
 use super::parameters::Endpoint;
 use super::refusal::{Answer, Refusal};
 use super::{
-    accounts, charges, checkout_sessions, customers, disputes, events, mandates, payment_intents, payment_methods,
-    refunds, setup_intents, sources, webhook_endpoints,
+    accounts, captures, charges, checkout_sessions, customers, disputes, events, line_items, mandates, payment_intents,
+    payment_methods, payment_pages, products, refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
 };
 
 /// What answers an endpoint.
@@ -15,7 +15,7 @@ pub(super) type Handler = fn(&mut Act, &Call) -> Answer;
 pub(super) fn of(endpoint: &Endpoint) -> Handler {
     match endpoint.path.strip_prefix("/v1/").unwrap_or_default().split('/').next().unwrap_or_default() {
         "customers" | "sources" | "payment_methods" | "mandates" | "account" => people(endpoint),
-        "setup_intents" | "checkout" | "payment_intents" => intents(endpoint),
+        "setup_intents" | "setup_attempts" | "checkout" | "payment_intents" => intents(endpoint),
         _ => rest(endpoint),
     }
 }
@@ -58,15 +58,18 @@ fn intents(endpoint: &Endpoint) -> Handler {
         ("POST", "setup_intents/{id}") => setup_intents::update,
         ("POST", "setup_intents/{id}/confirm") => setup_intents::confirm,
         ("POST", "setup_intents/{id}/cancel") => setup_intents::cancel,
+        ("GET", "setup_attempts") => setup_attempts::list,
         ("POST", "checkout/sessions") => checkout_sessions::create,
         ("GET", "checkout/sessions") => checkout_sessions::list,
         ("GET", "checkout/sessions/{id}") => checkout_sessions::retrieve,
         ("POST", "checkout/sessions/{id}/expire") => checkout_sessions::expire,
+        ("GET", "checkout/sessions/{id}/line_items") => line_items::list,
         ("POST", "payment_intents") => payment_intents::create,
         ("GET", "payment_intents") => payment_intents::list,
         ("GET", "payment_intents/{id}") => payment_intents::retrieve,
         ("POST", "payment_intents/{id}") => payment_intents::update,
         ("POST", "payment_intents/{id}/confirm") => payment_intents::confirm,
+        ("POST", "payment_intents/{id}/capture") => captures::capture,
         ("POST", "payment_intents/{id}/cancel") => payment_intents::cancel,
         _ => unhandled,
     }
@@ -74,15 +77,23 @@ fn intents(endpoint: &Endpoint) -> Handler {
 
 fn rest(endpoint: &Endpoint) -> Handler {
     match name(endpoint) {
+        ("POST", "products") => products::create,
+        ("GET", "products/{id}") => products::retrieve,
+        ("POST", "prices") => products::create_price,
+        ("GET", "prices/{id}") => products::retrieve_price,
+        ("GET", "payment_pages/{id}") => payment_pages::retrieve,
+        ("POST", "payment_pages/{id}/confirm") => payment_pages::confirm,
         ("GET", "charges") => charges::list,
         ("GET", "charges/{id}") => charges::retrieve,
         ("POST", "refunds") => refunds::create,
         ("GET", "refunds") => refunds::list,
         ("GET", "refunds/{id}") => refunds::retrieve,
         ("POST", "refunds/{id}") => refunds::update,
+        ("POST", "refunds/{id}/cancel") => refunds::cancel,
         ("GET", "disputes") => disputes::list,
         ("GET", "disputes/{id}") => disputes::retrieve,
         ("POST", "disputes/{id}") => disputes::update,
+        ("POST", "disputes/{id}/close") => disputes::close,
         ("POST", "webhook_endpoints") => webhook_endpoints::create,
         ("GET", "webhook_endpoints") => webhook_endpoints::list,
         ("GET", "webhook_endpoints/{id}") => webhook_endpoints::retrieve,

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::act::{Act, Call};
+use super::line_items;
 use super::refusal::{Answer, Refusal};
 use super::state::{Account, number, text};
 
@@ -68,9 +69,12 @@ const EXPANDABLE: &[&str] = &[
     "invoice_settings",
     "latest_attempt",
     "latest_charge",
+    "line_items",
     "mandate",
     "payment_intent",
     "payment_method",
+    "price",
+    "product",
     "setup_intent",
 ];
 
@@ -102,9 +106,17 @@ pub(super) fn expand(account: &Account, answer: &mut Value, params: &Value) -> R
 fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str) -> Result<(), Refusal> {
     let Some((field, rest)) = parts.split_first() else { return Ok(()) };
     let cannot = || Refusal::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
+    if *field == "line_items" && text(at, "/object") == "checkout.session" {
+        at[*field] = line_items::shown(account, text(at, "/id"));
+    }
     let inner = at.get_mut(*field).ok_or_else(cannot)?;
     if let Value::String(id) = inner {
-        let object = account.objects.get(id.as_str()).ok_or_else(cannot)?.clone();
+        let absent = || {
+            Refusal::invalid(format!("This sandbox does not keep the object {id}: it cannot expand {path}."))
+                .at("expand")
+                .early()
+        };
+        let object = account.objects.get(id.as_str()).ok_or_else(absent)?.clone();
         *inner = object;
     }
     match inner {

@@ -11,17 +11,33 @@ pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
     act.find("mandate", call.id())
 }
 
-/// Makes a mandate for the method and keeps it with it.
+/// Keeps how the payer agreed to a mandate, until one is made. Whether the request's `mandate_data` say that they did.
+pub(super) fn accept(act: &mut Act, method: &Value, params: &Value) -> bool {
+    let Some(given) = params.pointer("/mandate_data/customer_acceptance") else { return false };
+    let mut acceptance = given.clone();
+    if given.get("accepted_at").is_none() {
+        acceptance["accepted_at"] = act.now.into();
+    }
+    if text(given, "/type") == "offline" {
+        acceptance["offline"] = json!({});
+    }
+    act.hidden(text(method, "/id")).acceptance = acceptance;
+    true
+}
+
+/// Makes a mandate for the method and keeps it with it. A payer who was not asked through the API agreed on a page.
 pub(super) fn make(act: &mut Act, method: &str) -> String {
     let id = new_id("mandate");
+    let on_page = json!({
+        "accepted_at": act.now,
+        "online": { "ip_address": "127.0.0.1", "user_agent": "Paybridge sandbox" },
+        "type": "online",
+    });
+    let acceptance = Some(act.hidden_of(method).acceptance).filter(Value::is_object).unwrap_or(on_page);
     let mandate = json!({
         "id": id,
         "object": "mandate",
-        "customer_acceptance": {
-            "accepted_at": act.now,
-            "online": { "ip_address": "127.0.0.1", "user_agent": "Paybridge sandbox" },
-            "type": "online",
-        },
+        "customer_acceptance": acceptance,
         "livemode": act.account.livemode,
         "multi_use": {},
         "payment_method": method,

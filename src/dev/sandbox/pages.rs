@@ -14,6 +14,8 @@ use super::act::Act;
 use super::checkout_sessions::{self, Payer};
 use super::form;
 use super::handle::authenticate;
+use super::lacking;
+use super::line_items;
 use super::money;
 use super::shared::Shared;
 use super::state::{number, text};
@@ -24,6 +26,7 @@ const CARD: &str = include_str!("pages/card.html");
 const IBAN: &str = include_str!("pages/iban.html");
 const NOTICE: &str = include_str!("pages/notice.html");
 const PROOF: &str = include_str!("pages/proof.html");
+const HOME: &str = include_str!("pages/home.html");
 
 /// Fills `{{name}}` places. Values must be escaped already.
 fn fill(template: &str, values: &[(&str, &str)]) -> String {
@@ -189,6 +192,8 @@ fn open_page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response
         ("expiry", escape(&payer.expiry)),
         ("iban", escape(&payer.iban)),
         ("button", escape(&button)),
+        ("submit_text", custom_text(session, "submit")),
+        ("after_submit_text", custom_text(session, "after_submit")),
     ];
     let values: Vec<(&str, &str)> = values.iter().map(|(field, value)| (*field, value.as_str())).collect();
     let forms = forms(session, payer, &values);
@@ -220,6 +225,14 @@ fn open_page(act: &Act, session: &Value, error: &str, payer: &Payer) -> Response
         ],
     );
     html(StatusCode::OK, &heading, &body)
+}
+
+/// The text that the session has for this place of the page.
+fn custom_text(session: &Value, place: &str) -> String {
+    match text(session, &format!("/custom_text/{place}/message")) {
+        "" => String::new(),
+        message => format!("<p class=\"custom\">{}</p>", escape(message)),
+    }
 }
 
 /// The forms of the allowed kinds; with two of them, the payer chooses.
@@ -256,16 +269,11 @@ fn facts(act: &Act, session: &Value, customer: &Value) -> String {
     if !who.is_empty() {
         rows.push(("Customer", who.join(" · ")));
     }
-    let items = act.hidden_of(text(session, "/id")).asked;
-    for item in items["line_items"].as_array().into_iter().flatten() {
-        let quantity = item["quantity"].as_i64().unwrap_or(1);
-        let price = number(item, "/price_data/unit_amount").saturating_mul(quantity);
-        let currency = text(session, "/currency");
-        let name = text(item, "/price_data/product_data/name");
-        rows.push((
-            "For",
-            format!("{quantity} × {name}, {} {}", money::shown(price, currency), currency.to_uppercase()),
-        ));
+    for item in line_items::of(act.account, text(session, "/id")) {
+        let (price, currency) =
+            (money::shown(number(item, "/amount_total"), text(item, "/currency")), text(item, "/currency"));
+        let (quantity, name) = (number(item, "/quantity"), text(item, "/description"));
+        rows.push(("For", format!("{quantity} × {name}, {price} {}", currency.to_uppercase())));
     }
     let until =
         OffsetDateTime::from_unix_timestamp(number(session, "/expires_at")).unwrap_or(OffsetDateTime::UNIX_EPOCH);
@@ -332,11 +340,16 @@ pub(super) async fn prove(
     answered.unwrap_or_else(nothing_here)
 }
 
-/// `GET /`: what this is.
+/// `GET /`: what this is, and what it lacks.
 pub(super) async fn home(Extract(shared): Extract<Arc<Shared>>) -> Response<Body> {
-    let message = format!(
-        "A stand-in for Stripe's API at {}/v1. No real money moves here. GET /_sandbox lists what can be controlled.",
-        shared.settings.url
-    );
-    notice(StatusCode::OK, "good", "Paybridge's Stripe sandbox", &message)
+    let code = |text: &str| format!("<code>{}</code>", escape(text));
+    let endpoints: Vec<String> = lacking::endpoints().map(|endpoint| format!("<li>{}</li>", code(&endpoint))).collect();
+    let row = |(endpoint, words): (&str, Vec<String>)| {
+        let words: Vec<String> = words.iter().map(|word| code(word)).collect();
+        format!("<dt>{}</dt><dd>{}</dd>", code(endpoint), words.join(", "))
+    };
+    let parameters: Vec<String> = lacking::parameters().map(row).collect();
+    let (url, endpoints, parameters) = (escape(&shared.settings.url), endpoints.concat(), parameters.concat());
+    let values = [("url", &*url), ("endpoints", &*endpoints), ("parameters", &*parameters)];
+    html(StatusCode::OK, "Paybridge's Stripe sandbox", &fill(HOME, &values))
 }

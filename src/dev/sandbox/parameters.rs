@@ -7,6 +7,7 @@ use std::sync::LazyLock;
 use serde_json::{Map, Value};
 
 use super::form::{self, Field};
+use super::lacking;
 use super::refusal::Refusal;
 
 /// One endpoint of the table.
@@ -156,17 +157,23 @@ fn descend(at: &mut Parameter, rest: &str, parameter: Parameter) {
 
 /// The endpoint for a method and a path, and the ids that stand in the path.
 pub(super) fn route<'a>(method: &str, path: &'a str) -> Option<(&'static Endpoint, Vec<&'a str>)> {
-    TABLE.iter().filter(|endpoint| endpoint.method == method).find_map(|endpoint| {
-        let (mut ids, mut given) = (Vec::new(), path.split('/'));
-        for wanted in endpoint.path.split('/') {
-            match given.next() {
-                Some(part) if wanted == "{id}" && !part.is_empty() => ids.push(part),
-                Some(part) if part == wanted => {}
-                _ => return None,
-            }
+    let mut endpoints = TABLE.iter().filter(|endpoint| endpoint.method == method);
+    endpoints.find_map(|endpoint| Some((endpoint, matches(&endpoint.path, path)?)))
+}
+
+/// The ids in `path`, if it is one of those that `known` stands for.
+pub(super) fn matches<'a>(known: &str, path: &'a str) -> Option<Vec<&'a str>> {
+    let (mut ids, mut given) = (Vec::new(), path.split('/'));
+    for wanted in known.split('/') {
+        match given.next() {
+            // No id is called so: it is the name of Stripe's search endpoints.
+            Some("search") if wanted == "{id}" => return None,
+            Some(part) if wanted == "{id}" && !part.is_empty() => ids.push(part),
+            Some(part) if part == wanted => {}
+            _ => return None,
         }
-        given.next().is_none().then_some((endpoint, ids))
-    })
+    }
+    given.next().is_none().then_some(ids)
 }
 
 /// Holds a request against the table: `Err` says in Stripe's words what is wrong with it. For tests that record
@@ -185,7 +192,8 @@ pub fn check(method: &str, path: &str, form: &[(String, String)]) -> Result<(), 
 /// The request's parameters as typed JSON: numbers, booleans, arrays; `null` for what is to be unset.
 pub(super) fn typed_form(endpoint: &Endpoint, pairs: &[(String, String)]) -> Result<Value, Refusal> {
     match form::tree(pairs).map_err(Refusal::early)? {
-        Field::Branch(fields) => object(&endpoint.parameters, &fields, "").map_err(Refusal::early),
+        Field::Branch(fields) => object(&endpoint.parameters, &fields, "")
+            .map_err(|refusal| lacking::explain(refusal.early(), endpoint, pairs)),
         Field::Text(_) => Ok(Value::Object(Map::new())),
     }
 }
@@ -210,7 +218,8 @@ fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent
     }
 }
 
-fn unknown(path: &str) -> Refusal {
+/// The refusal of a parameter that the endpoint does not have.
+pub(super) fn unknown(path: &str) -> Refusal {
     Refusal::invalid(format!("Received unknown parameter: {path}")).code("parameter_unknown").at(path)
 }
 

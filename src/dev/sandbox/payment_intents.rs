@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 use super::act::{Act, Call, take_over, take_over_metadata};
 use super::confirmation;
 use super::lists;
+use super::method_types;
 use super::money;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
-use super::state::{flag, new_id, number, text};
+use super::state::{new_id, number, text};
 
 /// The kinds of payment methods that the sandbox's accounts have activated.
 pub(super) const KINDS: [&str; 2] = ["card", "sepa_debit"];
@@ -24,6 +25,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         }
     }
     let mut intent = blank(act, params)?;
+    let params = &payment_methods::with_data(act, params)?;
     let given = text(params, "/payment_method");
     if !given.is_empty() {
         let method = usable(act, &intent, given)?;
@@ -54,14 +56,11 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
     if !customer.is_empty() {
         act.referenced("customer", customer, "customer")?;
     }
-    if params.get("payment_method_types").is_some() && params.get("automatic_payment_methods").is_some() {
-        let message = "You may only specify one of these parameters: automatic_payment_methods, payment_method_types.";
-        return Err(Refusal::invalid(message).early());
-    }
     let id = new_id("pi");
     let mut intent = json!({
         "id": id,
         "object": "payment_intent",
+        "allowed_payment_method_types": null,
         "amount": params["amount"],
         "amount_capturable": 0,
         "amount_details": { "tip": {} },
@@ -99,44 +98,12 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "transfer_data": null,
         "transfer_group": null,
     });
-    choose_types(&mut intent, params)?;
-    let plain = ["customer", "description", "receipt_email", "setup_future_usage", "shipping", "capture_method"];
-    take_over(&mut intent, params, &plain);
+    take_over(&mut intent, params, &["capture_method", "confirmation_method"]);
+    method_types::choose(&mut intent, params)?;
+    take_over(&mut intent, params, &["customer", "description", "receipt_email", "setup_future_usage", "shipping"]);
     take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
     take_over_metadata(&mut intent, params)?;
     Ok(intent)
-}
-
-/// Explicit types; without them Stripe chooses what the account has activated and the currency allows.
-fn choose_types(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
-    match params.get("payment_method_types") {
-        Some(types) => {
-            check_types(types)?;
-            if text(intent, "/currency") != "eur"
-                && types.as_array().is_some_and(|types| types.iter().any(|t| t == "sepa_debit"))
-            {
-                let message = format!(
-                    "The currency provided ({}) is invalid for one or more payment method types on this PaymentIntent: \
-                     sepa_debit takes only eur.",
-                    text(intent, "/currency")
-                );
-                return Err(Refusal::invalid(message)
-                    .code("payment_intent_invalid_parameter")
-                    .at("payment_method_types")
-                    .early());
-            }
-            intent["payment_method_types"] = types.clone();
-        }
-        None if params.get("automatic_payment_methods").is_none_or(|automatic| flag(automatic, "/enabled")) => {
-            let redirects = params.pointer("/automatic_payment_methods/allow_redirects").cloned();
-            intent["automatic_payment_methods"] =
-                json!({ "allow_redirects": redirects.unwrap_or_else(|| "always".into()), "enabled": true });
-            let euro = text(intent, "/currency") == "eur";
-            intent["payment_method_types"] = if euro { json!(KINDS) } else { json!(["card"]) };
-        }
-        None => {}
-    }
-    Ok(())
 }
 
 /// Types that exist and are activated.
@@ -180,7 +147,17 @@ pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
 pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
     let mut intent = act.find("payment_intent", call.id())?;
-    let moves = ["amount", "currency", "customer", "payment_method", "payment_method_types", "setup_future_usage"];
+    let moves = [
+        "amount",
+        "capture_method",
+        "currency",
+        "customer",
+        "payment_method",
+        "payment_method_types",
+        "allowed_payment_method_types",
+        "payment_method_data",
+        "setup_future_usage",
+    ];
     if !is_open(&intent) && moves.iter().any(|field| params.get(field).is_some()) {
         let message = format!(
             "This PaymentIntent's {} could not be updated because it has a status of {}. You may only update the {0} of a \
@@ -190,8 +167,9 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
         );
         return Err(unexpected(&intent, message));
     }
-    take_over(&mut intent, params, &["amount", "customer", "description", "receipt_email", "setup_future_usage"]);
-    take_over(&mut intent, params, &["shipping", "statement_descriptor", "statement_descriptor_suffix"]);
+    take_over(&mut intent, params, &["amount", "capture_method", "customer", "description", "receipt_email"]);
+    take_over(&mut intent, params, &["setup_future_usage", "shipping"]);
+    take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
     if let Some(given) = params.get("currency").and_then(Value::as_str) {
         intent["currency"] = money::currency(given)?.into();
     }
@@ -199,12 +177,10 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     if let Some(customer) = params.get("customer").and_then(Value::as_str) {
         act.referenced("customer", customer, "customer")?;
     }
-    if params.get("payment_method_types").is_some() {
-        choose_types(&mut intent, params)?;
-        intent["automatic_payment_methods"] = Value::Null;
-    }
+    method_types::replace(&mut intent, params)?;
     take_over_metadata(&mut intent, params)?;
-    let given = text(params, "/payment_method");
+    let params = payment_methods::with_data(act, params)?;
+    let given = text(&params, "/payment_method");
     if !given.is_empty() {
         intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
         intent["status"] = "requires_confirmation".into();
@@ -217,18 +193,18 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
 /// `POST /v1/payment_intents/{id}/confirm`
 pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
     let mut intent = act.find("payment_intent", call.id())?;
-    if is_open(&intent) && call.params.get("payment_method_types").is_some() {
-        choose_types(&mut intent, &call.params)?;
-        intent["automatic_payment_methods"] = Value::Null;
+    if is_open(&intent) {
+        method_types::replace(&mut intent, &call.params)?;
     }
-    let method = confirmation::check(act, &intent, &call.params)?;
-    confirmation::confirm(act, &intent, &call.params, &method)
+    let params = payment_methods::with_data(act, &call.params)?;
+    let method = confirmation::check(act, &intent, &params)?;
+    confirmation::confirm(act, &intent, &params, &method)
 }
 
 /// `POST /v1/payment_intents/{id}/cancel`
 pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
     let intent = act.find("payment_intent", call.id())?;
-    if !is_open(&intent) {
+    if !is_open(&intent) && text(&intent, "/status") != "requires_capture" {
         let message = format!(
             "You cannot cancel this PaymentIntent because it has a status of {}. Only a PaymentIntent with one of the \
              following statuses may be canceled: requires_payment_method, requires_capture, requires_reauthorization, \
@@ -246,10 +222,11 @@ pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
     Ok(close(act, &intent, reason))
 }
 
-/// Cancels an open intent.
+/// Cancels an intent that is open, or whose money is only held.
 pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     let mut intent = intent.clone();
     intent["status"] = "canceled".into();
+    intent["amount_capturable"] = 0.into();
     intent["canceled_at"] = act.now.into();
     intent["cancellation_reason"] = reason;
     intent["next_action"] = Value::Null;
@@ -258,9 +235,9 @@ pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     intent
 }
 
-/// Whether it can still be confirmed, changed or canceled.
+/// Whether it can still be confirmed and changed.
 pub(super) fn is_open(intent: &Value) -> bool {
-    text(intent, "/status").starts_with("requires_")
+    matches!(text(intent, "/status"), "requires_payment_method" | "requires_confirmation" | "requires_action")
 }
 
 /// 400 with the intent, as Stripe answers whatever its state forbids.
@@ -278,12 +255,7 @@ pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
                        valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
         return Err(Refusal::invalid(message).at("payment_method"));
     }
-    if act.hidden_of(id).used_up {
-        let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, \
-                       shared with a connected account without Customer attachment, or was detached from a Customer. It \
-                       may not be used again. To use a PaymentMethod multiple times, you must attach it to a Customer first.";
-        return Err(Refusal::invalid(message).at("payment_method"));
-    }
+    payment_methods::check_unused(act, id)?;
     if !holder.is_empty() && customer.is_empty() {
         let message = format!(
             "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \

@@ -1,4 +1,4 @@
-//! Payment methods: cards by test number or token, bank accounts by IBAN, and Stripe's shared test ids.
+//! Payment methods: cards by token, or by number on the hosted pages, bank accounts by IBAN, and Stripe's shared test ids.
 
 use serde_json::{Value, json};
 
@@ -13,22 +13,42 @@ use super::test_methods::{self, Card, Decline, Known};
 /// `POST /v1/payment_methods`
 pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
-    let mut method = if text(params, "/type") == "sepa_debit" {
-        for param in ["sepa_debit", "billing_details[name]", "billing_details[email]"] {
-            let pointer = format!("/{}", param.replace('[', "/").replace(']', ""));
-            if params.pointer(&pointer).is_none() {
-                return Err(missing(param));
-            }
-        }
-        by_iban(act, text(params, "/sepa_debit/iban"), &Value::Null)?
+    let method = if text(params, "/type") == "sepa_debit" {
+        bank_account(act, params, "")?
     } else if let Some(token) = params.pointer("/card/token").and_then(Value::as_str) {
         match test_methods::shared(token) {
             Some(known @ Known::Card(_)) if token.starts_with("tok_") => make(act, known, &Value::Null),
             _ => return Err(Refusal { status: 400, ..Refusal::missing("token", token, "card[token]") }),
         }
     } else {
-        by_card_number(act, params)?
+        return Err(no_token(act, params));
     };
+    complete(act, method, params)
+}
+
+/// A bank account; the data are the value of `parent`, or the request's own parameters.
+fn bank_account(act: &mut Act, data: &Value, parent: &str) -> Answer {
+    for param in ["sepa_debit", "billing_details[name]", "billing_details[email]"] {
+        let pointer = format!("/{}", param.replace('[', "/").replace(']', ""));
+        if data.pointer(&pointer).is_none() {
+            return Err(missing(&within(parent, param)));
+        }
+    }
+    let iban = text(data, "/sepa_debit/iban");
+    by_iban(act, iban, &Value::Null).map_err(|refusal| refusal.at(&within(parent, "sepa_debit[iban]")))
+}
+
+/// `billing_details[name]` within `a` is `a[billing_details][name]`.
+fn within(parent: &str, param: &str) -> String {
+    if parent.is_empty() {
+        return param.to_owned();
+    }
+    let (head, rest) = param.split_once('[').map_or((param, ""), |(head, _)| (head, &param[head.len()..]));
+    format!("{parent}[{head}]{rest}")
+}
+
+/// Takes over what every kind of method has.
+fn complete(act: &mut Act, mut method: Value, params: &Value) -> Answer {
     if let Some(details) = params.get("billing_details") {
         take_over(&mut method["billing_details"], details, &["address", "email", "name", "phone"]);
     }
@@ -38,19 +58,46 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     Ok(method)
 }
 
+/// The parameters of an intent's call, with the method that its `payment_method_data` describe made and named in
+/// `payment_method`.
+pub(super) fn with_data(act: &mut Act, params: &Value) -> Answer {
+    const DATA: &str = "payment_method_data";
+    let Some(data) = params.get(DATA) else { return Ok(params.clone()) };
+    if params.get("payment_method").is_some() {
+        let message = format!("You may only specify one of these parameters: payment_method, {DATA}.");
+        return Err(Refusal::invalid(message).at(DATA).early());
+    }
+    if text(data, "/type") != "sepa_debit" {
+        let message = format!("This sandbox takes no {DATA} of the type {}, only of sepa_debit.", text(data, "/type"));
+        return Err(Refusal::invalid(message).at("payment_method_data[type]").early());
+    }
+    let method = bank_account(act, data, DATA)?;
+    let method = complete(act, method, data)?;
+    let mut params = params.clone();
+    params["payment_method"] = method["id"].clone();
+    Ok(params)
+}
+
 fn missing(param: &str) -> Refusal {
     Refusal::invalid(format!("Missing required param: {param}.")).code("parameter_missing").at(param).early()
 }
 
-fn by_card_number(act: &mut Act, params: &Value) -> Answer {
-    let card = params.get("card").ok_or_else(|| missing("card"))?;
-    for field in ["number", "exp_month", "exp_year"] {
-        card.get(field).ok_or_else(|| missing(&format!("card[{field}]")))?;
+/// A card without a token: Stripe takes raw numbers only from accounts that it has allowed to send them, and ours are not.
+fn no_token(act: &Act, params: &Value) -> Refusal {
+    if params.pointer("/card/number").is_none() {
+        return missing(if params.get("card").is_some() { "card[number]" } else { "card" });
     }
-    let mut method = from_card_entry(act, text(card, "/number"))?;
-    method["card"]["exp_month"] = card["exp_month"].clone();
-    method["card"]["exp_year"] = card["exp_year"].clone();
-    Ok(method)
+    let message = if act.account.livemode {
+        "Sending credit card numbers directly to the Stripe API is generally unsafe. To continue processing use Stripe.js, \
+         the Stripe mobile bindings, or Stripe Elements. For more information, see \
+         https://dashboard.stripe.com/account/integration/settings. If you are qualified to handle card data directly, see \
+         https://support.stripe.com/questions/enabling-access-to-raw-card-data-apis."
+    } else {
+        "Sending credit card numbers directly to the Stripe API is generally unsafe. We suggest you use test tokens that map \
+         to the test card you are using, see https://stripe.com/docs/testing. To enable testing raw card data APIs, see \
+         https://support.stripe.com/questions/enabling-access-to-raw-card-data-apis."
+    };
+    Refusal::new(402, "invalid_request_error", message).early()
 }
 
 /// A method for a card number as a payer types it.
@@ -296,6 +343,17 @@ pub(super) fn own_or_shared(act: &mut Act, id: &str, param: &str) -> Answer {
     }
 }
 
+/// Refuses a method that was detached, or that has had its one use, for an intent.
+pub(super) fn check_unused(act: &Act, id: &str) -> Result<(), Refusal> {
+    if !act.hidden_of(id).used_up {
+        return Ok(());
+    }
+    let message = "The provided PaymentMethod was previously used with a PaymentIntent without Customer attachment, shared \
+                   with a connected account without Customer attachment, or was detached from a Customer. It may not be \
+                   used again. To use a PaymentMethod multiple times, you must attach it to a Customer first.";
+    Err(Refusal::invalid(message).at("payment_method"))
+}
+
 /// The test card behind a method.
 pub(super) fn test_card(act: &Act, method: &str) -> Option<&'static Card> {
     test_methods::card_of(&act.hidden_of(method).number)
@@ -303,10 +361,8 @@ pub(super) fn test_card(act: &Act, method: &str) -> Option<&'static Card> {
 
 /// A card error, 402.
 pub(super) fn declined(decline: &Decline) -> Refusal {
-    let mut refusal = Refusal::new(402, "card_error", decline.message).code(decline.code);
-    if !decline.bank_code.is_empty() {
-        refusal = refusal.with("decline_code", decline.bank_code);
-    }
+    let refusal = Refusal::new(402, "card_error", decline.message).code(decline.code);
+    let mut refusal = refusal.with("decline_code", decline.bank_code);
     if !decline.advice.is_empty() {
         refusal = refusal.with("advice_code", decline.advice);
     }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::act::{Act, Call, take_over_metadata};
+use super::captures;
 use super::lists;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
@@ -15,11 +16,12 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
     let mut charge = charge_of(act, params)?;
     let id = text(&charge, "/id").to_owned();
-    let left = number(&charge, "/amount") - number(&charge, "/amount_refunded");
+    let left = number(&charge, "/amount_captured") - number(&charge, "/amount_refunded");
     if text(&charge, "/status") != "succeeded" {
         let message = format!("Charge {id} cannot be refunded: its status is {}.", text(&charge, "/status"));
         return Err(Refusal::invalid(message).at("charge"));
     }
+    captures::check_refundable(act, &charge)?;
     if flag(&charge, "/disputed") {
         let message = format!("Charge {id} has been charged back; cannot issue a refund.");
         return Err(Refusal::invalid(message).code("charge_disputed"));
@@ -117,6 +119,18 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     take_over_metadata(&mut new, &call.params)?;
     act.change("refund.updated", &old, &new);
     Ok(new)
+}
+
+/// `POST /v1/refunds/{id}/cancel`: only refunds that wait for the customer can be canceled, and those of the sandbox's
+/// methods never do.
+pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
+    let refund = act.find("refund", call.id())?;
+    let message = format!(
+        "You cannot cancel this refund because it has a status of {}. Only a refund with a status of requires_action may be \
+         canceled.",
+        text(&refund, "/status")
+    );
+    Err(Refusal::invalid(message))
 }
 
 /// A slow refund's outcome: it succeeds, or fails although it had succeeded.

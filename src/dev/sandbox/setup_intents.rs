@@ -6,8 +6,10 @@ use super::act::{Act, Call, take_over, take_over_metadata};
 use super::checkout_sessions;
 use super::lists;
 use super::mandates;
+use super::method_types;
 use super::payment_methods;
 use super::refusal::{Answer, Refusal};
+use super::setup_attempts;
 use super::state::{new_id, text};
 use super::test_methods::Authentication;
 
@@ -22,6 +24,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         }
     }
     let mut intent = blank(act, params)?;
+    let params = &payment_methods::with_data(act, params)?;
     let given = text(params, "/payment_method");
     if !given.is_empty() {
         let method = usable(act, &intent, given)?;
@@ -43,6 +46,7 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
     let mut intent = json!({
         "id": id,
         "object": "setup_intent",
+        "allowed_payment_method_types": null,
         "application": null,
         "automatic_payment_methods": null,
         "cancellation_reason": null,
@@ -65,9 +69,9 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "status": "requires_payment_method",
         "usage": "off_session",
     });
-    take_over(&mut intent, params, &["customer", "description", "payment_method_types", "usage"]);
+    take_over(&mut intent, params, &["customer", "description", "usage"]);
     take_over_metadata(&mut intent, params)?;
-    super::payment_intents::check_types(&intent["payment_method_types"])?;
+    method_types::choose_for_setup(&mut intent, params)?;
     Ok(intent)
 }
 
@@ -89,12 +93,16 @@ pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
 pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
     let mut intent = act.find("setup_intent", call.id())?;
     let settled = matches!(text(&intent, "/status"), "succeeded" | "canceled");
-    if settled && ["customer", "payment_method", "payment_method_types"].iter().any(|f| call.params.get(f).is_some()) {
+    let moves =
+        ["customer", "payment_method", "payment_method_data", "payment_method_types", "allowed_payment_method_types"];
+    if settled && moves.iter().any(|field| call.params.get(field).is_some()) {
         return Err(unexpected(&intent, "update"));
     }
-    take_over(&mut intent, &call.params, &["customer", "description", "payment_method_types"]);
+    take_over(&mut intent, &call.params, &["customer", "description"]);
+    method_types::choose_for_setup(&mut intent, &call.params)?;
     take_over_metadata(&mut intent, &call.params)?;
-    let given = text(&call.params, "/payment_method");
+    let params = payment_methods::with_data(act, &call.params)?;
+    let given = text(&params, "/payment_method");
     if !given.is_empty() {
         intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
         intent["status"] = "requires_confirmation".into();
@@ -105,8 +113,12 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
 
 /// `POST /v1/setup_intents/{id}/confirm`
 pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
-    let intent = act.find("setup_intent", call.id())?;
-    confirm_intent(act, &intent, &call.params)
+    let mut intent = act.find("setup_intent", call.id())?;
+    if is_open(&intent) {
+        method_types::choose_for_setup(&mut intent, &call.params)?;
+    }
+    let params = payment_methods::with_data(act, &call.params)?;
+    confirm_intent(act, &intent, &params)
 }
 
 /// `POST /v1/setup_intents/{id}/cancel`
@@ -125,6 +137,7 @@ pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
     intent["status"] = "canceled".into();
     intent["cancellation_reason"] = reason;
     intent["next_action"] = Value::Null;
+    setup_attempts::abandon(act, &intent);
     act.put(&intent);
     act.emit("setup_intent.canceled", &intent);
     intent
@@ -146,6 +159,7 @@ fn unexpected(intent: &Value, what: &str) -> Refusal {
 
 fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
     let method = payment_methods::own_or_shared(act, method, "payment_method")?;
+    payment_methods::check_unused(act, text(&method, "/id"))?;
     let kind = text(&method, "/type");
     let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
     if !allowed {
@@ -178,7 +192,8 @@ fn confirm_intent(act: &mut Act, intent: &Value, params: &Value) -> Answer {
     if let Some(url) = params.get("return_url").and_then(Value::as_str) {
         act.hidden(text(intent, "/id")).return_url = Some(url.to_owned());
     }
-    attempt(act, intent, &method, params.get("mandate_data").is_some_and(Value::is_object))
+    let mandate = mandates::accept(act, &method, params);
+    attempt(act, intent, &method, mandate)
 }
 
 /// Tries to set the method up. `mandate`: the payer has just agreed to one.
@@ -193,10 +208,12 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
             let refusal = Refusal::invalid("This SetupIntent requires a mandate. Please provide `mandate_data`.");
             return Err(failed(act, &intent, method, refusal.code("setup_intent_mandate_invalid")));
         }
+        setup_attempts::begin(act, &mut intent, method);
         let mandate = known.unwrap_or_else(|| mandates::make(act, &id));
         intent["mandate"] = mandate.into();
         return Ok(succeed(act, intent, method));
     }
+    setup_attempts::begin(act, &mut intent, method);
     let card = payment_methods::test_card(act, &id);
     if let Some(decline) = card.filter(|card| card.refuses_setup).and_then(|card| card.charge) {
         let refusal = payment_methods::declined(&decline);
@@ -206,6 +223,7 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
     if matches!(authentication, Authentication::Always | Authentication::UnlessSetUp) {
         intent["status"] = "requires_action".into();
         intent["next_action"] = next_action(act, text(&intent, "/id"));
+        setup_attempts::wait(act, &intent);
         act.put(&intent);
         act.emit("setup_intent.requires_action", &intent);
         return Ok(intent);
@@ -247,6 +265,7 @@ fn succeed(act: &mut Act, mut intent: Value, method: &Value) -> Value {
     if !customer.is_empty() && text(method, "/customer").is_empty() {
         payment_methods::bind(act, method, &customer);
     }
+    setup_attempts::succeed(act, &intent);
     act.put(&intent);
     act.emit("setup_intent.succeeded", &intent);
     if let Some(session) = act.hidden_of(text(&intent, "/id")).session {
@@ -261,6 +280,7 @@ fn failed(act: &mut Act, intent: &Value, method: &Value, refusal: Refusal) -> Re
     let mut error = refusal.error.clone();
     error.insert("payment_method".into(), method.clone());
     intent["last_setup_error"] = Value::Object(error);
+    setup_attempts::fail(act, &intent, intent["last_setup_error"].clone());
     intent["status"] = "requires_payment_method".into();
     intent["payment_method"] = Value::Null;
     intent["next_action"] = Value::Null;

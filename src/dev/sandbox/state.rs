@@ -86,10 +86,14 @@ pub(super) struct Hidden {
     pub used_up: bool,
     /// A payment method's mandate.
     pub mandate: Option<String>,
+    /// How the payer agreed to debits of a payment method, as the mandate shows it.
+    pub acceptance: Value,
     /// A webhook endpoint's secret.
     pub secret: String,
     /// A webhook endpoint's events, so that the list needn't be parsed for each event.
     pub enabled: Vec<String>,
+    /// The method that a payment intent's payer has proved to be theirs, where the server is to confirm once more.
+    pub proved: Option<String>,
     /// How often a payment intent was confirmed.
     pub confirms: u32,
     /// The Checkout session that an intent belongs to.

@@ -5,7 +5,7 @@
 pub(super) struct Decline {
     /// The error's `code`.
     pub code: &'static str,
-    /// `decline_code`; empty if there is none.
+    /// `decline_code`.
     pub bank_code: &'static str,
     /// `advice_code`; empty if there is none.
     pub advice: &'static str,
@@ -79,15 +79,17 @@ const VELOCITY: Decline = decline(
 );
 const FRAUDULENT: Decline = decline("card_declined", "fraudulent", "", DECLINED);
 const BLOCKED: Decline = Decline { blocked: true, ..FRAUDULENT };
-const EXPIRED: Decline =
-    Decline { param: "exp_month", ..decline("expired_card", "", "confirm_card_data", "Your card has expired.") };
+const EXPIRED: Decline = Decline {
+    param: "exp_month",
+    ..decline("expired_card", "expired_card", "confirm_card_data", "Your card has expired.")
+};
 const CVC: Decline = Decline {
     param: "cvc",
-    ..decline("incorrect_cvc", "", "confirm_card_data", "Your card's security code is incorrect.")
+    ..decline("incorrect_cvc", "incorrect_cvc", "confirm_card_data", "Your card's security code is incorrect.")
 };
 const PROCESSING: Decline = decline(
     "processing_error",
-    "",
+    "processing_error",
     "try_again_later",
     "An error occurred while processing your card. Try again in a little bit.",
 );

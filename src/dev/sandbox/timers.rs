@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::act::{Act, Settings};
 use super::api::{self, Work};
+use super::captures;
 use super::checkout_sessions;
 use super::confirmation;
 use super::refunds;
@@ -27,6 +28,8 @@ pub(super) enum Due {
     Settle { charge: String },
     /// A Checkout session's 24 hours are over.
     ExpireSession { session: String },
+    /// A bank gives back the money that it held and that nobody captured.
+    ExpireHold { intent: String },
     /// A slow refund goes through, or fails after all.
     Refund { refund: String, fails: bool },
     /// A request that was answered with a 500, or whose connection was cut, is carried out all the same.
@@ -95,6 +98,7 @@ fn happen(act: &mut Act, due: Due) {
     match due {
         Due::Settle { charge } => confirmation::settle(act, &charge),
         Due::ExpireSession { session } => checkout_sessions::time_over(act, &session),
+        Due::ExpireHold { intent } => captures::expire(act, &intent),
         Due::Refund { refund, fails } => refunds::outcome(act, &refund, fails),
         Due::RollForward { work } => {
             act.cause = Some(work.cause());

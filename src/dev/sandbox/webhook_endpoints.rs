@@ -7,6 +7,7 @@ use super::events;
 use super::lists;
 use super::refusal::{Answer, Refusal};
 use super::state::{new_id, text};
+use super::versions;
 
 /// As many endpoints as an account can have, in each mode.
 const MOST: usize = 16;
@@ -22,7 +23,9 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     match text(&call.params, "/api_version") {
         "" | API_VERSION => {}
         other => {
-            let message = format!("Invalid api_version: {other}. This sandbox speaks {API_VERSION} only.");
+            versions::check_published(other).map_err(|refusal| refusal.at("api_version"))?;
+            let message =
+                format!("This sandbox does not send webhooks in the API version {other}, only in {API_VERSION}.");
             return Err(Refusal::invalid(message).at("api_version").early());
         }
     }

@@ -177,3 +177,35 @@ async fn a_payment_session_by_debit_is_complete_and_unpaid_until_the_bank_answer
         assert!(told(&sandbox).contains(&event.to_owned()), "{iban}");
     }
 }
+
+#[tokio::test]
+async fn a_page_shows_the_text_that_the_session_has_for_it() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let nothing = open(&caller, &[("currency", "eur")]).await;
+    let fields = ["after_submit", "shipping_address", "submit", "terms_of_service_acceptance"];
+    assert!(fields.iter().all(|field| nothing["custom_text"][field].is_null()), "{}", nothing["custom_text"]);
+    assert_eq!(nothing["custom_text"].as_object().map(serde_json::Map::len), Some(fields.len()));
+
+    let text = [
+        ("currency", "eur"),
+        ("custom_text[submit][message]", "You agree to <b>monthly</b> invoices."),
+        ("custom_text[after_submit][message]", "Questions? Call us."),
+    ];
+    let session = open(&caller, &text).await;
+    assert_eq!(session["custom_text"]["submit"]["message"], "You agree to <b>monthly</b> invoices.");
+    assert_eq!(session["custom_text"]["after_submit"]["message"], "Questions? Call us.");
+    let shown = page(&caller, session["url"].as_str().unwrap(), None).await;
+    let html = shown.body.as_str().unwrap();
+    assert!(html.contains("You agree to &lt;b&gt;monthly&lt;/b&gt; invoices."), "{html}");
+    assert!(html.contains("Questions? Call us."), "{html}");
+
+    let long = "x".repeat(1201);
+    let mut form = SETUP.to_vec();
+    form.extend([("currency", "eur"), ("custom_text[submit][message]", &*long)]);
+    let refused = caller.post("/v1/checkout/sessions", &form).await;
+    assert_eq!(refused.error(400, "")["param"], "custom_text[submit][message]");
+    form.pop();
+    form.push(("custom_text[submit]", ""));
+    assert!(caller.post("/v1/checkout/sessions", &form).await.ok()["custom_text"]["submit"].is_null());
+}

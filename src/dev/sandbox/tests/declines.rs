@@ -11,9 +11,9 @@ const DECLINES: &[(&str, &str, &str, &str, &str)] = &[
     ("pm_card_chargeDeclinedInsufficientFunds", "card_declined", "insufficient_funds", "try_again_later", ""),
     ("pm_card_chargeDeclinedLostCard", "card_declined", "lost_card", "do_not_try_again", ""),
     ("pm_card_chargeDeclinedStolenCard", "card_declined", "stolen_card", "do_not_try_again", ""),
-    ("pm_card_chargeDeclinedExpiredCard", "expired_card", "", "confirm_card_data", "exp_month"),
-    ("pm_card_chargeDeclinedIncorrectCvc", "incorrect_cvc", "", "confirm_card_data", "cvc"),
-    ("pm_card_chargeDeclinedProcessingError", "processing_error", "", "try_again_later", ""),
+    ("pm_card_chargeDeclinedExpiredCard", "expired_card", "expired_card", "confirm_card_data", "exp_month"),
+    ("pm_card_chargeDeclinedIncorrectCvc", "incorrect_cvc", "incorrect_cvc", "confirm_card_data", "cvc"),
+    ("pm_card_chargeDeclinedProcessingError", "processing_error", "processing_error", "try_again_later", ""),
     (
         "pm_card_visa_chargeDeclinedVelocityLimitExceeded",
         "card_declined",
@@ -56,6 +56,26 @@ async fn every_declining_card_declines_as_its_line_says_and_a_good_card_then_pay
     }
     let succeeded = sandbox.ledger().iter().filter(|entry| entry.status == "succeeded").count();
     assert_eq!(succeeded, DECLINES.len(), "one charge for each intent");
+}
+
+#[tokio::test]
+async fn attaching_and_setting_up_decline_with_the_same_codes() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let customer = caller.customer().await;
+    for (method, code, decline_code, advice, param) in DECLINES {
+        let attach = caller.post(&format!("/v1/payment_methods/{method}/attach"), &[("customer", &customer)]).await;
+        let form = [("customer", &*customer), ("payment_method", *method), ("confirm", "true")];
+        let set_up = caller.post("/v1/setup_intents", &form).await;
+        for reply in [attach, set_up] {
+            let error = reply.error(402, code);
+            for (field, expected) in [("decline_code", decline_code), ("advice_code", advice), ("param", param)] {
+                assert_eq!(error[field].as_str().unwrap_or_default(), *expected, "{method} {field}");
+            }
+        }
+    }
+    let listed = caller.get(&format!("/v1/customers/{customer}/payment_methods"), &[]).await.ok();
+    assert_eq!(listed["data"].as_array().unwrap().len(), 0);
 }
 
 #[tokio::test]

@@ -17,6 +17,7 @@ async fn the_same_request_gets_the_same_answer_and_does_its_work_once() {
     assert_eq!(again.header("original-request"), first.header("request-id"));
     assert_ne!(again.header("request-id"), first.header("request-id"));
     assert_eq!(first.header("idempotent-replayed"), "");
+    assert_eq!(first.header("original-request"), first.header("request-id"), "the first answer names itself");
     assert_eq!(first.body, again.body);
     assert_eq!(caller.get("/v1/payment_intents", &[]).await.ok()["data"].as_array().unwrap().len(), 1);
 }
@@ -29,6 +30,7 @@ async fn a_refused_charge_is_replayed_too() {
     form.extend([("payment_method", "pm_card_chargeDeclined"), ("confirm", "true")]);
     let first = caller.keyed("key-1", "/v1/payment_intents", &form).await;
     first.error(402, "card_declined");
+    assert_eq!(first.header("original-request"), first.header("request-id"));
     let again = caller.keyed("key-1", "/v1/payment_intents", &form).await;
     assert_eq!((again.status, &again.body), (402, &first.body));
     assert_eq!(sandbox.ledger().len(), 1);
@@ -115,7 +117,9 @@ async fn keys_belong_to_an_account_and_gets_ignore_them() {
     let second = Caller::with_key(&sandbox, &other).keyed("key-1", "/v1/customers", &[]).await.ok();
     assert_ne!(first["id"], second["id"]);
     let caller = Caller::new(&sandbox);
+    assert_eq!(caller.post("/v1/customers", &[]).await.header("original-request"), "", "there is no key");
     let listed =
         caller.send(caller.request("GET", "/v1/customers", &[]).header("idempotency-key", "key-1")).await.unwrap();
-    assert_eq!(listed.ok()["data"].as_array().unwrap().len(), 1);
+    assert_eq!(listed.header("original-request"), "");
+    assert_eq!(listed.ok()["data"].as_array().unwrap().len(), 2);
 }

@@ -1,17 +1,25 @@
 //! Tests that drive the sandbox as its users do: over its socket.
 
+mod captures;
 mod checkout;
 mod declines;
+mod disputes;
 mod faults;
 mod idempotency;
 mod keys;
+mod lacking;
+mod line_items;
+mod manual_confirmation;
 mod objects;
+mod one_call;
 mod openapi;
 mod refunds;
 mod restart;
 mod sepa;
+mod setup_attempts;
 mod sources;
 mod strictness;
+mod versions;
 mod webhooks;
 
 use std::fmt::Write as _;

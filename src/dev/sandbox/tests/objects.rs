@@ -75,18 +75,37 @@ async fn lists_are_newest_first_and_paged() {
 }
 
 #[tokio::test]
-async fn cards_and_accounts_are_made_by_number() {
+async fn raw_card_numbers_are_refused() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
-    let card = [
-        ("type", "card"),
-        ("card[number]", "4000002760000016"),
-        ("card[exp_month]", "1"),
-        ("card[exp_year]", "2031"),
-        ("card[cvc]", "123"),
-    ];
-    let card = caller.post("/v1/payment_methods", &card).await.ok();
-    assert_eq!((&card["card"]["country"], &card["card"]["exp_year"]), (&"DE".into(), &2031.into()));
+    sandbox.add_key("sk_live_sandbox", super::super::ACCOUNT, None);
+    let live = Caller::with_key(&sandbox, "sk_live_sandbox");
+    for number in ["4242424242424242", "4111111111111111"] {
+        let expiry = [("type", "card"), ("card[exp_month]", "1"), ("card[exp_year]", "2031"), ("card[cvc]", "123")];
+        let form = [expiry.as_slice(), &[("card[number]", number)]].concat();
+        let reply = caller.post("/v1/payment_methods", &form).await;
+        let error = reply.error(402, "");
+        assert_eq!((&error["type"], error.get("param")), (&json!("invalid_request_error"), None), "{error:#}");
+        let message = error["message"].as_str().unwrap();
+        assert!(
+            message
+                .starts_with("Sending credit card numbers directly to the Stripe API is generally unsafe. We suggest")
+        );
+        assert!(message.contains("test tokens") && !message.contains(number), "{message}");
+        let reply = live.post("/v1/payment_methods", &form).await;
+        let message = reply.error(402, "")["message"].as_str().unwrap();
+        assert!(message.contains("To continue processing use Stripe.js"), "{message}");
+    }
+    assert_eq!(sandbox.objects("payment_method").len(), 0);
+}
+
+#[tokio::test]
+async fn cards_are_made_by_token_and_accounts_by_number() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let card = caller.post("/v1/payment_methods", &[("type", "card"), ("card[token]", "tok_de")]).await.ok();
+    assert_eq!(card["card"]["country"], "DE");
+    caller.post("/v1/payment_methods", &[("type", "card")]).await.error(400, "parameter_missing");
     let token = [("type", "card"), ("card[token]", "tok_visa")];
     let token = caller.post("/v1/payment_methods", &token).await.ok();
     assert_eq!(token["card"]["last4"], "4242");
@@ -98,10 +117,6 @@ async fn cards_and_accounts_are_made_by_number() {
     ];
     let account = caller.post("/v1/payment_methods", &account).await.ok();
     assert_eq!((&account["sepa_debit"]["last4"], &account["customer"]), (&"3000".into(), &Value::Null));
-    let real =
-        [("type", "card"), ("card[number]", "4111111111111111"), ("card[exp_month]", "1"), ("card[exp_year]", "2031")];
-    caller.post("/v1/payment_methods", &real).await.error(402, "card_declined");
-
     let customer = caller.customer().await;
     let method = caller.attached(&customer, &id(&card)).await;
     assert_eq!(method, id(&card), "a method of one's own keeps its id");

@@ -1,0 +1,108 @@
+//! Which types of payment methods an intent takes: the ones named in `payment_method_types`, those of
+//! `allowed_payment_method_types` that fit, or whatever the account has activated and the currency allows.
+
+use serde_json::{Value, json};
+
+use super::captures::is_manual;
+use super::payment_intents::{KINDS, check_types};
+use super::refusal::Refusal;
+use super::state::{flag, text};
+
+/// The parameters of which a request can give one.
+const CHOICES: [&str; 3] = ["allowed_payment_method_types", "automatic_payment_methods", "payment_method_types"];
+
+fn check_one_choice(params: &Value) -> Result<(), Refusal> {
+    let given: Vec<&str> = CHOICES.into_iter().filter(|choice| params.get(choice).is_some()).collect();
+    if given.len() < 2 {
+        return Ok(());
+    }
+    let message = format!("You may only specify one of these parameters: {}.", given.join(", "));
+    Err(Refusal::invalid(message).early())
+}
+
+/// Those of the allowed types that can be used; the others are left out without an error. Stripe refuses an intent that
+/// nothing can pay.
+fn usable(allowed: &Value, fits: impl Fn(&str) -> bool) -> Result<Value, Refusal> {
+    let allowed = allowed.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let usable: Vec<&str> = allowed.filter(|kind| KINDS.contains(kind) && fits(kind)).collect();
+    if usable.is_empty() {
+        let message = "None of the payment method types in `allowed_payment_method_types` can be used: activate them in \
+                       your dashboard, and check that they take the currency.";
+        let refusal = Refusal::invalid(message).code("payment_intent_invalid_parameter");
+        return Err(refusal.at("allowed_payment_method_types").early());
+    }
+    Ok(json!(usable))
+}
+
+/// Whether the PaymentIntent's currency allows the type.
+fn takes_currency(intent: &Value, kind: &str) -> bool {
+    kind != "sepa_debit" || text(intent, "/currency") == "eur"
+}
+
+/// Whether the type can pay the PaymentIntent; a bank debit cannot be held for a later capture.
+fn fits(intent: &Value, kind: &str) -> bool {
+    takes_currency(intent, kind) && (kind != "sepa_debit" || !is_manual(intent))
+}
+
+/// Sets the types of a new PaymentIntent.
+pub(super) fn choose(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+    check_one_choice(params)?;
+    if let Some(types) = params.get("payment_method_types") {
+        intent["payment_method_types"] = explicit(intent, types)?;
+    } else if let Some(allowed) = params.get("allowed_payment_method_types") {
+        intent["payment_method_types"] = usable(allowed, |kind| fits(intent, kind))?;
+        intent["allowed_payment_method_types"] = allowed.clone();
+    } else if params.get("automatic_payment_methods").is_none_or(|automatic| flag(automatic, "/enabled")) {
+        let redirects = params.pointer("/automatic_payment_methods/allow_redirects").cloned();
+        intent["automatic_payment_methods"] =
+            json!({ "allow_redirects": redirects.unwrap_or_else(|| "always".into()), "enabled": true });
+        let activated: Vec<&str> = KINDS.into_iter().filter(|kind| fits(intent, kind)).collect();
+        intent["payment_method_types"] = json!(activated);
+    }
+    Ok(())
+}
+
+/// Sets other types, if the request names any; the types must fit what else the request has changed.
+pub(super) fn replace(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+    if ["payment_method_types", "allowed_payment_method_types"].iter().any(|choice| params.get(choice).is_some()) {
+        intent["automatic_payment_methods"] = Value::Null;
+        intent["allowed_payment_method_types"] = Value::Null;
+        return choose(intent, params);
+    }
+    // `payment_method_types` is always set; it was given only where neither of the others is.
+    let choice = CHOICES.into_iter().find(|choice| !intent[*choice].is_null()).unwrap_or("payment_method_types");
+    let chosen = json!({ choice: intent[choice] });
+    choose(intent, &chosen)
+}
+
+fn explicit(intent: &Value, types: &Value) -> Result<Value, Refusal> {
+    check_types(types)?;
+    let named = || types.as_array().into_iter().flatten().filter_map(Value::as_str);
+    let message = if named().any(|kind| !takes_currency(intent, kind)) {
+        format!(
+            "The currency provided ({}) is invalid for one or more payment method types on this PaymentIntent: sepa_debit \
+             takes only eur.",
+            text(intent, "/currency")
+        )
+    } else if named().any(|kind| !fits(intent, kind)) {
+        "The payment method type sepa_debit cannot be used with a `capture_method` of `manual`.".to_owned()
+    } else {
+        return Ok(types.clone());
+    };
+    let refusal = Refusal::invalid(message).code("payment_intent_invalid_parameter");
+    Err(refusal.at("payment_method_types").early())
+}
+
+/// Sets the types of a SetupIntent, if the request names any.
+pub(super) fn choose_for_setup(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+    check_one_choice(params)?;
+    if let Some(types) = params.get("payment_method_types") {
+        check_types(types)?;
+        intent["payment_method_types"] = types.clone();
+        intent["allowed_payment_method_types"] = Value::Null;
+    } else if let Some(allowed) = params.get("allowed_payment_method_types") {
+        intent["payment_method_types"] = usable(allowed, |_| true)?;
+        intent["allowed_payment_method_types"] = allowed.clone();
+    }
+    Ok(())
+}

@@ -1,0 +1,184 @@
+//! Manual capture: money is held, and taken, taken in part or released later.
+
+use serde_json::{Value, json};
+use time::Duration;
+
+use super::{Caller, Reply, id, sandbox, told};
+
+const HOLD: [(&str, &str); 5] = [
+    ("amount", "4900"),
+    ("currency", "eur"),
+    ("payment_method_types[]", "card"),
+    ("capture_method", "manual"),
+    ("confirm", "true"),
+];
+
+async fn held(caller: &Caller, method: &str) -> Value {
+    let form = [HOLD.as_slice(), &[("payment_method", method)]].concat();
+    caller.post("/v1/payment_intents", &form).await.ok()
+}
+
+async fn capture(caller: &Caller, intent: &str, form: &[(&str, &str)]) -> Reply {
+    caller.post(&format!("/v1/payment_intents/{intent}/capture"), form).await
+}
+
+#[tokio::test]
+async fn held_money_is_taken_when_it_is_captured() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let intent = held(&caller, "pm_card_visa").await;
+    assert_eq!((&intent["status"], &intent["capture_method"]), (&json!("requires_capture"), &json!("manual")));
+    assert_eq!((&intent["amount_capturable"], &intent["amount_received"]), (&json!(4900), &json!(0)));
+    let charge = sandbox.object(intent["latest_charge"].as_str().unwrap()).unwrap();
+    assert_eq!(
+        (&charge["status"], &charge["paid"], &charge["captured"]),
+        (&json!("succeeded"), &json!(true), &json!(false))
+    );
+    assert_eq!((&charge["amount_captured"], &charge["balance_transaction"]), (&json!(0), &Value::Null));
+    let last = told(&sandbox);
+    assert_eq!(last[last.len() - 2..], ["charge.succeeded", "payment_intent.amount_capturable_updated"]);
+    assert_eq!(sandbox.ledger()[0].status, "authorized", "no money has moved");
+
+    let intent = id(&intent);
+    let confirm = caller.post(&format!("/v1/payment_intents/{intent}/confirm"), &[]).await;
+    confirm.error(400, "payment_intent_unexpected_state");
+    let amount = caller.post(&format!("/v1/payment_intents/{intent}"), &[("amount", "100")]).await;
+    amount.error(400, "payment_intent_unexpected_state");
+
+    let paid = capture(&caller, &intent, &[("metadata[a]", "b")]).await.ok();
+    assert_eq!((&paid["status"], &paid["amount_received"]), (&json!("succeeded"), &json!(4900)));
+    assert_eq!((&paid["amount_capturable"], &paid["metadata"]), (&json!(0), &json!({ "a": "b" })));
+    let charge = sandbox.object(paid["latest_charge"].as_str().unwrap()).unwrap();
+    assert_eq!((&charge["captured"], &charge["amount_captured"]), (&json!(true), &json!(4900)));
+    assert_ne!(charge["balance_transaction"], Value::Null);
+    let last = told(&sandbox);
+    assert_eq!(last[last.len() - 2..], ["charge.captured", "payment_intent.succeeded"]);
+    let entry = &sandbox.ledger()[0];
+    assert_eq!((&*entry.status, entry.amount), ("succeeded", 4900));
+}
+
+#[tokio::test]
+async fn a_part_is_captured_and_the_rest_released() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let intent = id(&held(&caller, "pm_card_visa").await);
+    let paid = capture(&caller, &intent, &[("amount_to_capture", "4400")]).await.ok();
+    assert_eq!((&paid["status"], &paid["amount"]), (&json!("succeeded"), &json!(4900)));
+    assert_eq!((&paid["amount_received"], &paid["amount_capturable"]), (&json!(4400), &json!(0)));
+    assert_eq!(sandbox.ledger()[0].amount, 4400);
+    let too_much = caller.post("/v1/refunds", &[("payment_intent", &intent), ("amount", "4401")]).await;
+    assert_eq!(too_much.error(400, "")["param"], "amount", "what was released cannot be refunded");
+    let refund = caller.post("/v1/refunds", &[("payment_intent", &intent)]).await.ok();
+    assert_eq!(refund["amount"], 4400);
+    let charge = sandbox.object(refund["charge"].as_str().unwrap()).unwrap();
+    assert_eq!(charge["refunded"], true);
+    caller.post("/v1/refunds", &[("payment_intent", &intent)]).await.error(400, "charge_already_refunded");
+}
+
+#[tokio::test]
+async fn held_money_is_released_by_canceling_and_by_time() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let intent = held(&caller, "pm_card_visa").await;
+    let charge = intent["latest_charge"].as_str().unwrap();
+    let intent = id(&intent);
+    for form in [[("payment_intent", &*intent)], [("charge", charge)]] {
+        let reply = caller.post("/v1/refunds", &form).await;
+        let error = reply.error(400, "");
+        assert_eq!(error.get("param"), None, "{error:#}");
+        assert!(error["message"].as_str().unwrap().contains("ancel the PaymentIntent"), "{error:#}");
+    }
+    let path = format!("/v1/payment_intents/{intent}/cancel");
+    let canceled = caller.post(&path, &[("cancellation_reason", "requested_by_customer")]).await.ok();
+    assert_eq!((&canceled["status"], &canceled["amount_capturable"]), (&json!("canceled"), &json!(0)));
+    assert_eq!(canceled["cancellation_reason"], "requested_by_customer");
+    assert_eq!(sandbox.object(charge).unwrap()["captured"], false);
+    capture(&caller, &intent, &[]).await.error(400, "payment_intent_unexpected_state");
+    let reply = caller.post("/v1/refunds", &[("charge", charge)]).await;
+    assert!(reply.error(400, "")["message"].as_str().unwrap().contains("does not have a successful charge to refund"));
+
+    let forgotten = id(&held(&caller, "pm_card_visa").await);
+    let kept = id(&held(&caller, "pm_card_visa").await);
+    sandbox.advance(Duration::days(6));
+    capture(&caller, &kept, &[]).await.ok();
+    assert_eq!(sandbox.object(&forgotten).unwrap()["status"], "requires_capture");
+    sandbox.advance(Duration::days(2));
+    let expired = sandbox.object(&forgotten).unwrap();
+    assert_eq!((&expired["status"], &expired["cancellation_reason"]), (&json!("canceled"), &json!("automatic")));
+    assert_eq!(sandbox.object(&kept).unwrap()["status"], "succeeded");
+    let last = told(&sandbox);
+    assert_eq!(last[last.len() - 2..], ["charge.expired", "payment_intent.canceled"]);
+    assert_eq!(sandbox.ledger().iter().filter(|entry| entry.status == "succeeded").count(), 1);
+}
+
+#[tokio::test]
+async fn captures_that_cannot_be_made_are_refused() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    capture(&caller, "pi_none", &[]).await.error(404, "resource_missing");
+    let open = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card")];
+    let open = id(&caller.post("/v1/payment_intents", &open).await.ok());
+    let asked = id(&held(&caller, "pm_card_authenticationRequired").await);
+    for (intent, status) in [(&open, "requires_payment_method"), (&asked, "requires_action")] {
+        let reply = capture(&caller, intent, &[]).await;
+        let error = reply.error(400, "payment_intent_unexpected_state");
+        assert_eq!(
+            (&error["payment_intent"]["id"], &error["payment_intent"]["status"]),
+            (&json!(intent), &json!(status))
+        );
+    }
+    assert_eq!(sandbox.authenticate(&asked, true).unwrap()["status"], "requires_capture");
+    let amounts = [
+        ("4901", "amount_too_large", ""),
+        ("0", "parameter_invalid_integer", "amount"),
+        ("-1", "", "amount_to_capture"),
+    ];
+    for (amount, code, param) in amounts {
+        let reply = capture(&caller, &asked, &[("amount_to_capture", amount)]).await;
+        let error = reply.error(400, code);
+        assert_eq!(error["param"].as_str().unwrap_or_default(), param, "{amount}");
+        assert_eq!(error["payment_intent"]["status"], "requires_capture");
+    }
+    capture(&caller, &asked, &[]).await.ok();
+    let reply = capture(&caller, &asked, &[]).await;
+    let error = reply.error(400, "payment_intent_unexpected_state");
+    assert!(error["message"].as_str().unwrap().contains("remaining amount"), "{error:#}");
+
+    let automatic = [("amount", "4900"), ("currency", "eur"), ("capture_method", "manual")];
+    let automatic = caller.post("/v1/payment_intents", &automatic).await.ok();
+    assert_eq!(automatic["payment_method_types"], json!(["card"]), "bank debits cannot be held");
+    let debit = [&HOLD[..2], &[("payment_method_types[]", "sepa_debit"), ("capture_method", "manual")]].concat();
+    caller.post("/v1/payment_intents", &debit).await.error(400, "payment_intent_invalid_parameter");
+    let later = [&HOLD[..2], &[("payment_method_types[]", "sepa_debit")]].concat();
+    let later = id(&caller.post("/v1/payment_intents", &later).await.ok());
+    let update = caller.post(&format!("/v1/payment_intents/{later}"), &[("capture_method", "manual")]).await;
+    update.error(400, "payment_intent_invalid_parameter");
+}
+
+#[tokio::test]
+async fn a_disputing_card_disputes_what_was_captured() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    let intent = id(&held(&caller, "pm_card_createDispute").await);
+    let disputes = async || caller.get("/v1/disputes", &[("payment_intent", &intent)]).await.ok()["data"].clone();
+    assert_eq!(disputes().await, json!([]), "nothing has been taken yet");
+    capture(&caller, &intent, &[]).await.ok();
+    assert_eq!(disputes().await.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn refunds_of_these_methods_cannot_be_canceled() {
+    let sandbox = sandbox().await;
+    let caller = Caller::new(&sandbox);
+    for (method, status) in [("pm_card_visa", "succeeded"), ("pm_card_pendingRefund", "pending")] {
+        let intent = id(&held(&caller, method).await);
+        capture(&caller, &intent, &[]).await.ok();
+        let refund = caller.post("/v1/refunds", &[("payment_intent", &intent)]).await.ok();
+        assert_eq!(refund["status"], status);
+        let reply = caller.post(&format!("/v1/refunds/{}/cancel", id(&refund)), &[]).await;
+        let error = reply.error(400, "");
+        assert_eq!((&error["type"], error.get("param")), (&json!("invalid_request_error"), None), "{error:#}");
+        assert_eq!(sandbox.object(&id(&refund)).unwrap()["status"], status);
+    }
+    caller.post("/v1/refunds/re_none/cancel", &[]).await.error(404, "resource_missing");
+}
