@@ -106,7 +106,9 @@ impl Work {
         number: i32,
         body: String,
     ) -> Result<FrozenRequest> {
-        store::requests::freeze(&mut self.tx, self.org, purpose, object_id, number, body, self.now).await
+        let request = purpose.request(object_id, number, body, self.now);
+        store::requests::freeze(&mut self.tx, self.org, purpose, object_id, &request).await?;
+        Ok(request)
     }
 
     /// How long a customer has to prove who they are.

@@ -124,6 +124,12 @@ impl Purpose {
             Self::DefaultMethod => "default_method",
         }
     }
+
+    /// A request for `object` that is to be frozen now.
+    pub fn request(self, object: Uuid, number: i32, body: String, now: OffsetDateTime) -> FrozenRequest {
+        let idempotency_key = format!("paybridge-{}-{object}-{number}", self.as_str());
+        FrozenRequest { number, idempotency_key, body, create_time: now, is_finished: false }
+    }
 }
 
 /// A POST to Stripe as it was, or is about to be, sent: the same bytes under the same key, every time (P2).
@@ -184,30 +190,43 @@ pub async fn is_in_doubt(
     Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
 }
 
-/// Freezes a request under the next number, before it is first sent.
+/// Freezes a request, before it is first sent. Its number must be new for its purpose and object.
 pub async fn freeze(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     purpose: Purpose,
     object: Uuid,
-    number: i32,
-    body: String,
-    now: OffsetDateTime,
-) -> Result<FrozenRequest> {
-    let idempotency_key = format!("paybridge-{}-{object}-{number}", purpose.as_str());
+    request: &FrozenRequest,
+) -> Result<()> {
     diesel::insert_into(frozen::frozen_requests)
         .values((
             frozen::organization_id.eq(org.0),
             frozen::purpose.eq(purpose.as_str()),
             frozen::object_id.eq(object),
-            frozen::number.eq(number),
-            frozen::idempotency_key.eq(&idempotency_key),
-            frozen::body.eq(&body),
-            frozen::create_time.eq(now),
+            frozen::number.eq(request.number),
+            frozen::idempotency_key.eq(&request.idempotency_key),
+            frozen::body.eq(&request.body),
+            frozen::create_time.eq(request.create_time),
         ))
         .execute(conn)
         .await?;
-    Ok(FrozenRequest { number, idempotency_key, body, create_time: now, is_finished: false })
+    Ok(())
+}
+
+/// Forgets the requests of this purpose and object that Stripe has given its word on, or that were frozen before `before`.
+pub async fn forget_frozen(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+    before: OffsetDateTime,
+) -> Result<()> {
+    let requests = frozen::frozen_requests
+        .filter(frozen::organization_id.eq(org.0).and(frozen::object_id.eq(object)))
+        .filter(frozen::purpose.eq(purpose.as_str()))
+        .filter(frozen::finish_time.is_not_null().or(frozen::create_time.lt(before)));
+    diesel::delete(requests).execute(conn).await?;
+    Ok(())
 }
 
 /// Notes that Stripe has given its word on a request.

@@ -94,6 +94,12 @@ async fn may_be_ours(
     store::requests::is_in_doubt(tx, org, Purpose::DefaultMethod, customer.id.0, &body, since).await
 }
 
+/// Stripe has given its word on a write of the default: from here on it explains nothing that a read shows.
+async fn finish_write(work: &mut Work, id: CustomerId, write: &FrozenRequest) -> Result<()> {
+    let (org, now) = (work.org, work.now);
+    store::requests::finish(&mut work.tx, org, Purpose::DefaultMethod, id.0, write.number, now).await
+}
+
 /// Forgets that a read of a locked customer's methods found no default, now that an event says since when: a method that
 /// was attached between the two counts.
 pub(in crate::app) async fn forget_unset_read(
@@ -138,60 +144,71 @@ impl App {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
         if there.default_method == method {
-            return self.default_is_written(lease, customer.id, method).await;
+            return self.default_is_written(lease, customer.id, method, None).await;
         }
         // Stripe itself unsets a default that is detached.
         let is_known = |method: &&PaymentMethod| Some(&method.provider_payment_method_id) == known.method.as_ref();
         let is_gone = methods.iter().find(is_known).is_some_and(|method| method.detach_time.is_some());
         let is_explained = there.default_method == known.method || (is_gone && there.default_method.is_none());
-        let mut tx = self.read(org).await?;
-        let is_ours = may_be_ours(&mut tx, &customer, there.default_method.as_deref(), self.clock().now()).await?;
-        tx.close().await?;
+        let mut work = self.begin_leased(lease).await?;
+        let is_ours = may_be_ours(&mut work.tx, &customer, there.default_method.as_deref(), work.now).await?;
         if known.time.is_some() && !is_explained && !is_ours {
             if lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
-                return self.begin_leased(lease).await?.end(Outcome::Retry(text.to_owned())).await;
+                return work.end(Outcome::Retry(text.to_owned())).await;
             }
+            work.abandon().await?;
             self.read_payment_methods(lease, customer.id).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        let write = self.default_request(lease, customer.id, method.as_deref()).await?;
+        let write = self.freeze_write(&mut work, customer.id, method.as_deref()).await?;
+        work.commit().await?;
         let answer =
             self.0.stripe.update_customer(&access.key, &provider_id, &write.idempotency_key, &write.body).await;
-        if answer.as_ref().map_or_else(|error| error.verdict() != stripe::Verdict::Unknown, |_| true) {
+        let Err(error) = answer else {
+            return self.default_is_written(lease, customer.id, method, Some(write)).await;
+        };
+        if error.verdict() != stripe::Verdict::Unknown {
             let mut work = self.begin_leased(lease).await?;
-            let (org, now) = (work.org, work.now);
-            let purpose = Purpose::DefaultMethod;
-            store::requests::finish(&mut work.tx, org, purpose, customer.id.0, write.number, now).await?;
+            finish_write(&mut work, customer.id, &write).await?;
+            // The method is gone at Stripe; the event that tells so is on its way.
+            if error.verdict() == stripe::Verdict::Refused {
+                tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
+                return work.end(Outcome::Done).await;
+            }
             work.commit().await?;
         }
-        match answer {
-            Ok(_) => self.default_is_written(lease, customer.id, method).await,
-            // The method is gone at Stripe; the event that tells so is on its way.
-            Err(error) if error.verdict() == stripe::Verdict::Refused => {
-                tracing::warn!(customer.id = %customer.id, %error, "Stripe refused the default payment method");
-                self.begin_leased(lease).await?.end(Outcome::Done).await
-            }
-            Err(error) => Err(self.stripe_trouble(&access, "customer.set_default", &error).await),
-        }
+        Err(self.stripe_trouble(&access, "customer.set_default", &error).await)
     }
 
-    /// The request that writes the default, noted before it is sent. Each try has a key of its own: an earlier answer, good
-    /// or bad, says nothing of what Stripe has now. To write the same default twice harms nobody, unless Stripe carries an
-    /// earlier try out after somebody has chosen another one: that is what the note is for.
-    async fn default_request(&self, lease: &Lease, id: CustomerId, method: Option<&str>) -> Result<FrozenRequest> {
-        let mut work = self.begin_leased(lease).await?;
-        let newest = store::requests::newest_frozen(&mut work.tx, work.org, Purpose::DefaultMethod, id.0).await?;
+    /// Freezes the request that writes the default, under a key that was never used: an earlier answer, good or bad, says
+    /// nothing of what Stripe has now. To write the same default twice harms nobody, unless Stripe carries an earlier try
+    /// out after somebody has chosen another one; so those whose outcome is unknown are kept for as long as that can be.
+    async fn freeze_write(&self, work: &mut Work, id: CustomerId, method: Option<&str>) -> Result<FrozenRequest> {
+        let (org, purpose) = (work.org, Purpose::DefaultMethod);
+        let newest = store::requests::newest_frozen(&mut work.tx, org, purpose, id.0).await?;
         let number = newest.map_or(1, |newest| newest.number + 1);
-        let body = stripe::customers::default_method_body(method);
-        let frozen = work.freeze(Purpose::DefaultMethod, id.0, number, body).await?;
-        work.commit().await?;
-        Ok(frozen)
+        store::requests::forget_frozen(&mut work.tx, org, purpose, id.0, work.now - DOUBT_PERIOD).await?;
+        let write = FrozenRequest {
+            idempotency_key: format!("paybridge-default-{id}-{}", self.clock().new_id()),
+            ..purpose.request(id.0, number, stripe::customers::default_method_body(method), work.now)
+        };
+        store::requests::freeze(&mut work.tx, org, purpose, id.0, &write).await?;
+        Ok(write)
     }
 
-    /// Stripe's default is ours. A choice that is told of later is known by its time.
-    async fn default_is_written(&self, lease: &Lease, id: CustomerId, method: Option<String>) -> Result<()> {
+    /// Stripe's default is ours, by this write or an earlier one. A choice that is told of later is known by its time.
+    async fn default_is_written(
+        &self,
+        lease: &Lease,
+        id: CustomerId,
+        method: Option<String>,
+        write: Option<FrozenRequest>,
+    ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
+        if let Some(write) = write {
+            finish_write(&mut work, id, &write).await?;
+        }
         let customer = store::customers::lock(&mut work.tx, work.org, id).await?;
         let known = store::customers::provider_default(&mut work.tx, work.org, id).await?;
         if customer.linked_provider_id().is_some() && known.method != method {
