@@ -62,7 +62,7 @@ pub(super) fn perform(act: &mut Act, work: &Work) -> Answer {
         lacking::explain(refusal, endpoint, &work.form)
     })?;
     versions::render_answer(act.account, &mut answer, &work.version);
-    lists::expand(act.account, &mut answer, &call.params)?;
+    lists::expand(act.account, &mut answer, &call.params, &work.version)?;
     Ok(answer)
 }
 

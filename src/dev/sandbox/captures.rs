@@ -52,6 +52,8 @@ pub(super) fn capture(act: &mut Act, call: &Call) -> Answer {
     let method = act.find("payment_method", text(&intent, "/payment_method"))?;
     charge["captured"] = true.into();
     charge["amount_captured"] = amount.into();
+    // Stripe counts what is not captured as refunded.
+    charge["amount_refunded"] = (number(&charge, "/amount") - amount).into();
     charge["balance_transaction"] = new_id("txn").into();
     act.put(&charge);
     act.emit("charge.captured", &charge);
@@ -97,13 +99,23 @@ fn amount_to_capture(intent: &Value, params: &Value) -> Result<i64, Refusal> {
     Err(refusal.with("payment_intent", intent.clone()))
 }
 
+/// Gives back what an intent holds, if it holds any: Stripe counts it as refunded.
+pub(super) fn release(act: &mut Act, intent: &Value) -> Option<Value> {
+    let mut charge = act.get("charge", text(intent, "/latest_charge"))?;
+    if text(intent, "/status") != "requires_capture" {
+        return None;
+    }
+    charge["amount_refunded"] = charge["amount"].clone();
+    charge["refunded"] = true.into();
+    act.put(&charge);
+    Some(charge)
+}
+
 /// The bank gives back what nobody has captured in time.
 pub(super) fn expire(act: &mut Act, intent: &str) {
-    let held = |intent: &Value| text(intent, "/status") == "requires_capture";
-    let Some(intent) = act.get("payment_intent", intent).filter(held) else { return };
-    if let Some(charge) = act.get("charge", text(&intent, "/latest_charge")) {
-        act.emit("charge.expired", &charge);
-    }
+    let Some(intent) = act.get("payment_intent", intent) else { return };
+    let Some(charge) = release(act, &intent) else { return };
+    act.emit("charge.expired", &charge);
     close(act, &intent, "automatic".into());
 }
 

@@ -155,6 +155,9 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
     let metadata = intent.and_then(|intent| intent["metadata"].as_object()).cloned().unwrap_or_default();
     let captured = flag(charge, "/captured");
     let held = text(charge, "/status") == "succeeded" && !captured;
+    // What was held and not captured was never taken.
+    let released = number(charge, "/amount") - number(charge, "/amount_captured");
+    let refunded = if captured { number(charge, "/amount_refunded") - released } else { 0 };
     LedgerEntry {
         account: account.id.clone(),
         livemode: account.livemode,
@@ -165,7 +168,7 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
         currency: owned("/currency"),
         status: if held { "authorized".to_owned() } else { owned("/status") },
         failure_code: optional("/failure_code"),
-        amount_refunded: number(charge, "/amount_refunded"),
+        amount_refunded: refunded,
         disputed: flag(charge, "/disputed"),
         metadata: metadata.iter().map(|(key, value)| (key.clone(), value.as_str().unwrap_or("").to_owned())).collect(),
         created: number(charge, "/created"),

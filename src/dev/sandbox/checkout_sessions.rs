@@ -8,6 +8,7 @@ use super::confirmation::{self, Mode};
 use super::customers;
 use super::line_items;
 use super::lists;
+use super::method_types;
 use super::money;
 use super::payment_intents;
 use super::payment_methods;
@@ -23,12 +24,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
     let mode = check(act, params)?;
     let currency = line_items::currency(act, params);
-    let types = match params.get("payment_method_types") {
-        Some(types) => types.clone(),
-        None if currency == "eur" => json!(payment_intents::KINDS),
-        None => json!(["card"]),
-    };
-    payment_intents::check_types(&types)?;
+    let types = method_types::of_session(&currency, params)?;
     let expires_at = expiry(act, params)?;
     let items = if mode == "payment" { Some(line_items::make(act, params, &types)?) } else { None };
     let total = items.as_deref().map(line_items::total);
@@ -78,6 +74,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "ui_mode": "hosted_page",
         "url": format!("{}/c/pay/{id}", act.settings.url),
     });
+    session["allowed_payment_method_types"] = params.get("allowed_payment_method_types").cloned().unwrap_or_default();
     fill(&mut session, params)?;
     if total.is_some() {
         session["total_details"] = json!({ "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 });
@@ -145,8 +142,9 @@ fn check<'a>(act: &Act, params: &'a Value) -> Result<&'a str, Refusal> {
     if given("currency") {
         money::currency(text(params, "/currency"))?;
     }
+    let has_types = given("payment_method_types") || given("allowed_payment_method_types");
     match mode {
-        "setup" if !given("payment_method_types") && !given("currency") => missing("currency"),
+        "setup" if !has_types && !given("currency") => missing("currency"),
         "setup" if given("line_items") => clash("You can not pass `line_items` in `setup` mode.", "line_items"),
         "setup" if given("payment_intent_data") => {
             clash("You can not pass `payment_intent_data` in `setup` mode.", "payment_intent_data")

@@ -124,7 +124,7 @@ fn open(act: &mut Act, charge: &Value, reason: &str, status: &str) {
     let dispute = json!({
         "id": new_id("du"),
         "object": "dispute",
-        "amount": charge["amount"],
+        "amount": charge["amount_captured"],
         "balance_transactions": [],
         "charge": charge["id"],
         "created": act.now,

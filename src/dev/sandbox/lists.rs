@@ -6,6 +6,7 @@ use super::act::{Act, Call};
 use super::line_items;
 use super::refusal::{Answer, Refusal};
 use super::state::{Account, number, text};
+use super::versions;
 
 /// A page of the objects of a kind that `keep` keeps.
 pub(super) fn list(act: &Act, call: &Call, kind: &str, keep: impl Fn(&Value) -> bool) -> Answer {
@@ -93,17 +94,17 @@ pub(super) fn check_expand(params: &Value) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Puts objects in the place of their ids, for every `expand[]`.
-pub(super) fn expand(account: &Account, answer: &mut Value, params: &Value) -> Result<(), Refusal> {
+/// Puts objects, as the version shows them, in the place of their ids, for every `expand[]`.
+pub(super) fn expand(account: &Account, answer: &mut Value, params: &Value, version: &str) -> Result<(), Refusal> {
     let Some(wanted) = params.get("expand").and_then(Value::as_array) else { return Ok(()) };
     for path in wanted.iter().filter_map(Value::as_str) {
         let parts: Vec<&str> = path.split('.').collect();
-        expand_one(account, answer, &parts, path)?;
+        expand_one(account, answer, &parts, path, version)?;
     }
     Ok(())
 }
 
-fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str) -> Result<(), Refusal> {
+fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str, version: &str) -> Result<(), Refusal> {
     let Some((field, rest)) = parts.split_first() else { return Ok(()) };
     let cannot = || Refusal::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
     if *field == "line_items" && text(at, "/object") == "checkout.session" {
@@ -118,10 +119,11 @@ fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str) -> 
         };
         let object = account.objects.get(id.as_str()).ok_or_else(absent)?.clone();
         *inner = object;
+        versions::render_answer(account, inner, version);
     }
     match inner {
-        Value::Array(items) => items.iter_mut().try_for_each(|item| expand_one(account, item, rest, path)),
-        Value::Object(_) => expand_one(account, inner, rest, path),
+        Value::Array(items) => items.iter_mut().try_for_each(|item| expand_one(account, item, rest, path, version)),
+        Value::Object(_) => expand_one(account, inner, rest, path, version),
         Value::Null => Ok(()),
         _ => Err(cannot()),
     }

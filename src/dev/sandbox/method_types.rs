@@ -93,6 +93,21 @@ fn explicit(intent: &Value, types: &Value) -> Result<Value, Refusal> {
     Err(refusal.at("payment_method_types").early())
 }
 
+/// The types that a Checkout session offers; whatever can be used unless the request names some.
+pub(super) fn of_session(currency: &str, params: &Value) -> Result<Value, Refusal> {
+    check_one_choice(params)?;
+    if let Some(types) = params.get("payment_method_types") {
+        check_types(types)?;
+        return Ok(types.clone());
+    }
+    let fits = |kind: &str| kind != "sepa_debit" || currency == "eur";
+    match params.get("allowed_payment_method_types") {
+        // Without a currency only what stores a method is made, and every type can be stored.
+        Some(allowed) => usable(allowed, |kind| currency.is_empty() || fits(kind)),
+        None => Ok(KINDS.into_iter().filter(|kind| fits(kind)).collect()),
+    }
+}
+
 /// Sets the types of a SetupIntent, if the request names any.
 pub(super) fn choose_for_setup(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
     check_one_choice(params)?;

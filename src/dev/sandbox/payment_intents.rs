@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::act::{Act, Call, take_over, take_over_metadata};
+use super::captures;
 use super::confirmation;
 use super::lists;
 use super::method_types;
@@ -217,6 +218,9 @@ pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
         let message =
             "This PaymentIntent was created by a Checkout Session: expire the session instead of canceling it.";
         return Err(unexpected(&intent, message.to_owned()));
+    }
+    if let Some(charge) = captures::release(act, &intent) {
+        act.emit("charge.refunded", &charge);
     }
     let reason = call.params.get("cancellation_reason").cloned().unwrap_or_default();
     Ok(close(act, &intent, reason))

@@ -16,7 +16,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     let params = &call.params;
     let mut charge = charge_of(act, params)?;
     let id = text(&charge, "/id").to_owned();
-    let left = number(&charge, "/amount_captured") - number(&charge, "/amount_refunded");
+    let left = number(&charge, "/amount") - number(&charge, "/amount_refunded");
     if text(&charge, "/status") != "succeeded" {
         let message = format!("Charge {id} cannot be refunded: its status is {}.", text(&charge, "/status"));
         return Err(Refusal::invalid(message).at("charge"));

@@ -202,18 +202,17 @@ pub(super) fn attempt(act: &mut Act, intent: &Value, method: &Value, mandate: bo
     let mut intent = intent.clone();
     intent["payment_method"] = id.as_str().into();
     intent["last_setup_error"] = Value::Null;
+    setup_attempts::begin(act, &mut intent, method);
     if text(method, "/type") == "sepa_debit" {
         let known = mandates::of(act, &id);
         if known.is_none() && !mandate {
             let refusal = Refusal::invalid("This SetupIntent requires a mandate. Please provide `mandate_data`.");
             return Err(failed(act, &intent, method, refusal.code("setup_intent_mandate_invalid")));
         }
-        setup_attempts::begin(act, &mut intent, method);
         let mandate = known.unwrap_or_else(|| mandates::make(act, &id));
         intent["mandate"] = mandate.into();
         return Ok(succeed(act, intent, method));
     }
-    setup_attempts::begin(act, &mut intent, method);
     let card = payment_methods::test_card(act, &id);
     if let Some(decline) = card.filter(|card| card.refuses_setup).and_then(|card| card.charge) {
         let refusal = payment_methods::declined(&decline);

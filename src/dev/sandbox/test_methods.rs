@@ -237,6 +237,8 @@ pub(super) const IBANS: &[(&str, &str, Debit)] = &[
     ("success", "BE62510007547061", Debit::Succeeds),
     ("success", "ES0700120345030000067890", Debit::Succeeds),
     ("success", "IT40S0542811101000000123456", Debit::Succeeds),
+    // By it Stripe's CLI brings about `checkout.session.async_payment_failed`.
+    ("failed", "IT60X0542811101000000123456", Debit::Fails(WRONG_NAME)),
     ("success", "IE29AIBK93115212345678", Debit::Succeeds),
 ];
 

@@ -65,7 +65,10 @@ async fn a_part_is_captured_and_the_rest_released() {
     let paid = capture(&caller, &intent, &[("amount_to_capture", "4400")]).await.ok();
     assert_eq!((&paid["status"], &paid["amount"]), (&json!("succeeded"), &json!(4900)));
     assert_eq!((&paid["amount_received"], &paid["amount_capturable"]), (&json!(4400), &json!(0)));
-    assert_eq!(sandbox.ledger()[0].amount, 4400);
+    let charge = sandbox.object(paid["latest_charge"].as_str().unwrap()).unwrap();
+    assert_eq!((&charge["amount_refunded"], &charge["refunded"]), (&json!(500), &json!(false)));
+    let entry = &sandbox.ledger()[0];
+    assert_eq!((entry.amount, entry.amount_refunded), (4400, 0), "what was not taken did not go back");
     let too_much = caller.post("/v1/refunds", &[("payment_intent", &intent), ("amount", "4401")]).await;
     assert_eq!(too_much.error(400, "")["param"], "amount", "what was released cannot be refunded");
     let refund = caller.post("/v1/refunds", &[("payment_intent", &intent)]).await.ok();
@@ -92,7 +95,11 @@ async fn held_money_is_released_by_canceling_and_by_time() {
     let canceled = caller.post(&path, &[("cancellation_reason", "requested_by_customer")]).await.ok();
     assert_eq!((&canceled["status"], &canceled["amount_capturable"]), (&json!("canceled"), &json!(0)));
     assert_eq!(canceled["cancellation_reason"], "requested_by_customer");
-    assert_eq!(sandbox.object(charge).unwrap()["captured"], false);
+    let released = sandbox.object(charge).unwrap();
+    assert_eq!((&released["captured"], &released["refunded"]), (&json!(false), &json!(true)));
+    assert_eq!(released["amount_refunded"], 4900);
+    let last = told(&sandbox);
+    assert_eq!(last[last.len() - 2..], ["charge.refunded", "payment_intent.canceled"]);
     capture(&caller, &intent, &[]).await.error(400, "payment_intent_unexpected_state");
     let reply = caller.post("/v1/refunds", &[("charge", charge)]).await;
     assert!(reply.error(400, "")["message"].as_str().unwrap().contains("does not have a successful charge to refund"));
@@ -162,8 +169,9 @@ async fn a_disputing_card_disputes_what_was_captured() {
     let intent = id(&held(&caller, "pm_card_createDispute").await);
     let disputes = async || caller.get("/v1/disputes", &[("payment_intent", &intent)]).await.ok()["data"].clone();
     assert_eq!(disputes().await, json!([]), "nothing has been taken yet");
-    capture(&caller, &intent, &[]).await.ok();
-    assert_eq!(disputes().await.as_array().unwrap().len(), 1);
+    capture(&caller, &intent, &[("amount_to_capture", "4400")]).await.ok();
+    let disputed = disputes().await;
+    assert_eq!((disputed.as_array().unwrap().len(), &disputed[0]["amount"]), (1, &json!(4400)));
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ const NEWER: &[&str] = &[
     "POST /v1/setup_intents allowed_payment_method_types",
     "POST /v1/setup_intents/{} allowed_payment_method_types",
     "POST /v1/setup_intents/{}/confirm allowed_payment_method_types",
+    "POST /v1/checkout/sessions allowed_payment_method_types",
     // Hosted, embedded or elements, since late 2023; these names since dahlia.
     "POST /v1/checkout/sessions ui_mode",
     // After the button, since late 2023.

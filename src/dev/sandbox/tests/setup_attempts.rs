@@ -65,6 +65,22 @@ async fn an_attempt_waits_for_its_payer() {
     assert_eq!(statuses, ["succeeded", "abandoned", "failed"], "the payer never saw the second one");
     assert_eq!(found[0]["payment_method_details"]["card"]["three_d_secure"]["result"], "authenticated");
 
+    let types = [("payment_method_types[]", "card"), ("payment_method_types[]", "sepa_debit")];
+    let either = id(&caller.post("/v1/setup_intents", &[&form[..], &types].concat()).await.ok());
+    let account = [
+        ("type", "sepa_debit"),
+        ("sepa_debit[iban]", "DE89370400440532013000"),
+        ("billing_details[name]", "Jenny"),
+        ("billing_details[email]", "jenny@example.com"),
+    ];
+    let account = caller.post("/v1/payment_methods", &account).await.ok();
+    let refused =
+        caller.post(&format!("/v1/setup_intents/{either}/confirm"), &[("payment_method", &*id(&account))]).await;
+    refused.error(400, "setup_intent_mandate_invalid");
+    let found = attempts(&caller, &either).await;
+    let statuses: Vec<&str> = found.iter().map(|attempt| attempt["status"].as_str().unwrap()).collect();
+    assert_eq!(statuses, ["failed", "abandoned"], "the payer of the first one never answered");
+
     let other = id(&caller.post("/v1/setup_intents", &form).await.ok());
     caller.post(&format!("/v1/setup_intents/{other}/cancel"), &[]).await.ok();
     assert_eq!(attempts(&caller, &other).await[0]["status"], "abandoned");

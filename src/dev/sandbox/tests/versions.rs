@@ -69,6 +69,11 @@ async fn from_endive_on_payment_method_types_cannot_be_written() {
     let session = [("mode", "setup"), ("success_url", "https://example.com"), ("payment_method_types[]", "card")];
     let reply = with_version(&caller, ENDIVE, "/v1/checkout/sessions", &session).await;
     assert_eq!(reply.error(400, "parameter_unknown")["param"], "payment_method_types");
+    let session =
+        [("mode", "setup"), ("success_url", "https://example.com"), ("allowed_payment_method_types[]", "card")];
+    let made = with_version(&caller, ENDIVE, "/v1/checkout/sessions", &session).await.ok();
+    assert_eq!(made["payment_method_types"], json!(["card"]));
+    assert_eq!(made["allowed_payment_method_types"], json!(["card"]));
 }
 
 #[tokio::test]
@@ -115,6 +120,9 @@ async fn answers_are_rendered_in_the_version_of_the_request() {
     assert_eq!((old.get("latest_charge"), &old["charges"]["data"][0]["paid"]), (None, &json!(true)));
     let listed = read(&caller, "2020-08-27", "/v1/payment_intents").await.ok();
     assert_eq!(listed["data"][0]["charges"]["data"][0]["status"], "succeeded");
+    let expanded = read(&caller, "2020-08-27", "/v1/charges?expand[]=data.payment_intent").await.ok();
+    let intent = &expanded["data"][0]["payment_intent"];
+    assert_eq!((intent.get("latest_charge"), &intent["charges"]["data"][0]["paid"]), (None, &json!(true)));
     let new = read(&caller, API_VERSION, &format!("/v1/payment_intents/{}", id(&old))).await.ok();
     assert_eq!((&new["latest_charge"], new.get("charges")), (&old["charges"]["data"][0]["id"], None));
     let declined = [form.as_slice(), &[("payment_method", "pm_card_chargeDeclined")]].concat();
