@@ -47,7 +47,11 @@ in_namespaces() {
     local options=$1 change=$2
     shift 2
     # shellcheck disable=SC2086,SC2016 # one word an option; expanded inside
-    as_root env PATH="$PATH" HOME="$HOME" unshare $options -- bash -euo pipefail -c "$change"'
+    local name kept=(PATH="$PATH" HOME="$HOME")
+    for name in CARGO_HOME CARGO_TARGET_DIR RUSTUP_HOME; do
+        [[ -z ${!name-} ]] || kept+=("$name=${!name}")
+    done
+    as_root env "${kept[@]}" unshare $options -- bash -euo pipefail -c "$change"'
         exec setpriv --reuid="$1" --regid="$2" --init-groups -- "${@:3}"
     ' bash "$EUID" "$(id -g)" "$@"
 }
@@ -95,7 +99,9 @@ operator_steps() {
 
 # The Postgres that the tests use.
 installed_postgres() {
-    compgen -G '/usr/lib/postgresql/*/bin' | sort -V | tail -n 1 || dirname "$(command -v postgres)"
+    local program
+    program=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1) || program=$(command -v postgres)
+    dirname "$program"
 }
 
 # Plays an operator on a new Postgres: operate PROGRAMS STEPS NAME=VALUE…, with these variables.
@@ -111,6 +117,10 @@ run_operator_steps() {
     steps=$(operator_steps)
     address=$(grep -o 'postgresql://[^ ]*' <<<"$steps")
     verified=${steps/"$address"/"\"$address?sslmode=verify-full&sslrootcert=\$SERVER_CA\""}
+    if [[ $verified == "$steps" ]]; then
+        echo "The steps name no address of a database, or more than one." >&2
+        return 1
+    fi
     echo "$steps"
     cargo build --locked --quiet
     path=${CARGO_TARGET_DIR:-$repo/target}/debug:$PATH
@@ -139,7 +149,7 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Stripe's own SDK and CLI, witnesses that we did not write, play against our sandbox: .ci/NAME/run is one of them.
+# Stripe's own SDK and CLI, which we did not write, call our sandbox: .ci/NAME/run is one of them.
 run_against_sandbox() {
     local port tries
     port=$(free_port)

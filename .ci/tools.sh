@@ -51,6 +51,7 @@ install_packages() {
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
     have npm || missing+=(npm)
     have ip || missing+=(iproute2)
+    [[ -x /bin/kill ]] || missing+=(procps)
     have openssl || missing+=(openssl)
     # Without it the tests of poolers check nothing.
     have pgbouncer || missing+=(pgbouncer)
