@@ -280,7 +280,9 @@ async fn notice(app: &App) {
 async fn pace(app: &App) {
     loop {
         app.slots_wanted().await;
-        if let Err(error) = app.take_slots().await {
+        if let Err(error) = app.take_slots().await
+            && !error.is_database_away()
+        {
             tracing::warn!(%error, "no slots could be taken for calls to Stripe; they wait");
         }
         pause(app::SLOTS_EVERY).await;

@@ -118,7 +118,9 @@ impl App {
             Error::FailedPrecondition { reason: "INTEGRATION_DISCONNECTED", .. } => self.drop_job(lease).await,
             _ => self.give_back(lease, &error).await,
         };
-        if let Err(error) = given_back {
+        if let Err(error) = given_back
+            && !error.is_database_away()
+        {
             tracing::warn!(job.id = %lease.id, %error, "the job could not be given back; its lease will run out");
         }
     }

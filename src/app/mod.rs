@@ -112,12 +112,9 @@ impl App {
         self.0.wake.hear(hint);
     }
 
-    /// Whether the database answers: what readiness means.
-    pub async fn is_ready(&self) -> bool {
-        match self.0.pool.begin(Scope::System).await {
-            Ok(transaction) => transaction.commit().await.is_ok(),
-            Err(_) => false,
-        }
+    /// Whether the database answers: what readiness means. Else why it does not, for the log.
+    pub async fn check_database(&self) -> Result<(), String> {
+        self.0.pool.ping().await
     }
 
     /// A transaction that only reads.

@@ -32,7 +32,7 @@ impl App {
             }
             Err(error) => ended.push(Err(error)),
         }
-        for error in ended.iter().filter_map(|end| end.as_ref().err()) {
+        for error in ended.iter().filter_map(|end| end.as_ref().err()).filter(|error| !error.is_database_away()) {
             tracing::warn!(%error, "old rows are kept for now");
         }
         ended.into_iter().collect()

@@ -114,7 +114,15 @@ pub enum Error {
     Internal(#[source] anyhow::Error),
 }
 
+/// The reason of an [`Error::Unavailable`] whose cause is the database.
+pub const DATABASE_UNAVAILABLE: &str = "DATABASE_UNAVAILABLE";
+
 impl Error {
+    /// Whether the database is away. Readiness logs that once for all; what fails meanwhile need not log it again.
+    pub fn is_database_away(&self) -> bool {
+        matches!(self, Self::Unavailable { reason: DATABASE_UNAVAILABLE, .. })
+    }
+
     /// A single violation.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::Invalid(vec![Violation::new(field, description)])

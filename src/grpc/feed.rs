@@ -104,6 +104,7 @@ async fn read(app: App, organization: OrganizationId, feed: Weak<Feed>) {
                 continue;
             }
             Ok(_) => {}
+            Err(error) if error.is_database_away() => {}
             Err(error) => tracing::warn!(%error, %organization, "the event log can't be read; trying again"),
         }
         // A closed channel would be ready at once, over and over: then only the pause counts.

@@ -101,7 +101,8 @@ impl Readiness {
         loop {
             let asked = async {
                 ticks.tick().await;
-                timeout(ANSWER_WITHIN, app.is_ready()).await.unwrap_or(false)
+                let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
+                timeout(ANSWER_WITHIN, app.check_database()).await.unwrap_or_else(late)
             };
             tokio::select! {
                 biased;
@@ -119,16 +120,16 @@ impl Readiness {
         Ok(())
     }
 
-    async fn tell(&self, is_ready: bool) {
-        if *self.ready.borrow() == is_ready {
+    /// An outage is logged once, and its end.
+    async fn tell(&self, answers: Result<(), String>) {
+        if *self.ready.borrow() == answers.is_ok() {
             return;
         }
-        if is_ready {
-            tracing::info!("ready: the database answers");
-        } else {
-            tracing::warn!("not ready: the database does not answer");
+        match &answers {
+            Ok(()) => tracing::info!("ready: the database answers"),
+            Err(error) => tracing::warn!(error, "not ready: the database is away; waiting for it"),
         }
-        self.set(is_ready).await;
+        self.set(answers.is_ok()).await;
     }
 
     async fn set(&self, is_ready: bool) {

@@ -10,7 +10,7 @@ use anyhow::Context;
 use diesel_async::AsyncPgConnection;
 use rustls::CertificateError;
 use time::OffsetDateTime;
-use tokio_postgres::config::SslMode;
+use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Client, Connection, Socket};
@@ -24,6 +24,8 @@ mod address;
 mod tests;
 mod tls;
 
+/// Where Postgres listens unless the address says otherwise.
+const POSTGRES_PORT: u16 = 5432;
 /// How much longer than a connection's own limit its handshake and its login may take, with those of its host's other
 /// addresses: a server that accepts and then says nothing would else be waited for without an end.
 const LOGIN_WITHIN: Duration = Duration::from_secs(10);
@@ -41,8 +43,23 @@ impl Address {
         tls::connector(self).map(drop)
     }
 
-    /// Opens a connection. An error says what to do, where that is known, and holds its cause.
+    /// Opens a connection. An error says where to, and what to do, where that is known, and holds its cause.
     pub(super) async fn connect(&self) -> anyhow::Result<(Client, Driver)> {
+        self.connect_somehow().await.with_context(|| self.place())
+    }
+
+    /// `db.example.com:5432`, or the folder of a Unix socket.
+    fn place(&self) -> String {
+        let ports = self.config.get_ports();
+        let port = |nth: usize| ports.get(nth).or(ports.first()).copied().unwrap_or(POSTGRES_PORT);
+        let place = |(nth, host): (usize, &Host)| match host {
+            Host::Tcp(name) => format!("{name}:{}", port(nth)),
+            Host::Unix(folder) => format!("{}:{}", folder.display(), port(nth)),
+        };
+        self.config.get_hosts().iter().enumerate().map(place).collect::<Vec<_>>().join(", ")
+    }
+
+    async fn connect_somehow(&self) -> anyhow::Result<(Client, Driver)> {
         let address = self.clone();
         let connector = tokio::task::spawn_blocking(move || tls::connector(&address)).await?;
         let connector = connector.map_err(|sentence| anyhow::anyhow!("the address {sentence}"))?;

@@ -5,20 +5,21 @@ use std::time::Duration;
 use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as DieselError};
 
 use crate::domain::Error;
+use crate::domain::error::DATABASE_UNAVAILABLE;
 
 /// When a caller may try again after the database was not there.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The database can't be reached, or not in time: nothing was done.
+/// The database can't be reached, or not in time: nothing was done. Readiness logs that once; each case is for debugging.
 pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
-    tracing::warn!(error = %source, "the database is unavailable");
+    tracing::debug!(error = %source, "the database is unavailable");
     away("the database can't be reached")
 }
 
 /// There is no database to work with, for a reason that is in the log already: nothing was done.
 pub fn away(why: &str) -> Error {
     Error::Unavailable {
-        reason: "DATABASE_UNAVAILABLE",
+        reason: DATABASE_UNAVAILABLE,
         message: format!("{why}; nothing was done, repeat the request"),
         retry_after: RETRY_AFTER,
     }

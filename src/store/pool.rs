@@ -70,6 +70,16 @@ impl Pool {
         if !self.checked.initialized() {
             return Err(away("this process has just started, and has not checked its database yet"));
         }
+        self.try_begin(scope).await.map_err(|why| unavailable(&why))
+    }
+
+    /// Opens a transaction and ends it again; else says why that is not possible, for the log.
+    pub async fn ping(&self) -> Result<(), String> {
+        let transaction = self.try_begin(Scope::System).await?;
+        transaction.close().await.map_err(|error| error.to_string())
+    }
+
+    async fn try_begin(&self, scope: Scope) -> Result<Transaction, String> {
         let sql = match scope {
             Scope::Tenant(organization_id) => format!(
                 "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; {PLANS}; \
@@ -95,19 +105,19 @@ impl Pool {
                 }
                 Err(_) => {
                     drop(Object::take(connection));
-                    return Err(unavailable(&"no transaction could be begun in time"));
+                    return Err(format!("no transaction could be begun within {WAIT_TIMEOUT:?}"));
                 }
             }
         }
         let last = last.map(|error| error.to_string()).unwrap_or_default();
-        Err(unavailable(&format_args!("no transaction can be begun: {last}")))
+        Err(format!("no transaction can be begun: {last}"))
     }
 
-    async fn connection(&self) -> Result<Object<AsyncPgConnection>> {
+    async fn connection(&self) -> Result<Object<AsyncPgConnection>, String> {
         match tokio::time::timeout(WAIT_TIMEOUT, self.connections.get()).await {
             Ok(Ok(connection)) => Ok(connection),
-            Ok(Err(error)) => Err(unavailable(&error)),
-            Err(_) => Err(unavailable(&"no connection became free in time")),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no connection became free within {WAIT_TIMEOUT:?}")),
         }
     }
 }

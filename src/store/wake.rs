@@ -15,6 +15,9 @@ const CHANNEL: &str = "paybridge_wake";
 /// How long after a lost connection the next one is tried, real time.
 const RECONNECT_PAUSE: Duration = Duration::from_secs(1);
 
+/// After how many connections that failed in a row a warning is logged: some 10 seconds.
+const LONG_AWAY: u32 = 10;
+
 /// What a hint says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hint {
@@ -38,27 +41,27 @@ impl Hint {
 }
 
 /// Passes hints between the replicas until the returned future is dropped: those from `outgoing` go to all other
-/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN. Why that can't be
-/// reached is logged as a warning, once for each time that it is away.
+/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN. That it has been
+/// away for long is logged as a warning, once for each time; a short outage is the pool's, too, and readiness logs that.
 pub async fn relay(url: String, mut outgoing: mpsc::Receiver<Hint>, heard: impl Fn(Hint) + Send + Sync + 'static) {
     let heard = std::sync::Arc::new(heard);
-    let mut is_away = false;
+    let mut failures = 0;
     loop {
         match connected(&url).await {
             Ok((client, connection)) => {
-                is_away = false;
+                failures = 0;
                 if let Err(error) = relay_over(client, connection, &mut outgoing, heard.clone()).await {
                     tracing::debug!(%error, "no wake-ups from other replicas until the database is back");
                 }
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                if is_away {
-                    tracing::debug!(error, "no wake-ups from other replicas until the database is back");
+                failures += 1;
+                if failures == LONG_AWAY {
+                    tracing::warn!(error, "no wake-ups from other replicas until the direct database address answers");
                 } else {
-                    tracing::warn!(error, "no wake-ups from other replicas until the database is back");
+                    tracing::debug!(error, "no wake-ups from other replicas until the database is back");
                 }
-                is_away = true;
             }
         }
         if outgoing.is_closed() {

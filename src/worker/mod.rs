@@ -135,6 +135,7 @@ async fn renew(app: &App, held: &Held) {
                     tracing::debug!(lost, "leases are no longer ours");
                 }
             }
+            Err(error) if error.is_database_away() => {}
             Err(error) => tracing::warn!(%error, held = asked.len(), "leases could not be renewed; trying again"),
         }
     }

@@ -24,7 +24,9 @@ async fn follow(app: &App, timer: Timer) {
                 tokio::join!(app.clock().sleep_until(next), pause(LOOK_AFTER));
             }
             Err(error) => {
-                tracing::warn!(timer = timer.as_str(), %error, "a timer's work could not be done; trying again");
+                if !error.is_database_away() {
+                    tracing::warn!(timer = timer.as_str(), %error, "a timer's work could not be done; trying again");
+                }
                 pause(TRY_AGAIN).await;
             }
         }

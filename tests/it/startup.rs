@@ -98,8 +98,14 @@ fn postgres_in(folder: &TempDir) -> Postgres {
     Postgres::start(&folder.path().join("postgres"), &options).expect("Postgres starts")
 }
 
+/// Long enough for what looks once a second to look twice.
+async fn two_more_looks() {
+    let began = Instant::now();
+    until("two more looks", || async { (began.elapsed() > Duration::from_secs(2)).then_some(()) }).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_waits_for_a_database_that_is_away_with_one_line() {
+async fn a_database_that_is_away_is_waited_for_with_one_line() {
     let folder = tempfile::Builder::new().prefix("paybridge-away-").tempdir().expect("a temporary folder");
     let postgres = tokio::task::block_in_place(|| postgres_in(&folder));
     let url = postgres.connection_string("postgres");
@@ -108,12 +114,22 @@ async fn a_process_waits_for_a_database_that_is_away_with_one_line() {
 
     let mut server = Server::start(&url, &format!("k1:{KEY}"));
     server.until_waiting("the database can't be reached; check DATABASE_URL").await;
-    // Two more looks.
-    let began = Instant::now();
-    until("a while has passed", || async { (began.elapsed() > Duration::from_secs(2)).then_some(()) }).await;
+    two_more_looks().await;
     assert_eq!(server.warnings().len(), 1, "{}", server.log());
     let postgres = tokio::task::block_in_place(|| postgres_in(&folder));
     server.until_ready().await;
+
+    // An outage while it runs is one line, too, with the place and the system's reason; and its end is one.
+    let place = postgres.socket_file().parent().expect("a folder").display().to_string();
+    tokio::task::block_in_place(|| postgres.stop()).expect("it stops");
+    until("it is not ready", || async { (server.status("/readyz").await == Some(503)).then_some(()) }).await;
+    two_more_looks().await;
+    let warnings = server.warnings();
+    assert_eq!(warnings.len(), 2, "{}", server.log());
+    assert!(warnings[1].contains(&place) && warnings[1].contains("No such file or directory"), "{}", warnings[1]);
+    let postgres = tokio::task::block_in_place(|| postgres_in(&folder));
+    server.until_ready().await;
+    assert_eq!(server.log().matches("ready: the database answers").count(), 2, "{}", server.log());
     drop(server);
     tokio::task::block_in_place(|| drop(postgres));
 }

@@ -62,7 +62,9 @@ async fn write(pool: &Pool, clock: &Clock, wake: &Wake, batch: Vec<Waiting>) {
             }
         }
         Err(error) => {
-            tracing::warn!(%error, webhooks = batch.len(), "webhooks could not be stored; Stripe will send them again");
+            if !error.is_database_away() {
+                tracing::warn!(%error, webhooks = batch.len(), "webhooks could not be stored; Stripe will send them again");
+            }
             for (_, answer) in batch {
                 let _ = answer.send(Err(()));
             }

@@ -96,7 +96,9 @@ impl App {
                 Ok(secrets) if secrets.is_empty() => return Err(Rejection::UnknownIntegration),
                 Ok(secrets) => secrets,
                 Err(error) => {
-                    tracing::warn!(%error, "a webhook could not be checked");
+                    if !error.is_database_away() {
+                        tracing::warn!(%error, "a webhook could not be checked");
+                    }
                     return Err(Rejection::Unavailable);
                 }
             };
