@@ -224,7 +224,7 @@ pub(super) fn provider_error(integration: &Integration, action: &str, message: &
     NewEvent { webhook_type: "payment_provider.error", payload: Payload::PaymentProviderError(object) }
 }
 
-/// `payment_provider.connected`, `payment_provider.disconnected`.
+/// `payment_provider.connected`, `payment_provider.recovered`, `payment_provider.disconnected`.
 pub(super) fn provider(webhook_type: &'static str, integration: &Integration) -> NewEvent {
     let object = PaymentProviderObject {
         lago_payment_provider_id: integration.id.0,

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::OrganizationId;
 
 /// Every `webhook_type` that there is.
-pub const WEBHOOK_TYPES: [&str; 32] = [
+pub const WEBHOOK_TYPES: [&str; 33] = [
     "customer.payment_provider_created",
     "customer.payment_provider_linked",
     "customer.payment_provider_deleted",
@@ -41,6 +41,7 @@ pub const WEBHOOK_TYPES: [&str; 32] = [
     "payment_provider.connected",
     "payment_provider.disconnected",
     "payment_provider.error",
+    "payment_provider.recovered",
     "provider_event",
 ];
 
@@ -352,7 +353,7 @@ pub struct DisputeObject {
     pub reason: Option<String>,
 }
 
-/// `payment_provider.connected`, `payment_provider.disconnected`.
+/// `payment_provider.connected`, `payment_provider.recovered`, `payment_provider.disconnected`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "in the style of Lago's")]
 pub struct PaymentProviderObject {

@@ -162,5 +162,7 @@ async fn a_check_resumes_an_integration_whose_key_may_collect_again_whatever_els
     let found = cashier.player.api.integrations.check_integration(check).await.expect("a look").into_inner();
     assert!(format!("{found:?}").contains("rak_refund_write"), "what is missing is told");
     cashier.payment_in("inv", PaymentState::Succeeded).await;
+    let recovered = cashier.events().await.iter().filter(|it| it.webhook_type == "payment_provider.recovered").count();
+    assert_eq!(recovered, 1, "the end of a pause is reported, a new key for one that works is not");
     cashier.end().await;
 }

@@ -267,6 +267,7 @@ impl App {
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
         store::upkeep::forget_forbidden(&mut work.tx, org, id).await?;
         work.commit().await?;
+        tracing::info!(integration.id = %id, key.hint = integration.key_hint, "the integration has another key");
         let findings = checked.findings.iter().map(scope_finding).collect();
         Ok((self.resume_integration(org, id).await?, findings))
     }

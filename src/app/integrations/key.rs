@@ -40,7 +40,7 @@ impl App {
         let mut account = match self.0.stripe.account(&unpaced).await {
             Ok(account) => Some(account.id),
             Err(error @ stripe::Error::Unauthorized(_)) => {
-                return Err(refused("KEY_REJECTED", format!("Stripe does not accept this key: {error}")));
+                return Err(refused("KEY_REJECTED", error.to_string()));
             }
             Err(error @ stripe::Error::Forbidden { .. }) => error.named_account().map(str::to_owned),
             Err(error) => return Err(stripe_unavailable(&error)),

@@ -160,6 +160,8 @@ impl App {
             integration.state = IntegrationState::Active;
             integration.pause_reason = None;
             store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
+            work.tell(tell::provider("payment_provider.recovered", &integration));
+            tracing::info!(integration.id = %id, "the integration is active again: its key is good");
         }
         for (payment, _) in payments {
             work.ask(JobKind::SubmitPayment, payment);

@@ -141,11 +141,16 @@ async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
     if known.amount == fresh.amount && known.customer_id == fresh.customer_id {
         return Ok(known);
     }
+    let advice = match known.state {
+        PaymentState::Succeeded => "it is paid: refund it, or give what else is due an invoice of its own",
+        PaymentState::Failed => "retry it, change its amount, or cancel it first",
+        _ => "wait for its outcome, change its amount, or cancel it first",
+    };
     Err(Error::AlreadyExists {
         kind: "payment",
         id: known.id.to_string(),
         message: format!(
-            "the invoice {} has the payment {} of {} in the state {}; read it, retry it, or cancel it first",
+            "the invoice {} has the payment {} of {} in the state {}; {advice}",
             known.invoice_id,
             known.id,
             known.amount,
