@@ -60,9 +60,7 @@ async fn run(task: Task) -> Result<ExitCode> {
             create_token(&database, organization.into(), &name).await?;
         }
         Task::ListTokens { database, organization } => list_tokens(&database, organization.into()).await?,
-        Task::RevokeToken { database, organization, token } => {
-            revoke_token(&database, organization.into(), token.into()).await?;
-        }
+        Task::RevokeToken { database, token } => revoke_token(&database, token.into()).await?,
         Task::ListJobs { database, organization, only_parked } => {
             list_jobs(&database, organization.map(Into::into), only_parked).await?;
         }
@@ -179,9 +177,9 @@ async fn list_tokens(database: &SecretString, organization: OrganizationId) -> R
     Ok(())
 }
 
-async fn revoke_token(database: &SecretString, organization: OrganizationId, token: TokenId) -> Result<()> {
+async fn revoke_token(database: &SecretString, token: TokenId) -> Result<()> {
     let app = administration(database).await?;
-    app.revoke_token(organization, token).await.map_err(explained)?;
+    app.revoke_token(token).await.map_err(explained)?;
     println!("Revoked token {token}; replicas that used it just now notice within 10 s.");
     Ok(())
 }

@@ -88,10 +88,10 @@ impl App {
         store::organizations::tokens(&mut tx, org).await
     }
 
-    /// Revokes a token; it may work for 10 s more where it was used just now.
-    pub async fn revoke_token(&self, org: OrganizationId, id: TokenId) -> Result<()> {
+    /// Revokes a token of any organization; it may work for 10 s more where it was used just now.
+    pub async fn revoke_token(&self, id: TokenId) -> Result<()> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        if !store::organizations::revoke_token(&mut tx, org, id, self.clock().now()).await? {
+        if !store::organizations::revoke_token(&mut tx, id, self.clock().now()).await? {
             return Err(Error::not_found("live token", id));
         }
         tx.commit().await

@@ -106,11 +106,8 @@ pub(super) enum TokenCommand {
     },
     /// Revoke a token, within seconds on every replica.
     Revoke {
-        /// The id of the token, as `token list` shows it.
+        /// The id of the token, as `token create` and `token list` show it.
         token: String,
-        /// The id of the organization.
-        #[arg(long, value_name = "ID")]
-        organization: String,
         #[command(flatten)]
         database: DatabaseArgs,
     },

@@ -88,11 +88,10 @@ fn token_task(mistakes: &mut Mistakes, command: TokenCommand) -> Option<Task> {
             let database = database(mistakes, args);
             Some(Task::ListTokens { database: database?, organization: organization? })
         }
-        TokenCommand::Revoke { token, organization, database: args } => {
-            let organization = organization_id(mistakes, &organization);
+        TokenCommand::Revoke { token, database: args } => {
             let token = mistakes.note_argument("the token's id", check::id(&token));
             let database = database(mistakes, args);
-            Some(Task::RevokeToken { database: database?, organization: organization?, token: token? })
+            Some(Task::RevokeToken { database: database?, token: token? })
         }
     }
 }

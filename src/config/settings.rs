@@ -45,7 +45,6 @@ pub enum Task {
     },
     RevokeToken {
         database: SecretString,
-        organization: Uuid,
         token: Uuid,
     },
     ListJobs {

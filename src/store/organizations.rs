@@ -82,16 +82,9 @@ pub async fn tokens(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result
 }
 
 /// Revokes a token; `false` if there is none, or it was revoked before. For the system role.
-pub async fn revoke_token(
-    conn: &mut AsyncPgConnection,
-    org: OrganizationId,
-    id: TokenId,
-    now: OffsetDateTime,
-) -> Result<bool> {
-    let revoked = diesel::update(tokens::api_tokens.find((org.0, id.0)).filter(tokens::revoke_time.is_null()))
-        .set(tokens::revoke_time.eq(now))
-        .execute(conn)
-        .await?;
+pub async fn revoke_token(conn: &mut AsyncPgConnection, id: TokenId, now: OffsetDateTime) -> Result<bool> {
+    let live = tokens::api_tokens.filter(tokens::id.eq(id.0).and(tokens::revoke_time.is_null()));
+    let revoked = diesel::update(live).set(tokens::revoke_time.eq(now)).execute(conn).await?;
     Ok(revoked == 1)
 }
 
