@@ -1,10 +1,11 @@
 //! Logs, traces and metrics: what operators see of a running Paybridge.
 //!
-//! Logs go to standard error, so that what a command prints stays clean. Traces go to a collector if there is one.
-//! Metrics are kept in memory and rendered when the HTTP door is asked for `/metrics`. Nothing here ever waits for an
-//! outside system while the service runs: a collector that is away costs traces, not payments.
+//! Logs go to standard error, so that what a command prints stays clean; those of `demo` go to a file. Traces go to a
+//! collector if there is one. Metrics are kept in memory and rendered when the HTTP door is asked for `/metrics`. Nothing
+//! here ever waits for an outside system while the service runs: a collector that is away costs traces, not payments.
 
-use std::sync::OnceLock;
+use std::fs::OpenOptions;
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -49,8 +50,16 @@ pub fn start(settings: config::Telemetry) -> Result<Telemetry> {
         tracing_opentelemetry::layer().with_tracer(provider.tracer("paybridge")).with_filter(ours)
     });
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let registry =
-        tracing_subscriber::registry().with(log_lines(settings.format, std::io::stderr).with_filter(settings.filter));
+    let lines = match &settings.file {
+        None => log_lines(settings.format, color(), std::io::stderr),
+        Some(file) => {
+            // One that is there already is not ours.
+            let opened = OpenOptions::new().create_new(true).append(true).open(file);
+            let opened = opened.with_context(|| format!("{} can't be written", file.display()))?;
+            log_lines(settings.format, false, Mutex::new(opened))
+        }
+    };
+    let registry = tracing_subscriber::registry().with(lines.with_filter(settings.filter));
     registry.with(layer).try_init().context("cannot start logging")?;
     Ok(Telemetry { traces })
 }
@@ -67,13 +76,13 @@ impl Telemetry {
 }
 
 /// A layer of its own for each format, because their types differ; the filter is added by the caller.
-fn log_lines<S, W>(format: LogFormat, writer: W) -> Box<dyn Layer<S> + Send + Sync>
+fn log_lines<S, W>(format: LogFormat, color: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     W: for<'line> fmt::MakeWriter<'line> + Send + Sync + 'static,
 {
     match format {
-        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(color()).boxed(),
+        LogFormat::Text => fmt::layer().with_writer(writer).with_ansi(color).boxed(),
         LogFormat::Json => fmt::layer().json().flatten_event(true).with_span_list(false).with_writer(writer).boxed(),
     }
 }
@@ -161,7 +170,7 @@ mod tests {
     fn logged(format: LogFormat) -> String {
         let lines = Lines::default();
         let writer = lines.clone();
-        let subscriber = tracing_subscriber::registry().with(log_lines(format, move || writer.clone()));
+        let subscriber = tracing_subscriber::registry().with(log_lines(format, false, move || writer.clone()));
         tracing::subscriber::with_default(subscriber, || {
             let _span = tracing::info_span!("payment", payment.id = 7).entered();
             tracing::warn!(attempt.number = 2, "the card was declined");

@@ -47,13 +47,14 @@ pub(super) enum Command {
     Jobs(JobsCommand),
     /// Run everything on this machine: an embedded Postgres, a Stripe sandbox and the service.
     ///
-    /// Needs nothing but Postgres' programs (`apt-get install postgresql`). Prints the addresses, a token and commands
-    /// to try. Data survives a restart.
+    /// Needs nothing but Postgres' programs (`apt-get install postgresql`). Prints the addresses, the file of a token
+    /// and commands to try. Data survives a restart.
     #[cfg(feature = "dev")]
     Dev(DevArgs),
     /// Play the whole story once, against an embedded Postgres and a Stripe sandbox, and check every outcome.
     ///
-    /// Exits with 0 only if every step ended as it should; says what differed otherwise. Leaves nothing behind.
+    /// Exits with 0 only if every step ended as it should; says what differed otherwise. Leaves nothing behind but a log
+    /// file, whose name it prints.
     #[cfg(feature = "dev")]
     Demo(DemoArgs),
     /// Run the Stripe sandbox alone, for other programs to talk to.
@@ -302,6 +303,9 @@ pub(super) struct DevArgs {
 #[cfg(feature = "dev")]
 #[derive(Args)]
 pub(super) struct DemoArgs {
+    /// Print the service's log between the lines of the story, instead of writing it to a file.
+    #[arg(long, env = "PAYBRIDGE_VERBOSE", value_parser = clap::builder::FalseyValueParser::new())]
+    pub(super) verbose: bool,
     #[command(flatten)]
     pub(super) postgres: PostgresArgs,
 }

@@ -23,6 +23,11 @@ pub(super) fn settings(cli: Cli) -> Result<Settings, Mistakes> {
     let telemetry = telemetry(&mut mistakes, cli.telemetry);
     let task = task(&mut mistakes, cli.command);
     match (telemetry, task) {
+        #[cfg(feature = "dev")]
+        (Some(telemetry), Some(Task::Demo(demo))) => {
+            let telemetry = Telemetry { file: demo.log_file.clone(), ..telemetry };
+            Ok(Settings { telemetry, task: Task::Demo(demo) })
+        }
         (Some(telemetry), Some(task)) => Ok(Settings { telemetry, task }),
         _ => Err(mistakes),
     }
@@ -39,7 +44,7 @@ fn telemetry(mistakes: &mut Mistakes, args: TelemetryArgs) -> Option<Telemetry> 
     let filter = mistakes.note("log-filter", filter);
     let otlp_endpoint = given(args.otlp_endpoint).map(|text| check::collector_url(&text)).transpose();
     let otlp_endpoint = mistakes.note("otlp-endpoint", otlp_endpoint);
-    Some(Telemetry { format: format?, filter: filter?, otlp_endpoint: otlp_endpoint? })
+    Some(Telemetry { format: format?, filter: filter?, otlp_endpoint: otlp_endpoint?, file: None })
 }
 
 fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
@@ -62,7 +67,7 @@ fn task(mistakes: &mut Mistakes, command: Command) -> Option<Task> {
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev(mistakes, args).map(Task::Dev),
         #[cfg(feature = "dev")]
-        Command::Demo(args) => Some(Task::Demo(Demo { postgres_programs: args.postgres.postgres_programs })),
+        Command::Demo(args) => Some(Task::Demo(demo(args))),
         #[cfg(feature = "dev")]
         Command::Sandbox(args) => {
             let listen = mistakes.note("listen", check::address(&args.listen))?;
@@ -211,6 +216,16 @@ fn keys(mistakes: &mut Mistakes, keys: Option<SecretString>, file: Option<String
             mistakes.note("encryption-keys", Err(help.to_owned()))
         }
     }
+}
+
+/// The log has a file of its own, so that the story stands alone.
+#[cfg(feature = "dev")]
+fn demo(args: super::arguments::DemoArgs) -> Demo {
+    let mut mark = [0; 8];
+    let is_random = getrandom::fill(&mut mark).is_ok();
+    let name = format!("paybridge-demo-{}.log", hex::encode(mark));
+    let log_file = (is_random && !args.verbose).then(|| std::env::temp_dir().join(name));
+    Demo { log_file, postgres_programs: args.postgres.postgres_programs }
 }
 
 #[cfg(feature = "dev")]

@@ -192,6 +192,8 @@ pub struct Telemetry {
     pub filter: EnvFilter,
     /// Where traces go, if anywhere.
     pub otlp_endpoint: Option<BaseUrl>,
+    /// The file that log lines are added to; absent: they go to standard error.
+    pub file: Option<std::path::PathBuf>,
 }
 
 /// How log lines look.
@@ -227,6 +229,8 @@ pub struct Dev {
 #[cfg(feature = "dev")]
 #[derive(Debug)]
 pub struct Demo {
+    /// Where the log goes; absent: to standard error.
+    pub log_file: Option<std::path::PathBuf>,
     /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }

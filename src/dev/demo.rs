@@ -14,6 +14,9 @@ use crate::config;
 /// `paybridge demo`: sets a stage up, plays the story, and succeeds only if every outcome is the one promised.
 pub async fn run_demo(settings: config::Demo) -> Result<ExitCode> {
     let folder = tempfile::Builder::new().prefix("paybridge-demo-").tempdir()?;
+    if let Some(file) = &settings.log_file {
+        println!("The log is written to {}.", file.display());
+    }
     println!("Starting a private Postgres …");
     let began = Instant::now();
     let postgres_folder = folder.path().join("postgres");
@@ -21,7 +24,8 @@ pub async fn run_demo(settings: config::Demo) -> Result<ExitCode> {
     let postgres = tokio::task::spawn_blocking(move || Postgres::start(&postgres_folder, &options)).await??;
     let database_url = prepare_database(&postgres, "paybridge", None).await?;
     println!("Starting the Stripe sandbox and Paybridge …");
-    let stage = Stage::set_up(database_url, Clock::system(), stage::Options::default()).await?;
+    let stage_options = stage::Options { log_file: settings.log_file, ..stage::Options::default() };
+    let stage = Stage::set_up(database_url, Clock::system(), stage_options).await?;
     println!(
         "Ready after {:.1} s: gRPC at {}, Stripe at {}\n",
         began.elapsed().as_secs_f32(),

@@ -12,7 +12,7 @@ pub mod postgres;
 pub mod sandbox;
 /// A database, a sandbox and servers, put together.
 pub mod stage;
-/// What Paybridge is for, in thirteen steps.
+/// What Paybridge is for, in eighteen steps.
 pub mod story;
 
 pub use self::chaos::run_chaos;

@@ -17,6 +17,8 @@ use crate::clock::Clock;
 use crate::config;
 use crate::lifecycle::Lifecycle;
 
+/// How long an event stream may be silent, as under `serve`.
+const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(15);
 /// How often `dev` writes down a time that is ahead of the machine's, real time.
 const TIME_KEPT_EVERY: time::Duration = time::Duration::milliseconds(250);
 
@@ -49,14 +51,14 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
             sandbox_listen: settings.sandbox_listen,
             grpc_listen: settings.grpc_listen,
             http_listen: settings.http_listen,
-            relay_provider_events: true,
             periods: Periods::default(),
+            heartbeat: HEARTBEAT,
             ..stage::Options::default()
         },
     )
     .await?;
-    let token = token(&stage, &folder).await?;
-    greet(&stage, &token);
+    let token_file = keep_token(&stage, &folder).await?;
+    greet(&stage, &token_file);
 
     let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
     let end = lifecycle.run().await?;
@@ -92,12 +94,12 @@ fn keep_time(clock: &Clock, file: PathBuf) -> JoinHandle<()> {
 }
 
 /// The token of the organization that is made with the database; kept in a file, because Paybridge keeps only its hash.
-async fn token(stage: &Stage, folder: &Path) -> Result<String> {
+async fn keep_token(stage: &Stage, folder: &Path) -> Result<PathBuf> {
     let file = folder.join("token");
     if let Ok(token) = std::fs::read_to_string(&file)
         && stage.administration().authenticate(token.trim()).await.is_ok()
     {
-        return Ok(token.trim().to_owned());
+        return Ok(file);
     }
     let (_, token) = stage.organization("dev").await?;
     let mut options = std::fs::OpenOptions::new();
@@ -108,45 +110,64 @@ async fn token(stage: &Stage, folder: &Path) -> Result<String> {
         .open(&file)
         .and_then(|mut opened| opened.write_all(token.as_bytes()))
         .with_context(|| format!("{} can't be written", file.display()))?;
-    Ok(token)
+    Ok(file)
 }
 
 /// Says how to begin. The calls are the README's, under the same request ids, so that whoever pastes both repeats them.
-fn greet(stage: &Stage, token: &str) {
-    let grpc = stage.servers[0].grpc.trim_start_matches("http://");
-    let call = format!("grpcurl -plaintext -H 'authorization: Bearer {token}'");
+fn greet(stage: &Stage, token_file: &Path) {
     println!(
-        "
+        r#"
 Paybridge is up.
   gRPC API        {grpc}
-  HTTP door       {http}   (/healthz, /readyz, /metrics, webhooks)
+  HTTP            {http}   (/healthz, /readyz, /metrics, webhooks)
   Stripe sandbox  {sandbox}   (key {key})
-  token           {token}
+  token           in {token}
 
-Paste these, in this order:
+Paste these into another terminal, in this order:
 
-  # follow what happens (in a terminal of its own)
-  {call} -d '{{\"from_start\": true}}' {grpc} paybridge.v1.EventService/StreamEvents
+  # who calls, and where
+  AUTH="authorization: Bearer $(cat {token})"
+  API="{grpc} paybridge.v1"
 
   # connect the sandbox's Stripe account
-  {call} -d '{{\"request_id\": \"connect-1\", \"code\": \"stripe\", \"name\": \"Stripe\", \"secret_key\": \"{key}\"}}' {grpc} paybridge.v1.IntegrationService/CreateIntegration
+  grpcurl -plaintext -H "$AUTH" -d '{{
+    "request_id": "connect-1", "code": "stripe", "name": "Stripe",
+    "secret_key": "{key}"
+  }}' $API.IntegrationService/CreateIntegration
 
-  # make a customer, in Stripe too; the event customer.checkout_url_generated brings a link: open it in a browser
-  {call} -d '{{\"request_id\": \"customer-1\", \"external_id\": \"hooli_1234\", \"name\": \"Hooli\", \"email\": \"billing@hooli.test\", \"sync_with_provider\": true, \"provider_payment_methods\": [\"PAYMENT_METHOD_KIND_CARD\", \"PAYMENT_METHOD_KIND_SEPA_DEBIT\"]}}' {grpc} paybridge.v1.CustomerService/CreateCustomer
+  # make a customer, at Stripe too
+  grpcurl -plaintext -H "$AUTH" -d '{{
+    "request_id": "customer-1", "external_id": "hooli_1234", "name": "Hooli",
+    "email": "billing@hooli.test", "sync_with_provider": true,
+    "provider_payment_methods": ["PAYMENT_METHOD_KIND_CARD", "PAYMENT_METHOD_KIND_SEPA_DEBIT"]
+  }}' $API.CustomerService/CreateCustomer
 
-  # charge an invoice of 49.00 EUR
-  {call} -d '{{\"request_id\": \"invoice-1\", \"invoice_id\": \"inv-1\", \"invoice_number\": \"2026-0001\", \"external_customer_id\": \"hooli_1234\", \"amount\": {{\"minor_units\": 4900, \"currency_code\": \"EUR\"}}}}' {grpc} paybridge.v1.PaymentService/CreatePayment
+  # charge an invoice of 49.00 EUR; it fails, as nothing is stored to charge it to
+  grpcurl -plaintext -H "$AUTH" -d '{{
+    "request_id": "invoice-1", "invoice_id": "inv-1", "invoice_number": "2026-0001",
+    "external_customer_id": "hooli_1234",
+    "amount": {{"minor_units": 4900, "currency_code": "EUR"}}
+  }}' $API.PaymentService/CreatePayment
 
-  # read it, with its attempts
-  {call} -d '{{\"invoice_id\": \"inv-1\"}}' {grpc} paybridge.v1.PaymentService/GetPayment
+  # follow what happens; one event brings a checkout_url: open it in a browser,
+  # store the card 4242 4242 4242 4242, and the invoice is paid
+  grpcurl -plaintext -H "$AUTH" -d '{{"from_start": true}}' \
+    $API.EventService/StreamEvents
+
+  # read the payment, with its attempts
+  grpcurl -plaintext -H "$AUTH" -d '{{"invoice_id": "inv-1"}}' \
+    $API.PaymentService/GetPayment
 
   # what the worker has to do, and jobs that it gave up
-  paybridge jobs list --database-url '{database}'
+  paybridge jobs list --database-url \
+    '{database}'
 
 Everything is kept until `paybridge dev --fresh`. Ctrl-C stops it.
-",
+"#,
+        grpc = stage.servers[0].grpc.trim_start_matches("http://"),
         http = stage.servers[0].http,
         sandbox = stage.sandbox.url(),
+        token = token_file.display(),
         database = stage.database_url,
         key = sandbox::SECRET_KEY,
     );

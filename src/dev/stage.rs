@@ -4,6 +4,7 @@
 //! Servers run in this process, on the stage's clock, or, where processes are asked for, as real `paybridge serve`
 //! processes on the machine's clock; so do workers.
 
+use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -96,6 +97,10 @@ pub struct Options {
     pub periods: Periods,
     /// How long a server that stops waits for work in hand, real time; whole seconds.
     pub shutdown_grace: RealDuration,
+    /// How long an event stream of a server in this process may be silent, real time.
+    pub heartbeat: RealDuration,
+    /// Where server processes write their logs; absent: where this one does.
+    pub log_file: Option<PathBuf>,
 }
 
 impl Default for Options {
@@ -116,6 +121,8 @@ impl Default for Options {
             stripe_timeout: RealDuration::from_secs(20),
             periods: seldom(),
             shutdown_grace: RealDuration::from_secs(5),
+            heartbeat: RealDuration::from_secs(1),
+            log_file: None,
         }
     }
 }
@@ -257,7 +264,7 @@ impl Stage {
         let parts = Parts {
             clock: self.clock.clone(),
             relay_provider_events: self.options.relay_provider_events,
-            heartbeat: RealDuration::from_secs(1),
+            heartbeat: self.options.heartbeat,
             limits: limits(self.options.sandbox.limits),
             periods: self.options.periods,
             ..Parts::new(Some(grpc), http)
@@ -317,6 +324,10 @@ impl Stage {
             .stdin(Stdio::null());
         if let Some(url) = &self.webhook_url {
             command.env("PAYBRIDGE_PUBLIC_WEBHOOK_URL", url);
+        }
+        if let Some(file) = &self.options.log_file {
+            let log = OpenOptions::new().create(true).append(true).open(file);
+            command.stderr(log.with_context(|| format!("{} can't be written", file.display()))?);
         }
         let child = command.spawn().context("the server process can't be started")?;
         self.processes.lock().expect("no holder panics").push(Process(child));

@@ -142,7 +142,7 @@ async fn behind_a_pooler_of_sessions_everything_works() {
     let options = Options { servers: 2, program: Some(program()), ..Options::default() };
     let stage = Stage::set_up(pooler.url(), Clock::system(), options).await.expect("the processes become ready");
     let mut scenery = Scenery { stage, program: program(), narrator: Narrator { is_loud: false } };
-    for step in [7, 12] {
+    for step in [7, 17] {
         let step = &STEPS[step - 1];
         (step.play)(&mut scenery).await.unwrap_or_else(|error| panic!("{}: {error:#}", step.title));
     }

@@ -35,8 +35,13 @@ steps! {
     step_09_sepa_settles_days_later 9
     step_10_small_amounts 10
     step_11_no_method_then_one_arrives 11
-    step_12_p5_a_subscriber_resumes_on_another_process 12
-    step_13_disconnecting_drains_first 13
+    step_12_a_payment_link 12
+    step_13_3d_secure 13
+    step_14_paid_elsewhere 14
+    step_15_a_refund 15
+    step_16_a_dispute 16
+    step_17_p5_a_subscriber_resumes_on_another_process 17
+    step_18_disconnecting_drains_first 18
 }
 
 fn three_processes() -> Options {
@@ -50,7 +55,7 @@ async fn three_serve_processes_on_one_database_charge_once() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_serve_processes_on_one_database_serve_one_log() {
-    play(12, three_processes()).await;
+    play(17, three_processes()).await;
 }
 
 /// The same story where Stripe has no address to post to: the events list is read instead.

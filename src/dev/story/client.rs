@@ -79,6 +79,10 @@ fn gist(event: &Event) -> String {
             let amount = refund.amount_cents.unwrap_or_default();
             format!("{} {amount} {} ({})", refund.lago_invoice_id, refund.amount_currency, refund.status)
         }
+        Some(Object::Dispute(dispute)) => format!("{} ({})", dispute.lago_invoice_id, dispute.status),
+        Some(Object::PaymentDisputeLost(lost)) => {
+            lost.invoice.as_ref().map(|invoice| invoice.lago_id.clone()).unwrap_or_default()
+        }
         Some(Object::PaymentProvider(provider)) => provider.payment_provider_code.clone(),
         Some(Object::ProviderEvent(event)) => event.event_type.clone(),
         _ => String::new(),
@@ -298,6 +302,7 @@ fn is_about(event: &Event, invoice: &str) -> bool {
         Some(Object::PaymentProviderInvoicePaymentError(failure)) => failure.lago_invoice_id == invoice,
         Some(Object::Refund(refund)) => refund.lago_invoice_id == invoice,
         Some(Object::Dispute(dispute)) => dispute.lago_invoice_id == invoice,
+        Some(Object::PaymentDisputeLost(lost)) => lost.invoice.as_ref().is_some_and(|it| it.lago_id == invoice),
         _ => false,
     }
 }

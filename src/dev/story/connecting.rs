@@ -1,4 +1,4 @@
-//! Steps 1 and 13: connecting and disconnecting.
+//! Steps 1 and 18: connecting and disconnecting.
 
 use anyhow::{Context, Result};
 use tonic::Code;
@@ -57,11 +57,11 @@ pub(super) async fn connect(scenery: &mut Scenery) -> Result<()> {
 }
 
 pub(super) async fn disconnect(scenery: &mut Scenery) -> Result<()> {
-    let (mut player, integration) = Player::connected(scenery, "step 13").await?;
+    let (mut player, integration) = Player::connected(scenery, "step 18").await?;
     let (narrator, sandbox, clock) = (scenery.narrator, scenery.stage.sandbox.clone(), scenery.stage.clock.clone());
     ready_customer(scenery, &mut player, "leaving", &["sepa_debit"], "pm_success_de").await?;
-    start_payment(&mut player, "leaving", "inv-13", 4900, "EUR").await?;
-    player.told("payment.processing", "inv-13").await?;
+    start_payment(&mut player, "leaving", "inv-18", 4900, "EUR").await?;
+    player.told("payment.processing", "inv-18").await?;
 
     narrator.say("the integration is asked to go, with a debit in flight: it waits");
     let ask = DeleteIntegrationRequest { id: integration.id.clone(), force: false };
@@ -69,7 +69,7 @@ pub(super) async fn disconnect(scenery: &mut Scenery) -> Result<()> {
     hold!(going.context("an integration")?.state() == IntegrationState::Disconnecting, "it is disconnecting");
     let endpoint = integration.provider_webhook_endpoint_id.clone();
     hold!(sandbox.object(&endpoint).is_some(), "the endpoint is still there");
-    let refused_payment = start_payment(&mut player, "leaving", "inv-13-late", 100, "EUR").await;
+    let refused_payment = start_payment(&mut player, "leaving", "inv-18-late", 100, "EUR").await;
     hold!(refused_payment.is_err(), "new payments are refused");
 
     narrator.say("days pass, the bank pays, and only then it goes");
@@ -78,7 +78,7 @@ pub(super) async fn disconnect(scenery: &mut Scenery) -> Result<()> {
     })
     .await?;
     clock.advance(time::Duration::days(6));
-    player.told("payment.succeeded", "inv-13").await?;
+    player.told("payment.succeeded", "inv-18").await?;
     clock.advance(time::Duration::minutes(2));
     player
         .event("payment_provider.disconnected", |event| {
@@ -89,6 +89,6 @@ pub(super) async fn disconnect(scenery: &mut Scenery) -> Result<()> {
     let read = player.api.integrations.get_integration(GetIntegrationRequest { id: integration.id });
     let gone = read.await?.into_inner().integration.context("history stays")?;
     hold!(gone.state() == IntegrationState::Disconnected, "it is disconnected");
-    hold!(player.payment("inv-13").await?.state() == PaymentState::Succeeded, "the payment is history");
+    hold!(player.payment("inv-18").await?.state() == PaymentState::Succeeded, "the payment is history");
     Ok(())
 }

@@ -1,10 +1,11 @@
-//! The story: what Paybridge is for, in thirteen steps, told through its public gRPC API. `paybridge demo` plays all of
+//! The story: what Paybridge is for, in eighteen steps, told through its public gRPC API. `paybridge demo` plays all of
 //! them and prints what happens; the tests play each one by itself. A step returns an error as soon as an outcome is
 //! another than the one promised.
 
 mod client;
 mod connecting;
 mod customers;
+mod detours;
 mod payments;
 mod streams;
 
@@ -44,7 +45,7 @@ macro_rules! steps {
 }
 
 /// The story, in order.
-pub const STEPS: [Step; 13] = steps![
+pub const STEPS: [Step; 18] = steps![
     "Stripe is connected with an API key" => connecting::connect,
     "A customer is created in Stripe only where that is asked for" => customers::create,
     "A Checkout link arrives by event, and ends after 24 hours" => customers::checkout_link,
@@ -56,6 +57,11 @@ pub const STEPS: [Step; 13] = steps![
     "SEPA settles days later, for good or ill; a currency that nothing takes is refused" => payments::sepa,
     "Nothing due, less than nothing, and too little" => payments::small_amounts,
     "Without a payment method a payment fails, and is tried again when one arrives" => payments::no_method,
+    "A payment link: the customer pays an invoice on Stripe's page, and nothing else collects it" => detours::payment_link,
+    "3-D Secure: the bank wants to see the customer, who confirms on a page" => detours::three_d_secure,
+    "An invoice that was paid elsewhere is recorded, and the card is left alone" => detours::paid_elsewhere,
+    "A refund goes back once, however often it is asked for" => detours::refund,
+    "A dispute is reported from its beginning to its end" => detours::dispute,
     "A subscriber that is cut off resumes on another process, and misses nothing" => streams::resume,
     "Disconnecting lets what moves come to its end first" => connecting::disconnect,
 ];

@@ -50,7 +50,7 @@ pub(super) async fn start_payment(
 }
 
 /// The charges of the player's account for an invoice.
-fn charges(scenery: &Scenery, player: &Player, invoice: &str) -> Vec<LedgerEntry> {
+pub(super) fn charges(scenery: &Scenery, player: &Player, invoice: &str) -> Vec<LedgerEntry> {
     let mut ledger = scenery.stage.sandbox.ledger();
     ledger.retain(|entry| {
         entry.account == player.account && entry.metadata.get("invoice_id").is_some_and(|id| id == invoice)
@@ -58,7 +58,7 @@ fn charges(scenery: &Scenery, player: &Player, invoice: &str) -> Vec<LedgerEntry
     ledger
 }
 
-fn successes(entries: &[LedgerEntry]) -> usize {
+pub(super) fn successes(entries: &[LedgerEntry]) -> usize {
     entries.iter().filter(|entry| entry.status == "succeeded").count()
 }
 

@@ -1,4 +1,4 @@
-//! Step 12: the subscriber that is cut off.
+//! Step 17: the subscriber that is cut off.
 
 use std::time::Duration;
 
@@ -37,20 +37,20 @@ async fn follow(url: &str, token: &str, after: i64, enough: impl Fn(&[i64]) -> b
 }
 
 pub(super) async fn resume(scenery: &mut Scenery) -> Result<()> {
-    let (mut player, _) = Player::connected(scenery, "step 12").await?;
+    let (mut player, _) = Player::connected(scenery, "step 17").await?;
     ready_customer(scenery, &mut player, "hooli", &["card"], "4242424242424242").await?;
     let first_server = scenery.stage.servers[0].grpc.clone();
 
     scenery.narrator.say("a subscriber reads three events, and is cut off");
     let mut positions = follow(&first_server, &player.token, 0, |read| read.len() >= 3).await?;
     for number in 0..INVOICES {
-        start_payment(&mut player, "hooli", &format!("inv-12-{number}"), 4900, "EUR").await?;
+        start_payment(&mut player, "hooli", &format!("inv-17-{number}"), 4900, "EUR").await?;
     }
 
     scenery.narrator.say("it comes back with its last position, on another process");
     let second = another_process(scenery).await?;
     for number in 0..INVOICES {
-        player.told("invoice.payment_status_updated", &format!("inv-12-{number}")).await?;
+        player.told("invoice.payment_status_updated", &format!("inv-17-{number}")).await?;
     }
     let all = player.events().last().context("events were told")?.position;
     let last = *positions.last().context("positions were read")?;
