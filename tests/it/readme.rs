@@ -17,6 +17,7 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
+use crate::hands::until;
 use crate::support::stage;
 
 const README: &str = include_str!("../../README.md");
@@ -141,15 +142,25 @@ async fn play(stage: &Stage) -> Result<usize> {
     let examples = examples()?;
     let mut ids: Vec<(&str, String)> = Vec::new();
     for example in &examples {
-        let request = ids.iter().fold(example.request.clone(), |text, (name, id)| text.replace(*name, id));
-        let request = serde_json::from_str(&request).with_context(|| format!("not JSON: {request}"))?;
+        // The newest of a name first.
+        let request = ids.iter().rev().fold(example.request.clone(), |text, (name, id)| text.replace(*name, id));
+        let request: Value = serde_json::from_str(&request).with_context(|| format!("not JSON: {request}"))?;
         let method = find(&pool, &example.method)?;
         if method.name() == "RetryPayment" {
             // Only what has failed can be tried again.
-            let failure = json!({"after_position": 0, "webhook_types": ["invoice.payment_failure"]});
-            call(&channel, &token, &find(&pool, "paybridge.v1.EventService/StreamEvents")?, &failure).await?;
+            let read = find(&pool, "paybridge.v1.PaymentService/GetPayment")?;
+            until("the payment has failed", || async {
+                let answer = call(&channel, &token, &read, &json!({"id": request["id"]})).await.expect("a payment");
+                (answer["payment"]["state"] == "PAYMENT_STATE_FAILED").then_some(())
+            })
+            .await;
         }
         let answer = call(&channel, &token, &method, &request).await.context(example.method.clone())?;
+        if let Some(url) = answer.pointer("/event/payment_provider_customer_checkout_url/checkout_url") {
+            // The reader stores a card, as the README says.
+            let session = url.as_str().and_then(|url| url.rsplit('/').next()).context("a link to a session")?;
+            stage.sandbox.complete_session(session, "4242424242424242", true)?;
+        }
         if let Some(shown) = &example.answer {
             same_names(&serde_json::from_str(shown)?, &answer).context(example.method.clone())?;
         }
