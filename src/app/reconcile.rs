@@ -150,7 +150,7 @@ impl App {
                 Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.read", &error).await),
             };
             let event_time = stored.unwrap_or_else(|| self.clock().now());
-            let about = About { lease, integration_id: session.integration_id, event_time };
+            let about = About { lease, integration_id: session.integration_id, event_time, request_key: None };
             self.session_told(&about, &read).await?;
             if self.session_now(org, id).await?.state != SessionState::Open {
                 mended("checkout_session", 1);

@@ -244,3 +244,21 @@ pub async fn finish(
         .await?;
     Ok(())
 }
+
+/// Notes that Stripe has carried a request out, of which only the idempotency key is known; another key than ours changes
+/// nothing.
+pub async fn finish_by_key(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    purpose: Purpose,
+    object: Uuid,
+    idempotency_key: &str,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let request = frozen::frozen_requests
+        .filter(frozen::organization_id.eq(org.0).and(frozen::object_id.eq(object)))
+        .filter(frozen::purpose.eq(purpose.as_str()).and(frozen::idempotency_key.eq(idempotency_key)))
+        .filter(frozen::finish_time.is_null());
+    diesel::update(request).set(frozen::finish_time.eq(now)).execute(conn).await?;
+    Ok(())
+}

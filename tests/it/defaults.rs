@@ -145,10 +145,60 @@ async fn p6_a_read_does_not_take_our_own_late_write_for_a_choice() {
     cashier.pay("hooli", "inv").await;
     assert_eq!(failed(&mut cashier, "inv").await.1, "no_payment_method");
     assert_eq!(default_of(&mut cashier, "hooli").await, "");
+    nothing_becomes_stripes_default(&cashier, &provider_id).await;
+    cashier.end().await;
+}
+
+/// Once the event that would explain Stripe's default has been waited for in vain.
+async fn nothing_becomes_stripes_default(cashier: &Cashier, provider_id: &str) {
     until("nothing is the default at Stripe, too", || async {
-        shown_default(&cashier, &provider_id).is_empty().then_some(())
+        cashier.advance(Duration::seconds(10));
+        shown_default(cashier, provider_id).is_empty().then_some(())
     })
     .await;
+}
+
+/// Somebody chooses the very method that a write of ours may have set: what that looks like is not theirs until the event
+/// says so, and then it is, although ours has been written again meanwhile.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_choice_that_a_write_of_ours_has_replaced_counts_by_its_late_event() {
+    let mut cashier = Cashier::new("late event of a choice", Options::default()).await;
+    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
+    let first = cashier.methods("hooli").await.remove(0);
+    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
+    cashier.all_delivered().await;
+    cashier.fault("/v1/customers/*", 1, Action::ServerError { work: Effect::NotDone });
+    let (choice, chosen) = (SetDefaultPaymentMethodRequest { id: first.id }, first.provider_payment_method_id);
+    cashier.player.api.customers.set_default_payment_method(choice).await.expect("it is chosen");
+    until("the second try writes it", || async { (shown_default(&cashier, &provider_id) == chosen).then_some(()) })
+        .await;
+    cashier.all_delivered().await;
+    let path = format!("/v1/customers/{provider_id}");
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &path, UNSET).await;
+    default_becomes(&mut cashier, "hooli", "").await;
+    cashier.all_delivered().await;
+
+    let before = cashier.sandbox().events(&cashier.player.account).len();
+    let event = "customer.updated".to_owned();
+    cashier.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });
+    cashier.advance(Duration::seconds(2));
+    at_stripe(&cashier, &path, &format!("{UNSET}{chosen}")).await;
+    let told = cashier.sandbox().events(&cashier.player.account).split_off(before);
+    cashier.pay("hooli", "inv").await;
+    assert_eq!(failed(&mut cashier, "inv").await.1, "no_payment_method");
+    nothing_becomes_stripes_default(&cashier, &provider_id).await;
+
+    cashier.sandbox().clear_faults();
+    deliver(&cashier, &told[0]).await;
+    default_becomes(&mut cashier, "hooli", &chosen).await;
+    until("it is written to Stripe again", || async {
+        cashier.advance(Duration::seconds(10));
+        (shown_default(&cashier, &provider_id) == chosen).then_some(())
+    })
+    .await;
+    cashier.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(default_of(&mut cashier, "hooli").await, chosen);
     cashier.end().await;
 }
 

@@ -73,7 +73,7 @@ pub(super) async fn default_read(
     if known != *before || known.method.as_ref() == there {
         return Ok(DefaultChange { from: None, to: None });
     }
-    if may_be_ours(&mut work.tx, customer, there.map(String::as_str), work.now).await? {
+    if known.time.is_some() && may_be_ours(&mut work.tx, customer, there.map(String::as_str), work.now).await? {
         work.ask(JobKind::PushDefaultMethod, customer.id.0);
         return Ok(DefaultChange { from: None, to: None });
     }
@@ -83,7 +83,7 @@ pub(super) async fn default_read(
 }
 
 /// Whether a write of ours whose outcome is unknown may have made `there` Stripe's default, at any moment since it was sent.
-async fn may_be_ours(
+pub(in crate::app) async fn may_be_ours(
     tx: &mut Transaction,
     customer: &Customer,
     there: Option<&str>,
@@ -118,7 +118,8 @@ pub(in crate::app) async fn forget_unset_read(
 
 impl App {
     /// The job of a customer whose default is to be written to Stripe: only if a read shows that it differs. A default there
-    /// that nobody has told of was chosen by somebody: its event is waited for, and if none comes, it counts as chosen now.
+    /// that nobody has told of was chosen by somebody, or set by a late write of ours: its event is waited for. If none comes,
+    /// ours is written again where it may have been ours, and else it counts as chosen now.
     pub(in crate::app) async fn push_default_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
         let Some((_, provider_id, access)) = self.linked_customer(org, lease.object_id.into()).await? else {
@@ -144,29 +145,36 @@ impl App {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
         if there.default_method == method {
-            return self.default_is_written(lease, customer.id, method, None).await;
+            return self.default_is_written(lease, &customer, method, None).await;
         }
         // Stripe itself unsets a default that is detached.
         let is_known = |method: &&PaymentMethod| Some(&method.provider_payment_method_id) == known.method.as_ref();
         let is_gone = methods.iter().find(is_known).is_some_and(|method| method.detach_time.is_some());
         let is_explained = there.default_method == known.method || (is_gone && there.default_method.is_none());
         let mut work = self.begin_leased(lease).await?;
-        let is_ours = may_be_ours(&mut work.tx, &customer, there.default_method.as_deref(), work.now).await?;
-        if known.time.is_some() && !is_explained && !is_ours {
+        let is_current = store::customers::lock(&mut work.tx, org, customer.id).await?.version == customer.version
+            && store::customers::provider_default(&mut work.tx, org, customer.id).await? == known;
+        if !is_current {
+            let now = work.now;
+            return work.end(Outcome::Again(now)).await;
+        }
+        if known.time.is_some() && !is_explained {
             if lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return work.end(Outcome::Retry(text.to_owned())).await;
             }
-            work.abandon().await?;
-            self.read_payment_methods(lease, customer.id).await?;
-            return self.begin_leased(lease).await?.end(Outcome::Done).await;
+            if !may_be_ours(&mut work.tx, &customer, there.default_method.as_deref(), work.now).await? {
+                work.abandon().await?;
+                self.read_payment_methods(lease, customer.id).await?;
+                return self.begin_leased(lease).await?.end(Outcome::Done).await;
+            }
         }
         let write = self.freeze_write(&mut work, customer.id, method.as_deref()).await?;
         work.commit().await?;
         let answer =
             self.0.stripe.update_customer(&access.key, &provider_id, &write.idempotency_key, &write.body).await;
         let Err(error) = answer else {
-            return self.default_is_written(lease, customer.id, method, Some(write)).await;
+            return self.default_is_written(lease, &customer, method, Some(write)).await;
         };
         if error.verdict() != stripe::Verdict::Unknown {
             let mut work = self.begin_leased(lease).await?;
@@ -197,23 +205,25 @@ impl App {
         Ok(write)
     }
 
-    /// Stripe's default is ours, by this write or an earlier one. A choice that is told of later is known by its time.
+    /// Stripe's default is ours, by this write or an earlier one. A choice that is told of later is known by its time: also
+    /// one that this write has replaced, whose event is still on its way.
     async fn default_is_written(
         &self,
         lease: &Lease,
-        id: CustomerId,
+        customer: &Customer,
         method: Option<String>,
         write: Option<FrozenRequest>,
     ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
-        if let Some(write) = write {
-            finish_write(&mut work, id, &write).await?;
+        if let Some(write) = &write {
+            finish_write(&mut work, customer.id, write).await?;
         }
-        let customer = store::customers::lock(&mut work.tx, work.org, id).await?;
-        let known = store::customers::provider_default(&mut work.tx, work.org, id).await?;
-        if customer.linked_provider_id().is_some() && known.method != method {
+        let locked = store::customers::lock(&mut work.tx, work.org, customer.id).await?;
+        let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+        let is_same_link = locked.linked_provider_id() == customer.linked_provider_id();
+        if is_same_link && (write.is_some() || known.method != method) {
             let now = ProviderDefault { method, time: Some(work.now) };
-            store::customers::set_provider_default(&mut work.tx, work.org, id, &now).await?;
+            store::customers::set_provider_default(&mut work.tx, work.org, customer.id, &now).await?;
         }
         work.end(Outcome::Done).await
     }
@@ -233,6 +243,11 @@ impl App {
             }
             Noted::Changed => work.ask(JobKind::PushDefaultMethod, customer.id.0),
             Noted::Unchanged => {}
+        }
+        // What is known now says more than that this write may have been carried out.
+        if let Some(key) = about.request_key {
+            let (org, now) = (work.org, work.now);
+            store::requests::finish_by_key(&mut work.tx, org, Purpose::DefaultMethod, customer.id.0, key, now).await?;
         }
         work.commit().await
     }

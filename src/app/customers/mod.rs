@@ -8,7 +8,7 @@ mod mandates;
 mod methods;
 mod sync;
 
-pub(super) use self::default::{Noted, forget_unset_read, note_provider_default};
+pub(super) use self::default::{Noted, forget_unset_read, may_be_ours, note_provider_default};
 pub(super) use self::mandates::if_allowed;
 pub(super) use self::methods::Learnt;
 

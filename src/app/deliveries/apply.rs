@@ -92,8 +92,13 @@ impl App {
     }
 
     async fn take_signal(&self, lease: &Lease, delivery: &Delivery, observed: Observation) -> Result<Verdict> {
-        let about = About { lease, integration_id: delivery.integration_id, event_time: observed.event_time };
         let request_key = observed.request_key;
+        let about = About {
+            lease,
+            integration_id: delivery.integration_id,
+            event_time: observed.event_time,
+            request_key: request_key.as_deref(),
+        };
         match observed.signal {
             Signal::Ignored { reason } => Ok(Verdict::Ignored(reason)),
             Signal::Intent(intent) => self.intent_told(lease, delivery, request_key.as_deref(), intent).await,
@@ -124,7 +129,7 @@ impl App {
             Signal::Session(session) => self.session_told(&about, &session).await,
             Signal::CustomerUpdated { provider_customer_id, default_change } => {
                 // A default that we wrote ourselves is not somebody's choice.
-                let ours = request_key.is_some_and(|key| key.starts_with("paybridge-"));
+                let ours = about.request_key.is_some_and(|key| key.starts_with("paybridge-"));
                 let is_ours = (!observed.hides_request_key).then_some(ours);
                 match default_change {
                     Some(change) => self.default_changed(&about, &provider_customer_id, &change, is_ours).await,

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use super::apply::Verdict;
-use crate::app::customers::{Learnt, Noted, forget_unset_read, if_allowed, note_provider_default};
+use crate::app::customers::{Learnt, Noted, forget_unset_read, if_allowed, may_be_ours, note_provider_default};
 use crate::app::work::{Hand, Work};
 use crate::app::{Access, App, tell};
 use crate::domain::checkout_sessions::SessionState;
@@ -29,6 +29,8 @@ pub(in crate::app) struct About<'a> {
     pub integration_id: IntegrationId,
     /// When it happened.
     pub event_time: OffsetDateTime,
+    /// The idempotency key of the request that brought it about, if that is known.
+    pub request_key: Option<&'a str>,
 }
 
 /// What an event says about a method.
@@ -232,8 +234,9 @@ impl App {
                 return Ok(unknown_customer());
             };
             let known = store::customers::provider_default(&mut work.tx, work.org, customer.id).await?;
+            let is_ours = may_be_ours(&mut work.tx, &customer, change.to.as_deref(), work.now).await?;
             work.abandon().await?;
-            known.time.is_none() || known.method != change.to
+            known.time.is_none() || (known.method != change.to && !is_ours)
         };
         if is_choice {
             return self.default_chosen(about, provider_customer, change).await;
