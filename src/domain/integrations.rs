@@ -3,7 +3,7 @@
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
-use super::{IntegrationId, OrganizationId};
+use super::{Error, IntegrationId, OrganizationId, Result};
 
 /// Where an integration stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,10 +59,27 @@ pub struct Integration {
     pub update_time: OffsetDateTime,
 }
 
+/// What to do about a customer whose integration takes no new work.
+pub const MOVE_CUSTOMER: &str = "move the customer to another one: UpdateCustomer with its integration_id";
+/// What to do about a payment whose integration takes no new work.
+pub const MOVE_PAYMENT: &str = "cancel the payment, move the customer to another one (UpdateCustomer with its \
+                                integration_id), and create the payment again";
+
 impl Integration {
     /// Whether new work is accepted: customers linked, payments made. A paused one accepts; its work waits.
     pub fn accepts_work(&self) -> bool {
         matches!(self.state, IntegrationState::Connecting | IntegrationState::Active | IntegrationState::Paused)
+    }
+
+    /// Refuses new work about `subject` where none is accepted, and says what to do instead.
+    pub fn check_accepts_work(&self, subject: String, remedy: &str) -> Result<()> {
+        if self.accepts_work() {
+            return Ok(());
+        }
+        let since = if self.state == IntegrationState::Disconnected { "was" } else { "is being" };
+        let message =
+            format!("the integration {} ({}) {since} disconnected and takes no new work; {remedy}", self.code, self.id);
+        Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message))
     }
 }
 

@@ -5,7 +5,7 @@ use crate::app::work::Work;
 use crate::app::{App, KEY_AGE_MAX, tell};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::customers::Customer;
-use crate::domain::integrations::Integration;
+use crate::domain::integrations::{Integration, MOVE_CUSTOMER};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
@@ -185,9 +185,6 @@ async fn linked_integration(work: &mut Work, customer: &Customer) -> Result<Inte
         return Err(Error::precondition("CUSTOMER_NOT_LINKED", subject(), message));
     };
     let integration = store::integrations::get(&mut work.tx, work.org, id).await?;
-    if integration.accepts_work() {
-        return Ok(integration);
-    }
-    let message = "the integration is being disconnected and makes no new links";
-    Err(Error::precondition("INTEGRATION_DISCONNECTED", format!("integration/{id}"), message))
+    integration.check_accepts_work(format!("integration/{id}"), MOVE_CUSTOMER)?;
+    Ok(integration)
 }

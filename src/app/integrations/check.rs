@@ -8,7 +8,7 @@ use crate::stripe::accounts::KeyClass;
 use crate::stripe::scopes::Proof;
 
 use super::key::scope_finding;
-use super::stripe_unavailable;
+use super::{resume, stripe_unavailable};
 
 impl App {
     /// What is right and what is wrong. A paused integration whose key turns out good for collecting is resumed.
@@ -43,8 +43,14 @@ impl App {
         if let Some(endpoint) = &integration.provider_endpoint_id {
             findings.push(self.check_endpoint(&integration, &access.key, endpoint).await?);
         }
-        if integration.state == IntegrationState::Paused && can_collect {
-            return Ok((self.resume_integration(org, id).await?, findings));
+        if integration.state != IntegrationState::Paused || !can_collect {
+            return Ok((integration, findings));
+        }
+        let (mut work, mut integration, is_present) = self.lock_with_key(&access).await?;
+        // Another key may have taken its place meanwhile, of which this says nothing.
+        if is_present {
+            resume(&mut work, &mut integration).await?;
+            work.commit().await?;
         }
         Ok((integration, findings))
     }

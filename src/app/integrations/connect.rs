@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
 
 use super::key::{CheckedKey, Sameness, scope_finding};
-use super::stripe_unavailable;
+use super::{resume, stripe_unavailable};
 use crate::app::payments::hash_request;
 use crate::app::work::Work;
 use crate::app::{Access, App, KEY_AGE_MAX, tell};
@@ -130,7 +130,10 @@ impl App {
             Ok(endpoint) => {
                 self.activate(&access, endpoint).await?;
                 // Whatever was given in while it was connecting is looked at.
-                self.resume_integration(org, id).await.map(|_| ())
+                let mut work = self.begin(org).await?;
+                let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
+                resume(&mut work, &mut integration).await?;
+                work.commit().await
             }
             Err(error) if error.verdict() == stripe::Verdict::Refused || error.is_key_trouble() => {
                 self.give_up_connecting(org, id).await?;
@@ -266,10 +269,10 @@ impl App {
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
         store::upkeep::forget_forbidden(&mut work.tx, org, id).await?;
+        resume(&mut work, &mut integration).await?;
         work.commit().await?;
         tracing::info!(integration.id = %id, key.hint = integration.key_hint, "the integration has another key");
-        let findings = checked.findings.iter().map(scope_finding).collect();
-        Ok((self.resume_integration(org, id).await?, findings))
+        Ok((integration, checked.findings.iter().map(scope_finding).collect()))
     }
 }
 

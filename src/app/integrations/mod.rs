@@ -146,33 +146,31 @@ impl App {
         tracing::warn!(integration.id = %id, %error, action, "the integration is paused until its key is mended");
         work.commit().await
     }
+}
 
-    /// The key is good again: everything that waited for it is looked at.
-    async fn resume_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
-        let mut work = self.begin(org).await?;
-        let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
-        // Listed under the lock: whoever found the integration paused before has committed its wait by now.
-        let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
-        let customers = store::customers::pending_links(&mut work.tx, org, id).await?;
-        store::jobs::hurry(&mut work.tx, org, work.now).await?;
-        work.ask(JobKind::CheckEndpoint, id.0);
-        if integration.state == IntegrationState::Paused {
-            integration.state = IntegrationState::Active;
-            integration.pause_reason = None;
-            store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
-            work.tell(tell::provider("payment_provider.recovered", &integration));
-            tracing::info!(integration.id = %id, "the integration is active again: its key is good");
-        }
-        for (payment, _) in payments {
-            work.ask(JobKind::SubmitPayment, payment);
-        }
-        for customer in customers {
-            work.ask(JobKind::SyncCustomer, customer);
-        }
-        if integration.state == IntegrationState::Disconnecting {
-            work.ask(JobKind::DisconnectIntegration, id.0);
-        }
-        work.commit().await?;
-        Ok(integration)
+/// The key of a locked integration is good again: everything that waited for it is looked at.
+async fn resume(work: &mut Work, integration: &mut Integration) -> Result<()> {
+    let (org, id) = (work.org, integration.id);
+    // Listed under the lock: whoever found the integration paused before has committed its wait by now.
+    let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
+    let customers = store::customers::pending_links(&mut work.tx, org, id).await?;
+    store::jobs::hurry(&mut work.tx, org, work.now).await?;
+    work.ask(JobKind::CheckEndpoint, id.0);
+    if integration.state == IntegrationState::Paused {
+        integration.state = IntegrationState::Active;
+        integration.pause_reason = None;
+        store::integrations::save(&mut work.tx, integration, work.now).await?;
+        work.tell(tell::provider("payment_provider.recovered", integration));
+        tracing::info!(integration.id = %id, "the integration becomes active again: its key is good");
     }
+    for (payment, _) in payments {
+        work.ask(JobKind::SubmitPayment, payment);
+    }
+    for customer in customers {
+        work.ask(JobKind::SyncCustomer, customer);
+    }
+    if integration.state == IntegrationState::Disconnecting {
+        work.ask(JobKind::DisconnectIntegration, id.0);
+    }
+    Ok(())
 }

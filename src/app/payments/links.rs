@@ -8,7 +8,7 @@ use super::close::{LINK, refused};
 use super::{Scene, hash_request};
 use crate::app::work::{Hand, Work};
 use crate::app::{App, KEY_AGE_MAX};
-use crate::domain::integrations::Integration;
+use crate::domain::integrations::{Integration, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
     Attempt, AttemptState, Failure, Link, News, Payment, PaymentState, Step, Way, link_objection,
@@ -84,10 +84,7 @@ impl App {
             return Err(refused(objection, payment, &LINK));
         }
         let subject = format!("payment/{}", payment.id);
-        if !scene.integration.accepts_work() {
-            let message = "the integration is being disconnected and makes no new links";
-            return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
-        }
+        scene.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
         let provider_customer = scene.customer.linked_provider_id();
         let Some(provider_customer) =
             provider_customer.filter(|_| scene.customer.integration_id == Some(payment.integration_id))

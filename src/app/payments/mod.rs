@@ -20,7 +20,7 @@ use sha2::{Digest, Sha256};
 use super::App;
 use super::work::Work;
 use crate::domain::customers::{Customer, CustomerRef};
-use crate::domain::integrations::Integration;
+use crate::domain::integrations::{Integration, MOVE_CUSTOMER, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
     Attempt, AttemptState, Errand, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState,
@@ -198,14 +198,8 @@ async fn collecting_integration(work: &mut Work, customer: &Customer) -> Result<
             }
         }
     };
-    if integration.accepts_work() {
-        return Ok(integration);
-    }
-    Err(Error::precondition(
-        "INTEGRATION_DISCONNECTED",
-        format!("integration/{}", integration.id),
-        format!("the integration {} is being disconnected and takes no new payments", integration.code),
-    ))
+    integration.check_accepts_work(format!("integration/{}", integration.id), MOVE_CUSTOMER)?;
+    Ok(integration)
 }
 
 fn check_currency(customer: &Customer, new: &NewPayment) -> Result<()> {
@@ -271,11 +265,7 @@ fn new_payment(
 async fn check_retry(work: &mut Work, scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
     let payment = &scene.payment;
     let subject = format!("payment/{}", payment.id);
-    if !scene.integration.accepts_work() {
-        let message =
-            format!("the integration {} takes no new tries; it is being disconnected", scene.integration.code);
-        return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
-    }
+    scene.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
     if let Some(objection) = payment.objection(scene.attempt.as_ref(), &Errand::Retry { method }) {
         return Err(close::refused(objection, payment, &close::RETRY));
     }
