@@ -156,8 +156,9 @@ pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Res
             }),
         );
     }
-    let direct_url = settings.database.direct_url.expose_secret().to_owned();
-    let helpers = helpers(app.clone(), metrics, direct_url, outgoing, quiet.clone());
+    let url = settings.database.direct_url.expose_secret().to_owned();
+    let is_separate = url != settings.database.url.expose_secret();
+    let helpers = helpers(app.clone(), metrics, (url, is_separate), outgoing, quiet.clone());
     lifecycle.spawn("helpers", async move {
         if quiet.run_until_cancelled(checked.wait()).await.is_some() {
             helpers.await;
@@ -247,14 +248,14 @@ where
 async fn helpers(
     app: App,
     metrics: telemetry::Metrics,
-    direct_url: String,
+    (direct_url, is_separate): (String, bool),
     outgoing: mpsc::Receiver<Hint>,
     quiet: CancellationToken,
 ) {
     let listener = app.clone();
     tokio::select! {
         () = quiet.cancelled() => {}
-        () = store::relay(direct_url, outgoing, move |hint| listener.hear(hint)) => {}
+        () = store::relay(direct_url, is_separate, outgoing, move |hint| listener.hear(hint)) => {}
         () = notice(&app) => {}
         () = count_parked(&app) => {}
         () = pace(&app) => {}

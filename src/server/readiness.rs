@@ -98,6 +98,7 @@ impl Readiness {
         soft.run_until_cancelled(startup.run()).await.transpose()?;
         let mut ticks = interval(ASK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut answered = None;
         loop {
             let asked = async {
                 ticks.tick().await;
@@ -107,7 +108,13 @@ impl Readiness {
             tokio::select! {
                 biased;
                 () = soft.cancelled() => break,
-                answers = asked => self.tell(answers).await,
+                answers = asked => {
+                    // An outage is logged once, and its end.
+                    if answered != Some(answers.is_ok()) {
+                        answered = Some(answers.is_ok());
+                        self.tell(answers).await;
+                    }
+                }
             }
         }
         self.set(false).await;
@@ -120,11 +127,7 @@ impl Readiness {
         Ok(())
     }
 
-    /// An outage is logged once, and its end.
     async fn tell(&self, answers: Result<(), String>) {
-        if *self.ready.borrow() == answers.is_ok() {
-            return;
-        }
         match &answers {
             Ok(()) => tracing::info!("ready: the database answers"),
             Err(error) => tracing::warn!(error, "not ready: the database is away; waiting for it"),

@@ -16,6 +16,12 @@ pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
     away("the database can't be reached")
 }
 
+/// The database is there and did not carry a statement out: it took too long, or others were in its way.
+fn contended(source: &dyn std::fmt::Display) -> Error {
+    tracing::warn!(error = %source, "the database did not carry a statement out; it is tried again");
+    away("the database is too busy")
+}
+
 /// There is no database to work with, for a reason that is in the log already: nothing was done.
 pub fn away(why: &str) -> Error {
     Error::Unavailable {
@@ -27,38 +33,40 @@ pub fn away(why: &str) -> Error {
 
 impl From<DieselError> for Error {
     fn from(error: DieselError) -> Self {
-        let is_transient = match &error {
-            DieselError::DatabaseError(kind, info) => is_transient(*kind, info.as_ref()),
-            DieselError::BrokenTransactionManager => true,
-            _ => false,
-        };
-        if is_transient { unavailable(&error) } else { Self::internal(error) }
+        match &error {
+            DieselError::DatabaseError(kind, info) if is_contention(*kind, info.as_ref()) => contended(&error),
+            DieselError::DatabaseError(kind, info) if is_outage(*kind, info.as_ref()) => unavailable(&error),
+            DieselError::BrokenTransactionManager => unavailable(&error),
+            _ => Self::internal(error),
+        }
     }
 }
 
 /// Diesel-async reports what tokio-postgres says of a lost connection as an unknown kind without a constraint or table,
 /// so that the texts of Postgres' shutdown codes and of closed sockets have to serve.
-fn is_transient(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
-    const SIGNS: [&str; 9] = [
+fn is_outage(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
+    const SIGNS: [&str; 7] = [
         "connection closed",
         "communicating with the server",
         "terminating connection",
         "the database system is",
         "connection reset",
         "broken pipe",
-        "statement timeout",
-        "deadlock detected",
         "too many clients",
     ];
     match kind {
-        DatabaseErrorKind::ClosedConnection
-        | DatabaseErrorKind::SerializationFailure
-        | DatabaseErrorKind::UnableToSendCommand => true,
-        _ => {
-            let message = info.message().to_ascii_lowercase();
-            SIGNS.iter().any(|sign| message.contains(sign))
-        }
+        DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
+        _ => says(info, &SIGNS),
     }
+}
+
+fn is_contention(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
+    matches!(kind, DatabaseErrorKind::SerializationFailure) || says(info, &["statement timeout", "deadlock detected"])
+}
+
+fn says(info: &dyn DatabaseErrorInformation, signs: &[&str]) -> bool {
+    let message = info.message().to_ascii_lowercase();
+    signs.iter().any(|sign| message.contains(sign))
 }
 
 /// Whether `error` is the violation of the unique constraint or index `name`.

@@ -41,9 +41,15 @@ impl Hint {
 }
 
 /// Passes hints between the replicas until the returned future is dropped: those from `outgoing` go to all other
-/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN. That it has been
-/// away for long is logged as a warning, once for each time; a short outage is the pool's, too, and readiness logs that.
-pub async fn relay(url: String, mut outgoing: mpsc::Receiver<Hint>, heard: impl Fn(Hint) + Send + Sync + 'static) {
+/// replicas, theirs go to `heard`. `url` must lead to Postgres itself: transaction poolers break LISTEN. If it is another
+/// address than the pool's (`is_separate`), a warning says that it has been away for long, once for each time; an outage of
+/// the pool's is logged by readiness.
+pub async fn relay(
+    url: String,
+    is_separate: bool,
+    mut outgoing: mpsc::Receiver<Hint>,
+    heard: impl Fn(Hint) + Send + Sync + 'static,
+) {
     let heard = std::sync::Arc::new(heard);
     let mut failures = 0;
     loop {
@@ -57,7 +63,7 @@ pub async fn relay(url: String, mut outgoing: mpsc::Receiver<Hint>, heard: impl 
             Err(error) => {
                 let error = format!("{error:#}");
                 failures += 1;
-                if failures == LONG_AWAY {
+                if is_separate && failures == LONG_AWAY {
                     tracing::warn!(error, "no wake-ups from other replicas until the direct database address answers");
                 } else {
                     tracing::debug!(error, "no wake-ups from other replicas until the database is back");
