@@ -5,6 +5,7 @@
 //! here ever waits for an outside system while the service runs: a collector that is away costs traces, not payments.
 
 use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -54,7 +55,7 @@ pub fn start(settings: config::Telemetry) -> Result<Telemetry> {
         None => log_lines(settings.format, color(), std::io::stderr),
         Some(file) => {
             // One that is there already is not ours.
-            let opened = OpenOptions::new().create_new(true).append(true).open(file);
+            let opened = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
             let opened = opened.with_context(|| format!("{} can't be written", file.display()))?;
             log_lines(settings.format, false, Mutex::new(opened))
         }

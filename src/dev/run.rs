@@ -24,10 +24,10 @@ const TIME_KEPT_EVERY: time::Duration = time::Duration::milliseconds(250);
 
 /// `paybridge dev`: a database that survives, the sandbox, and a server, until it is stopped.
 pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
-    let folder = settings.data_folder.clone();
+    let folder = std::path::absolute(&settings.data_folder)?;
     std::fs::create_dir_all(&folder).with_context(|| format!("{} can't be made", folder.display()))?;
     println!("Starting Postgres in {} …", folder.join("postgres").display());
-    let postgres_folder = std::path::absolute(folder.join("postgres"))?;
+    let postgres_folder = folder.join("postgres");
     let options = postgres::Options {
         fresh: settings.fresh,
         programs: settings.postgres_programs,
@@ -59,6 +59,12 @@ pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     .await?;
     let token_file = keep_token(&stage, &folder).await?;
     greet(&stage, &token_file);
+    if stage.clock.now() - Clock::system().now() > time::Duration::SECOND {
+        println!(
+            "The clock of this folder stands at {}, ahead of this machine's, until --fresh.",
+            stage.clock.now().date()
+        );
+    }
 
     let lifecycle = Lifecycle::new(std::time::Duration::from_secs(5));
     let end = lifecycle.run().await?;
@@ -123,44 +129,43 @@ Paybridge is up.
   Stripe sandbox  {sandbox}   (key {key})
   token           in {token}
 
-Paste these into another terminal, in this order:
+Paste these into another terminal (bash), in this order:
 
-  # who calls, and where
+  # who calls
   AUTH="authorization: Bearer $(cat {token})"
-  API="{grpc} paybridge.v1"
 
   # connect the sandbox's Stripe account
   grpcurl -plaintext -H "$AUTH" -d '{{
     "request_id": "connect-1", "code": "stripe", "name": "Stripe",
     "secret_key": "{key}"
-  }}' $API.IntegrationService/CreateIntegration
+  }}' {grpc} paybridge.v1.IntegrationService/CreateIntegration
 
   # make a customer, at Stripe too
   grpcurl -plaintext -H "$AUTH" -d '{{
     "request_id": "customer-1", "external_id": "hooli_1234", "name": "Hooli",
     "email": "billing@hooli.test", "sync_with_provider": true,
     "provider_payment_methods": ["PAYMENT_METHOD_KIND_CARD", "PAYMENT_METHOD_KIND_SEPA_DEBIT"]
-  }}' $API.CustomerService/CreateCustomer
+  }}' {grpc} paybridge.v1.CustomerService/CreateCustomer
 
   # charge an invoice of 49.00 EUR; it fails, as nothing is stored to charge it to
   grpcurl -plaintext -H "$AUTH" -d '{{
     "request_id": "invoice-1", "invoice_id": "inv-1", "invoice_number": "2026-0001",
     "external_customer_id": "hooli_1234",
     "amount": {{"minor_units": 4900, "currency_code": "EUR"}}
-  }}' $API.PaymentService/CreatePayment
+  }}' {grpc} paybridge.v1.PaymentService/CreatePayment
 
   # follow what happens; one event brings a checkout_url: open it in a browser,
   # store the card 4242 4242 4242 4242, and the invoice is paid
   grpcurl -plaintext -H "$AUTH" -d '{{"from_start": true}}' \
-    $API.EventService/StreamEvents
+    {grpc} paybridge.v1.EventService/StreamEvents
 
   # read the payment, with its attempts
   grpcurl -plaintext -H "$AUTH" -d '{{"invoice_id": "inv-1"}}' \
-    $API.PaymentService/GetPayment
+    {grpc} paybridge.v1.PaymentService/GetPayment
 
   # what the worker has to do, and jobs that it gave up
   paybridge jobs list --database-url \
-    '{database}'
+    "{database}"
 
 Everything is kept until `paybridge dev --fresh`. Ctrl-C stops it.
 "#,

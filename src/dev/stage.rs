@@ -350,7 +350,7 @@ impl Stage {
     /// A new organization and a token of it.
     pub async fn organization(&self, name: &str) -> Result<(OrganizationId, String)> {
         let organization = self.administration.create_organization(name).await?;
-        let (_, token) = self.administration.create_token(organization.id, "stage").await?;
+        let (_, token) = self.administration.create_token(organization.id, name).await?;
         Ok((organization.id, token.expose_secret().to_owned()))
     }
 

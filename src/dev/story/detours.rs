@@ -67,6 +67,7 @@ pub(super) async fn paid_elsewhere(scenery: &mut Scenery) -> Result<()> {
     ready_customer(scenery, &mut player, "hooli", &["card"], DECLINES).await?;
     let payment = start_payment(&mut player, "hooli", "inv-14", 4900, "EUR").await?;
     player.told("invoice.payment_failure", "inv-14").await?;
+    let declined = player.payment("inv-14").await?.provider_payment_intent_id;
     scenery.narrator.say("a bank transfer comes in, and is recorded");
     let request = RecordManualPaymentRequest {
         id: payment.id,
@@ -78,8 +79,8 @@ pub(super) async fn paid_elsewhere(scenery: &mut Scenery) -> Result<()> {
     player.told("payment.succeeded", "inv-14").await?;
     let paid = player.payment("inv-14").await?;
     hold!(paid.state() == PaymentState::Succeeded, "it is SUCCEEDED");
-    let intent = scenery.stage.sandbox.object(&paid.provider_payment_intent_id);
-    hold!(intent.is_none_or(|intent| intent["status"] == "canceled"), "and nothing can charge the card any more");
+    let declined = scenery.stage.sandbox.object(&declined);
+    hold!(declined.is_some_and(|intent| intent["status"] == "canceled"), "and nothing can charge the card any more");
     hold!(successes(&charges(scenery, &player, "inv-14")) == 0, "nothing was charged");
     Ok(())
 }
@@ -110,7 +111,9 @@ pub(super) async fn refund(scenery: &mut Scenery) -> Result<()> {
     player.event("a refund that succeeded", is_done).await?;
     let refunded = player.payment("inv-15").await?;
     hold!(refunded.state() == PaymentState::Succeeded, "the payment stays SUCCEEDED");
-    hold!(refunded.amount_refunded.is_some_and(|amount| amount.minor_units == 1900), "19.00 EUR went back, once");
+    hold!(refunded.amount_refunded.is_some_and(|amount| amount.minor_units == 1900), "19.00 EUR went back");
+    let ledger = charges(scenery, &player, "inv-15");
+    hold!(ledger.iter().map(|charge| charge.amount_refunded).sum::<i64>() == 1900, "and at Stripe once");
     Ok(())
 }
 
