@@ -85,14 +85,19 @@ impl App {
     /// An organization's tokens, oldest first, revoked ones too.
     pub async fn list_tokens(&self, org: OrganizationId) -> Result<Vec<Token>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::organizations::tokens(&mut tx, org).await
+        let tokens = store::organizations::tokens(&mut tx, org).await?;
+        // None at all may mean that there is no such organization.
+        if tokens.is_empty() && store::organizations::list(&mut tx).await?.iter().all(|known| known.id != org) {
+            return Err(Error::not_found("organization", org));
+        }
+        Ok(tokens)
     }
 
     /// Revokes a token of any organization; it may work for 10 s more where it was used just now.
     pub async fn revoke_token(&self, id: TokenId) -> Result<()> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         if !store::organizations::revoke_token(&mut tx, id, self.clock().now()).await? {
-            return Err(Error::not_found("live token", id));
+            return Err(Error::not_found("token in force", id));
         }
         tx.commit().await
     }

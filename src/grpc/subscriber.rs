@@ -144,7 +144,7 @@ impl Filter {
         for (index, name) in webhook_types.iter().enumerate().take(TYPES_MAX) {
             // Whoever misspells a type would wait for it for ever.
             if !WEBHOOK_TYPES.contains(&name.as_str()) {
-                let text = "is no type that there is, such as payment.succeeded; the comment of Event lists them";
+                let text = "names a type that does not exist; the comment of Event lists all of them";
                 fields.object(&format!("webhook_types[{index}]"), text);
             }
         }
