@@ -14,11 +14,11 @@ build() {
     cargo build --profile "$profile" --locked --no-default-features
 }
 
-# Cargo insists on the files that Cargo.toml names: these are empty.
+# Cargo insists on the files that Cargo.toml names: these hold nothing.
 dependencies() {
     mkdir src benches
-    touch src/lib.rs benches/figures.rs
-    echo 'fn main() {}' | tee src/main.rs >build.rs
+    echo '//! Nothing but what it depends on.' | tee src/lib.rs src/main.rs build.rs >benches/figures.rs
+    echo 'fn main() {}' | tee -a src/main.rs >>build.rs
     build
     rm -r src benches build.rs
 }

@@ -238,9 +238,9 @@ impl Error {
     pub(super) fn not_now(hold: Hold, wait: time::Duration) -> Self {
         let message = match hold {
             Hold::Limit => {
-                "as many calls as Stripe allows for this account are under way or wait; this one was not sent"
+                "as many calls as Stripe allows for this account are under way or wait; this try was not sent"
             }
-            Hold::Outage => "Stripe fails most calls just now; this one was not sent",
+            Hold::Outage => "Stripe fails most calls just now; this try was not sent",
         };
         let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
         Self::NotNow { hold, wait: wait.try_into().unwrap_or_default(), detail }
