@@ -1,6 +1,7 @@
 //! Rows of jobs: one for a kind and an object, in the time of Paybridge's clock. Every write that a job leads to shows its
 //! lease's epoch (P8); how jobs are leased is in [`super::leases`].
 
+use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Bool, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -186,4 +187,16 @@ pub async fn hurry(conn: &mut AsyncPgConnection, org: OrganizationId, now: Offse
     .execute(conn)
     .await?;
     Ok(())
+}
+
+/// Whether a job of this kind is asked for about an object, be it parked.
+pub async fn is_asked(conn: &mut AsyncPgConnection, org: OrganizationId, kind: JobKind, object: Uuid) -> Result<bool> {
+    let is_asked = sql::<Bool>("EXISTS (SELECT FROM jobs WHERE organization_id = ")
+        .bind::<SqlUuid, _>(org.0)
+        .sql(" AND kind = ")
+        .bind::<Text, _>(kind.as_str())
+        .sql(" AND object_id = ")
+        .bind::<SqlUuid, _>(object)
+        .sql(")");
+    Ok(diesel::select(is_asked).get_result(conn).await?)
 }

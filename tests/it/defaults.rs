@@ -1,9 +1,9 @@
 //! Which payment method is the default: by Stripe's order, by what its events say in any order, and by reads.
 
-use paybridge::dev::sandbox::{Action, Effect, WebhookFault};
+use paybridge::dev::sandbox::{Action, Effect, Fault, Recorded, WebhookFault};
 use paybridge::dev::stage::Options;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{PaymentState, SetDefaultPaymentMethodRequest};
+use paybridge::grpc::proto::{CreateCustomerRequest, PaymentMethodKind, PaymentState, SetDefaultPaymentMethodRequest};
 use time::Duration;
 
 use crate::cashier::{Cashier, at_stripe, at_stripe_under, until};
@@ -56,6 +56,43 @@ async fn the_old_default_source_is_charged_before_a_newer_method_that_nobody_cho
     at_stripe(&cashier, &path, &format!("default_source={second}")).await;
     at_stripe(&cashier, &path, &format!("default_source={card}")).await;
     default_becomes(&mut cashier, "hooli", &card).await;
+    cashier.end().await;
+}
+
+/// The same where the news of the newer method comes first: its default at Stripe is read before anything is chosen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_method_that_is_attached_before_the_import_is_not_chosen() {
+    let mut cashier = Cashier::new("import, late", Options::default()).await;
+    let provider_id = at_stripe_only(&cashier, "name=Hooli&source=tok_visa").await;
+    let card = shown_default(&cashier, &provider_id);
+    let before = cashier.sandbox().events(&cashier.player.account).len();
+    let event = "*".to_owned();
+    cashier.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });
+    let newer = attach(&cashier, &provider_id, "pm_card_mastercard").await;
+    cashier.sandbox().clear_faults();
+    let news = cashier.sandbox().events(&cashier.player.account).split_off(before);
+    let is_read = |request: &Recorded| request.method == "GET" && request.path.ends_with("/payment_methods");
+    let reads = |cashier: &Cashier| cashier.sandbox().requests().iter().filter(|request| is_read(request)).count();
+    let path = format!("/v1/customers/{provider_id}/payment_methods");
+    let unread = Action::ServerError { work: Effect::NotDone };
+    cashier.sandbox().add_fault(Fault { times: Some(3), ..Fault::once("GET", &path, unread) });
+    let request = CreateCustomerRequest {
+        request_id: "import".to_owned(),
+        external_id: "hooli".to_owned(),
+        provider_customer_id: provider_id.clone(),
+        provider_payment_methods: vec![PaymentMethodKind::Card.into()],
+        ..CreateCustomerRequest::default()
+    };
+    cashier.player.api.customers.create_customer(request).await.expect("the customer is taken");
+    until("the import has failed", || async { (reads(&cashier) >= 3).then_some(()) }).await;
+
+    deliver(&cashier, &news[0]).await;
+    assert_eq!(default_of(&mut cashier, "hooli").await, card);
+    cashier.at_rest(&["import_payment_methods", "push_default_method"]).await;
+    assert_eq!(count(&cashier, "payment_method.set_as_default", &newer).await, 0);
+    assert_eq!(shown_default(&cashier, &provider_id), card);
+    let written = cashier.posts(&format!("/v1/customers/{provider_id}"));
+    assert!(written.is_empty(), "{written:?}");
     cashier.end().await;
 }
 

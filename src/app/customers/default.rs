@@ -73,7 +73,7 @@ pub(super) async fn default_read(
     if known != *before || known.method.as_ref() == there {
         return Ok(DefaultChange { from: None, to: None });
     }
-    if known.time.is_some() && may_be_ours(&mut work.tx, customer, there.map(String::as_str), work.now).await? {
+    if may_be_ours(&mut work.tx, customer, there.map(String::as_str), work.now).await? {
         work.ask(JobKind::PushDefaultMethod, customer.id.0);
         return Ok(DefaultChange { from: None, to: None });
     }
@@ -158,8 +158,9 @@ impl App {
             let now = work.now;
             return work.end(Outcome::Again(now)).await;
         }
-        if known.time.is_some() && !is_explained {
-            if lease.failures < EVENT_TRIES {
+        if !is_explained {
+            // Where nothing has been told before, nothing needs to be: it was chosen before it was linked.
+            if known.time.is_some() && lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return work.end(Outcome::Retry(text.to_owned())).await;
             }

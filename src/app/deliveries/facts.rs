@@ -77,33 +77,42 @@ impl App {
         Ok(Some((work, customer, integration)))
     }
 
-    /// The version of the customer with this Stripe id, if it is ours; read before anything is fetched for it.
-    async fn version_of(&self, about: &About<'_>, provider_id: &str) -> Result<Option<i64>> {
+    /// The customer with this Stripe id, if it is ours, before anything is fetched for it; and whether its import is still
+    /// to come.
+    async fn seen_customer(&self, about: &About<'_>, provider_id: &str) -> Result<Option<(Customer, bool)>> {
         let (org, integration) = (about.lease.organization_id, about.integration_id);
         let mut tx = self.read(org).await?;
-        let id = store::customers::id_by_provider_id(&mut tx, org, integration, provider_id).await?;
-        let version = match id {
-            Some(id) => {
-                Some(store::customers::get(&mut tx, org, id).await?).filter(|it| it.link_state == LinkState::Linked)
-            }
-            None => None,
-        };
+        let mut seen = None;
+        if let Some(id) = store::customers::id_by_provider_id(&mut tx, org, integration, provider_id).await? {
+            let customer = store::customers::get(&mut tx, org, id).await?;
+            let awaits_import = store::jobs::is_asked(&mut tx, org, JobKind::ImportPaymentMethods, id.0).await?;
+            seen = Some((customer, awaits_import)).filter(|(customer, _)| customer.link_state == LinkState::Linked);
+        }
         tx.close().await?;
-        Ok(version.map(|customer| customer.version))
+        Ok(seen)
     }
 
     /// Reads a method of a customer of ours and lets the customer learn it. What was read counts only if the customer did
     /// not change meanwhile: else the method may have been detached since, and it is read again (P6).
     async fn learn_current(&self, about: &About<'_>, provider_customer: &str, told: &Told<'_>) -> Result<Verdict> {
+        let mut is_imported = false;
         for _ in 0..READS_MAX {
-            let Some(version) = self.version_of(about, provider_customer).await? else { return Ok(unknown_customer()) };
+            let Some((seen, awaits_import)) = self.seen_customer(about, provider_customer).await? else {
+                return Ok(unknown_customer());
+            };
+            if awaits_import && !is_imported {
+                // Nobody knows its default at Stripe yet: what is only attached would be taken for it.
+                self.read_payment_methods(about.lease, seen.id).await?;
+                is_imported = true;
+                continue;
+            }
             let Some((snapshot, mandates)) = self.current_method(about, told).await? else {
                 return Ok(Verdict::Ignored("Stripe does not know the payment method".to_owned()));
             };
             let Some((mut work, mut customer, integration)) = self.customer_of(about, provider_customer).await? else {
                 return Ok(unknown_customer());
             };
-            if customer.version != version {
+            if customer.version != seen.version {
                 work.abandon().await?;
                 continue;
             }
