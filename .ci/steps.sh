@@ -46,11 +46,11 @@ run_readme_tests() {
 in_namespaces() {
     local options=$1 change=$2
     shift 2
-    # shellcheck disable=SC2086,SC2016 # one word an option; expanded inside
     local name kept=(PATH="$PATH" HOME="$HOME")
     for name in CARGO_HOME CARGO_TARGET_DIR RUSTUP_HOME; do
         [[ -z ${!name-} ]] || kept+=("$name=${!name}")
     done
+    # shellcheck disable=SC2086,SC2016 # one word an option; expanded inside
     as_root env "${kept[@]}" unshare $options -- bash -euo pipefail -c "$change"'
         exec setpriv --reuid="$1" --regid="$2" --init-groups -- "${@:3}"
     ' bash "$EUID" "$(id -g)" "$@"

@@ -150,33 +150,37 @@ async fn a_choice_of_none_that_our_own_late_write_has_replaced_is_written_again(
     cashier.end().await;
 }
 
-/// The same where the events about it are late: a read shows our own write, and takes it for nobody's choice.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_a_read_does_not_take_our_own_late_write_for_a_choice() {
-    let mut cashier = Cashier::new("late write, read", Options::default()).await;
+/// A customer with two cards whose older one was chosen here, by a write that Stripe answered with a 500 and one that it
+/// took, and then unset at Stripe. `work` is what becomes of the first write. Returns the customer's id at Stripe, and the
+/// card's.
+async fn unset_with_a_write_in_doubt(cashier: &mut Cashier, work: Effect) -> (String, String) {
     let provider_id = cashier.customer("hooli", "pm_card_visa").await;
     let first = cashier.methods("hooli").await.remove(0);
     cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
     cashier.all_delivered().await;
-    // The first try is answered with a 500 and carried out a minute later, the second one at once.
-    cashier.fault("/v1/customers/*", 1, Action::ServerError { work: Effect::DoneLater { seconds: 60 } });
-    let choice = SetDefaultPaymentMethodRequest { id: first.id };
+    cashier.fault("/v1/customers/*", 1, Action::ServerError { work });
+    let (choice, chosen) = (SetDefaultPaymentMethodRequest { id: first.id }, first.provider_payment_method_id);
     cashier.player.api.customers.set_default_payment_method(choice).await.expect("it is chosen");
-    until("it is written", || async {
-        (shown_default(&cashier, &provider_id) == first.provider_payment_method_id).then_some(())
-    })
-    .await;
+    until("it is written", || async { (shown_default(cashier, &provider_id) == chosen).then_some(()) }).await;
     cashier.all_delivered().await;
     cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
-    default_becomes(&mut cashier, "hooli", "").await;
+    at_stripe(cashier, &format!("/v1/customers/{provider_id}"), UNSET).await;
+    default_becomes(cashier, "hooli", "").await;
     cashier.all_delivered().await;
+    (provider_id, chosen)
+}
 
+/// The same where the events about it are late: a read shows our own write, and takes it for nobody's choice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p6_a_read_does_not_take_our_own_late_write_for_a_choice() {
+    let mut cashier = Cashier::new("late write, read", Options::default()).await;
+    let done_later = Effect::DoneLater { seconds: 60 };
+    let (provider_id, chosen) = unset_with_a_write_in_doubt(&mut cashier, done_later).await;
     let event = "customer.updated".to_owned();
     cashier.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });
     until("the late write is done", || async {
         cashier.advance(Duration::seconds(10));
-        (shown_default(&cashier, &provider_id) == first.provider_payment_method_id).then_some(())
+        (shown_default(&cashier, &provider_id) == chosen).then_some(())
     })
     .await;
     cashier.pay("hooli", "inv").await;
@@ -200,22 +204,8 @@ async fn nothing_becomes_stripes_default(cashier: &Cashier, provider_id: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_choice_that_a_write_of_ours_has_replaced_counts_by_its_late_event() {
     let mut cashier = Cashier::new("late event of a choice", Options::default()).await;
-    let provider_id = cashier.customer("hooli", "pm_card_visa").await;
-    let first = cashier.methods("hooli").await.remove(0);
-    cashier.add_method("hooli", &provider_id, "pm_card_mastercard").await;
-    cashier.all_delivered().await;
-    cashier.fault("/v1/customers/*", 1, Action::ServerError { work: Effect::NotDone });
-    let (choice, chosen) = (SetDefaultPaymentMethodRequest { id: first.id }, first.provider_payment_method_id);
-    cashier.player.api.customers.set_default_payment_method(choice).await.expect("it is chosen");
-    until("the second try writes it", || async { (shown_default(&cashier, &provider_id) == chosen).then_some(()) })
-        .await;
-    cashier.all_delivered().await;
+    let (provider_id, chosen) = unset_with_a_write_in_doubt(&mut cashier, Effect::NotDone).await;
     let path = format!("/v1/customers/{provider_id}");
-    cashier.advance(Duration::seconds(2));
-    at_stripe(&cashier, &path, UNSET).await;
-    default_becomes(&mut cashier, "hooli", "").await;
-    cashier.all_delivered().await;
-
     let before = cashier.sandbox().events(&cashier.player.account).len();
     let event = "customer.updated".to_owned();
     cashier.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });

@@ -159,7 +159,7 @@ impl App {
             return work.end(Outcome::Again(now)).await;
         }
         if !is_explained {
-            // Where nothing has been told before, nothing needs to be: it was chosen before it was linked.
+            // Where no event and no read has shown a default yet, this one was chosen before the customer was linked.
             if known.time.is_some() && lease.failures < EVENT_TRIES {
                 let text = "Stripe shows another default than its events have told of; theirs is waited for";
                 return work.end(Outcome::Retry(text.to_owned())).await;
@@ -206,8 +206,8 @@ impl App {
         Ok(write)
     }
 
-    /// Stripe's default is ours, by this write or an earlier one. A choice that is told of later is known by its time: also
-    /// one that this write has replaced, whose event is still on its way.
+    /// Stripe's default is ours, by this write or an earlier one. Events that come later are ordered by their time: also
+    /// that of a choice which this write has replaced.
     async fn default_is_written(
         &self,
         lease: &Lease,
@@ -245,7 +245,7 @@ impl App {
             Noted::Changed => work.ask(JobKind::PushDefaultMethod, customer.id.0),
             Noted::Unchanged => {}
         }
-        // What is known now says more than that this write may have been carried out.
+        // Stripe has carried this write out, at a time that is known: its outcome is not in doubt any more.
         if let Some(key) = about.request_key {
             let (org, now) = (work.org, work.now);
             store::requests::finish_by_key(&mut work.tx, org, Purpose::DefaultMethod, customer.id.0, key, now).await?;
