@@ -1,11 +1,11 @@
-# What the binary is built on. A digest always names the same one: --build-arg BASE=rust@sha256:…
+# The build image. A digest pins it: --build-arg BASE=rust@sha256:…
 ARG BASE=rust:1.95-slim-bookworm
 
-# .ci/build-image does the same as this stage.
+# .ci/build-image does the same without a container engine.
 FROM ${BASE} AS build
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates gcc libc6-dev
 WORKDIR /build
-# The dependencies are a layer of their own, which is built again only when one of these files changes.
+# The dependencies are a separate layer, rebuilt only when one of these files changes.
 COPY Cargo.toml Cargo.lock ./
 COPY image ./image
 RUN sh image/build.sh dependencies

@@ -1,5 +1,5 @@
-//! Compiles the protos with protox, so that nobody needs protoc: Rust code for messages, services and clients, and the
-//! descriptor set that reflection serves. The set keeps the comments, so that `grpcurl describe` shows them.
+//! Compiles the protos with protox, without protoc: Rust code for messages, services and clients, and the descriptor
+//! set for reflection. The set keeps the comments, which `grpcurl describe` shows.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::{env, fs};
 
 const SERVICES: [&str; 4] = ["integration", "customer", "payment", "event"];
 
-/// Requests that carry a secret. They get a `Debug` by hand, in `src/grpc/proto.rs`, that leaves it out (P9).
+/// Requests that contain a secret. `src/grpc/proto.rs` implements their `Debug` without it (P9).
 const SECRET: [&str; 2] = [".paybridge.v1.CreateIntegrationRequest", ".paybridge.v1.RotateIntegrationKeyRequest"];
 
 fn main() -> Result<(), Box<dyn Error>> {

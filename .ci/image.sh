@@ -1,8 +1,8 @@
 # Sourced by run: the image, without a container engine.
 # shellcheck shell=bash
 
-# Builds what the image holds, and plays the operator with it. The profile is not the Dockerfile's: this one shares what the
-# tests have built, and a release takes 16 minutes of a processor.
+# Builds the image's root and runs the operator steps with it. The profile differs from the Dockerfile's: this one
+# reuses the tests' build, and a release build takes 16 minutes of a processor.
 check_image() {
     local root=$scratch/image/root
     PROFILE=dev CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$repo/target} .ci/build-image "$scratch/image" 2>&1 |

@@ -6,7 +6,7 @@ check_protos() {
     buf format -d --exit-code proto
 }
 
-# Every set of values is one way to use the chart.
+# Every file of values is one configuration of the chart.
 check_chart() {
     local values manifests
     manifests=$(mktemp)
@@ -19,16 +19,17 @@ check_chart() {
     rm "$manifests"
 }
 
-# The first code block under a heading of the README, so that what people are told to run is what is run here.
-readme_block() {
+# Prints the first code block under a heading of a page, so that the documented commands are the ones that run here:
+# code_block FILE HEADING.
+code_block() {
     local block
-    block=$(awk -v heading="$1" '
+    block=$(awk -v heading="$2" '
         /^```/ { if (block) exit; block = under; next }
         block { print }
         !block && /^#+ / { sub(/^#+ /, ""); under = ($0 == heading) }
-    ' README.md)
+    ' "$1")
     if [[ -z $block ]]; then
-        echo "README.md has no code block under a heading \"$1\"." >&2
+        echo "$1 has no code block under a heading \"$2\"." >&2
         return 1
     fi
     echo "$block"
@@ -36,13 +37,13 @@ readme_block() {
 
 run_readme_tests() {
     local command
-    command=$(readme_block "Tests")
+    command=$(code_block README.md "Tests")
     echo "\$ $command"
     bash -euo pipefail -c "$command"
 }
 
-# Runs a command as this user where root has changed something for it alone: in_namespaces OPTIONS CHANGE COMMAND…, with
-# the options of unshare.
+# Runs a command as this user in new namespaces that root has prepared: in_namespaces OPTIONS CHANGE COMMAND…, with
+# unshare's OPTIONS.
 in_namespaces() {
     local options=$1 change=$2
     shift 2
@@ -56,12 +57,12 @@ in_namespaces() {
     ' bash "$EUID" "$(id -g)" "$@"
 }
 
-# The README's two commands where Postgres is not installed and was never fetched. A mount namespace hides the installed
-# one. Of the tests run those of Postgres' own start, and those of what differs between its versions: roles, row level
-# security, TLS, plans and restarts.
+# Runs the README's two commands without an installed or fetched Postgres. A mount namespace hides the installed one.
+# The tests are those of starting Postgres and those of what differs between its versions: roles, row level security,
+# TLS, plans and restarts.
 run_without_postgres() {
     if ! as_root unshare --mount -- mount -t tmpfs none /tmp; then
-        echo "Nothing can be hidden here: mount namespaces are not permitted. This is not proved." >&2
+        echo "Mount namespaces are not permitted here. This check is skipped." >&2
         return
     fi
     mkdir "$scratch/fetched"
@@ -76,41 +77,41 @@ run_without_postgres() {
     ' env XDG_CACHE_HOME="$scratch/fetched" bash -euo pipefail -c '
         cargo run --locked --quiet -- demo
         cargo test --locked --quiet --lib -- dev::postgres::tests
-        cargo test --locked --quiet --test it -- away:: operator:: plans:: tenants:: tls::
+        cargo test --locked --quiet --test it -- outages:: operator:: query_plans:: tenants:: tls::
     '
-    # What was used is what was fetched.
+    # This proves that the fetched one was used.
     "$scratch"/fetched/paybridge/postgres-*/bin/postgres --version
 }
 
-# What must be its own for .ci/operator.
+# The namespaces that .ci/operator needs.
 own_network="--net --mount --pid --fork --kill-child --mount-proc"
 
 has_own_network() {
     # shellcheck disable=SC2086 # one word an option
     if ! as_root unshare $own_network -- ip link set lo up; then
-        echo "Network and PID namespaces are not permitted here. This is not proved." >&2
+        echo "Network and PID namespaces are not permitted here. This check is skipped." >&2
         return 1
     fi
 }
 
 operator_steps() {
-    readme_block "With a real Stripe test key, from a laptop"
+    code_block docs/operations.md "With a real Stripe test key, from a laptop"
 }
 
-# The Postgres that the tests use.
+# The folder of the Postgres that the tests use.
 installed_postgres() {
     local program
     program=$(compgen -G '/usr/lib/postgresql/*/bin/postgres' | sort -V | tail -n 1) || program=$(command -v postgres)
     dirname "$program"
 }
 
-# Plays an operator on a new Postgres: operate PROGRAMS STEPS NAME=VALUE…, with these variables.
+# Runs the operator steps on a new Postgres: operate PROGRAMS STEPS NAME=VALUE…, with these variables.
 operate() {
     in_namespaces "$own_network" 'ip link set lo up' env "${@:3}" .ci/operator "$1" "$2"
 }
 
-# The README's steps as they stand there, on the installed Postgres and on the newest, which was fetched before; then
-# with an address that has the server's certificate verified, as the README says under "TLS to Postgres".
+# Runs the steps of docs/operations.md unchanged, on the installed Postgres and on the newest, which was fetched before;
+# then with an address that verifies the server's certificate, as that page says under "TLS to Postgres".
 run_operator_steps() {
     local steps address verified programs path
     has_own_network || return 0
@@ -118,7 +119,7 @@ run_operator_steps() {
     address=$(grep -o 'postgresql://[^ ]*' <<<"$steps")
     verified=${steps/"$address"/"\"$address?sslmode=verify-full&sslrootcert=\$SERVER_CA\""}
     if [[ $verified == "$steps" ]]; then
-        echo "The steps name no address of a database, or more than one." >&2
+        echo "The steps contain no database address, or more than one." >&2
         return 1
     fi
     echo "$steps"
@@ -130,7 +131,7 @@ run_operator_steps() {
     done
 }
 
-# A short one: it must show no breach. It prints its seed, by which it can be played again.
+# A short run, which must find no violation. It prints its seed for replay.
 run_chaos() {
     cargo run --locked --quiet -- chaos --payments 200 --replicas 3 --faults 10% --kill-every 2s --minutes 5 "$@"
 }
@@ -149,20 +150,20 @@ free_port() {
     python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
 }
 
-# Stripe's own SDK and CLI, which we did not write, call our sandbox: .ci/NAME/run is one of them.
+# Runs Stripe's own SDK or CLI against our sandbox: .ci/NAME/run.
 run_against_sandbox() {
-    local port tries
+    local port attempts
     port=$(free_port)
     cargo build --locked --quiet
-    # On Unix cargo becomes the program it runs, so this is the sandbox's own process id.
+    # On Unix cargo execs the program, so this is the sandbox's process id.
     cargo run --locked --quiet -- sandbox --listen "127.0.0.1:$port" &
     sandbox_pid=$!
-    for ((tries = 0; ; tries++)); do
+    for ((attempts = 0; ; attempts++)); do
         if (: >"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
             break
         fi
-        if ((tries == 300)) || ! kill -0 "$sandbox_pid" 2>/dev/null; then
-            echo "The sandbox does not answer." >&2
+        if ((attempts == 300)) || ! kill -0 "$sandbox_pid" 2>/dev/null; then
+            echo "The sandbox does not respond." >&2
             return 1
         fi
         sleep 0.1

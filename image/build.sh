@@ -1,10 +1,10 @@
 #!/bin/sh
-# Builds the binary of the image, and gathers all that the image holds. The Dockerfile runs it, and so does .ci/run.
+# Builds the image's binary and root. The Dockerfile and .ci/run use it.
 #
-#   image/build.sh dependencies   builds what Cargo.lock names, from Cargo.toml and Cargo.lock alone
-#   image/build.sh root FOLDER    builds the binary, and makes FOLDER the root of the image
+#   image/build.sh dependencies   builds the dependencies, from Cargo.toml and Cargo.lock alone
+#   image/build.sh root FOLDER    builds the binary and the image's root in FOLDER
 #
-# PROFILE names another profile of cargo's than `release`, and CARGO_TARGET_DIR another folder to build in than `target`.
+# PROFILE overrides cargo's profile `release`, CARGO_TARGET_DIR the build folder `target`.
 set -eu
 
 profile=${PROFILE:-release}
@@ -14,22 +14,21 @@ build() {
     cargo build --profile "$profile" --locked --no-default-features
 }
 
-# Cargo insists on the files that Cargo.toml names: these hold nothing.
+# Cargo requires the files that Cargo.toml names; these are empty.
 dependencies() {
     mkdir src benches
-    echo '//! Nothing but what it depends on.' | tee src/lib.rs src/main.rs build.rs >benches/figures.rs
+    echo '//! Empty: only the dependencies are built.' | tee src/lib.rs src/main.rs build.rs >benches/figures.rs
     echo 'fn main() {}' | tee -a src/main.rs >>build.rs
     build
     rm -r src benches build.rs
 }
 
-# Everything that the binary needs and nothing else: itself, its C libraries, the certificates by which it knows Stripe,
-# and an account that is not root.
+# What the binary needs: itself, its C libraries, root certificates, and an account that is not root.
 root() {
-    # Cargo builds again what is newer than its last build, which was of the empty files.
+    # Cargo rebuilds what is newer than its last build, which was of the empty files.
     touch build.rs src/lib.rs src/main.rs
     build
-    # Cargo's folder of the profile `dev` is `debug`.
+    # Cargo's folder for the profile `dev` is `debug`.
     binary=$CARGO_TARGET_DIR/$(echo "$profile" | sed 's/^dev$/debug/')/paybridge
     mkdir -p "$1/etc/ssl/certs"
     cp "$binary" "$1/paybridge"

@@ -1,12 +1,12 @@
--- The three roles that Paybridge's statements run as, one of them at a time, set for each transaction. None can log in,
--- none is superuser or bypasses row level security. `paybridge migrate` runs this file when it may create roles;
--- otherwise a database administrator runs what `paybridge migrate --print-roles --for USER` prints, in Paybridge's
--- database. The user in DATABASE_URL must be able to SET ROLE to `paybridge_app` and `paybridge_system`; the one that
--- migrates, to `paybridge_owner` too.
+-- The three roles that Paybridge's statements run as. Each transaction sets one of them. None can log in, is superuser
+-- or bypasses row level security. `paybridge migrate` runs this file when it may create roles. Otherwise a database
+-- administrator runs, in Paybridge's database, what `paybridge migrate --print-roles --for USER` prints. The user in
+-- DATABASE_URL must be able to SET ROLE to `paybridge_app` and `paybridge_system`; the user that migrates, to
+-- `paybridge_owner` too.
 DO $$
 DECLARE
     grantee constant name := current_user;
-    -- From Postgres 16 on, who creates a role is a member of it that may grant it, but not SET ROLE to it.
+    -- From Postgres 16 on, the creator of a role is a member that may grant it, but may not SET ROLE to it.
     is_16 constant boolean := current_setting('server_version_num')::integer >= 160000;
     needed constant text := CASE WHEN is_16 THEN 'SET' ELSE 'MEMBER' END;
     options constant text := CASE WHEN is_16 THEN ' WITH SET TRUE, INHERIT FALSE' ELSE '' END;

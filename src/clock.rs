@@ -1,6 +1,6 @@
-//! The one clock. Every period of Paybridge's (retry tables, the 20 h of an idempotency key, the 24 h of a link,
-//! reconcilers) is reckoned in this clock's time, so that in `dev` a clock that runs fast, or is moved, makes days
-//! pass in seconds, for the service and for the sandbox alike.
+//! The injected clock. Every period of Paybridge (retry tables, the 20 h of an idempotency key, the 24 h of a link,
+//! reconcilers) is measured in its time. In `dev` the clock can run fast or be moved, so that days pass in seconds for
+//! the service and the sandbox alike.
 
 use std::sync::Arc;
 use std::time::Duration as RealDuration;
@@ -9,13 +9,13 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 use uuid::{NoContext, Timestamp, Uuid};
 
-/// Waits in real time, unlike a clock's.
+/// Waits in real time, unlike [`Clock::sleep`].
 pub async fn pause(period: RealDuration) {
-    // A future that never ends, under a timeout, which therefore always strikes.
+    // A timeout over a future that never completes is a sleep.
     let _ = tokio::time::timeout(period, std::future::pending::<()>()).await;
 }
 
-/// A cheap handle to the clock; clones tell the same time.
+/// A cheap handle; clones show the same time.
 #[derive(Clone, Debug)]
 pub struct Clock(Arc<Inner>);
 
@@ -23,7 +23,7 @@ pub struct Clock(Arc<Inner>);
 struct Inner {
     anchor: OffsetDateTime,
     speed: u32,
-    /// How far the clock was moved by hand; a watch, so that whoever sleeps on the clock is woken when it moves.
+    /// How far the clock was moved forward. A watch, so that sleepers wake when it moves.
     skipped: watch::Sender<Duration>,
 }
 
@@ -33,8 +33,8 @@ impl Clock {
         Self::scaled(OffsetDateTime::UNIX_EPOCH, 1)
     }
 
-    /// A clock that showed `anchor` at `anchor`, and has run `speed` times as fast as the machine's since. Processes that
-    /// are given the same two values tell the same time. A speed of 0 counts as 1.
+    /// A clock that showed `anchor` at `anchor`, and has run at `speed` times real time since. Processes with the same
+    /// two values show the same time. A speed of 0 counts as 1.
     pub fn scaled(anchor: OffsetDateTime, speed: u32) -> Self {
         Self(Arc::new(Inner { anchor, speed: speed.max(1), skipped: watch::Sender::new(Duration::ZERO) }))
     }
@@ -49,24 +49,24 @@ impl Clock {
         shown.replace_nanosecond(nanosecond).unwrap_or(shown)
     }
 
-    /// How long `period` of this clock's time takes in real time. Negative periods take none.
+    /// The real time in which `period` of this clock's time passes. Negative periods become zero.
     pub fn real(&self, period: Duration) -> RealDuration {
         RealDuration::try_from(period).unwrap_or_default() / self.0.speed
     }
 
-    /// How far this clock moves within `period` of real time.
+    /// The time that this clock advances within `period` of real time.
     pub fn shown(&self, period: RealDuration) -> Duration {
         Duration::try_from(period)
             .unwrap_or(Duration::MAX)
             .saturating_mul(i32::try_from(self.0.speed).unwrap_or(i32::MAX))
     }
 
-    /// Moves the clock forward at once; whoever sleeps on it wakes if its time has come.
+    /// Moves the clock forward at once; sleepers whose deadline has passed wake.
     pub fn advance(&self, by: Duration) {
         self.0.skipped.send_modify(|skipped| *skipped += by);
     }
 
-    /// Waits until the clock shows `deadline` or later, however it gets there.
+    /// Waits until the clock shows `deadline` or later.
     pub async fn sleep_until(&self, deadline: OffsetDateTime) {
         let mut moved = self.0.skipped.subscribe();
         loop {
@@ -88,7 +88,7 @@ impl Clock {
         self.sleep_until(self.now() + period).await;
     }
 
-    /// A new id: UUID v7, so that rows made together lie together in an index.
+    /// A new UUID v7. Rows created together are adjacent in an index.
     pub fn new_id(&self) -> Uuid {
         let now = self.now();
         let seconds = u64::try_from(now.unix_timestamp()).unwrap_or_default();

@@ -1,10 +1,11 @@
-//! Settings: what the command line and the environment say, checked and typed.
+//! Settings: reads the command line and the environment, checks them and gives them types.
 //!
-//! The flow: clap reads flags and environment variables as text ([`arguments`]), `parse` takes each text on its own, so
-//! that every mistake is told at once and not the first alone, and [`Settings`] comes out, in which nothing is left to
-//! be checked. Secrets are read into types that never print them (P9), and no message repeats a value that may hold one.
+//! clap reads flags and environment variables as text ([`arguments`]). `parse` checks each text on its own, so that one
+//! run reports every error, and returns [`Settings`], which need no further checks. Secrets are read into types that
+//! never print them (P9), and no message repeats a value that may hold one.
 //!
-//! Names follow one rule: `--some-setting` is also `PAYBRIDGE_SOME_SETTING`; only `--database-url` is `DATABASE_URL`.
+//! One naming rule: `--some-setting` is also `PAYBRIDGE_SOME_SETTING`; the only exception is `--database-url`, which is
+//! `DATABASE_URL`.
 
 use std::ffi::OsString;
 
@@ -19,28 +20,28 @@ pub use self::settings::{Chaos, Demo, Dev, FastClock, Sandbox};
 mod arguments;
 mod check;
 mod parse;
-#[cfg(all(test, feature = "dev"))]
-mod readme_tests;
 mod settings;
+#[cfg(all(test, feature = "dev"))]
+mod settings_page_tests;
 #[cfg(test)]
 mod tests;
 
-/// What the names of our variables begin with.
+/// The prefix of Paybridge's environment variables.
 const PREFIX: &str = "PAYBRIDGE_";
 
-/// The exit code for a command line or an environment that can't be used (`EX_USAGE`).
+/// The exit code for an invalid command line or environment (`EX_USAGE`).
 const USAGE_ERROR: u8 = 64;
 
-/// Why there are no settings: they are wrong, or only help was asked for.
+/// Why there are no settings: they are invalid, or the command line only requests help.
 #[derive(Debug)]
-pub struct Refusal {
+pub struct ConfigError {
     text: String,
-    /// What the process ends with: 64, or 0 after `--help` and `--version`.
+    /// The exit code of the process: 64, or 0 after `--help` and `--version`.
     pub exit_code: u8,
 }
 
-impl Refusal {
-    /// Prints the reason where it belongs: help to standard output, mistakes to standard error.
+impl ConfigError {
+    /// Prints help to standard output and errors to standard error.
     pub fn print(&self) {
         if self.exit_code == 0 {
             println!("{}", self.text.trim_end());
@@ -50,7 +51,7 @@ impl Refusal {
     }
 }
 
-impl From<clap::Error> for Refusal {
+impl From<clap::Error> for ConfigError {
     fn from(error: clap::Error) -> Self {
         let exit_code = if error.use_stderr() { USAGE_ERROR } else { 0 };
         Self { text: error.render().to_string(), exit_code }
@@ -58,13 +59,13 @@ impl From<clap::Error> for Refusal {
 }
 
 /// Reads the settings of this process.
-pub fn load() -> Result<Settings, Refusal> {
+pub fn load() -> Result<Settings, ConfigError> {
     load_from(arguments::Cli::command(), std::env::args_os())
 }
 
-/// Those of `names` that look like a setting and are none of any command: most likely misspelt, so that a default holds in
-/// silence. Kubernetes makes some of its own for a service that is called `paybridge`.
-pub fn misspelt(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
+/// Returns the `names` with our prefix that are a setting of no command: most likely typos, whose settings silently
+/// keep their defaults. The variables that Kubernetes sets for a Service named `paybridge` are not among them.
+pub fn unknown_variables(names: impl IntoIterator<Item = OsString>) -> Vec<String> {
     let command = arguments::Cli::command();
     let commands = with_subcommands(&command);
     let is_known =
@@ -84,8 +85,8 @@ fn with_subcommands(command: &clap::Command) -> Vec<&clap::Command> {
     std::iter::once(command).chain(command.get_subcommands().flat_map(with_subcommands)).collect()
 }
 
-fn load_from(command: clap::Command, line: impl IntoIterator<Item = OsString>) -> Result<Settings, Refusal> {
+fn load_from(command: clap::Command, line: impl IntoIterator<Item = OsString>) -> Result<Settings, ConfigError> {
     let matches = command.try_get_matches_from(line)?;
     let cli = arguments::Cli::from_arg_matches(&matches)?;
-    parse::settings(cli).map_err(|mistakes| Refusal { text: mistakes.to_string(), exit_code: USAGE_ERROR })
+    parse::settings(cli).map_err(|errors| ConfigError { text: errors.to_string(), exit_code: USAGE_ERROR })
 }

@@ -1,48 +1,50 @@
 //! Paybridge connects a billing system to Stripe and charges every invoice exactly once.
 //!
-//! This file is the map of the house, in the order in which data flows. Imports go one way: `domain` imports nothing of
-//! ours, `store` and `stripe` import `domain`, `app` imports those three, the doors import `app` and `domain`, `config`
-//! checks addresses with `store`, and `server` wires all of them together. `tests/tidy.rs` holds us to it.
+//! The modules are listed in the order in which data flows. Imports go one way: `domain` imports nothing of ours;
+//! `store` and `stripe` import `domain`; `app` imports those three; the entry points (`grpc`, `http`, `worker`) import
+//! `app` and `domain`; `config` validates addresses with `store`; and `server` wires all of them together.
+//! `tests/tidy.rs` enforces this.
 
-/// The one clock, and the ids that carry its time. Anybody may import it.
+/// The injected clock, and ids that contain its time. Any module may import it.
 pub mod clock;
 
-/// Named points at which a process can be made to die, for `paybridge chaos`. Anybody but the domain may import it.
-pub mod crash;
+/// Failpoints: named points at which `paybridge chaos` kills the process. Any module but `domain` may import it.
+pub mod failpoints;
 
-/// Pure nouns and rules: what a payment is and how a signal changes it. No IO, no clock, nothing to mock.
+/// Pure types and rules: what a payment is and how a signal changes it. No IO, no clock, no mocks.
 pub mod domain;
 
-/// The first cupboard: Postgres. The only room with SQL; free functions that take a connection, a file a noun.
+/// Postgres. The only module with SQL: free functions that take a connection, one file per noun.
 pub mod store;
 
-/// The second cupboard: Stripe's wire. The only room that knows its parameters, errors, signatures and objects.
+/// Stripe's API. The only module that knows its parameters, errors, signatures and objects.
 pub mod stripe;
 
-/// The kitchen: use cases. The only room that opens transactions, and never holds one over a call to Stripe (P3).
+/// The application layer: use cases. The only module that opens transactions; none is open during a call to Stripe
+/// (P3).
 pub mod app;
 
-/// Door 1: the gRPC API. Proto to domain and back, tokens, status codes, the event stream.
+/// The gRPC API: conversion between proto and domain, authentication, status codes, the event stream.
 pub mod grpc;
 
-/// Door 2: HTTP. Stripe's webhooks come in here; health and metrics are read here.
-pub mod webhook;
+/// The HTTP API: receives Stripe's webhooks, and serves health and metrics.
+pub mod http;
 
-/// Door 3: durable work. Leases jobs and hands them to `app`; timers.
+/// The worker: leases jobs and runs them in `app`; runs timers.
 pub mod worker;
 
-/// Settings: every flag and environment variable, all mistakes reported at once.
+/// Settings: every flag and environment variable; all errors are reported at once.
 pub mod config;
 
 /// Logs, traces and metrics.
 pub mod telemetry;
 
-/// Signals of the operating system, and the deadlines of a shutdown.
+/// Operating system signals and the deadline of a shutdown.
 pub mod lifecycle;
 
-/// The composition root: listeners in, a running service out.
+/// The composition root: starts a service on given listeners.
 pub mod server;
 
-/// A private Postgres, a stateful Stripe sandbox, `paybridge dev` and `paybridge demo`. Nobody imports it.
+/// A private Postgres, a stateful Stripe sandbox, `paybridge dev`, `demo` and `chaos`. No other module imports it.
 #[cfg(feature = "dev")]
 pub mod dev;

@@ -1,9 +1,9 @@
-//! How the process lives and ends.
+//! Process lifecycle: signals, graceful shutdown and its deadline.
 //!
-//! Actors: the *parts* (doors, worker) run as tasks under a name; two tokens tell them to stop. The flow: a SIGTERM,
-//! a SIGINT, or a part that ended by itself cancels the *soft* token: stop taking new work, finish what is in hand. A
-//! second signal, or the grace running out, cancels the *hard* token: drop everything now. Nothing is lost by that (P8),
-//! it is only begun again elsewhere. The order within a door, health first, is the door's own matter.
+//! The components of the service (listeners, worker, …) run as named tasks. Two tokens stop them. A SIGTERM, a SIGINT,
+//! or a task that ends on its own cancels the *shutdown* token: take no new work and finish what is in progress. A
+//! second signal, or the end of the grace period, cancels the *abort* token: drop everything now. That loses nothing
+//! (P8); the work is started again elsewhere. The order of steps within a component is its own: see [`crate::server`].
 
 use std::future::Future;
 use std::process::ExitCode;
@@ -17,158 +17,159 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// How long parts may take to fall after the hard token.
-const FALL_WITHIN: Duration = Duration::from_secs(2);
+/// How long tasks may take to end after the abort token is cancelled.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The running parts, and the tokens that stop them. Clones speak of the same process.
+/// The running tasks and the tokens that stop them. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Lifecycle {
-    soft: CancellationToken,
-    hard: CancellationToken,
-    parts: TaskTracker,
+    shutdown: CancellationToken,
+    abort: CancellationToken,
+    tasks: TaskTracker,
     failed: Arc<AtomicBool>,
     grace: Duration,
 }
 
-/// How it ended.
+/// How a shutdown ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// All parts finished what they had in hand.
-    Orderly,
-    /// A second signal came, or the grace ran out.
+pub enum Outcome {
+    /// Every task finished the work in progress.
+    Graceful,
+    /// A second signal arrived, or the grace period ended.
     Forced,
-    /// A part failed, which took the others down in order.
+    /// A task failed, which shut the others down.
     Failed,
 }
 
-impl From<End> for ExitCode {
-    fn from(end: End) -> Self {
-        if end == End::Orderly { Self::SUCCESS } else { Self::FAILURE }
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        if outcome == Outcome::Graceful { Self::SUCCESS } else { Self::FAILURE }
     }
 }
 
 impl Lifecycle {
-    /// Nothing runs yet. `grace` is the time between the soft and the hard token, in real time, because the platform
-    /// that kills us reckons in it too.
+    /// A lifecycle without tasks. `grace` is the time between shutdown and abort. It is real time, because the platform
+    /// that kills the process uses real time.
     pub fn new(grace: Duration) -> Self {
-        let hard = CancellationToken::new();
-        let soft = hard.child_token();
-        Self { soft, hard, parts: TaskTracker::new(), failed: Arc::default(), grace }
+        let abort = CancellationToken::new();
+        let shutdown = abort.child_token();
+        Self { shutdown, abort, tasks: TaskTracker::new(), failed: Arc::default(), grace }
     }
 
-    /// The time between the soft and the hard token, real time.
+    /// The time between shutdown and abort, real time.
     pub fn grace(&self) -> Duration {
         self.grace
     }
 
-    /// Canceled when no new work is to be taken. It is canceled with the hard token too.
-    pub fn soft(&self) -> &CancellationToken {
-        &self.soft
+    /// Cancelled when no new work may be taken; also cancelled by the abort token.
+    pub fn shutdown(&self) -> &CancellationToken {
+        &self.shutdown
     }
 
-    /// Canceled when work in hand is to be dropped.
-    pub fn hard(&self) -> &CancellationToken {
-        &self.hard
+    /// Cancelled when the work in progress must be dropped.
+    pub fn abort(&self) -> &CancellationToken {
+        &self.abort
     }
 
-    /// Runs a part. It should end, with `Ok`, some time after the soft token; ending before that, an error or a panic
-    /// shuts the process down, so that the platform starts a whole one in its place. The hard token drops it.
-    pub fn spawn(&self, name: &'static str, part: impl Future<Output = Result<()>> + Send + 'static) {
-        let guard = Guard { name, soft: self.soft.clone(), failed: Arc::clone(&self.failed), ended: false };
-        let hard = self.hard.clone();
-        self.parts.spawn(async move {
+    /// Runs a task. It must end with `Ok` after the shutdown token is cancelled. If it ends earlier, fails or panics,
+    /// the process shuts down, so that the platform replaces it. The abort token drops the task.
+    pub fn spawn(&self, name: &'static str, task: impl Future<Output = Result<()>> + Send + 'static) {
+        let guard = TaskGuard { name, shutdown: self.shutdown.clone(), failed: Arc::clone(&self.failed), is_ok: false };
+        let abort = self.abort.clone();
+        self.tasks.spawn(async move {
             let mut guard = guard;
             tokio::select! {
-                ended = part => guard.ended(ended),
-                () = hard.cancelled() => guard.ended = true,
+                result = task => guard.record(result),
+                () = abort.cancelled() => guard.is_ok = true,
             }
         });
     }
 
-    /// Waits for the end: a signal or a part's failure, then the parts, within the grace. Call it once, after the parts
-    /// were spawned. An error means that signals can't be received.
-    pub async fn run(self) -> Result<End> {
+    /// Waits for a signal or a failed task, then shuts down within the grace period. Call it once, after the tasks were
+    /// spawned. An error means that signals cannot be received.
+    pub async fn run(self) -> Result<Outcome> {
         Ok(self.run_with(signals()?).await)
     }
 
-    /// Ends now, as after a signal: for those who run several lives in one process.
-    pub async fn stop(self) -> End {
-        // Kept, so that no signal comes, instead of the end of all signals.
-        let (_none, signals) = mpsc::channel(1);
-        self.soft.cancel();
+    /// Shuts down now, as after a signal. For processes that run several lifecycles.
+    pub async fn stop(self) -> Outcome {
+        // The sender is kept: a closed channel would be ready at once.
+        let (_sender, signals) = mpsc::channel(1);
+        self.shutdown.cancel();
         self.run_with(signals).await
     }
 
-    async fn run_with(self, mut signals: mpsc::Receiver<&'static str>) -> End {
-        tokio::select! {
-            Some(name) = signals.recv() => tracing::info!("{name}: shutting down, work in hand has {:?}", self.grace),
-            () = self.soft.cancelled() => tracing::info!("shutting down, work in hand has {:?}", self.grace),
-        }
-        self.soft.cancel();
-        self.parts.close();
-        let orderly = tokio::select! {
-            () = self.parts.wait() => true,
-            Some(name) = signals.recv() => {
-                tracing::warn!("{name} again: dropping work in hand");
+    async fn run_with(self, mut signals: mpsc::Receiver<&'static str>) -> Outcome {
+        let signal = tokio::select! {
+            Some(name) = signals.recv() => Some(name),
+            () = self.shutdown.cancelled() => None,
+        };
+        tracing::info!(signal, grace = ?self.grace, "shutting down");
+        self.shutdown.cancel();
+        self.tasks.close();
+        let is_graceful = tokio::select! {
+            () = self.tasks.wait() => true,
+            Some(signal) = signals.recv() => {
+                tracing::warn!(signal, "second signal: dropping the work in progress");
                 false
             }
             () = after(self.grace) => {
-                tracing::warn!("work in hand was not finished within {:?}: dropping it", self.grace);
+                tracing::warn!(grace = ?self.grace, "the grace period is over: dropping the work in progress");
                 false
             }
         };
-        self.hard.cancel();
-        if tokio::time::timeout(FALL_WITHIN, self.parts.wait()).await.is_err() {
-            tracing::error!("{} parts don't stop, leaving them", self.parts.len());
+        self.abort.cancel();
+        if tokio::time::timeout(ABORT_TIMEOUT, self.tasks.wait()).await.is_err() {
+            tracing::error!(tasks = self.tasks.len(), "tasks did not stop in time: leaving them");
         }
-        match (self.failed.load(Ordering::Acquire), orderly) {
-            (true, _) => End::Failed,
-            (false, true) => End::Orderly,
-            (false, false) => End::Forced,
+        match (self.failed.load(Ordering::Acquire), is_graceful) {
+            (true, _) => Outcome::Failed,
+            (false, true) => Outcome::Graceful,
+            (false, false) => Outcome::Forced,
         }
     }
 }
 
-/// Real time, unlike the clock's: a platform's deadline doesn't pass faster in `dev`.
+/// Waits in real time: a platform's deadline does not pass faster in `dev`.
 async fn after(period: Duration) {
-    // A future that never ends, under a timeout, which therefore always strikes.
+    // A timeout over a future that never completes is a sleep.
     let _ = tokio::time::timeout(period, std::future::pending::<()>()).await;
 }
 
-/// Notices how a part ends, also when it panics: then only `drop` runs.
-struct Guard {
+/// Records how a task ends. After a panic only `drop` runs.
+struct TaskGuard {
     name: &'static str,
-    soft: CancellationToken,
+    shutdown: CancellationToken,
     failed: Arc<AtomicBool>,
-    ended: bool,
+    is_ok: bool,
 }
 
-impl Guard {
-    fn ended(&mut self, ended: Result<()>) {
-        self.ended = match ended {
-            Ok(()) if self.soft.is_cancelled() => true,
+impl TaskGuard {
+    fn record(&mut self, result: Result<()>) {
+        self.is_ok = match result {
+            Ok(()) if self.shutdown.is_cancelled() => true,
             Ok(()) => {
-                tracing::error!(part = self.name, "a part of the service ended by itself");
+                tracing::error!(task = self.name, "a task of the service ended on its own");
                 false
             }
             Err(error) => {
-                tracing::error!(part = self.name, "a part of the service failed: {error:#}");
+                tracing::error!(task = self.name, "a task of the service failed: {error:#}");
                 false
             }
         };
     }
 }
 
-impl Drop for Guard {
+impl Drop for TaskGuard {
     fn drop(&mut self) {
-        if !self.ended {
+        if !self.is_ok {
             self.failed.store(true, Ordering::Release);
         }
-        self.soft.cancel();
+        self.shutdown.cancel();
     }
 }
 
-/// The names of the signals that ask us to end, as they come.
+/// Receives the names of the signals that request a shutdown.
 fn signals() -> Result<mpsc::Receiver<&'static str>> {
     let listen = |kind| signal(kind).context("cannot receive signals");
     let (mut terminate, mut interrupt) = (listen(SignalKind::terminate())?, listen(SignalKind::interrupt())?);
@@ -195,14 +196,14 @@ mod tests {
 
     const LONG: Duration = Duration::from_mins(10);
 
-    /// Ends, with `Ok`, some time after the soft token.
-    async fn polite(soft: CancellationToken) -> Result<()> {
-        soft.cancelled().await;
+    /// Ends with `Ok` some time after the shutdown token is cancelled.
+    async fn cooperative(shutdown: CancellationToken) -> Result<()> {
+        shutdown.cancelled().await;
         tokio::task::yield_now().await;
         Ok(())
     }
 
-    async fn stubborn() -> Result<()> {
+    async fn endless() -> Result<()> {
         std::future::pending().await
     }
 
@@ -212,68 +213,68 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_signal_ends_polite_parts_in_order() {
-        let (life, send, signals) = start(LONG);
-        life.spawn("polite", polite(life.soft().clone()));
+    async fn one_signal_ends_cooperative_tasks_gracefully() {
+        let (lifecycle, send, signals) = start(LONG);
+        lifecycle.spawn("cooperative", cooperative(lifecycle.shutdown().clone()));
         send.send("SIGTERM").await.unwrap();
-        let hard = life.hard().clone();
-        assert_eq!(life.run_with(signals).await, End::Orderly);
-        assert!(hard.is_cancelled());
+        let abort = lifecycle.abort().clone();
+        assert_eq!(lifecycle.run_with(signals).await, Outcome::Graceful);
+        assert!(abort.is_cancelled());
     }
 
     #[tokio::test]
-    async fn a_life_can_be_ended_without_a_signal() {
-        let life = Lifecycle::new(LONG);
-        life.spawn("polite", polite(life.soft().clone()));
-        assert_eq!(life.stop().await, End::Orderly);
+    async fn stop_shuts_down_without_a_signal() {
+        let lifecycle = Lifecycle::new(LONG);
+        lifecycle.spawn("cooperative", cooperative(lifecycle.shutdown().clone()));
+        assert_eq!(lifecycle.stop().await, Outcome::Graceful);
     }
 
     #[tokio::test]
-    async fn a_second_signal_drops_work_in_hand() {
-        let (life, send, signals) = start(LONG);
+    async fn a_second_signal_drops_the_work_in_progress() {
+        let (lifecycle, send, signals) = start(LONG);
         let (held, dropped) = oneshot::channel::<()>();
-        life.spawn("stubborn", async move {
+        lifecycle.spawn("endless", async move {
             let _held = held;
-            stubborn().await
+            endless().await
         });
-        let soft = life.soft().clone();
-        let running = tokio::spawn(life.run_with(signals));
+        let shutdown = lifecycle.shutdown().clone();
+        let running = tokio::spawn(lifecycle.run_with(signals));
         send.send("SIGINT").await.unwrap();
-        soft.cancelled().await;
-        assert!(!running.is_finished(), "work in hand is waited for");
+        shutdown.cancelled().await;
+        assert!(!running.is_finished(), "the shutdown waits for the work in progress");
         send.send("SIGINT").await.unwrap();
-        assert_eq!(running.await.unwrap(), End::Forced);
-        assert!(dropped.await.is_err(), "the part was dropped");
+        assert_eq!(running.await.unwrap(), Outcome::Forced);
+        assert!(dropped.await.is_err(), "the task was dropped");
     }
 
     #[tokio::test]
-    async fn the_grace_ends_what_does_not_end_by_itself() {
-        let (life, send, signals) = start(Duration::from_millis(20));
-        life.spawn("stubborn", stubborn());
+    async fn the_end_of_the_grace_period_drops_tasks_that_do_not_end() {
+        let (lifecycle, send, signals) = start(Duration::from_millis(20));
+        lifecycle.spawn("endless", endless());
         send.send("SIGTERM").await.unwrap();
-        assert_eq!(life.run_with(signals).await, End::Forced);
+        assert_eq!(lifecycle.run_with(signals).await, Outcome::Forced);
     }
 
     #[tokio::test]
-    async fn a_part_that_fails_takes_the_others_down_in_order() {
+    async fn a_task_that_fails_shuts_the_others_down() {
         let failures: [fn() -> Result<()>; 3] = [|| Ok(()), || anyhow::bail!("port taken"), || panic!("a bug")];
         for failure in failures {
-            let (life, _send, signals) = start(LONG);
-            life.spawn("polite", polite(life.soft().clone()));
-            life.spawn("failing", async move { failure() });
-            assert_eq!(life.run_with(signals).await, End::Failed);
+            let (lifecycle, _send, signals) = start(LONG);
+            lifecycle.spawn("cooperative", cooperative(lifecycle.shutdown().clone()));
+            lifecycle.spawn("failing", async move { failure() });
+            assert_eq!(lifecycle.run_with(signals).await, Outcome::Failed);
         }
     }
 
     #[tokio::test]
     async fn a_real_signal_is_received() {
-        let life = Lifecycle::new(LONG);
+        let lifecycle = Lifecycle::new(LONG);
         let signals = signals().unwrap();
-        life.spawn("polite", polite(life.soft().clone()));
+        lifecycle.spawn("cooperative", cooperative(lifecycle.shutdown().clone()));
         #[cfg(feature = "dev")]
         rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).unwrap();
         #[cfg(not(feature = "dev"))]
-        life.soft().cancel();
-        assert_eq!(life.run_with(signals).await, End::Orderly);
+        lifecycle.shutdown().cancel();
+        assert_eq!(lifecycle.run_with(signals).await, Outcome::Graceful);
     }
 }

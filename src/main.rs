@@ -1,4 +1,4 @@
-//! The `paybridge` binary: reads the settings, starts logs, and does what the command line asks for.
+//! The `paybridge` binary: loads the settings, starts logging and runs the command.
 
 use std::process::ExitCode;
 
@@ -9,8 +9,8 @@ use paybridge::clock::Clock;
 use paybridge::config::{self, Serve, Task};
 use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
-use paybridge::server::{self, Parts};
-use paybridge::store::startup::Obstacle;
+use paybridge::server::{self, ServerOptions};
+use paybridge::store::startup::StartupError;
 use paybridge::{store, telemetry};
 use secrecy::{ExposeSecret, SecretString};
 use time::OffsetDateTime;
@@ -18,32 +18,32 @@ use time::macros::format_description;
 use tokio::net::TcpListener;
 
 fn main() -> ExitCode {
-    // The HTTP client takes the process's TLS provider, and panics where there is none. This is the first one, so it
-    // can't be refused.
+    // The HTTP client uses the process's TLS provider and panics without one. This is the first installation, so it
+    // cannot fail.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let settings = match config::load() {
         Ok(settings) => settings,
-        Err(refusal) => {
-            refusal.print();
-            return ExitCode::from(refusal.exit_code);
+        Err(error) => {
+            error.print();
+            return ExitCode::from(error.exit_code);
         }
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("paybridge: the runtime can't be started: {error}");
+            eprintln!("paybridge: cannot start the async runtime: {error}");
             return ExitCode::FAILURE;
         }
     };
-    let ended = runtime.block_on(async {
+    let result = runtime.block_on(async {
         let telemetry = telemetry::start(settings.telemetry)?;
-        let ended = run(settings.task).await;
+        let result = run(settings.task).await;
         telemetry.stop().await;
-        ended
+        result
     });
-    // Whatever still runs was told to end, and had its time.
+    // The remaining tasks were cancelled and had time to end.
     runtime.shutdown_background();
-    ended.unwrap_or_else(|error| {
+    result.unwrap_or_else(|error| {
         eprintln!("paybridge: {error:#}");
         ExitCode::FAILURE
     })
@@ -80,16 +80,16 @@ async fn run(task: Task) -> Result<ExitCode> {
 async fn serve(settings: Serve) -> Result<ExitCode> {
     let variables = std::env::vars_os().map(|(name, _)| name);
     #[cfg(feature = "dev")]
-    let variables = variables.filter(|name| name != paybridge::crash::VARIABLE);
-    for variable in config::misspelt(variables) {
-        tracing::warn!(%variable, "an environment variable names no setting and is passed over; is it misspelt?");
+    let variables = variables.filter(|name| name != paybridge::failpoints::VARIABLE);
+    for variable in config::unknown_variables(variables) {
+        tracing::warn!(%variable, "ignoring an environment variable that names no setting; check its spelling");
     }
     for warning in settings.warnings() {
         tracing::warn!("{warning}");
     }
     let listen = async |address, flag| {
         let listener = TcpListener::bind(address).await;
-        listener.with_context(|| format!("can't listen on {address} (--{flag})"))
+        listener.with_context(|| format!("cannot listen on {address} (--{flag})"))
     };
     let grpc = match &settings.grpc {
         Some(grpc) => Some(listen(grpc.listen, "grpc-listen").await?),
@@ -97,26 +97,26 @@ async fn serve(settings: Serve) -> Result<ExitCode> {
     };
     let http = listen(settings.http_listen, "http-listen").await?;
     let lifecycle = Lifecycle::new(settings.shutdown_grace);
-    server::start(&settings, parts(&settings, grpc, http), &lifecycle).await?;
-    let end = lifecycle.run().await?;
-    tracing::info!(?end, "stopped");
-    Ok(end.into())
+    server::start(&settings, options(&settings, grpc, http), &lifecycle).await?;
+    let outcome = lifecycle.run().await?;
+    tracing::info!(?outcome, "stopped");
+    Ok(outcome.into())
 }
 
 #[cfg(not(feature = "dev"))]
-fn parts(_: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Parts {
-    Parts::new(grpc, http)
+fn options(_: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> ServerOptions {
+    ServerOptions::new(grpc, http)
 }
 
-/// In development the clock may run fast, together with that of other processes.
+/// In development the clock may run fast, together with those of other processes.
 #[cfg(feature = "dev")]
-fn parts(settings: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Parts {
-    let mut parts = Parts::new(grpc, http);
+fn options(settings: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> ServerOptions {
+    let mut options = ServerOptions::new(grpc, http);
     if let Some(fast) = settings.clock {
-        parts.clock = Clock::scaled(fast.anchor, fast.speed);
-        parts.clock.advance(fast.ahead);
+        options.clock = Clock::scaled(fast.anchor, fast.speed);
+        options.clock.advance(fast.ahead);
     }
-    parts
+    options
 }
 
 async fn migrate(database: &SecretString) -> Result<()> {
@@ -124,21 +124,21 @@ async fn migrate(database: &SecretString) -> Result<()> {
     for version in &versions {
         println!("migrated: {version}");
     }
-    println!("The schema is up to date; {} migrations were run.", versions.len());
+    println!("The schema is up to date; {} migrations ran.", versions.len());
     Ok(())
 }
 
-/// The use cases, once it is sure that the database can be worked with.
+/// The application layer, after a check of the database's schema.
 async fn administration(database: &SecretString) -> Result<App> {
     let url = database.expose_secret();
-    store::startup::check_schema(url).await.map_err(Obstacle::into_error)?;
+    store::startup::check_schema(url).await.map_err(StartupError::into_error)?;
     server::administration(url)
 }
 
-/// The id goes to standard output alone, for scripts; the rest is for people.
+/// Only the id goes to standard output, for scripts.
 async fn create_organization(database: &SecretString, name: &str) -> Result<()> {
     let app = administration(database).await?;
-    let organization = app.create_organization(name).await.map_err(explained)?;
+    let organization = app.create_organization(name).await.map_err(with_source)?;
     println!("{}", organization.id);
     eprintln!(
         "Created organization {name:?}. Next: paybridge token create --organization {} --name …",
@@ -149,53 +149,53 @@ async fn create_organization(database: &SecretString, name: &str) -> Result<()> 
 
 async fn list_organizations(database: &SecretString) -> Result<()> {
     let app = administration(database).await?;
-    let organizations = app.list_organizations().await.map_err(explained)?;
+    let organizations = app.list_organizations().await.map_err(with_source)?;
     println!("{:36}  {:20}  NAME", "ID", "CREATED");
     for organization in organizations {
-        println!("{:36}  {:20}  {}", organization.id.to_string(), shown(organization.create_time), organization.name);
+        println!("{:36}  {:20}  {}", organization.id.to_string(), rfc3339(organization.create_time), organization.name);
     }
     Ok(())
 }
 
-/// The token goes to standard output alone, for scripts; the rest is for people.
+/// Only the token goes to standard output, for scripts.
 async fn create_token(database: &SecretString, organization: OrganizationId, name: &str) -> Result<()> {
     let app = administration(database).await?;
-    let (token, secret) = app.create_token(organization, name).await.map_err(explained)?;
+    let (token, secret) = app.create_token(organization, name).await.map_err(with_source)?;
     println!("{}", secret.expose_secret());
-    eprintln!("Created token {} ({name:?}). It is shown this once: only its hash is stored.", token.id);
+    eprintln!("Created token {} ({name:?}). It is shown only once: the database stores its hash.", token.id);
     Ok(())
 }
 
 async fn list_tokens(database: &SecretString, organization: OrganizationId) -> Result<()> {
     let app = administration(database).await?;
-    let tokens = app.list_tokens(organization).await.map_err(explained)?;
+    let tokens = app.list_tokens(organization).await.map_err(with_source)?;
     println!("{:36}  {:20}  {:20}  NAME", "ID", "CREATED", "REVOKED");
     for token in tokens {
-        let revoked = token.revoke_time.map(shown).unwrap_or_default();
-        println!("{:36}  {:20}  {revoked:20}  {}", token.id.to_string(), shown(token.create_time), token.name);
+        let revoked = token.revoke_time.map(rfc3339).unwrap_or_default();
+        println!("{:36}  {:20}  {revoked:20}  {}", token.id.to_string(), rfc3339(token.create_time), token.name);
     }
     Ok(())
 }
 
 async fn revoke_token(database: &SecretString, token: TokenId) -> Result<()> {
     let app = administration(database).await?;
-    app.revoke_token(token).await.map_err(explained)?;
-    println!("Revoked token {token}; replicas that used it just now notice within 10 s.");
+    app.revoke_token(token).await.map_err(with_source)?;
+    println!("Revoked token {token}; replicas that have cached it stop accepting it within 10 s.");
     Ok(())
 }
 
 async fn list_jobs(database: &SecretString, organization: Option<OrganizationId>, only_parked: bool) -> Result<()> {
     let app = administration(database).await?;
-    let jobs = app.list_jobs(organization, only_parked).await.map_err(explained)?;
+    let jobs = app.list_jobs(organization, only_parked).await.map_err(with_source)?;
     println!(
         "{:36}  {:36}  {:23}  {:36}  {:>8}  {:20}  {:20}  REASON",
         "ID", "ORGANIZATION", "KIND", "OBJECT", "FAILURES", "CREATED", "PARKED"
     );
     for job in jobs {
         let (id, organization, object) = (job.id.to_string(), job.organization_id.to_string(), job.object_id);
-        let created = job.create_time().map(shown).unwrap_or_default();
-        let parked = job.park_time.map(shown).unwrap_or_default();
-        // A job a line: a reason may hold a line break of the database's.
+        let created = job.create_time().map(rfc3339).unwrap_or_default();
+        let parked = job.park_time.map(rfc3339).unwrap_or_default();
+        // One line per job: a reason may contain line breaks from the database.
         let reason = job.reason.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ");
         let object = format!("{object} {}", job.object_key);
         println!(
@@ -210,16 +210,16 @@ async fn list_jobs(database: &SecretString, organization: Option<OrganizationId>
 
 async fn retry_jobs(database: &SecretString, job: Option<JobId>) -> Result<()> {
     let app = administration(database).await?;
-    let retried = app.retry_jobs(job).await.map_err(explained)?;
+    let retried = app.retry_jobs(job).await.map_err(with_source)?;
     println!(
-        "{retried} {} due now; a worker takes what is due within a second.",
+        "{retried} {} due now; a worker leases due jobs within a second.",
         if retried == 1 { "job is" } else { "jobs are" }
     );
     Ok(())
 }
 
-/// Callers of the API are told little of an internal error; whoever runs the binary is told all.
-fn explained(error: Error) -> anyhow::Error {
+/// Callers of the API do not see the source of an internal error; users of the binary do.
+fn with_source(error: Error) -> anyhow::Error {
     match error {
         Error::Internal(source) => source,
         other => other.into(),
@@ -227,7 +227,7 @@ fn explained(error: Error) -> anyhow::Error {
 }
 
 /// `2026-11-23T01:15:00Z`
-fn shown(time: OffsetDateTime) -> String {
+fn rfc3339(time: OffsetDateTime) -> String {
     let form = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
     time.format(form).unwrap_or_default()
 }

@@ -1,14 +1,15 @@
-//! The composition root: settings, listeners and a clock in, a running service out.
+//! The composition root: takes settings, listeners and a clock, and starts the service.
 //!
-//! Everybody who runs Paybridge comes through [`start`]: `paybridge serve`, `worker`, `dev`, `demo`, and tests, several
-//! times in one process if they like. The parts (two doors, the worker, readiness, and small helpers) run under a
-//! [`Lifecycle`]. A worker process has no gRPC door, and of the HTTP door only what the platform asks for.
-//! The flow of a stop: readiness turns NOT_SERVING first; then event streams end with UNAVAILABLE, the doors take
-//! nothing new and the worker leases nothing new; what is in hand is finished; last the helpers end, which until then
-//! tell other replicas of what is committed.
+//! [`start`] is the only way to run Paybridge: `paybridge serve`, `worker`, `dev`, `demo` and tests use it, several
+//! times in one process if needed. The tasks (two listeners, the worker, readiness and the background tasks) run under
+//! a [`Lifecycle`]. A worker process has no gRPC listener, and its HTTP listener serves health and metrics only.
+//!
+//! Shutdown has a fixed order. Health reports NOT_SERVING. Then event streams end with UNAVAILABLE, the listeners
+//! accept no connections, and the worker leases no jobs. The work in progress is finished. The background tasks end
+//! last, because they notify other replicas of what that work commits.
 
 mod connections;
-mod doors;
+mod listeners;
 mod readiness;
 #[cfg(test)]
 #[cfg(feature = "dev")]
@@ -31,7 +32,7 @@ use tonic_health::pb::health_server::HealthServer;
 use tonic_health::server::HealthService;
 use tracing::field;
 
-use self::doors::Closing;
+use self::listeners::Shutdown;
 use self::readiness::{Readiness, Startup};
 use crate::app::{self, App};
 use crate::clock::{Clock, pause};
@@ -39,41 +40,44 @@ use crate::config::{EncryptionKey, Serve};
 use crate::domain::jobs::JobKind;
 use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
-use crate::store::{self, Hint, Pool, SealKey, Sealer};
-use crate::{grpc, stripe, telemetry, webhook, worker};
+use crate::store::{self, Notification, Pool, SealKey, Sealer};
+use crate::{grpc, http, stripe, telemetry, worker};
 
-/// Hints that wait for the direct connection; more are dropped, and the others' polls find what they meant (P11).
-const HINTS_MAX: usize = 1024;
-/// The net under lost hints, real time: no subscriber waits longer than this for what is committed.
-const NOTICE_EVERY: Duration = Duration::from_millis(200);
+/// Notifications that wait for the direct connection. More are dropped; the subscribers' polls find what they announced
+/// (P11).
+const NOTIFICATIONS_MAX: usize = 1024;
+/// How often the event logs are polled in case a notification is lost, real time. The longest that a subscriber waits
+/// for a committed event.
+const LOG_POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How often parked jobs are counted, real time.
-const COUNT_EVERY: Duration = Duration::from_secs(5);
-/// The most that opening a connection to Stripe may take, real time.
-const STRIPE_CONNECT_WITHIN: Duration = Duration::from_secs(10);
-/// What the key of page tokens is derived under, so that it serves for nothing else.
+const PARKED_JOBS_INTERVAL: Duration = Duration::from_secs(5);
+/// The limit for opening a connection to Stripe, real time.
+const STRIPE_CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The label under which the key of page tokens is derived. It separates that key from every other use of the same
+/// secret.
 const PAGE_TOKEN_LABEL: &[u8] = b"paybridge page tokens v1";
 
-/// What a server is given besides its settings.
+/// What [`start`] needs in addition to the settings.
 #[derive(Debug)]
-pub struct Parts {
-    /// Where the gRPC API is served; absent in a worker.
+pub struct ServerOptions {
+    /// The listener of the gRPC API; absent in a worker.
     pub grpc: Option<TcpListener>,
-    /// Where the HTTP door is served.
+    /// The listener of webhooks, health and metrics.
     pub http: TcpListener,
-    /// The time that all of it goes by.
+    /// The clock of every period in the service.
     pub clock: Clock,
     /// Whether new integrations relay Stripe's own events, unless the call says otherwise.
     pub relay_provider_events: bool,
-    /// How long an event stream may be silent, real time.
+    /// The longest silence of an event stream before a heartbeat, real time.
     pub heartbeat: Duration,
-    /// How many calls Stripe allows.
+    /// Stripe's rate limits.
     pub limits: Limits,
-    /// How far apart reconcilers look, in the clock's time.
+    /// The periods of the reconcilers, in the clock's time.
     pub periods: app::Periods,
 }
 
-impl Parts {
-    /// What `paybridge serve` runs with, or, without a gRPC door, `paybridge worker`.
+impl ServerOptions {
+    /// The options of `paybridge serve`; without a gRPC listener, those of `paybridge worker`.
     pub fn new(grpc: Option<TcpListener>, http: TcpListener) -> Self {
         Self {
             grpc,
@@ -87,69 +91,74 @@ impl Parts {
     }
 }
 
-/// A running server.
+/// A server that [`start`] has started.
 #[derive(Clone)]
-pub struct Running {
-    /// Its use cases.
+pub struct RunningServer {
+    /// The application layer.
     pub app: App,
-    /// Where the gRPC API really listens; absent in a worker.
+    /// The bound address of the gRPC API; absent in a worker.
     pub grpc: Option<SocketAddr>,
-    /// Where the HTTP door really listens.
+    /// The bound address of the HTTP listener.
     pub http: SocketAddr,
-    /// Whether it can do its work; `false` at first, and while the database is away or the server stops.
+    /// Whether it can do its work: `false` until the database has passed its check, while the database is unavailable,
+    /// and during a shutdown.
     pub ready: watch::Receiver<bool>,
 }
 
-/// Starts all parts under `lifecycle` and returns at once. It needs a migrated database to become ready, but not to
-/// start: it waits for one, and until then the doors answer that the database is away, and no job is leased. A database that
-/// can't pass the check, such as one whose secrets don't open with our keys, ends the lifecycle as a failure. An error means
-/// that something given can't be used; then nothing runs.
-pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Result<Running> {
+/// Starts all tasks under `lifecycle` and returns at once.
+///
+/// The server needs a migrated database to become ready, but not to start: it waits for one. Until then calls fail with
+/// UNAVAILABLE, webhooks with 503, and no job is leased. A database that can never pass the check, for example because
+/// its secrets cannot be opened with our keys, ends the lifecycle as a failure. An error means that an argument is
+/// unusable and nothing was started.
+pub async fn start(settings: &Serve, options: ServerOptions, lifecycle: &Lifecycle) -> Result<RunningServer> {
     let metrics = telemetry::metrics();
-    let grpc_address = parts.grpc.as_ref().map(TcpListener::local_addr).transpose()?;
-    let http_address = parts.http.local_addr()?;
-    let (hints, outgoing) = mpsc::channel(HINTS_MAX);
+    let grpc_address = options.grpc.as_ref().map(TcpListener::local_addr).transpose()?;
+    let http_address = options.http.local_addr()?;
+    let (notifications, outgoing) = mpsc::channel(NOTIFICATIONS_MAX);
     let checked = Arc::new(SetOnce::new());
     let sealer = sealer(settings)?;
-    let app = use_cases(settings, &parts, sealer.clone(), &checked, hints)?;
+    let app = new_app(settings, &options, sealer.clone(), &checked, notifications)?;
 
-    // Cancelled once readiness says that we stop; and once the doors and the worker are through.
-    let (closing, quiet) = (CancellationToken::new(), CancellationToken::new());
+    // `draining` is cancelled when health has reported the shutdown, `drained` when the listeners and the worker have
+    // ended.
+    let (draining, drained) = (CancellationToken::new(), CancellationToken::new());
     let readiness = Readiness::new().await;
     let ready = readiness.ready.subscribe();
-    let has_grpc = settings.grpc.is_some() && parts.grpc.is_some();
+    let has_grpc = settings.grpc.is_some() && options.grpc.is_some();
     let http = if has_grpc {
-        webhook::routes(app.clone(), metrics.clone(), ready.clone())
+        http::routes(app.clone(), metrics.clone(), ready.clone())
     } else {
-        webhook::platform_routes(metrics.clone(), ready.clone())
+        http::operations_routes(metrics.clone(), ready.clone())
     };
 
-    let through = Arc::new(quiet.clone().drop_guard());
-    // A tenth of the grace is left for what comes after the doors.
-    let close = Closing { soon: closing.clone(), within: lifecycle.grace() / 10 * 9 };
-    if let (Some(grpc), Some(listener)) = (&settings.grpc, parts.grpc) {
-        let door = doors::grpc(grpc.tls.as_ref())?;
-        let options = grpc::Options {
+    let serving = Arc::new(drained.clone().drop_guard());
+    // A tenth of the grace period is left for the background tasks.
+    let shutdown = Shutdown { token: draining.clone(), grace: lifecycle.grace() / 10 * 9 };
+    if let (Some(grpc), Some(listener)) = (&settings.grpc, options.grpc) {
+        let server = listeners::grpc_server(grpc.tls.as_ref())?;
+        let grpc_options = grpc::Options {
             page_token_key: page_token_key(&settings.encryption_keys)?,
-            heartbeat: parts.heartbeat,
+            heartbeat: options.heartbeat,
             streams_per_organization_max: grpc.max_streams_per_organization,
         };
         let health = HealthServer::new(HealthService::from_health_reporter(readiness.health.clone()));
-        let routes = grpc::routes(app.clone(), options, closing.clone(), health).context("cannot serve reflection")?;
-        lifecycle.spawn("grpc", before(&through, doors::serve_grpc(door, routes, listener, close.clone())));
+        let routes =
+            grpc::routes(app.clone(), grpc_options, draining.clone(), health).context("cannot serve reflection")?;
+        lifecycle.spawn("grpc", holding(&serving, listeners::serve_grpc(server, routes, listener, shutdown.clone())));
     }
     let startup = Startup { database: settings.database.clone(), sealer, checked: Arc::clone(&checked) };
-    let soft = lifecycle.soft().clone();
-    lifecycle.spawn("readiness", readiness.follow(startup, app.clone(), soft, closing.drop_guard()));
-    lifecycle.spawn("http", before(&through, doors::serve_http(http, parts.http, close.clone())));
+    let stop = lifecycle.shutdown().clone();
+    lifecycle.spawn("readiness", readiness.run(startup, app.clone(), stop, draining.drop_guard()));
+    lifecycle.spawn("http", holding(&serving, listeners::serve_http(http, options.http, shutdown.clone())));
     if settings.worker_concurrency > 0 {
-        let soft = lifecycle.soft().clone();
-        let work = worker::run(app.clone(), settings.worker_concurrency, soft.clone(), close.within);
+        let stop = lifecycle.shutdown().clone();
+        let work = worker::run(app.clone(), settings.worker_concurrency, stop.clone(), shutdown.grace);
         let checked = Arc::clone(&checked);
         lifecycle.spawn(
             "worker",
-            before(&through, async move {
-                if soft.run_until_cancelled(checked.wait()).await.is_some() {
+            holding(&serving, async move {
+                if stop.run_until_cancelled(checked.wait()).await.is_some() {
                     work.await;
                 }
                 Ok(())
@@ -158,25 +167,27 @@ pub async fn start(settings: &Serve, parts: Parts, lifecycle: &Lifecycle) -> Res
     }
     let url = settings.database.direct_url.expose_secret().to_owned();
     let is_separate = url != settings.database.url.expose_secret();
-    let helpers = helpers(app.clone(), metrics, (url, is_separate), outgoing, quiet.clone());
-    lifecycle.spawn("helpers", async move {
-        if quiet.run_until_cancelled(checked.wait()).await.is_some() {
-            helpers.await;
+    let background_tasks = run_background_tasks(app.clone(), metrics, (url, is_separate), outgoing, drained.clone());
+    lifecycle.spawn("background tasks", async move {
+        if drained.run_until_cancelled(checked.wait()).await.is_some() {
+            background_tasks.await;
         }
         Ok(())
     });
 
-    tracing::info!(grpc = grpc_address.map(field::display), http = %http_address, "serving");
-    Ok(Running { app, grpc: grpc_address, http: http_address, ready })
+    tracing::info!(grpc = grpc_address.map(field::display), http = %http_address, "listening");
+    Ok(RunningServer { app, grpc: grpc_address, http: http_address, ready })
 }
 
-/// The use cases for a person at a terminal, who manages organizations and tokens: no door, no worker, no key to seal
-/// with, because nothing that they do needs one. Within a tokio runtime.
+/// The application layer for commands that manage organizations, tokens and jobs: no listener, no worker and no
+/// encryption key, because these commands need none. Call it within a tokio runtime.
 pub fn administration(database_url: &str) -> Result<App> {
     let clock = Clock::system();
     let mut unused = [0; 32];
-    getrandom::fill(&mut unused).map_err(|error| anyhow::anyhow!("no randomness: {error}"))?;
-    let sealer = Sealer::new(&[SealKey { id: "unused".to_owned(), key: unused }]).context("no key")?;
+    getrandom::fill(&mut unused)
+        .map_err(|error| anyhow::anyhow!("the system's random number generator failed: {error}"))?;
+    let sealer =
+        Sealer::new(&[SealKey { id: "unused".to_owned(), key: unused }]).context("the placeholder key is unusable")?;
     let stripe = stripe::Client::new(stripe::STRIPE_URL, clock.clone(), stripe::Timeouts::default())?;
     let settings = app::Settings {
         default_success_url: String::new(),
@@ -187,112 +198,114 @@ pub fn administration(database_url: &str) -> Result<App> {
         action_period: time::Duration::MAX,
         periods: app::Periods::default(),
     };
-    // Nobody waits for hints of a process that changes no log.
-    let (hints, _) = mpsc::channel(1);
-    Ok(App::new(Pool::new(database_url, 1)?, sealer, stripe, clock, settings, hints))
+    // These commands write no events, so the notifications have no receiver.
+    let (notifications, _) = mpsc::channel(1);
+    Ok(App::new(Pool::new(database_url, 1)?, sealer, stripe, clock, settings, notifications))
 }
 
 fn sealer(settings: &Serve) -> Result<Sealer> {
     let key = |key: &EncryptionKey| SealKey { id: key.id.clone(), key: *key.key.expose_secret() };
     let keys: Vec<SealKey> = settings.encryption_keys.iter().map(key).collect();
-    Sealer::new(&keys).context("there is no key to seal secrets with")
+    Sealer::new(&keys).context("there is no encryption key")
 }
 
-/// The use cases of a server, which reach the database once `checked` is set.
-fn use_cases(
+/// The application layer of a server. It reaches the database only after `checked` is set.
+fn new_app(
     settings: &Serve,
-    parts: &Parts,
+    options: &ServerOptions,
     sealer: Sealer,
     checked: &Arc<SetOnce<()>>,
-    hints: mpsc::Sender<Hint>,
+    notifications: mpsc::Sender<Notification>,
 ) -> Result<App> {
     let pool = Pool::new(settings.database.url.expose_secret(), settings.database.pool_size)?.after(checked.clone());
     let call = settings.stripe.timeout;
-    let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_WITHIN), call };
-    let stripe =
-        stripe::Client::new(settings.stripe.base_url.as_str(), parts.clock.clone(), timeouts)?.within(parts.limits);
+    let timeouts = stripe::Timeouts { connect: call.min(STRIPE_CONNECT_TIMEOUT), call };
+    let stripe = stripe::Client::new(settings.stripe.base_url.as_str(), options.clock.clone(), timeouts)?
+        .with_limits(options.limits);
     let settings = app::Settings {
         default_success_url: settings.default_success_url.clone(),
         webhook_base_url: settings.public_webhook_url.as_ref().map(|url| url.as_str().to_owned()),
-        relay_provider_events: parts.relay_provider_events,
+        relay_provider_events: options.relay_provider_events,
         event_retention: settings.retention.events,
         delivery_retention: settings.retention.deliveries,
         action_period: settings.action_expiry,
-        periods: parts.periods,
+        periods: options.periods,
     };
-    Ok(App::new(pool, sealer, stripe, parts.clock.clone(), settings, hints))
+    Ok(App::new(pool, sealer, stripe, options.clock.clone(), settings, notifications))
 }
 
-/// The same on all replicas, because they have the same keys, and of no use for anything else.
+/// The same on all replicas, because they share the encryption keys.
 fn page_token_key(keys: &[EncryptionKey]) -> Result<grpc::PageTokenKey> {
-    let first = keys.first().context("there is no key to derive the page tokens' from")?;
-    let mut mac = Hmac::<Sha256>::new_from_slice(first.key.expose_secret()).context("a key of no length")?;
+    let first = keys.first().context("there is no encryption key to derive the key of page tokens from")?;
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(first.key.expose_secret()).context("the encryption key is unusable")?;
     mac.update(PAGE_TOKEN_LABEL);
     Ok(grpc::PageTokenKey(mac.finalize().into_bytes().into()))
 }
 
-/// A part that must be through before the helpers end. It counts from now on, not from when it first runs.
-fn before<F>(through: &Arc<DropGuard>, part: F) -> impl Future<Output = Result<()>> + Send + use<F>
+/// A task that the background tasks outlive. The guard counts from this call, not from the first poll.
+fn holding<F>(guard: &Arc<DropGuard>, task: F) -> impl Future<Output = Result<()>> + Send + use<F>
 where
     F: Future<Output = Result<()>> + Send,
 {
-    let through = Arc::clone(through);
+    let guard = Arc::clone(guard);
     async move {
-        let _through = through;
-        part.await
+        let _guard = guard;
+        task.await
     }
 }
 
-/// What works beside the doors and the worker: hints between replicas, the net under them, slots for calls to Stripe, and
-/// metrics that are true and stay small. All for ever, until `quiet` is cancelled.
-async fn helpers(
+/// Runs what supports the listeners and the worker, until `drained` is cancelled: notifications between replicas and
+/// the poll behind them, slots for calls to Stripe, the count of parked jobs, and the metrics' housekeeping.
+async fn run_background_tasks(
     app: App,
     metrics: telemetry::Metrics,
     (direct_url, is_separate): (String, bool),
-    outgoing: mpsc::Receiver<Hint>,
-    quiet: CancellationToken,
+    outgoing: mpsc::Receiver<Notification>,
+    drained: CancellationToken,
 ) {
-    let listener = app.clone();
+    let receiver = app.clone();
+    let on_notification = move |notification| receiver.on_notification(notification);
     tokio::select! {
-        () = quiet.cancelled() => {}
-        () = store::relay(direct_url, is_separate, outgoing, move |hint| listener.hear(hint)) => {}
-        () = notice(&app) => {}
+        () = drained.cancelled() => {}
+        () = store::relay(direct_url, is_separate, outgoing, on_notification) => {}
+        () = poll_event_logs(&app) => {}
         () = count_parked(&app) => {}
-        () = pace(&app) => {}
-        () = metrics.fold() => {}
+        () = supply_slots(&app) => {}
+        () = metrics.aggregate() => {}
     }
 }
 
-/// Wakes streams whose log has grown without a hint.
-async fn notice(app: &App) {
-    let mut ticks = interval(NOTICE_EVERY);
+/// Wakes streams whose log has grown without a notification.
+async fn poll_event_logs(app: &App) {
+    let mut ticks = interval(LOG_POLL_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut seen = HashMap::new();
     loop {
         ticks.tick().await;
-        // A database that is away is told of by readiness.
-        if let Err(error) = app.notice_logs(&mut seen).await {
-            tracing::debug!(%error, "the logs could not be looked at");
+        // Readiness reports an unavailable database.
+        if let Err(error) = app.poll_watched_logs(&mut seen).await {
+            tracing::debug!(%error, "the event logs could not be polled");
         }
     }
 }
 
-/// Takes slots for calls to Stripe, whenever some wait for them.
-async fn pace(app: &App) {
+/// Takes rate limit slots for calls to Stripe whenever calls wait for them.
+async fn supply_slots(app: &App) {
     loop {
         app.slots_wanted().await;
         if let Err(error) = app.take_slots().await
-            && !error.is_database_away()
+            && !error.is_database_unavailable()
         {
-            tracing::warn!(%error, "no slots could be taken for calls to Stripe; they wait");
+            tracing::warn!(%error, "rate limit slots could not be taken; calls to Stripe wait");
         }
         pause(app::SLOTS_EVERY).await;
     }
 }
 
-/// Shows how many jobs are parked: every process shows the same, of the whole database.
+/// Measures how many jobs are parked, in the whole database: every process reports the same numbers.
 async fn count_parked(app: &App) {
-    let mut ticks = interval(COUNT_EVERY);
+    let mut ticks = interval(PARKED_JOBS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut kinds: HashMap<String, i32> = JobKind::ALL.iter().map(|(_, name)| ((*name).to_owned(), 0)).collect();
     loop {

@@ -1,8 +1,8 @@
-//! Logs, traces and metrics: what operators see of a running Paybridge.
+//! Logs, traces and metrics.
 //!
-//! Logs go to standard error, so that what a command prints stays clean; those of `demo` go to a file. Traces go to a
-//! collector if there is one. Metrics are kept in memory and rendered when the HTTP door is asked for `/metrics`. Nothing
-//! here ever waits for an outside system while the service runs: a collector that is away costs traces, not payments.
+//! Logs go to standard error, so that a command's output stays clean; those of `demo` go to a file. Traces go to a
+//! collector if one is configured. Metrics are kept in memory and rendered for `/metrics`. Nothing here waits for an
+//! outside system while the service runs: an unavailable collector costs traces, not payments.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -26,27 +26,27 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::{self, LogFormat};
 
-/// Upper bounds of the histogram buckets. All of our histograms measure seconds, from half a millisecond in the database
-/// to the longest request to Stripe.
+/// The upper bounds of the histogram buckets. All histograms measure seconds, from half a millisecond in the database
+/// to the longest call to Stripe.
 const SECONDS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 20.0, 120.0];
-/// How often measurements are folded into their buckets when nobody reads them (P11).
-const FOLD_EVERY: Duration = Duration::from_secs(5);
-/// How long the last traces may take to leave.
-const LAST_TRACES_WITHIN: Duration = Duration::from_secs(3);
+/// How often measurements are aggregated into buckets while nobody scrapes them (P11).
+const AGGREGATION_INTERVAL: Duration = Duration::from_secs(5);
+/// The time limit for sending the last traces.
+const LAST_TRACES_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Logs and traces that run until they are stopped.
+/// The running log and trace pipelines.
 #[derive(Debug)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
 }
 
-/// Starts logs and traces for this process, once, within the tokio runtime. An error means that it was done before, or
-/// that the collector's address can't be used; a collector that doesn't answer is no error.
+/// Starts logs and traces, once per process, within the tokio runtime. An error means that they were already started,
+/// or that the collector's address is invalid; a collector that does not respond is not an error.
 pub fn start(settings: config::Telemetry) -> Result<Telemetry> {
-    let traces = settings.otlp_endpoint.as_ref().map(|endpoint| exporting_to(endpoint.as_str())).transpose()?;
+    let traces = settings.otlp_endpoint.as_ref().map(|endpoint| trace_provider(endpoint.as_str())).transpose()?;
     let layer = traces.as_ref().map(|provider| {
-        // Spans of ours alone: those of the exporter's own connection would be exported for ever.
+        // Only our spans: those of the exporter's own connection would be exported for ever.
         let ours = Targets::new().with_target("paybridge", LevelFilter::INFO);
         tracing_opentelemetry::layer().with_tracer(provider.tracer("paybridge")).with_filter(ours)
     });
@@ -54,9 +54,9 @@ pub fn start(settings: config::Telemetry) -> Result<Telemetry> {
     let lines = match &settings.file {
         None => log_lines(settings.format, color(), std::io::stderr),
         Some(file) => {
-            // One that is there already is not ours.
+            // An existing file is not ours.
             let opened = OpenOptions::new().create_new(true).append(true).mode(0o600).open(file);
-            let opened = opened.with_context(|| format!("{} can't be written", file.display()))?;
+            let opened = opened.with_context(|| format!("cannot write {}", file.display()))?;
             log_lines(settings.format, false, Mutex::new(opened))
         }
     };
@@ -66,17 +66,17 @@ pub fn start(settings: config::Telemetry) -> Result<Telemetry> {
 }
 
 impl Telemetry {
-    /// Sends the last traces. A collector that is away delays this by 3 s at most.
+    /// Sends the last traces. An unavailable collector delays this by at most 3 s.
     pub async fn stop(self) {
         let Some(traces) = self.traces else { return };
-        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(LAST_TRACES_WITHIN)).await;
+        let sent = tokio::task::spawn_blocking(move || traces.shutdown_with_timeout(LAST_TRACES_TIMEOUT)).await;
         if !matches!(sent, Ok(Ok(()))) {
-            tracing::warn!("the last traces could not be sent to the collector");
+            tracing::warn!("could not send the last traces to the collector");
         }
     }
 }
 
-/// A layer of its own for each format, because their types differ; the filter is added by the caller.
+/// One layer per format, because their types differ. The caller adds the filter.
 fn log_lines<S, W>(format: LogFormat, color: bool, writer: W) -> Box<dyn Layer<S> + Send + Sync>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
@@ -88,33 +88,33 @@ where
     }
 }
 
-/// Colors are for terminals, unless the person there has asked for none (no-color.org).
+/// Colors only for terminals, unless `NO_COLOR` is set (no-color.org).
 fn color() -> bool {
     use std::io::IsTerminal;
     std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }
 
-fn exporting_to(endpoint: &str) -> Result<SdkTracerProvider> {
+fn trace_provider(endpoint: &str) -> Result<SdkTracerProvider> {
     let exporter = SpanExporter::builder().with_tonic().with_endpoint(endpoint).build();
     let exporter = exporter.context("cannot use the OTLP endpoint")?;
     let resource = Resource::builder().with_service_name("paybridge").build();
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
-/// What was measured in this process, readable by the HTTP door. Clones read the same.
+/// The metrics of this process. Clones share them.
 #[derive(Clone)]
 pub struct Metrics(PrometheusHandle);
 
 impl Metrics {
-    /// All metrics in Prometheus' text format.
+    /// Renders all metrics in Prometheus' text format.
     pub fn render(&self) -> String {
         self.0.run_upkeep();
         self.0.render()
     }
 
-    /// Keeps memory flat while nobody reads the metrics (P11). Never ends; drop it to stop it.
-    pub async fn fold(self) {
-        let mut ticks = tokio::time::interval(FOLD_EVERY);
+    /// Aggregates measurements for ever, so that memory is bounded while nobody scrapes them (P11).
+    pub async fn aggregate(self) {
+        let mut ticks = tokio::time::interval(AGGREGATION_INTERVAL);
         loop {
             ticks.tick().await;
             self.0.run_upkeep();
@@ -128,13 +128,13 @@ impl std::fmt::Debug for Metrics {
     }
 }
 
-/// The metrics of this process. The first call makes the recorder that the macros of the `metrics` crate write to.
+/// The metrics of this process. The first call installs the recorder behind the macros of the `metrics` crate.
 pub fn metrics() -> Metrics {
     static METRICS: OnceLock<Metrics> = OnceLock::new();
     METRICS
         .get_or_init(|| {
             let (recorder, handle) = recorder();
-            // It fails only where an embedding program has its own recorder; then that one has the numbers.
+            // It fails only in a program with a recorder of its own, which then receives the measurements.
             let _ = metrics::set_global_recorder(recorder);
             Metrics(handle)
         })
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn json_lines_are_for_machines() {
+    fn the_json_format_writes_one_object_per_line() {
         let line: serde_json::Value = serde_json::from_str(&logged(LogFormat::Json)).unwrap();
         assert_eq!(line["message"], "the card was declined");
         assert_eq!(line["attempt.number"], 2);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn text_lines_are_for_people() {
+    fn the_text_format_writes_message_and_fields() {
         let line = logged(LogFormat::Text);
         assert!(line.contains("WARN") && line.contains("the card was declined attempt.number=2"), "{line}");
     }
@@ -207,19 +207,19 @@ mod tests {
     }
 
     #[test]
-    fn everybody_in_a_process_shares_one_recorder() {
+    fn a_process_has_one_recorder() {
         metrics();
         metrics::counter!("paybridge_shared_total").increment(1);
         assert!(metrics().render().contains("paybridge_shared_total 1"));
     }
 
     #[tokio::test]
-    async fn a_collector_that_is_away_delays_the_end_by_seconds_at_most() {
+    async fn an_unavailable_collector_delays_the_shutdown_by_seconds_at_most() {
         // Nothing listens on port 1.
-        let traces = exporting_to("http://127.0.0.1:1").unwrap();
+        let traces = trace_provider("http://127.0.0.1:1").unwrap();
         let tracer = traces.tracer("test");
         drop(opentelemetry::trace::Tracer::start(&tracer, "span"));
         let stopped = Telemetry { traces: Some(traces) }.stop();
-        tokio::time::timeout(LAST_TRACES_WITHIN * 3, stopped).await.unwrap();
+        tokio::time::timeout(LAST_TRACES_TIMEOUT * 3, stopped).await.unwrap();
     }
 }

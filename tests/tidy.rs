@@ -1,81 +1,81 @@
-//! The house rules, as a test: which room may import which, where a database or an HTTP client may be spoken to, and how
-//! long files and functions may grow. A breach is told with its line, the rule, and what to do about it.
+//! Checks the rules of the code base: which module may import which, which modules may use the database and HTTP
+//! clients, and how long files and functions may be. A violation is reported with its line, the rule and how to fix it.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
-/// What each room may import of ours. A file directly under `src/` is a room of its own name. `clock` and `crash` are
-/// everybody's but the domain's, whose functions are given the time and can't die half way; tests inside a room may
-/// import anything.
+/// The modules that each top-level module may import. A file directly under `src/` is a module of its own name. Any
+/// module but `domain` may import `clock` and `failpoints`: domain functions take the time as an argument and have no
+/// side effects. Tests inside a module may import anything.
 const IMPORTS: &[(&str, &[&str])] = &[
     ("clock", &[]),
-    ("crash", &[]),
+    ("failpoints", &[]),
     ("domain", &[]),
     ("store", &["domain", "clock"]),
-    ("stripe", &["domain", "clock", "crash"]),
-    ("app", &["domain", "store", "stripe", "clock", "crash"]),
-    ("grpc", &["app", "domain", "clock", "crash"]),
-    // It also hands out the metrics.
-    ("webhook", &["app", "domain", "clock", "telemetry"]),
+    ("stripe", &["domain", "clock", "failpoints"]),
+    ("app", &["domain", "store", "stripe", "clock", "failpoints"]),
+    ("grpc", &["app", "domain", "clock", "failpoints"]),
+    // Also serves the metrics.
+    ("http", &["app", "domain", "clock", "telemetry"]),
     ("worker", &["app", "domain", "clock"]),
-    // What an address of Postgres may say is known where connections are opened.
+    // Validates database addresses with `store`.
     ("config", &["store"]),
     ("telemetry", &["config"]),
     ("lifecycle", &[]),
     (
         "server",
-        &["app", "clock", "config", "domain", "grpc", "lifecycle", "store", "stripe", "telemetry", "webhook", "worker"],
+        &["app", "clock", "config", "domain", "grpc", "http", "lifecycle", "store", "stripe", "telemetry", "worker"],
     ),
 ];
-/// These wire everything, or build on everything.
-const FREE: [&str; 3] = ["main", "lib", "dev"];
+/// Modules that may import anything.
+const UNRESTRICTED: [&str; 3] = ["main", "lib", "dev"];
 
-/// Words that only some rooms may use, and why.
-const ONLY_IN: &[(&str, &[&str], &str)] = &[
-    ("diesel", &["store"], "SQL lives in `store`: add a free function there, in the file of the noun"),
-    ("diesel_async", &["store"], "connections are made in `store`: use the types that it exports"),
-    ("reqwest", &["stripe", "dev"], "HTTP calls go out from `stripe` alone: add a function there"),
+/// Words that only some modules may use, and why.
+const RESTRICTED_WORDS: &[(&str, &[&str], &str)] = &[
+    ("diesel", &["store"], "SQL belongs in `store`: add a free function there, in the file of the noun"),
+    ("diesel_async", &["store"], "connections belong in `store`: use the types that it exports"),
+    ("reqwest", &["stripe", "dev"], "only `stripe` makes HTTP calls: add a function there"),
     (
         ".transaction(",
         &["store", "app"],
-        "only `app` opens transactions, through store's helper, so that none is open over a call to Stripe (P3)",
+        "only `app` opens transactions, through the helper in `store`, so that none is open during a Stripe call (P3)",
     ),
 ];
 
-/// Written apart, so that this file does not break its own rule.
+/// Split, so that this file does not violate its own rule.
 const UNFINISHED: [&str; 4] =
     [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("todo", "!"), concat!("unimplem", "ented!")];
 
-const FILE_LINES_AIM: usize = 400;
+const FILE_LINES_TARGET: usize = 400;
 const FILE_LINES_MAX: usize = 600;
 const FUNCTION_LINES_MAX: usize = 70;
 
-/// A source file, with what the rules need to know of it.
+/// A source file.
 struct Source {
     path: PathBuf,
     text: String,
 }
 
 impl Source {
-    /// The folder or file below `src/`, or `tests`.
-    fn room(&self) -> String {
+    /// The top-level module: the folder or file below `src/`, or `tests`.
+    fn module(&self) -> String {
         let mut parts = self.path.iter().map(|part| part.to_string_lossy());
         let first = parts.next().unwrap_or_default();
         let second = parts.next().unwrap_or_default();
         if first == "src" { second.trim_end_matches(".rs").to_owned() } else { first.into_owned() }
     }
 
-    /// How many `super::` lead from this file to the root of the crate.
+    /// The number of `super::` that lead from this file to the crate root.
     fn depth(&self) -> usize {
         let below_src = self.path.components().count() - 1;
         below_src - usize::from(self.path.ends_with("mod.rs"))
     }
 
-    /// Numbered lines of code that is built into the binary: no comments, and nothing from the file's tests on.
+    /// The numbered lines of production code: without comments, and up to the file's test module.
     fn code(&self) -> impl Iterator<Item = (usize, &str)> {
         let tests = self.path.ends_with("tests.rs") || self.path.iter().any(|part| part == "tests");
         let lines = self.text.lines().zip(1..).map(|(line, number)| (number, line));
@@ -84,21 +84,21 @@ impl Source {
     }
 }
 
-/// All files of the repository under these folders that end with one of these names.
+/// All files under these folders whose names have one of these endings.
 fn sources(folders: &[&str], endings: &[&str]) -> Vec<Source> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut waiting: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
+    let mut queue: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
     let mut found = Vec::new();
-    while let Some(path) = waiting.pop() {
+    while let Some(path) = queue.pop() {
         if path.is_dir() {
-            waiting.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+            queue.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         } else if path.is_file() && endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)) {
             let text = std::fs::read_to_string(&path).unwrap();
             found.push(Source { path: path.strip_prefix(root).unwrap().to_owned(), text });
         }
     }
     found.sort_by(|a, b| a.path.cmp(&b.path));
-    assert!(!found.is_empty(), "nothing was found under {folders:?}");
+    assert!(!found.is_empty(), "no files found under {folders:?}");
     found
 }
 
@@ -106,15 +106,15 @@ fn is_word_part(character: char) -> bool {
     character.is_alphanumeric() || character == '_'
 }
 
-/// The places in `line` where `word` stands by itself.
+/// The rest of `line` after each occurrence of `word` as a whole word.
 fn word_ends<'line>(line: &'line str, word: &str) -> Vec<&'line str> {
     let at_edge = |at: &usize| !word.starts_with(is_word_part) || !line[..*at].ends_with(is_word_part);
     let ends = line.match_indices(word).map(|(at, _)| at).filter(at_edge).map(|at| &line[at + word.len()..]);
     ends.filter(|rest| !word.ends_with(is_word_part) || !rest.starts_with(is_word_part)).collect()
 }
 
-/// The modules directly under the crate's root that a path of this line leads to.
-fn roots(line: &str, depth: usize) -> Vec<String> {
+/// The top-level modules that the paths in this line refer to.
+fn referenced_modules(line: &str, depth: usize) -> Vec<String> {
     let up = "super::".repeat(depth);
     let mut rests = [word_ends(line, "crate::"), word_ends(line, "paybridge::")].concat();
     if depth > 0 {
@@ -145,26 +145,26 @@ fn first_names(path: &str) -> Vec<String> {
 }
 
 fn wrong_imports(source: &Source) -> Vec<String> {
-    let room = source.room();
-    if FREE.contains(&room.as_str()) {
+    let module = source.module();
+    if UNRESTRICTED.contains(&module.as_str()) {
         return vec![];
     }
-    let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == room) else {
+    let Some((_, allowed)) = IMPORTS.iter().find(|(name, _)| *name == module) else {
         return vec![format!(
-            "{}: `{room}` is a new room: say in tests/tidy.rs what it may import",
+            "{}: `{module}` is a new module: list what it may import in tests/tidy.rs",
             source.path.display()
         )];
     };
-    let is_room = |name: &str| FREE.contains(&name) || IMPORTS.iter().any(|(room, _)| *room == name);
+    let is_module = |name: &str| UNRESTRICTED.contains(&name) || IMPORTS.iter().any(|(module, _)| *module == name);
     let mut wrong = Vec::new();
     for (number, line) in source.code() {
-        for name in roots(line, source.depth()) {
-            if name != room && is_room(&name) && !allowed.contains(&name.as_str()) {
-                let may = if allowed.is_empty() { "nothing of ours".to_owned() } else { allowed.join(", ") };
+        for name in referenced_modules(line, source.depth()) {
+            if name != module && is_module(&name) && !allowed.contains(&name.as_str()) {
+                let permitted = if allowed.is_empty() { "no other module".to_owned() } else { allowed.join(", ") };
                 let place = format!("{}:{number}", source.path.display());
                 wrong.push(format!(
-                    "{place}: `{room}` imports `{name}`, but it may import {may} (imports go one way, see src/lib.rs). \
-                     Move the code to a room that sees both, or hand in what is needed."
+                    "{place}: `{module}` imports `{name}`, but may import {permitted} (see src/lib.rs). \
+                     Move the code to a module that may import both, or pass what is needed as an argument."
                 ));
             }
         }
@@ -173,20 +173,20 @@ fn wrong_imports(source: &Source) -> Vec<String> {
 }
 
 fn misplaced_words(source: &Source) -> Vec<String> {
-    let room = source.room();
+    let module = source.module();
     let mut wrong = Vec::new();
     for (number, line) in source.code() {
-        for (word, rooms, reason) in ONLY_IN {
-            if !rooms.contains(&room.as_str()) && !word_ends(line, word).is_empty() {
-                wrong.push(format!("{}:{number}: `{word}` in `{room}`: {reason}", source.path.display()));
+        for (word, modules, reason) in RESTRICTED_WORDS {
+            if !modules.contains(&module.as_str()) && !word_ends(line, word).is_empty() {
+                wrong.push(format!("{}:{number}: `{word}` in `{module}`: {reason}", source.path.display()));
             }
         }
     }
     wrong
 }
 
-/// Functions whose bodies are too long, as clippy counts: without blank lines and comments. Rustfmt puts a body's last
-/// brace under its `fn`.
+/// Functions whose bodies are too long, counted as clippy does: without blank lines and comments. Rustfmt aligns the
+/// closing brace of a body with its `fn`.
 fn long_functions(source: &Source) -> Vec<String> {
     let lines: Vec<&str> = source.text.lines().collect();
     let mut wrong = Vec::new();
@@ -203,28 +203,26 @@ fn long_functions(source: &Source) -> Vec<String> {
         let has_body = !line.ends_with('}') && !line.ends_with(';');
         if has_body && count > FUNCTION_LINES_MAX {
             let place = format!("{}:{}", source.path.display(), start + 1);
-            wrong.push(format!(
-                "{place}: this function has {count} lines; it reads better as two (at most {FUNCTION_LINES_MAX})"
-            ));
+            wrong.push(format!("{place}: this function has {count} lines, more than {FUNCTION_LINES_MAX}; split it"));
         }
     }
     wrong
 }
 
-fn unfinished_work(source: &Source) -> Vec<String> {
+fn unfinished_code(source: &Source) -> Vec<String> {
     let lines = source.text.lines().zip(1..);
     let found = lines.filter(|(line, _)| UNFINISHED.iter().any(|word| !word_ends(line, word).is_empty()));
-    let tell =
-        |(_, number)| format!("{}:{number}: finish it, or write down in an issue what is left", source.path.display());
-    found.map(tell).collect()
+    let report =
+        |(_, number)| format!("{}:{number}: finish it, or open an issue for what is left", source.path.display());
+    found.map(report).collect()
 }
 
-fn assert_none(breaches: &[String]) {
-    let mut told = String::new();
-    for breach in breaches {
-        let _ = writeln!(told, "  {breach}");
+fn assert_none(violations: &[String]) {
+    let mut report = String::new();
+    for violation in violations {
+        let _ = writeln!(report, "  {violation}");
     }
-    assert!(breaches.is_empty(), "{} to tidy up:\n{told}", breaches.len());
+    assert!(violations.is_empty(), "{} violations:\n{report}", violations.len());
 }
 
 fn check(files: &[Source], rule: fn(&Source) -> Vec<String>) {
@@ -237,76 +235,78 @@ fn imports_go_one_way() {
 }
 
 #[test]
-fn databases_and_http_are_spoken_to_in_their_own_rooms() {
+fn databases_and_http_are_used_only_in_their_modules() {
     check(&sources(&["src"], &[".rs"]), misplaced_words);
 }
 
 #[test]
-fn functions_fit_on_a_page() {
+fn functions_are_short() {
     check(&sources(&["src", "tests", "build.rs"], &[".rs"]), long_functions);
 }
 
 #[test]
-fn nothing_is_left_unfinished() {
+fn no_code_is_unfinished() {
     let folders = ["src", "tests", "build.rs", "migrations", "proto", "helm", ".ci"];
     let present: Vec<&str> =
         folders.into_iter().filter(|folder| Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).exists()).collect();
-    check(&sources(&present, &[".rs", ".sql", ".proto", ".sh", ".yaml", ".tpl", ".py", ".js", "run"]), unfinished_work);
+    check(&sources(&present, &[".rs", ".sql", ".proto", ".sh", ".yaml", ".tpl", ".py", ".js", "run"]), unfinished_code);
 }
 
 #[test]
-fn files_are_short_enough_to_be_read() {
+fn files_are_short() {
     let mut too_long = Vec::new();
     for source in sources(&["src", "tests", "build.rs"], &[".rs"]) {
         let lines = source.text.lines().count();
-        let told = format!("{} has {lines} lines; look for the seam where it is two files", source.path.display());
+        let report = format!("{} has {lines} lines; split it into two files", source.path.display());
         if lines > FILE_LINES_MAX {
-            too_long.push(format!("{told} (at most {FILE_LINES_MAX}, better {FILE_LINES_AIM})"));
-        } else if lines > FILE_LINES_AIM {
-            println!("a kind word: {told}");
+            too_long.push(format!("{report} (maximum {FILE_LINES_MAX}, target {FILE_LINES_TARGET})"));
+        } else if lines > FILE_LINES_TARGET {
+            println!("note: {report}");
         }
     }
     assert_none(&too_long);
 }
 
-/// A database that has run a migration never runs it again, so whatever is changed in it later is missing there. All but the
-/// newest one are listed in `migrations/released.sha256`, as `sha256sum` writes it.
+/// A database that has run a migration never runs it again, so a later change of its text would be missing there.
+/// `migrations/released.sha256` lists the files that releases have shipped, as `sha256sum` writes them. It is empty
+/// before the first release; from then on all migrations but the newest are listed.
 #[test]
-fn released_migrations_keep_their_text() {
+fn released_migrations_are_unchanged() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let list = std::fs::read_to_string(folder.join("released.sha256")).unwrap();
-    let released: Vec<(&str, &str)> = list.lines().map(|line| line.split_once("  ").unwrap()).collect();
+    let list = list.lines().filter(|line| !line.starts_with('#'));
+    let released: Vec<(&str, &str)> = list.map(|line| line.split_once("  ").unwrap()).collect();
+    let mut violations = Vec::new();
+    for (listed, name) in &released {
+        match std::fs::read(folder.join(name)) {
+            Ok(text) if hex::encode(Sha256::digest(&text)) == *listed => {}
+            Ok(_) => violations.push(format!("{name} was changed after its release; write a new migration instead")),
+            Err(error) => violations.push(format!("{name} was released and can't be read: {error}")),
+        }
+    }
     let mut present: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     present.retain(|path| path.is_dir());
     present.sort();
-    let mut breaches = Vec::new();
-    for migration in &present[..present.len() - 1] {
-        for direction in ["up.sql", "down.sql"] {
-            let path = migration.join(direction);
-            let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
-            let hash = hex::encode(Sha256::digest(std::fs::read(&path).unwrap()));
-            match released.iter().find(|(_, listed)| *listed == name) {
-                Some((listed, _)) if *listed == hash => {}
-                Some(_) => {
-                    breaches.push(format!("{name} was changed after its release; write a new migration instead"));
-                }
-                None => breaches
-                    .push(format!("{name} has a successor: list it, by sha256sum, in migrations/released.sha256")),
-            }
+    let newest = present.pop().expect("there are migrations");
+    for path in present.iter().filter(|_| !released.is_empty()).flat_map(|it| [it.join("up.sql"), it.join("down.sql")])
+    {
+        let name = path.strip_prefix(&folder).unwrap().to_str().unwrap();
+        if !released.iter().any(|(_, listed)| *listed == name) {
+            let old = format!("{name} is older than {}", newest.display());
+            violations.push(format!("{old}: list it, by sha256sum, in migrations/released.sha256"));
         }
     }
-    assert!(present.len() > 1 && released.len() >= 2 * (present.len() - 2), "the list is read");
-    assert_none(&breaches);
+    assert_none(&violations);
 }
 
-// The rules themselves: each finds what it should and leaves alone what it should.
+// Tests of the rules.
 
 fn source(path: &str, text: &str) -> Source {
     Source { path: PathBuf::from(path), text: text.to_owned() }
 }
 
 #[test]
-fn forbidden_imports_are_found_in_every_spelling() {
+fn forbidden_imports_are_found_in_all_spellings() {
     let spellings = [
         ("src/domain/money.rs", "use crate::store::Payment;"),
         ("src/domain/money.rs", "    let x: crate::clock::Clock = y;"),
@@ -315,7 +315,7 @@ fn forbidden_imports_are_found_in_every_spelling() {
         ("src/store/mod.rs", "use super::app::payments;"),
         ("src/grpc/mod.rs", "use crate::store;"),
         ("src/server.rs", "use crate::dev::sandbox;"),
-        ("src/cellar/mod.rs", "fn new_room() {}"),
+        ("src/unlisted/mod.rs", "fn f() {}"),
     ];
     for (path, line) in spellings {
         assert_eq!(wrong_imports(&source(path, line)).len(), 1, "{path}: {line}");
@@ -323,8 +323,8 @@ fn forbidden_imports_are_found_in_every_spelling() {
 }
 
 #[test]
-fn allowed_imports_are_left_alone() {
-    let fine = [
+fn allowed_imports_pass() {
+    let allowed = [
         ("src/store/payments.rs", "use crate::domain::{Money, app::x};\nuse super::app_rows;\nuse super::stripe;"),
         ("src/app/payments.rs", "use crate::{domain, store, stripe::Client, clock::Clock};"),
         ("src/domain/money.rs", "// see crate::store\n#[cfg(test)]\nmod tests {\n    use crate::dev::postgres;\n}"),
@@ -332,13 +332,13 @@ fn allowed_imports_are_left_alone() {
         ("src/dev/demo.rs", "use crate::server;"),
         ("src/grpc/mod.rs", "pub mod proto {}\nuse crate::grpc::proto;"),
     ];
-    for (path, text) in fine {
+    for (path, text) in allowed {
         assert_eq!(wrong_imports(&source(path, text)), Vec::<String>::new(), "{path}");
     }
 }
 
 #[test]
-fn words_are_found_only_outside_of_their_rooms() {
+fn restricted_words_are_found_outside_of_their_modules() {
     let text = "use diesel::prelude::*;\nconn.transaction(async |c| {})\nlet client = reqwest::Client::builder();";
     assert_eq!(misplaced_words(&source("src/app/payments.rs", text)).len(), 2);
     assert_eq!(misplaced_words(&source("src/grpc/mod.rs", text)).len(), 3);
@@ -347,12 +347,12 @@ fn words_are_found_only_outside_of_their_rooms() {
 }
 
 #[test]
-fn long_functions_and_unfinished_work_are_found() {
+fn long_functions_and_unfinished_code_are_found() {
     let function =
         |lines: usize| format!("impl X {{\n    pub fn x() {{\n{}    }}\n}}\n", "        y();\n".repeat(lines));
     assert_eq!(long_functions(&source("src/a.rs", &function(70))).len(), 0);
     assert_eq!(long_functions(&source("src/a.rs", &function(71))).len(), 1);
     let unfinished = format!("// {}: later\nfn method() {{ {}() }}\n", UNFINISHED[0], UNFINISHED[2]);
-    assert_eq!(unfinished_work(&source("src/a.rs", &unfinished)).len(), 2);
-    assert_eq!(unfinished_work(&source("src/a.rs", "let todos = 1; // TODOS")).len(), 0);
+    assert_eq!(unfinished_code(&source("src/a.rs", &unfinished)).len(), 2);
+    assert_eq!(unfinished_code(&source("src/a.rs", "let todos = 1; // TODOS")).len(), 0);
 }

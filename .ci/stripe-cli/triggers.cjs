@@ -1,6 +1,6 @@
-// Stripe's own CLI, which we did not write, shows that the sandbox takes what Stripe takes: `stripe trigger` sends the calls
-// that bring an event about at Stripe, and the sandbox must emit that event. The sandbox is the one that
-// PAYBRIDGE_SANDBOX_URL names, the CLI the one that PAYBRIDGE_STRIPE_CLI names.
+// Runs Stripe's own CLI, which we did not write, to show that the sandbox accepts what Stripe accepts: `stripe trigger`
+// sends the calls that cause an event at Stripe, and the sandbox must emit that event. PAYBRIDGE_SANDBOX_URL is the
+// sandbox's URL, PAYBRIDGE_STRIPE_CLI the path of the CLI.
 "use strict";
 
 const assert = require("node:assert/strict");
@@ -12,7 +12,7 @@ const path = require("node:path");
 const base = process.env.PAYBRIDGE_SANDBOX_URL ?? assert.fail("PAYBRIDGE_SANDBOX_URL names no sandbox");
 const cli = process.env.PAYBRIDGE_STRIPE_CLI ?? assert.fail("PAYBRIDGE_STRIPE_CLI names no CLI");
 
-/** Types that the CLI has no trigger for. Each is checked: one that has got a trigger fails the run. */
+/** Types without a trigger in the CLI. If one of them has a trigger, the run fails. */
 const NO_TRIGGER = new Set([
   "charge.dispute.funds_reinstated",
   "charge.dispute.funds_withdrawn",
@@ -24,7 +24,7 @@ const NO_TRIGGER = new Set([
   "refund.updated",
 ]);
 
-/** The types that webhook endpoints are registered for: the one table of them is in the source. */
+/** The types that webhook endpoints are registered for, read from their table in the source. */
 function handled() {
   const source = fs.readFileSync(path.join(__dirname, "../../src/stripe/signals.rs"), "utf8");
   const table = source.match(/^const HANDLED:[^]*?^\];/m) ?? assert.fail("src/stripe/signals.rs has no table HANDLED");
@@ -35,13 +35,13 @@ function handled() {
 
 async function call(where, key, body) {
   const headers = key ? { authorization: `Bearer ${key}` } : {};
-  const answer = await fetch(new URL(where, base), { method: body ? "POST" : "GET", headers, body });
-  const value = await answer.json();
-  assert.equal(answer.status, 200, `${where}: ${JSON.stringify(value)}`);
+  const response = await fetch(new URL(where, base), { method: body ? "POST" : "GET", headers, body });
+  const value = await response.json();
+  assert.equal(response.status, 200, `${where}: ${JSON.stringify(value)}`);
   return value;
 }
 
-/** Plays a trigger in an account of its own; gives why it does not play, or nothing if it does. */
+/** Runs a trigger in a new account; returns why it failed, or nothing. */
 async function play(type, home) {
   const { key } = await call("/_sandbox/accounts", null, "{}");
   const played = spawnSync(cli, ["trigger", type, "--api-base", base, "--api-key", key], {
@@ -52,7 +52,7 @@ async function play(type, home) {
       HOME: home,
       XDG_CONFIG_HOME: home,
       STRIPE_CLI_TELEMETRY_OPTOUT: "1",
-      // It looks for newer versions of itself where a trigger fails: nothing but the sandbox is to be reached.
+      // The CLI checks for updates if a trigger fails. It must only reach the sandbox.
       HTTPS_PROXY: "http://127.0.0.1:9",
     },
   });
@@ -61,31 +61,31 @@ async function play(type, home) {
   if (played.error || played.status !== 0 || /Trigger failed|Request failed/.test(said)) {
     return { why: played.error?.message ?? said };
   }
-  // Banks answer debits days later.
+  // Banks respond to debits days later.
   await call("/_sandbox/settle", null, "{}");
   const events = await call(`/v1/events?type=${type}`, key);
-  return { why: events.data.length > 0 ? undefined : "its calls are taken, and no such event comes of them" };
+  return { why: events.data.length > 0 ? undefined : "its calls succeed but cause no such event" };
 }
 
 (async () => {
   const { version } = require(path.join(path.dirname(cli), "../@stripe/cli/package.json"));
   console.log(`Stripe's CLI ${version} against ${base}`);
   const home = fs.mkdtempSync(path.join(os.tmpdir(), "stripe-cli-"));
-  const count = { plays: 0, "does not play": 0, "no trigger": 0 };
+  const count = { passes: 0, fails: 0, "no trigger": 0 };
   let failed = false;
   try {
     for (const type of handled()) {
       const { none, why } = await play(type, home);
-      const what = none ? "no trigger" : why ? "does not play" : "plays";
-      count[what] += 1;
-      const wrong = what !== (NO_TRIGGER.has(type) ? "no trigger" : "plays");
-      console.log(`  ${wrong ? "FAIL" : "ok  "}  ${what.padEnd(14)} ${type}`);
+      const result = none ? "no trigger" : why ? "fails" : "passes";
+      count[result] += 1;
+      const unexpected = result !== (NO_TRIGGER.has(type) ? "no trigger" : "passes");
+      console.log(`  ${unexpected ? "FAIL" : "ok  "}  ${result.padEnd(10)} ${type}`);
       if (why) console.log(`        ${why.replaceAll("\n", "\n        ")}`);
-      failed ||= wrong;
+      failed ||= unexpected;
     }
   } finally {
     fs.rmSync(home, { recursive: true, force: true });
   }
-  console.log(`${count.plays} play, ${count["does not play"]} do not, and the CLI has no trigger for ${count["no trigger"]}.`);
+  console.log(`${count.passes} triggers passed, ${count.fails} failed, and ${count["no trigger"]} types have none.`);
   process.exitCode = failed ? 1 : 0;
 })();

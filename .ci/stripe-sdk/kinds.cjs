@@ -1,28 +1,28 @@
-// One case for each kind of behaviour that Stripe's SDK meets beyond the story, played by a client that pins an API
-// version and by one that leaves the choice to the SDK.
+// One case for each further kind of behaviour that Stripe's SDK meets. Each runs with a client that pins an API version
+// and with one that uses the SDK's own.
 "use strict";
 
 const assert = require("node:assert/strict");
 
-/** The kinds of methods of an intent or a session: the parameter's name changed with endive. */
+/** The allowed kinds of an intent or session. The parameter was renamed in endive. */
 function kinds(pinned, ...types) {
   return pinned ? { payment_method_types: types } : {};
 }
 
-/** What a payer's browser sends along with the acceptance of a mandate. */
+/** What a payer's browser sends to accept a mandate. */
 const ACCEPTED = {
   customer_acceptance: { type: "online", online: { ip_address: "203.0.113.7", user_agent: "Browser/1" } },
 };
 
 module.exports = ({ client, control, refused, listen, DAHLIA }) => {
-  /** An account of its own, and a client of it. */
+  /** A new account and a client for it. */
   const opened = async (pinned) => {
     const { key } = await control("accounts", { country: "DE", default_currency: "eur" });
     return { key, stripe: client(key, pinned ? DAHLIA : undefined) };
   };
 
   const cases = {
-    async "the version is echoed, an older one too, and an unknown one refused"(pinned) {
+    async "a known API version is echoed and an unknown one refused"(pinned) {
       const { key, stripe } = await opened(pinned);
       const version = async (one) => (await one.accounts.retrieveCurrent()).lastResponse.headers["stripe-version"];
       const own = await version(stripe);
@@ -75,7 +75,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       }
     },
 
-    async "attempts to set a method up are listed"(pinned) {
+    async "setup attempts are listed"(pinned) {
       const { stripe } = await opened(pinned);
       const intent = await stripe.setupIntents.create({ ...kinds(pinned, "card") });
       const confirm = (method) =>
@@ -88,7 +88,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       assert.equal(done.latest_attempt.id, attempts.data[0].id);
     },
 
-    async "a bank debit with its mandate is one call"(pinned) {
+    async "one call creates a bank debit and its mandate"(pinned) {
       const { stripe } = await opened(pinned);
       const debit = {
         amount: 4900,
@@ -112,7 +112,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       assert.equal((await stripe.mandates.retrieve(mandate)).payment_method, paid.payment_method);
     },
 
-    async "money is held, captured in part, and released"(pinned) {
+    async "an authorization is captured in part and the rest released"(pinned) {
       const { stripe } = await opened(pinned);
       const hold = () =>
         stripe.paymentIntents.create({
@@ -133,7 +133,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       assert.deepEqual([released.status, released.amount_received], ["canceled", 0]);
     },
 
-    async "a payment session lists what it sells, and shows its text"(pinned) {
+    async "a payment session lists its line items and shows its text"(pinned) {
       const { stripe } = await opened(pinned);
       const product = await stripe.products.create({ name: "T-shirt" });
       const price = await stripe.prices.create({ product: product.id, unit_amount: 1500, currency: "eur" });
@@ -154,7 +154,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       assert.equal(shown.line_items.data[0].price.product.name, "T-shirt");
     },
 
-    async "the first answer under a key names itself, and a replay names the first"(pinned) {
+    async "a replayed response names the first request"(pinned) {
       const { stripe } = await opened(pinned);
       const create = () => stripe.customers.create({ name: "Jenny" }, { idempotencyKey: "key-1" });
       const headers = async () => (await create()).lastResponse.headers;
@@ -179,7 +179,7 @@ module.exports = ({ client, control, refused, listen, DAHLIA }) => {
       assert.equal((await refused(stripe.disputes.close(dispute.id))).statusCode, 400);
     },
 
-    async "a webhook that is sent again is signed anew"(pinned) {
+    async "a resent webhook has a new signature"(pinned) {
       const { stripe } = await opened(pinned);
       const listener = await listen(1);
       try {

@@ -1,4 +1,4 @@
-//! Durable work: which use case a job leads to, and what happens to it when that fails.
+//! Durable jobs: dispatch to the use cases, and what happens when they fail.
 
 use std::time::Duration as RealDuration;
 
@@ -7,67 +7,67 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
-use crate::crash::{self, Point};
-use crate::domain::jobs::{JobKind, JobReport, Lease, Outcome, Room};
+use crate::domain::jobs::{Capacity, JobKind, JobReport, Lease, Outcome};
 use crate::domain::{Error, JobId, OrganizationId, Result};
-use crate::store::{self, Hint, Scope};
+use crate::failpoints::{self, Failpoint};
+use crate::store::{self, Notification, Scope};
 use crate::stripe;
 
-/// How long a lease lasts unless it is renewed, in the clock's time.
+/// How long a lease lasts unless it is renewed, in clock time.
 pub const LEASE_PERIOD: Duration = Duration::seconds(10);
 
-/// The least that a lease lasts, real time, however fast the clock runs.
+/// The minimum duration of a lease in real time, however fast the clock runs.
 const LEASE_REAL_MIN: RealDuration = RealDuration::from_secs(2);
 
-/// Failed tries for a reason of its own after which a job is parked: with the backoff below, some hours of them. Nothing
-/// that was accepted is lost by it (P8): it waits for an operator, with its reason, and takes nobody's place meanwhile.
+/// After how many failed attempts a job is parked, if the failure is its own: several hours with the backoff below.
+/// Nothing that was accepted is lost (P8): the job waits for an operator, with its reason, and holds up no other job.
 const OWN_FAILURES_MAX: i32 = 20;
 
-/// How far apart the tries are at most while the reason is that Stripe or the database is away.
-const AWAY_PAUSE_MAX: Duration = Duration::minutes(5);
+/// The maximum backoff while Stripe or the database is unavailable.
+const UNAVAILABLE_BACKOFF_MAX: Duration = Duration::minutes(5);
 
-/// How many jobs are listed at most (P11).
+/// The maximum number of jobs listed (P11).
 const LISTED_MAX: i64 = 1_000;
 
-/// The pause before the next try: 1 s, 2 s, 5 s, 15 s, 30 s, 1 min, 2 min, 5 min, then every 30 min.
+/// The backoff before the next attempt: 1 s, 2 s, 5 s, 15 s, 30 s, 1 min, 2 min, 5 min, then every 30 min.
 pub(super) fn backoff(failures: i32) -> Duration {
     const SECONDS: [i64; 9] = [1, 2, 5, 15, 30, 60, 120, 300, 1800];
     let step = usize::try_from(failures).unwrap_or_default().min(SECONDS.len() - 1);
     Duration::seconds(SECONDS[step])
 }
 
-/// The pause where the job itself is not to blame: whatever was away is looked for again before long.
-pub(super) fn backoff_away(failures: i32) -> Duration {
-    backoff(failures).min(AWAY_PAUSE_MAX)
+/// The backoff if the job is not at fault: whatever was unavailable may be back soon.
+pub(super) fn backoff_unavailable(failures: i32) -> Duration {
+    backoff(failures).min(UNAVAILABLE_BACKOFF_MAX)
 }
 
 impl App {
-    /// Leases as many jobs that are due as there is room for, organizations and kinds in turns; `room` shows afterwards
-    /// what is left of it.
-    pub async fn lease_jobs(&self, room: &mut Room) -> Result<Vec<Lease>> {
+    /// Leases as many due jobs as `capacity` allows, round-robin over organizations and kinds. What was leased is
+    /// deducted from `capacity`.
+    pub async fn lease_jobs(&self, capacity: &mut Capacity) -> Result<Vec<Lease>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         store::leases::make_due(&mut tx, self.clock().now()).await?;
-        let leases = store::leases::lease(&mut tx, room, self.lease_period()).await?;
+        let leases = store::leases::lease(&mut tx, capacity, self.lease_period()).await?;
         tx.commit().await?;
         if !leases.is_empty() {
-            crash::point(Point::AfterLease);
+            failpoints::hit(Failpoint::AfterLease);
         }
         Ok(leases)
     }
 
-    /// Frees jobs whose lease has run out, at most 200; whether there may be more.
-    pub async fn free_lapsed_leases(&self) -> Result<bool> {
+    /// Frees jobs with an expired lease, at most 200. Returns whether there may be more.
+    pub async fn release_expired_leases(&self) -> Result<bool> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let freed = store::leases::free_lapsed(&mut tx).await?;
+        let freed = store::leases::free_expired(&mut tx).await?;
         tx.commit().await?;
         if freed > 0 {
-            tracing::debug!(freed, "leases have run out");
-            self.0.wake.tell(Hint::Jobs);
+            tracing::debug!(freed, "expired leases released");
+            self.0.notifier.notify(Notification::Jobs);
         }
         Ok(freed > 0)
     }
 
-    /// Prolongs leases, given by job and epoch; returns the jobs that are still ours.
+    /// Renews leases, given by job and epoch. Returns the jobs still held.
     pub async fn renew_leases(&self, held: &[(Uuid, i64)]) -> Result<Vec<Uuid>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let renewed = store::leases::renew(&mut tx, held, self.lease_period()).await?;
@@ -75,16 +75,16 @@ impl App {
         Ok(renewed)
     }
 
-    /// Gives leases back, by job and epoch, so that other workers need not wait until they run out.
-    pub async fn give_up_leases(&self, held: &[(Uuid, i64)]) -> Result<()> {
+    /// Releases leases, given by job and epoch, so that other workers need not wait for them to expire.
+    pub async fn release_leases(&self, held: &[(Uuid, i64)]) -> Result<()> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::leases::give_up(&mut tx, held).await?;
+        store::leases::release(&mut tx, held).await?;
         tx.commit().await?;
-        self.0.wake.tell(Hint::Jobs);
+        self.0.notifier.notify(Notification::Jobs);
         Ok(())
     }
 
-    /// A lease lasts as long on a fast clock as a round trip to the database may take.
+    /// At least as long as a round trip to the database may take, even on a fast clock.
     fn lease_period(&self) -> RealDuration {
         self.clock().real(LEASE_PERIOD).max(LEASE_REAL_MIN)
     }
@@ -95,33 +95,32 @@ impl App {
         store::leases::next_due(&mut tx).await
     }
 
-    /// Returns once jobs were asked for by this process, or by another that told us.
-    pub async fn jobs_asked(&self) {
-        self.0.wake.jobs().await;
+    /// Returns once this process, or another one that notified us, has enqueued jobs.
+    pub async fn jobs_enqueued(&self) {
+        self.0.notifier.jobs().await;
     }
 
-    /// Does what a job asks for. The use case ends the job in the same transaction as its last change; one that fails is
-    /// given back, to be tried again later.
+    /// Runs a job. Its use case ends the job in the transaction of its last change. A job that fails is rescheduled.
     pub async fn perform(&self, lease: &Lease) {
-        // In a task of its own, so that a panic counts as a failed try instead of taking the job round for ever.
+        // In a task of its own, so that a panic counts as a failed attempt and the job is not leased again forever.
         let task = tokio::spawn({
             let (app, lease) = (self.clone(), lease.clone());
             async move { app.dispatch(&lease).await }.in_current_span()
         });
         let Err(error) = task.await.unwrap_or_else(|panic| Err(Error::internal(panic))) else { return };
         if matches!(error, Error::LeaseLost) {
-            tracing::info!(job.id = %lease.id, job.kind = lease.kind.as_str(), "another worker has taken the job over");
+            tracing::info!(job.id = %lease.id, job.kind = lease.kind.as_str(), "job lease lost to another worker");
             return;
         }
-        let given_back = match &error {
-            // Whatever the job was about went with the integration: nothing is left to ask Stripe for.
+        let result = match &error {
+            // The job's object was disconnected with the integration: there is nothing left to do at Stripe.
             Error::FailedPrecondition { reason: "INTEGRATION_DISCONNECTED", .. } => self.drop_job(lease).await,
-            _ => self.give_back(lease, &error).await,
+            _ => self.reschedule(lease, &error).await,
         };
-        if let Err(error) = given_back
-            && !error.is_database_away()
+        if let Err(error) = result
+            && !error.is_database_unavailable()
         {
-            tracing::warn!(job.id = %lease.id, %error, "the job could not be given back; its lease will run out");
+            tracing::warn!(job.id = %lease.id, %error, "failed job not rescheduled; it runs again after its lease");
         }
     }
 
@@ -132,7 +131,6 @@ impl App {
     async fn dispatch(&self, lease: &Lease) -> Result<()> {
         match lease.kind {
             JobKind::SubmitPayment => self.submit_payment(lease).await,
-            JobKind::CancelPayment => self.take_cancellation_over(lease).await,
             JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
             JobKind::RefundPayment => self.finish_refund(lease).await,
             JobKind::ApplyDelivery => self.apply_delivery(lease).await,
@@ -140,27 +138,27 @@ impl App {
             JobKind::ImportPaymentMethods => self.import_payment_methods(lease).await,
             JobKind::PushDefaultMethod => self.push_default_method(lease).await,
             JobKind::DetachMethod => self.detach_method(lease).await,
-            JobKind::CreateCheckoutSession => self.make_checkout_session(lease).await,
+            JobKind::CreateCheckoutSession => self.create_checkout_session(lease).await,
             JobKind::ConnectIntegration => self.finish_connecting(lease).await,
             JobKind::DisconnectIntegration => self.finish_disconnecting(lease).await,
             JobKind::PollEvents => self.poll_events(lease).await,
             JobKind::SweepIntegration => self.sweep_integration(lease).await,
-            JobKind::CheckEndpoint => self.look_after_endpoint(lease).await,
+            JobKind::CheckEndpoint => self.maintain_endpoint(lease).await,
             JobKind::ReconcileSession => self.reconcile_session(lease).await,
         }
     }
 
-    /// How a job ends whose call to Stripe was not done, or perhaps not.
+    /// How a job ends if its call to Stripe was not carried out, or has an unknown outcome.
     pub(super) fn outcome_of(&self, error: &stripe::Error) -> Outcome {
-        match error.held_back() {
+        match error.retry_delay() {
             Some(wait) => Outcome::Postponed(self.clock().now() + wait),
             None => Outcome::Retry(error.to_string()),
         }
     }
 
-    async fn give_back(&self, lease: &Lease, error: &Error) -> Result<()> {
-        if let Error::HeldBack { retry_after, .. } = error {
-            tracing::debug!(job.id = %lease.id, job.kind = lease.kind.as_str(), %error, "a job waits for Stripe");
+    async fn reschedule(&self, lease: &Lease, error: &Error) -> Result<()> {
+        if let Error::Throttled { retry_after, .. } = error {
+            tracing::debug!(job.id = %lease.id, job.kind = lease.kind.as_str(), %error, "job postponed");
             let mut tx = self.read(lease.organization_id).await?;
             store::jobs::postpone(&mut tx, lease, self.clock().now() + *retry_after).await?;
             return tx.commit().await;
@@ -171,41 +169,41 @@ impl App {
         };
         let now = self.clock().now();
         let (kind, failures) = (lease.kind.as_str(), lease.failures + 1);
-        let is_endless = JobKind::RECONCILERS.contains(&lease.kind);
+        let is_reconciler = JobKind::RECONCILERS.contains(&lease.kind);
         let mut tx = self.read(lease.organization_id).await?;
         let is_parked = if matches!(error, Error::Unavailable { .. }) {
-            store::jobs::release(&mut tx, lease, now + backoff_away(lease.failures), Some(&text)).await?;
+            store::jobs::release(&mut tx, lease, now + backoff_unavailable(lease.failures), Some(&text)).await?;
             false
         } else {
-            // A reconciler has no end, and nobody else does its work: it goes on, however often it fails.
-            let failures_max = if is_endless { i32::MAX } else { OWN_FAILURES_MAX };
+            // A reconciler has no end, and no other job does its work: it is never parked.
+            let failures_max = if is_reconciler { i32::MAX } else { OWN_FAILURES_MAX };
             store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, failures_max, now).await?
         };
         tx.commit().await?;
         if is_parked {
             tracing::error!(
                 job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
-                error = %text, "a job is parked: mend what it fails for, then `paybridge jobs retry` it"
+                error = %text, "job parked; fix the cause, then run `paybridge jobs retry`"
             );
-        } else if is_endless && failures >= OWN_FAILURES_MAX {
+        } else if is_reconciler && failures >= OWN_FAILURES_MAX {
             tracing::error!(
                 job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
-                error = %text, "what watches over an integration has failed for long"
+                error = %text, "reconciler keeps failing"
             );
         } else {
-            tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "a job failed");
+            tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "job failed");
         }
         Ok(())
     }
 
-    /// Jobs for an operator to look at, oldest first, at most 1,000: of all organizations or of one, all or only the
-    /// parked ones.
+    /// Lists jobs for an operator, oldest first, at most 1,000: of all organizations or of one, all jobs or only parked
+    /// ones.
     pub async fn list_jobs(&self, org: Option<OrganizationId>, only_parked: bool) -> Result<Vec<JobReport>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         store::parked_jobs::list(&mut tx, org, only_parked, LISTED_MAX).await
     }
 
-    /// Makes a job due now, parked or not; without an id all that are parked. Returns how many that were.
+    /// Makes a job due now, parked or not; without an id, all parked jobs. Returns the number of jobs.
     pub async fn retry_jobs(&self, id: Option<JobId>) -> Result<usize> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let retried = store::parked_jobs::retry(&mut tx, id, self.clock().now()).await?;
@@ -216,7 +214,7 @@ impl App {
         }
     }
 
-    /// How many jobs are parked, by kind.
+    /// The number of parked jobs by kind.
     pub async fn parked_jobs(&self) -> Result<Vec<(String, i32)>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         store::parked_jobs::count(&mut tx).await
@@ -228,11 +226,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_and_stay_bounded() {
-        let pauses: Vec<_> = (0..20).map(backoff).collect();
-        assert!(pauses.windows(2).all(|pair| pair[0] <= pair[1]));
-        assert_eq!(pauses[0], Duration::SECOND);
+    fn backoff_grows_and_is_bounded() {
+        let backoffs: Vec<_> = (0..20).map(backoff).collect();
+        assert!(backoffs.windows(2).all(|pair| pair[0] <= pair[1]));
+        assert_eq!(backoffs[0], Duration::SECOND);
         assert_eq!(backoff(i32::MAX), Duration::minutes(30));
-        assert_eq!(backoff_away(i32::MAX), Duration::minutes(5));
+        assert_eq!(backoff_unavailable(i32::MAX), Duration::minutes(5));
     }
 }

@@ -1,4 +1,4 @@
-//! Tenants and their tokens.
+//! Organizations (tenants) and their API tokens.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,12 +14,12 @@ use crate::domain::{Error, OrganizationId, Result, TokenId};
 use crate::store::organizations::{Organization, Token};
 use crate::store::{self, Scope};
 
-/// How long a token that was found good is not looked up again: a revoked one works for as long at most.
+/// How long a valid token is cached. A revoked token works for up to this long.
 const TOKEN_CACHE_PERIOD: Duration = Duration::seconds(10);
-/// How many good tokens are remembered (P11).
+/// The maximum number of cached tokens (P11).
 const TOKEN_CACHE_SIZE: usize = 10_000;
 
-/// Tokens found good a moment ago.
+/// Tokens verified recently, by hash.
 #[derive(Default)]
 pub(super) struct TokenCache(Mutex<HashMap<[u8; 32], (OrganizationId, OffsetDateTime)>>);
 
@@ -38,8 +38,8 @@ impl TokenCache {
     }
 }
 
-/// `pbt_<organization, 32 hex digits>_<43 characters of base64url>`: it names the tenant, so that row level security
-/// holds from the first query on (P10).
+/// The organization that a token names: `pbt_<organization, 32 hex digits>_<43 characters of base64url>`. The token
+/// names it so that row-level security applies from the first query (P10).
 fn organization_of(token: &str) -> Option<OrganizationId> {
     let (organization, secret) = token.strip_prefix("pbt_")?.split_once('_')?;
     let is_whole = organization.len() == 32 && secret.len() == 43;
@@ -47,7 +47,7 @@ fn organization_of(token: &str) -> Option<OrganizationId> {
 }
 
 impl App {
-    /// Makes an organization and its empty log.
+    /// Creates an organization with an empty event log.
     pub async fn create_organization(&self, name: &str) -> Result<Organization> {
         let clock = self.clock();
         let organization = Organization { id: clock.new_id().into(), name: name.to_owned(), create_time: clock.now() };
@@ -64,10 +64,11 @@ impl App {
         store::organizations::list(&mut tx).await
     }
 
-    /// Makes a token. The token itself is returned once, and stored nowhere (P9).
+    /// Creates a token. The token itself is returned once and not stored (P9).
     pub async fn create_token(&self, org: OrganizationId, name: &str) -> Result<(Token, SecretString)> {
         let mut secret = [0; 32];
-        getrandom::fill(&mut secret).map_err(|error| Error::internal(anyhow::anyhow!("no randomness: {error}")))?;
+        getrandom::fill(&mut secret)
+            .map_err(|error| Error::internal(anyhow::anyhow!("the system has no randomness: {error}")))?;
         let plain = SecretString::from(format!("pbt_{}_{}", org.0.simple(), URL_SAFE_NO_PAD.encode(secret)));
         let clock = self.clock();
         let token =
@@ -82,29 +83,29 @@ impl App {
         Ok((token, plain))
     }
 
-    /// An organization's tokens, oldest first, revoked ones too.
+    /// An organization's tokens, oldest first, including revoked ones.
     pub async fn list_tokens(&self, org: OrganizationId) -> Result<Vec<Token>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let tokens = store::organizations::tokens(&mut tx, org).await?;
-        // None at all may mean that there is no such organization.
+        // No tokens may mean that the organization does not exist.
         if tokens.is_empty() && store::organizations::list(&mut tx).await?.iter().all(|known| known.id != org) {
             return Err(Error::not_found("organization", org));
         }
         Ok(tokens)
     }
 
-    /// Revokes a token of any organization; it may work for 10 s more where it was used just now.
+    /// Revokes a token of any organization. It may work for up to 10 s more if it is cached.
     pub async fn revoke_token(&self, id: TokenId) -> Result<()> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         if !store::organizations::revoke_token(&mut tx, id, self.clock().now()).await? {
-            return Err(Error::not_found("token in force", id));
+            return Err(Error::not_found("active token", id));
         }
         tx.commit().await
     }
 
-    /// Whose token this is.
+    /// The organization that a token authenticates.
     pub async fn authenticate(&self, token: &str) -> Result<OrganizationId> {
-        let refused = Error::Unauthenticated("the token is not one of ours, or was revoked; make a new one");
+        let refused = Error::Unauthenticated("the token is unknown or revoked; create a new one");
         let Some(org) = organization_of(token) else { return Err(refused) };
         let hash: [u8; 32] = Sha256::digest(token).into();
         let now = self.clock().now();

@@ -1,46 +1,46 @@
-//! Asking Stripe about what nobody has told of. Three jobs watch over each integration for as long as it lives: a *sweep*
-//! of what has been moving for too long (here), a read of the events list (`deliveries/poll`), and a look at the webhook
-//! endpoint (`integrations/endpoint`). Whatever they find takes the same way as a webhook, so that a repeat of it changes
-//! nothing (P6); what they mend is counted.
+//! Reconciliation: reads from Stripe what no event has reported. Each live integration has three reconcilers: a *sweep*
+//! of what has been in flight for too long (here), a poll of the events list (`deliveries/poll`), and a check of the
+//! webhook endpoint (`integrations/endpoint`). What they find is applied like a webhook, so that repeats change nothing
+//! (P6). What they repair is counted.
 
 use std::time::Duration as RealDuration;
 
 use time::{Duration, OffsetDateTime};
 
 use super::customers::if_allowed;
-use super::deliveries::About;
-use super::work::Work;
+use super::deliveries::SignalOrigin;
+use super::unit_of_work::UnitOfWork;
 use super::{App, KEY_AGE_MAX};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::reconcile::Pace;
+use crate::domain::reconcile::ReadSchedule;
 use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, IntegrationId, OrganizationId, Result};
-use crate::store::jobs::{By, NewJob};
-use crate::store::{self, Hint, Scope};
+use crate::store::jobs::{NewJob, RequestedBy};
+use crate::store::{self, Notification, Scope};
 use crate::stripe;
 
-/// How far apart they look at least, real time, however fast the clock runs.
-const LOOK_AFTER: RealDuration = RealDuration::from_millis(100);
+/// The minimum interval of reconcilers in real time, however fast the clock runs.
+const INTERVAL_REAL_MIN: RealDuration = RealDuration::from_millis(100);
 
-/// How many reconcilers are made in one transaction (P11).
+/// How many reconcilers one transaction enqueues (P11).
 const BATCH: i64 = 1_000;
 
-/// How far apart reconcilers look, in the clock's time.
+/// The intervals of the reconcilers, in clock time.
 #[derive(Clone, Copy, Debug)]
 pub struct Periods {
-    /// At the events list, where it stands in for webhooks, with a test key.
+    /// Of the events list if it replaces webhooks, with a test key.
     pub poll_test: Duration,
-    /// The same with a live key: Stripe rations reads.
+    /// Of the events list if it replaces webhooks, with a live key: Stripe rations reads.
     pub poll_live: Duration,
-    /// At the events list beside webhooks, with a test key.
+    /// Of the events list in addition to webhooks, with a test key.
     pub list_test: Duration,
-    /// The same with a live key.
+    /// Of the events list in addition to webhooks, with a live key.
     pub list_live: Duration,
-    /// At what has been moving for long.
+    /// Of the sweep.
     pub sweep: Duration,
-    /// At the webhook endpoint.
+    /// Of the check of the webhook endpoint.
     pub endpoint: Duration,
 }
 
@@ -57,34 +57,34 @@ impl Default for Periods {
     }
 }
 
-/// Counts what a reconciler has mended: an `event` that only the list brought, an object whose state a read changed, an
+/// Counts what a reconciler repaired: an `event` that only the list reported, an object whose state a read changed, an
 /// `endpoint`.
-pub(super) fn mended(kind: &'static str, count: usize) {
-    metrics::counter!("paybridge_mended_total", "kind" => kind).increment(count as u64);
+pub(super) fn record_repair(kind: &'static str, count: usize) {
+    metrics::counter!("paybridge_repairs_total", "kind" => kind).increment(count as u64);
 }
 
 impl App {
-    /// How a reconciler's look ends: with the next one, `period` after `now`.
-    pub(super) fn look_again(&self, now: OffsetDateTime, period: Duration) -> Outcome {
-        Outcome::Again(now + period.max(self.clock().shown(LOOK_AFTER)))
+    /// The outcome of a reconciler's run: the next one, `period` after `now`.
+    pub(super) fn next_run(&self, now: OffsetDateTime, period: Duration) -> Outcome {
+        Outcome::RunAgain(now + period.max(self.clock().shown(INTERVAL_REAL_MIN)))
     }
 
-    /// Gives a new integration its reconcilers. Where the events list stands in for webhooks it is read at once.
-    pub(super) fn start_reconcilers(&self, work: &mut Work, integration: &Integration) {
+    /// Enqueues the reconcilers of a new integration. If the events list replaces webhooks, it is read at once.
+    pub(super) fn start_reconcilers(&self, work: &mut UnitOfWork, integration: &Integration) {
         let (id, now, periods) = (integration.id.0, work.now, &self.0.settings.periods);
         let first_read = if integration.polls_events { now } else { now + self.list_period(integration) };
-        work.ask_at(JobKind::PollEvents, id, first_read);
-        work.ask_at(JobKind::SweepIntegration, id, now + periods.sweep);
-        work.ask_at(JobKind::CheckEndpoint, id, now + periods.endpoint);
+        work.enqueue_at(JobKind::PollEvents, id, first_read);
+        work.enqueue_at(JobKind::SweepIntegration, id, now + periods.sweep);
+        work.enqueue_at(JobKind::CheckEndpoint, id, now + periods.endpoint);
     }
 
-    /// Gives every live integration the reconcilers that it lacks: one that an earlier release has connected, say. For a
+    /// Enqueues the missing reconcilers of live integrations, such as those that an earlier release connected. For a
     /// timer.
-    pub(super) async fn make_reconcilers(&self) -> Result<()> {
+    pub(super) async fn enqueue_missing_reconcilers(&self) -> Result<()> {
         loop {
             let now = self.clock().now();
             let mut tx = self.0.pool.begin(Scope::System).await?;
-            let missing = store::upkeep::missing_reconcilers(&mut tx, BATCH).await?;
+            let missing = store::integration_health::missing_reconcilers(&mut tx, BATCH).await?;
             let new_job = |(organization_id, id, kind): (OrganizationId, IntegrationId, JobKind)| NewJob {
                 organization_id,
                 kind,
@@ -94,23 +94,23 @@ impl App {
                 run_at: now,
             };
             let jobs: Vec<NewJob> = missing.into_iter().map(new_job).collect();
-            store::jobs::ask(&mut tx, &jobs, By::Ourselves, now, || self.clock().new_id()).await?;
+            store::jobs::enqueue(&mut tx, &jobs, RequestedBy::Paybridge, now, || self.clock().new_id()).await?;
             tx.commit().await?;
             if jobs.is_empty() {
                 return Ok(());
             }
-            self.0.wake.tell(Hint::Jobs);
+            self.0.notifier.notify(Notification::Jobs);
         }
     }
 
-    /// The job of an integration whose stale objects are to be asked about: each of them gets a job of its own. What falls
-    /// due while nobody looks, or while the key is no good, is asked about once at the next look.
+    /// Runs the sweep: each of the integration's stale objects gets a job of its own. What falls due while no process
+    /// runs, or while the key does not work, is read once by the next sweep.
     pub(super) async fn sweep_integration(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, lease.object_id.into());
         let mut work = self.begin_leased(lease).await?;
         let integration = store::integrations::get(&mut work.tx, org, id).await?;
         if integration.state == IntegrationState::Active {
-            work.abandon().await?;
+            work.rollback().await?;
             self.report_expiring(lease, &integration).await?;
             work = self.begin_leased(lease).await?;
         }
@@ -118,57 +118,58 @@ impl App {
         match integration.state {
             IntegrationState::Disconnected => return work.end(Outcome::Done).await,
             IntegrationState::Active | IntegrationState::Disconnecting => {
-                let before = store::upkeep::sweep_time(&mut work.tx, org, id).await?;
+                let before = store::integration_health::sweep_time(&mut work.tx, org, id).await?;
                 let before = before.unwrap_or(OffsetDateTime::UNIX_EPOCH);
                 let key_age_max = KEY_AGE_MAX.unsigned_abs();
-                let oldest = now - Pace::Usual.first_read();
-                let stale = store::stale::all(&mut work.tx, org, id, oldest, key_age_max).await?;
-                for found in stale.into_iter().filter(|found| found.pace.is_due(found.changed, before, now)) {
-                    work.ask_at(found.kind, found.object_id, now);
+                let oldest = now - ReadSchedule::Normal.first_read();
+                let stale = store::stale::list(&mut work.tx, org, id, oldest, key_age_max).await?;
+                for found in stale.into_iter().filter(|found| found.schedule.is_due(found.changed, before, now)) {
+                    work.enqueue_at(found.kind, found.object_id, now);
                 }
-                store::upkeep::set_sweep_time(&mut work.tx, org, id, now).await?;
+                store::integration_health::set_sweep_time(&mut work.tx, org, id, now).await?;
             }
             IntegrationState::Connecting | IntegrationState::Paused => {}
         }
-        work.end(self.look_again(now, self.0.settings.periods.sweep)).await
+        work.end(self.next_run(now, self.0.settings.periods.sweep)).await
     }
 
-    /// The job of a Checkout session that is past its end: it was used, or has ended, and nobody has told.
+    /// Runs the job of a Checkout session past its expiry: it was completed or has expired, and no event has reported
+    /// it.
     pub(super) async fn reconcile_session(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, lease.object_id.into());
-        let session = self.session_now(org, id).await?;
+        let session = self.current_session(org, id).await?;
         let open = session.provider_session_id.as_ref().filter(|_| session.state == SessionState::Open);
         if let Some(provider_id) = open {
-            let access = self.access(org, session.integration_id).await?;
+            let account = self.stripe_account(org, session.integration_id).await?;
             let read = async {
-                let read = self.0.stripe.checkout_session(&access.key, provider_id).await?;
-                let stored = self.time_stored(&access.key, &read).await?;
-                Ok::<_, stripe::Error>((read, stored))
+                let read = self.0.stripe.checkout_session(&account.key, provider_id).await?;
+                let method_time = self.method_create_time(&account.key, &read).await?;
+                Ok::<_, stripe::Error>((read, method_time))
             };
-            let (read, stored) = match read.await {
+            let (read, method_time) = match read.await {
                 Ok(read) => read,
-                Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.read", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.read", &error).await),
             };
-            let event_time = stored.unwrap_or_else(|| self.clock().now());
-            let about = About { lease, integration_id: session.integration_id, event_time, request_key: None };
-            self.session_told(&about, &read).await?;
-            if self.session_now(org, id).await?.state != SessionState::Open {
-                mended("checkout_session", 1);
+            let event_time = method_time.unwrap_or_else(|| self.clock().now());
+            let origin = SignalOrigin { lease, integration_id: session.integration_id, event_time, request_key: None };
+            self.on_session_event(&origin, &read).await?;
+            if self.current_session(org, id).await?.state != SessionState::Open {
+                record_repair("checkout_session", 1);
             }
         }
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    async fn session_now(&self, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
+    async fn current_session(&self, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
         let mut tx = self.read(org).await?;
         let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
         tx.close().await?;
         Ok(session)
     }
 
-    /// When the method that a session brought was made: no event has told when it was attached, and it must not count as
-    /// newer than it is.
-    async fn time_stored(
+    /// When the method that a session stored was created. No event has reported when it was attached, and it must not
+    /// count as newer than it is.
+    async fn method_create_time(
         &self,
         key: &stripe::ApiKey,
         session: &SessionSnapshot,

@@ -1,4 +1,4 @@
-//! What is done by the clock alone: old rows go, new partitions come, and logs that grew unnoticed are noticed.
+//! Retention: deletion of old rows, creation of partitions; and the poll of the event logs for missed notifications.
 
 use std::collections::HashMap;
 
@@ -6,39 +6,44 @@ use time::Duration;
 
 use super::App;
 use crate::domain::{OrganizationId, Result};
-use crate::store::{self, Hint, Scope};
+use crate::store::{self, Notification, Scope};
 
-/// How long a `request_id` is remembered.
+/// Retention of request ids.
 const REQUEST_ID_RETENTION: Duration = Duration::days(30);
 
-/// How many rows one transaction removes.
+/// How many rows one transaction deletes.
 const BATCH: i64 = 1_000;
 
-/// How many days ahead partitions are made.
+/// How many days ahead partitions are created.
 const DAYS_AHEAD: i64 = 3;
 
 impl App {
-    /// Removes what is past its retention, and makes the partitions of the coming days. For a timer; two processes doing it
-    /// at once would do no harm.
-    pub(super) async fn retire_old(&self) -> Result<()> {
-        // One that fails does not keep the others from their work.
-        let mut ended =
-            vec![self.retire_deliveries().await, self.forget_request_ids().await, self.forget_budgets().await];
+    /// Deletes rows past their retention, and creates the partitions of the coming days. Safe to run in two processes
+    /// at once.
+    pub(super) async fn delete_expired(&self) -> Result<()> {
+        // A failure of one does not stop the others.
+        let mut results = vec![
+            self.rotate_delivery_partitions().await,
+            self.delete_expired_request_ids().await,
+            self.delete_unused_budgets().await,
+        ];
         match self.list_organizations().await {
             Ok(organizations) => {
                 for organization in organizations {
-                    ended.push(self.trim_log(organization.id).await);
+                    results.push(self.trim_log(organization.id).await);
                 }
             }
-            Err(error) => ended.push(Err(error)),
+            Err(error) => results.push(Err(error)),
         }
-        for error in ended.iter().filter_map(|end| end.as_ref().err()).filter(|error| !error.is_database_away()) {
-            tracing::warn!(%error, "old rows are kept for now");
+        for error in
+            results.iter().filter_map(|result| result.as_ref().err()).filter(|error| !error.is_database_unavailable())
+        {
+            tracing::warn!(%error, "deletion of old rows failed; it is retried");
         }
-        ended.into_iter().collect()
+        results.into_iter().collect()
     }
 
-    async fn retire_deliveries(&self) -> Result<()> {
+    async fn rotate_delivery_partitions(&self) -> Result<()> {
         let now = self.clock().now();
         let pool = &self.0.pool;
         let mut tx = pool.begin(Scope::System).await?;
@@ -52,13 +57,13 @@ impl App {
         tx.commit().await
     }
 
-    async fn forget_request_ids(&self) -> Result<()> {
+    async fn delete_expired_request_ids(&self) -> Result<()> {
         let before = self.clock().now() - REQUEST_ID_RETENTION;
         loop {
             let mut tx = self.0.pool.begin(Scope::System).await?;
-            let gone = store::requests::forget(&mut tx, before, BATCH).await?;
+            let deleted = store::request_ids::delete_old(&mut tx, before, BATCH).await?;
             tx.commit().await?;
-            if gone == 0 {
+            if deleted == 0 {
                 return Ok(());
             }
         }
@@ -68,18 +73,18 @@ impl App {
         let before = self.clock().now() - self.0.settings.event_retention;
         loop {
             let mut tx = self.0.pool.begin(Scope::System).await?;
-            let gone = store::events::trim(&mut tx, organization, before, BATCH).await?;
+            let deleted = store::events::trim(&mut tx, organization, before, BATCH).await?;
             tx.commit().await?;
-            if gone == 0 {
+            if deleted == 0 {
                 return Ok(());
             }
         }
     }
 
-    /// The net under lost hints: looks whether the logs that somebody here watches have grown since the last look. Does
-    /// nothing while nobody watches.
-    pub async fn notice_logs(&self, seen: &mut HashMap<OrganizationId, i64>) -> Result<()> {
-        let watched = self.0.wake.watched();
+    /// Detects missed notifications: polls whether the logs watched in this process have grown since the last poll.
+    /// Does nothing without watchers.
+    pub async fn poll_watched_logs(&self, seen: &mut HashMap<OrganizationId, i64>) -> Result<()> {
+        let watched = self.0.notifier.watched();
         seen.retain(|org, _| watched.contains(org));
         if watched.is_empty() {
             return Ok(());
@@ -87,7 +92,7 @@ impl App {
         let mut tx = self.0.pool.begin(Scope::System).await?;
         for (org, position) in store::events::last_positions(&mut tx, &watched).await? {
             if seen.insert(org, position) != Some(position) {
-                self.hear(Hint::Events(org));
+                self.on_notification(Notification::Events(org));
             }
         }
         tx.commit().await

@@ -1,4 +1,4 @@
-//! What is done by the clock alone, once and not once a process: whoever moves a timer's row forward does it.
+//! Periodic tasks that run once per period over all processes: the process that advances a timer's row runs the task.
 
 use time::{Duration, OffsetDateTime};
 
@@ -6,12 +6,12 @@ use super::App;
 use crate::domain::Result;
 use crate::store::{self, Scope};
 
-/// Something that is done by the clock alone.
+/// A periodic task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Timer {
-    /// Old rows go, and room is made for new ones.
+    /// Deletes rows past their retention, and creates partitions for the coming days.
     Retire,
-    /// Every live integration is given the reconcilers that it lacks.
+    /// Enqueues missing reconcilers of live integrations.
     Reconcilers,
 }
 
@@ -24,7 +24,7 @@ impl Timer {
         }
     }
 
-    /// How far apart the times are, in the clock's time.
+    /// The period, in clock time.
     fn period(self) -> Duration {
         match self {
             Self::Retire => Duration::HOUR,
@@ -34,24 +34,24 @@ impl Timer {
 }
 
 impl App {
-    /// Does what a timer stands for, if it is due and nobody else has taken it. Returns when it is next due.
+    /// Runs a timer's task, if it is due and no other process has claimed it. Returns when it is due next.
     pub async fn run_timer(&self, timer: Timer) -> Result<OffsetDateTime> {
         let now = self.clock().now();
         let next = now + timer.period();
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let is_ours = store::timers::take(&mut tx, timer.as_str(), now, next).await?;
+        let is_ours = store::timers::claim(&mut tx, timer.as_str(), now, next).await?;
         let next = store::timers::next(&mut tx, timer.as_str()).await?.unwrap_or(next);
         tx.commit().await?;
         if !is_ours {
             return Ok(next);
         }
         let done = match timer {
-            Timer::Retire => self.retire_old().await,
-            Timer::Reconcilers => self.make_reconcilers().await,
+            Timer::Retire => self.delete_expired().await,
+            Timer::Reconcilers => self.enqueue_missing_reconcilers().await,
         };
         if let Err(error) = done {
             let mut tx = self.0.pool.begin(Scope::System).await?;
-            store::timers::put_back(&mut tx, timer.as_str(), now).await?;
+            store::timers::make_due(&mut tx, timer.as_str(), now).await?;
             tx.commit().await?;
             return Err(error);
         }

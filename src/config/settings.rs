@@ -1,4 +1,4 @@
-//! Settings with nothing left to be checked.
+//! Checked settings.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
-/// What this process is to do, and how it logs.
+/// The settings of this process.
 #[derive(Debug)]
 pub struct Settings {
     /// Logs and traces.
@@ -16,9 +16,9 @@ pub struct Settings {
     pub task: Task,
 }
 
-/// A command of the command line. Every `database` is the address of Postgres.
+/// The command to run. Every `database` is the address of Postgres.
 #[derive(Debug)]
-#[expect(missing_docs, reason = "each command and its fields are described in `arguments`, where --help reads them")]
+#[expect(missing_docs, reason = "`arguments` describes each command and its fields for --help")]
 pub enum Task {
     Serve(Box<Serve>),
     PrintRoles {
@@ -52,7 +52,7 @@ pub enum Task {
         organization: Option<Uuid>,
         only_parked: bool,
     },
-    /// Without an id all that are parked.
+    /// Without an id: all parked jobs.
     RetryJobs {
         database: SecretString,
         job: Option<Uuid>,
@@ -70,50 +70,50 @@ pub enum Task {
 /// Settings of `paybridge serve`, and of `paybridge worker`, which has no gRPC API.
 #[derive(Debug)]
 pub struct Serve {
-    /// Postgres.
+    /// The connection to Postgres.
     pub database: Connection,
     /// The gRPC API; absent in a worker.
     pub grpc: Option<Grpc>,
-    /// Where the HTTP door listens.
+    /// The address of the HTTP listener.
     pub http_listen: SocketAddr,
-    /// Under which address Stripe reaches the HTTP door; absent: integrations poll.
+    /// The URL at which Stripe reaches the HTTP listener. Absent: integrations poll.
     pub public_webhook_url: Option<BaseUrl>,
-    /// Stripe's API.
+    /// The connection to Stripe's API.
     pub stripe: Stripe,
     /// At least one. The first seals, all open.
     pub encryption_keys: Vec<EncryptionKey>,
-    /// Where Checkout sends a customer if nothing else says so.
+    /// The page to which Checkout sends a customer if nothing else is set.
     pub default_success_url: String,
-    /// What is kept for how long.
+    /// How long rows are kept.
     pub retention: Retention,
-    /// How long a customer has to prove who they are, in the clock's time.
+    /// How long a customer has to authenticate, in the clock's time.
     pub action_expiry: time::Duration,
-    /// The most jobs at the same time; 0: this process only has doors.
+    /// The most jobs at the same time; 0: this process only serves requests.
     pub worker_concurrency: usize,
-    /// How long a shutdown waits for work in hand.
+    /// How long a shutdown waits for work in progress.
     pub shutdown_grace: Duration,
-    /// The clock to go by, where it is not the machine's.
+    /// A clock other than the machine's.
     #[cfg(feature = "dev")]
     pub clock: Option<FastClock>,
 }
 
-/// How the gRPC API is served.
+/// Settings of the gRPC API.
 #[derive(Debug)]
 pub struct Grpc {
-    /// Where it listens.
+    /// The address on which it listens.
     pub listen: SocketAddr,
-    /// With it the API speaks TLS.
+    /// Absent: plain text.
     pub tls: Option<Tls>,
     /// The most event streams of one organization on this process.
     pub max_streams_per_organization: usize,
 }
 
-/// How Postgres is reached.
+/// How to connect to Postgres.
 #[derive(Clone, Debug)]
 pub struct Connection {
-    /// For the pool.
+    /// The address for the pool.
     pub url: SecretString,
-    /// For LISTEN, past any pooler. Same as `url` where none was given.
+    /// The address for LISTEN, past any pooler. The same as `url` if none is set.
     pub direct_url: SecretString,
     /// The most connections of the pool.
     pub pool_size: usize,
@@ -128,16 +128,16 @@ pub struct Tls {
     pub key: SecretString,
 }
 
-/// How Stripe is reached.
+/// How to connect to Stripe.
 #[derive(Debug)]
 pub struct Stripe {
     /// Stripe's API, or a sandbox.
     pub base_url: BaseUrl,
-    /// The most that one request may take, in real time.
+    /// The time limit of one call, in real time.
     pub timeout: Duration,
 }
 
-/// A key that seals secrets in the database, and the id by which sealed text names it.
+/// A key that seals secrets in the database, and the id that sealed text names it by.
 #[derive(Debug)]
 pub struct EncryptionKey {
     /// 1 to 32 letters, digits, `_` or `-`.
@@ -155,7 +155,7 @@ pub struct Retention {
     pub deliveries: time::Duration,
 }
 
-/// The address of a server, with scheme and host and without a slash, query or fragment at its end.
+/// The URL of a server: scheme, host and path, without a slash at its end, a query or a fragment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseUrl {
     text: String,
@@ -167,7 +167,7 @@ impl BaseUrl {
         Self { text: text.to_owned(), loopback }
     }
 
-    /// Reads an address that is https, or plain http to this machine. An error is a sentence that says what is wrong.
+    /// Parses an https URL, or an http URL of this machine. The error is a message about what is wrong.
     pub fn parse(text: &str) -> Result<Self, String> {
         super::check::safe_base_url(text)
     }
@@ -177,7 +177,7 @@ impl BaseUrl {
         &self.text
     }
 
-    /// Whether it leads to this machine.
+    /// Whether the host is this machine.
     pub fn is_loopback(&self) -> bool {
         self.loopback
     }
@@ -186,22 +186,22 @@ impl BaseUrl {
 /// Logs and traces.
 #[derive(Debug)]
 pub struct Telemetry {
-    /// How log lines look.
+    /// The format of log lines.
     pub format: LogFormat,
-    /// Which are written.
+    /// Which log lines are written.
     pub filter: EnvFilter,
-    /// Where traces go, if anywhere.
+    /// The collector of traces. Absent: none are sent.
     pub otlp_endpoint: Option<BaseUrl>,
-    /// The file that log lines are added to; absent: they go to standard error.
+    /// The file that log lines are appended to. Absent: standard error.
     pub file: Option<std::path::PathBuf>,
 }
 
-/// How log lines look.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 
@@ -211,17 +211,17 @@ pub enum LogFormat {
 pub struct Dev {
     /// The folder of the database and the keys.
     pub data_folder: std::path::PathBuf,
-    /// Whether to start over.
+    /// Whether to delete the folder's contents first.
     pub fresh: bool,
-    /// Where the gRPC API listens.
+    /// The address on which the gRPC API listens.
     pub grpc_listen: SocketAddr,
-    /// Where the HTTP door listens.
+    /// The address of the HTTP listener.
     pub http_listen: SocketAddr,
-    /// Where the Stripe sandbox listens.
+    /// The address on which the Stripe sandbox listens.
     pub sandbox_listen: SocketAddr,
-    /// How many times faster than real time the clock runs.
+    /// The speed of the clock, as a multiple of real time.
     pub clock_speed: u32,
-    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
+    /// The folder with Postgres' programs. Absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 
@@ -229,9 +229,9 @@ pub struct Dev {
 #[cfg(feature = "dev")]
 #[derive(Debug)]
 pub struct Demo {
-    /// Where the log goes; absent: to standard error.
+    /// The log file. Absent: standard error.
     pub log_file: Option<std::path::PathBuf>,
-    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
+    /// The folder with Postgres' programs. Absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 
@@ -239,7 +239,7 @@ pub struct Demo {
 #[cfg(feature = "dev")]
 #[derive(Debug)]
 pub struct Sandbox {
-    /// Where it listens.
+    /// The address on which it listens.
     pub listen: SocketAddr,
 }
 
@@ -247,38 +247,38 @@ pub struct Sandbox {
 #[cfg(feature = "dev")]
 #[derive(Clone, Debug)]
 pub struct Chaos {
-    /// How many invoices are collected.
+    /// The number of invoices to collect.
     pub payments: usize,
-    /// How many processes serve.
+    /// The number of `paybridge serve` processes.
     pub replicas: usize,
-    /// How many of a hundred requests to Stripe go wrong.
+    /// The percentage of requests to Stripe that fail.
     pub faults: u8,
-    /// How far apart the kills are, real time; zero for none.
+    /// The interval between kills, real time; zero for none.
     pub kill_every: Duration,
-    /// What decides the plan; absent: one is drawn.
+    /// The seed of the plan. Absent: random.
     pub seed: Option<u64>,
-    /// How many times faster than real time the clock runs.
+    /// The speed of the clock, as a multiple of real time.
     pub clock_speed: u32,
-    /// How long the whole run may take, real time.
-    pub within: Duration,
-    /// The folder of Postgres' programs; absent: the newest installed, else fetched ones.
+    /// The time limit of the whole run, real time.
+    pub time_limit: Duration,
+    /// The folder with Postgres' programs. Absent: the newest installed, else fetched ones.
     pub postgres_programs: Option<std::path::PathBuf>,
 }
 
-/// A clock that processes share by these three values.
+/// A clock that processes share through these three values.
 #[cfg(feature = "dev")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FastClock {
-    /// The time that it showed at this very time.
+    /// The time that it showed at this time.
     pub anchor: time::OffsetDateTime,
-    /// How many times as fast as the machine's it has run since.
+    /// Its speed since then, as a multiple of real time.
     pub speed: u32,
     /// How far it was moved forward.
     pub ahead: time::Duration,
 }
 
 impl Serve {
-    /// What is allowed and likely to hurt; for the log at the start. Holds no secrets.
+    /// Warnings about risky settings, for the log at startup. They hold no secrets.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         let mut warn = |risky: bool, text: &str| {
@@ -293,15 +293,15 @@ impl Serve {
         );
         warn(
             self.public_webhook_url.is_none(),
-            "no public webhook URL is set: integrations poll Stripe's events, so outcomes arrive seconds to minutes late",
+            "no public webhook URL is set: integrations poll Stripe's events, which takes seconds to minutes longer",
         );
         warn(
             self.stripe.base_url.is_loopback(),
-            "the Stripe base URL leads to this machine: a sandbox answers, and no real money moves",
+            "the Stripe base URL is this machine: calls go to a sandbox, and no real money moves",
         );
         warn(
             self.shutdown_grace < self.stripe.timeout,
-            "the shutdown grace is shorter than the Stripe timeout: a shutdown can cut requests off, whose outcome stays \
+            "the shutdown grace is shorter than the Stripe timeout: a shutdown can interrupt calls, whose outcome is \
              unknown until they are sent again",
         );
         warn(

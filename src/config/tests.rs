@@ -5,8 +5,8 @@ use super::*;
 const KEY: &str = "k1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const OTHER_KEY: &str = "k0:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHhA=";
 
-/// Reads a command line as if the environment were empty.
-fn read(line: &[&str]) -> Result<Settings, Refusal> {
+/// Parses a command line with an empty environment.
+fn read(line: &[&str]) -> Result<Settings, ConfigError> {
     let line = ["paybridge"].iter().chain(line).map(OsString::from);
     load_from(without_environment(arguments::Cli::command()), line)
 }
@@ -23,12 +23,12 @@ fn serve(more: &[&str]) -> Result<Serve, String> {
     match read(&line) {
         Ok(Settings { task: Task::Serve(serve), .. }) => Ok(*serve),
         Ok(other) => panic!("{other:?}"),
-        Err(refusal) => Err(refusal.text),
+        Err(error) => Err(error.text),
     }
 }
 
 #[test]
-fn three_settings_are_enough_to_serve() {
+fn serve_requires_three_settings() {
     let serve = serve(&[]).unwrap();
     let grpc = serve.grpc.unwrap();
     assert_eq!(grpc.listen.to_string(), "0.0.0.0:50051");
@@ -40,13 +40,13 @@ fn three_settings_are_enough_to_serve() {
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_and_end_with_64() {
+fn all_errors_are_reported_at_once_with_exit_code_64() {
     let line = ["serve", "--log-format=xml", "--log-filter=a=b=c", "--grpc-listen=here", "--database-pool-size=1"];
     let more = ["--delivery-retention-days=34", "--stripe-base-url=http://api.stripe.com", "--grpc-tls-cert-file=/x"];
-    let refusal = read(&[&line[..], &more[..]].concat()).unwrap_err();
-    assert_eq!(refusal.exit_code, 64);
+    let error = read(&[&line[..], &more[..]].concat()).unwrap_err();
+    assert_eq!(error.exit_code, 64);
     let expected = [
-        "10 settings are wrong",
+        "10 invalid settings",
         "--log-format (PAYBRIDGE_LOG_FORMAT): `xml`",
         "--log-filter (PAYBRIDGE_LOG_FILTER)",
         "--database-url (DATABASE_URL): is missing",
@@ -58,8 +58,8 @@ fn all_mistakes_are_told_at_once_and_end_with_64() {
         "--default-success-url (PAYBRIDGE_DEFAULT_SUCCESS_URL): is missing",
         "--delivery-retention-days (PAYBRIDGE_DELIVERY_RETENTION_DAYS): `34`",
     ];
-    for sentence in expected {
-        assert!(refusal.text.contains(sentence), "`{sentence}` is not in:\n{}", refusal.text);
+    for message in expected {
+        assert!(error.text.contains(message), "`{message}` is not in:\n{}", error.text);
     }
 }
 
@@ -69,15 +69,15 @@ fn p9_secrets_show_neither_in_messages_nor_in_debug() {
     let shown = format!("{:?}", serve(&[]).unwrap());
     assert!(!shown.contains("hunter2") && !shown.contains("AAECAw"), "{shown}");
     let bad = ["--database-url=postgresql://u:hunter2@db:port/pay", "--encryption-keys=k1:hunter2,hunter2:x"];
-    let refusal = read(&["serve", bad[0], bad[1], "--direct-database-url=hunter2"]).unwrap_err();
-    assert!(refusal.text.contains("--direct-database-url (PAYBRIDGE_DIRECT_DATABASE_URL)"), "{}", refusal.text);
-    assert!(!refusal.text.contains("hunter2"), "{}", refusal.text);
+    let error = read(&["serve", bad[0], bad[1], "--direct-database-url=hunter2"]).unwrap_err();
+    assert!(error.text.contains("--direct-database-url (PAYBRIDGE_DIRECT_DATABASE_URL)"), "{}", error.text);
+    assert!(!error.text.contains("hunter2"), "{}", error.text);
     let unwanted = serve(&["--public-webhook-url=https://me:hunter2@pay.example.com"]).unwrap_err();
-    assert!(unwanted.contains("must not hold a user") && !unwanted.contains("hunter2"), "{unwanted}");
+    assert!(unwanted.contains("must not contain a user") && !unwanted.contains("hunter2"), "{unwanted}");
 }
 
 #[test]
-fn the_first_key_seals_and_all_open() {
+fn the_first_key_seals_and_all_keys_open() {
     let both = format!("{KEY},{OTHER_KEY}");
     let keys = check::encryption_keys(&both.into()).unwrap();
     assert_eq!(keys.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["k1", "k0"]);
@@ -90,8 +90,8 @@ fn bad_keys_are_refused_each_with_its_reason() {
     let zeros = "k1:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
     let cases = [("", "no key"), ("k1", "a colon"), ("k 1:x", "its id"), ("k1:AAEC", "32 random bytes")];
     for (text, reason) in cases.into_iter().chain([(twice.as_str(), "used twice"), (zeros, "one byte repeated")]) {
-        let sentence = check::encryption_keys(&text.into()).unwrap_err();
-        assert!(sentence.contains(reason), "{text:?}: {sentence}");
+        let message = check::encryption_keys(&text.into()).unwrap_err();
+        assert!(message.contains(reason), "{text:?}: {message}");
     }
 }
 
@@ -112,9 +112,9 @@ fn keys_and_certificates_come_from_files_too() {
     assert_eq!(read_from_files.encryption_keys.len(), 2);
     assert!(read_from_files.grpc.unwrap().tls.unwrap().certificate.contains("CERTIFICATE"));
     let swapped = serve(&["--grpc-tls-cert-file", &key, "--grpc-tls-key-file", &cert]).unwrap_err();
-    assert!(swapped.contains("2 settings are wrong") && swapped.contains("no PEM block"), "{swapped}");
+    assert!(swapped.contains("2 invalid settings") && swapped.contains("no PEM block"), "{swapped}");
     let both = serve(&["--encryption-keys-file", &keys]).unwrap_err();
-    assert!(both.contains("give one of them"), "{both}");
+    assert!(both.contains("only one of them"), "{both}");
     std::fs::remove_dir_all(folder).unwrap();
 }
 
@@ -136,16 +136,16 @@ fn web_addresses_are_https_or_this_machine() {
 }
 
 #[test]
-fn blank_means_absent_where_absence_is_allowed() {
+fn a_blank_optional_setting_is_absent() {
     let blank =
         serve(&["--public-webhook-url=", "--otlp-endpoint=", "--grpc-tls-cert-file= ", "--direct-database-url="]);
     assert!(blank.unwrap().public_webhook_url.is_none());
 }
 
 #[test]
-fn risky_combinations_are_warned_about() {
-    let quiet = serve(&["--grpc-listen=127.0.0.1:1", "--public-webhook-url=https://pay.example.com"]).unwrap();
-    assert!(quiet.warnings().is_empty(), "{:?}", quiet.warnings());
+fn risky_settings_are_warned_about() {
+    let safe = serve(&["--grpc-listen=127.0.0.1:1", "--public-webhook-url=https://pay.example.com"]).unwrap();
+    assert!(safe.warnings().is_empty(), "{:?}", safe.warnings());
     let risky = ["--stripe-base-url=http://localhost:1", "--worker-concurrency=500", "--database-url=host=x"];
     let line = [
         "serve",
@@ -170,21 +170,21 @@ fn organizations_and_tokens_are_managed_by_id() {
         read(&["token", "create", "--name=billing", organization, database]).unwrap().task,
         Task::CreateToken { .. }
     ));
-    let refusal = read(&["token", "revoke", "7"]).unwrap_err();
-    assert!(refusal.text.contains("2 settings are wrong"), "{}", refusal.text);
-    let refusal = read(&["token", "revoke", "pbt_secret"]).unwrap_err();
-    assert!(refusal.text.contains("give its id") && !refusal.text.contains("secret"), "{}", refusal.text);
+    let error = read(&["token", "revoke", "7"]).unwrap_err();
+    assert!(error.text.contains("2 invalid settings"), "{}", error.text);
+    let error = read(&["token", "revoke", "pbt_secret"]).unwrap_err();
+    assert!(error.text.contains("give its id") && !error.text.contains("secret"), "{}", error.text);
 }
 
 #[test]
-fn a_worker_has_no_grpc_door_and_works() {
+fn a_worker_has_no_grpc_api_and_runs_jobs() {
     let line = ["worker", "--database-url=host=/run/pg", "--default-success-url=https://shop.example/done"];
     let keys = ["--encryption-keys", KEY];
     let Task::Serve(work) = read(&[&line[..], &keys[..]].concat()).unwrap().task else { panic!() };
     assert!(work.grpc.is_none() && work.worker_concurrency == 16);
     let idle = read(&[&line[..], &keys[..], &["--worker-concurrency=0"]].concat()).unwrap_err();
     assert!(idle.text.contains("`0` is not a whole number from 1 to 1000"), "{}", idle.text);
-    assert_eq!(serve(&["--worker-concurrency=0"]).unwrap().worker_concurrency, 0, "doors only");
+    assert_eq!(serve(&["--worker-concurrency=0"]).unwrap().worker_concurrency, 0, "requests only");
 }
 
 #[test]
@@ -193,7 +193,7 @@ fn a_job_is_retried_by_id_or_all_that_are_parked() {
     let retried = |line: &[&str]| match read(&[&["jobs", "retry", database], line].concat()).map(|read| read.task) {
         Ok(Task::RetryJobs { job, .. }) => Ok(job),
         Ok(other) => panic!("{other:?}"),
-        Err(refusal) => Err(refusal.text),
+        Err(error) => Err(error.text),
     };
     assert_eq!(retried(&[job]).unwrap(), job.parse().ok());
     assert_eq!(retried(&["--all-parked"]).unwrap(), None);
@@ -221,7 +221,7 @@ fn printing_the_roles_needs_no_database() {
 }
 
 #[test]
-fn help_is_no_mistake_and_an_unknown_flag_is() {
+fn help_is_not_an_error_and_an_unknown_flag_is() {
     let line = ["paybridge", "serve", "--help"].map(OsString::from);
     let help = load_from(arguments::Cli::command(), line).unwrap_err();
     assert_eq!(help.exit_code, 0);
@@ -232,20 +232,21 @@ fn help_is_no_mistake_and_an_unknown_flag_is() {
 
 #[test]
 fn every_setting_is_a_flag_and_a_variable_of_the_same_name() {
-    fn look(command: &clap::Command, seen: &mut usize) {
-        let of_one_act = ["migrate", "organization", "create", "list", "revoke", "retry"].contains(&command.get_name());
+    fn check_command(command: &clap::Command, seen: &mut usize) {
+        let has_no_variables =
+            ["migrate", "organization", "create", "list", "revoke", "retry"].contains(&command.get_name());
         for arg in command.get_arguments().filter(|arg| !["help", "version"].contains(&arg.get_id().as_str())) {
             if let Some(variable) = arg.get_env() {
                 assert_eq!(variable.to_str().unwrap(), check::variable(arg.get_long().unwrap()));
                 *seen += 1;
             } else {
-                assert!(of_one_act, "{} has no variable", arg.get_id());
+                assert!(has_no_variables, "{} has no variable", arg.get_id());
             }
         }
-        command.get_subcommands().for_each(|inner| look(inner, seen));
+        command.get_subcommands().for_each(|inner| check_command(inner, seen));
     }
     let mut seen = 0;
-    look(&arguments::Cli::command(), &mut seen);
+    check_command(&arguments::Cli::command(), &mut seen);
     assert!(seen > 20);
 }
 
@@ -277,24 +278,24 @@ fn a_fast_clock_and_the_periods_of_chaos_are_read() {
     let line = ["chaos", "--payments=7", "--faults=25%", "--kill-every=500ms", "--seed=3", "--minutes=2"];
     let Ok(Settings { task: Task::Chaos(chaos), .. }) = read(&line) else { panic!("it is read") };
     assert_eq!((chaos.payments, chaos.faults, chaos.seed), (7, 25, Some(3)));
-    assert_eq!((chaos.kill_every.as_millis(), chaos.within.as_secs()), (500, 120));
-    let refusal = read(&["chaos", "--faults=90%", "--kill-every=soon"]).unwrap_err();
-    assert!(refusal.text.contains("2 settings are wrong"), "{}", refusal.text);
+    assert_eq!((chaos.kill_every.as_millis(), chaos.time_limit.as_secs()), (500, 120));
+    let error = read(&["chaos", "--faults=90%", "--kill-every=soon"]).unwrap_err();
+    assert!(error.text.contains("2 invalid settings"), "{}", error.text);
 }
 
 #[test]
-fn variables_that_name_no_setting_are_found() {
+fn variables_that_name_no_setting_are_reported() {
     let names = [
         "PAYBRIDGE_ENCRYPTION_KEYS",
         "PAYBRIDGE_STRIPE_TIMEOUT",
         "PAYBRIDGE_LOG_FORMAT",
         "PAYBRIDGE_HTTP_LISTEN",
-        // A service of that name, as Kubernetes tells of it.
+        // Kubernetes sets these for a Service of that name.
         "PAYBRIDGE_SERVICE_HOST",
         "PAYBRIDGE_PORT",
         "PAYBRIDGE_PORT_50051_TCP_ADDR",
         "DATABASE_URL",
         "PATH",
     ];
-    assert_eq!(misspelt(names.map(OsString::from)), ["PAYBRIDGE_STRIPE_TIMEOUT"]);
+    assert_eq!(unknown_variables(names.map(OsString::from)), ["PAYBRIDGE_STRIPE_TIMEOUT"]);
 }

@@ -1,19 +1,19 @@
-//! Everything that a developer needs on one machine, and production doesn't: a real Postgres, a stand-in for Stripe, a
-//! stage that puts them together with servers, and the story that is played on it.
+//! Tools for one machine that production never needs: an embedded Postgres, the Stripe sandbox, a test environment that
+//! connects both with servers, and the scenarios that run in it.
 
 mod chaos;
 mod demo;
 mod rng;
 mod run;
 
-/// A private, real Postgres, started from the machine's own programs.
+/// An embedded Postgres, started from the programs that the machine has or can fetch.
 pub mod postgres;
-/// The Stripe sandbox.
+/// A stateful stand-in for Stripe's API.
 pub mod sandbox;
-/// A database, a sandbox and servers, put together.
-pub mod stage;
-/// What Paybridge is for, in eighteen steps.
-pub mod story;
+/// The product's main scenarios, in eighteen steps.
+pub mod scenarios;
+/// A database, a sandbox and servers, connected to each other.
+pub mod test_environment;
 
 pub use self::chaos::run_chaos;
 pub use self::demo::run_demo;

@@ -1,47 +1,47 @@
-//! A Stripe-hosted page. In setup mode it stores a payment method and moves no money.
+//! Setup-mode Checkout sessions: pages hosted by Stripe that store a payment method and move no money.
 
 use time::OffsetDateTime;
 
 use super::{CheckoutSessionId, CustomerId, IntegrationId, OrganizationId};
 
-/// Where a session stands.
+/// The state of a Checkout session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionState {
-    /// It is being made at Stripe.
+    /// Being created at Stripe.
     Creating,
-    /// Its link can be used.
+    /// Its URL can be used.
     Open,
-    /// It was used.
+    /// The customer completed it.
     Complete,
-    /// It ended unused.
+    /// It expired unused.
     Expired,
-    /// Stripe refused to make it.
+    /// Stripe refused to create it.
     Failed,
 }
 
-/// A Checkout session that we made, in setup mode.
+/// A setup-mode Checkout session created by Paybridge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckoutSession {
     /// Our id.
     pub id: CheckoutSessionId,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// Whose page it is.
+    /// The customer who stores a method on the page.
     pub customer_id: CustomerId,
-    /// Through which integration it was made.
+    /// The integration that it was created through.
     pub integration_id: IntegrationId,
-    /// Where it stands.
+    /// Its current state.
     pub state: SessionState,
-    /// Where Stripe sends the person afterwards.
+    /// Where Stripe redirects the customer afterwards.
     pub success_url: String,
     /// Stripe's `cs_…`.
     pub provider_session_id: Option<String>,
-    /// The link.
+    /// The URL of the page.
     pub url: Option<String>,
-    /// When the link ends, as Stripe says.
+    /// When the URL expires, as reported by Stripe.
     pub expire_time: Option<OffsetDateTime>,
-    /// Whether the link is told by an event as soon as it exists; else the caller has it from the call's answer.
-    pub tell: bool,
-    /// When it was made.
+    /// Whether an event reports the URL once it exists; otherwise the caller gets it from the response to its call.
+    pub reports_url: bool,
+    /// When it was requested.
     pub create_time: OffsetDateTime,
 }

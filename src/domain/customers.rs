@@ -5,20 +5,20 @@ use time::OffsetDateTime;
 use super::payment_methods::MethodKind;
 use super::{Currency, CustomerId, IntegrationId, OrganizationId, PaymentMethodId};
 
-/// Whether the customer has a counterpart at Stripe.
+/// The state of the link to a Stripe customer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkState {
-    /// It lives here only, and can't be charged.
+    /// There is no Stripe customer, so it cannot be charged.
     None,
-    /// It is being created at Stripe, or the given id is being checked.
+    /// It is being created at Stripe, or the given id is being verified.
     Pending,
-    /// `provider_customer_id` is a live Stripe customer.
+    /// `provider_customer_id` is an existing Stripe customer.
     Linked,
-    /// Stripe refused; see the error.
+    /// Stripe refused; see [`Customer::link_error`].
     Failed,
 }
 
-/// A postal address. All parts are optional and free text, but for the country: ISO 3166-1 alpha-2.
+/// A postal address. All parts are optional free text, except the country, which is ISO 3166-1 alpha-2.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[expect(missing_docs, reason = "the names say it")]
 pub struct Address {
@@ -30,54 +30,54 @@ pub struct Address {
     pub country: String,
 }
 
-/// The billing system's customer.
+/// A customer of the billing system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Customer {
     /// Our id.
     pub id: CustomerId,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// The billing system's own id, unique in the organization.
+    /// The billing system's id, unique in the organization.
     pub external_id: String,
-    /// For people; pushed to Stripe.
+    /// Written to Stripe.
     pub name: String,
-    /// Pushed to Stripe.
+    /// Written to Stripe.
     pub email: String,
-    /// Pushed to Stripe.
+    /// Written to Stripe.
     pub phone: String,
-    /// Pushed to Stripe.
+    /// Written to Stripe.
     pub address: Option<Address>,
-    /// The integration that it is, or is to be, linked through.
+    /// The integration that it is, or will be, linked through.
     pub integration_id: Option<IntegrationId>,
-    /// Whether it has a counterpart at Stripe.
+    /// The state of the link to a Stripe customer.
     pub link_state: LinkState,
-    /// Stripe's refusal, where the link failed.
+    /// Stripe's error, if the link failed.
     pub link_error: Option<String>,
-    /// Stripe's `cus_…`. While the link is pending: the id that is being checked.
+    /// Stripe's `cus_…`. While the link is pending, the id being verified.
     pub provider_customer_id: Option<String>,
-    /// The kinds of payment method that it may use; never empty.
+    /// The kinds of payment method that may be used; never empty.
     pub provider_payment_methods: Vec<MethodKind>,
-    /// Whether it is to be created in Stripe.
+    /// Whether Paybridge creates the customer at Stripe.
     pub sync_with_provider: bool,
     /// The method that invoices are charged to.
     pub default_payment_method_id: Option<PaymentMethodId>,
-    /// The fields that were changed here and not pushed to Stripe yet: `name`, `email`, `phone`, `address`.
+    /// Fields changed here and not yet written to Stripe: `name`, `email`, `phone`, `address`.
     pub unpushed_fields: Vec<String>,
-    /// Rises with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// When it was made.
+    /// When it was created.
     pub create_time: OffsetDateTime,
-    /// When it was last changed.
+    /// When it last changed.
     pub update_time: OffsetDateTime,
 }
 
 impl Customer {
-    /// The allowed kinds that take `currency`, in the customer's order: what an intent's `payment_method_types` is.
+    /// The allowed kinds that can pay in `currency`, in the customer's order: the `payment_method_types` of an intent.
     pub fn kinds_for(&self, currency: Currency) -> Vec<MethodKind> {
         self.provider_payment_methods.iter().copied().filter(|kind| kind.takes(currency)).collect()
     }
 
-    /// The change that carries the unpushed fields over to Stripe.
+    /// The update that writes the unpushed fields to Stripe.
     pub fn unpushed(&self) -> CustomerUpdate {
         let has = |field: &str| self.unpushed_fields.iter().any(|name| name == field);
         CustomerUpdate {
@@ -89,20 +89,20 @@ impl Customer {
         }
     }
 
-    /// Whether its link is still being worked out as it was when `seen` was read.
+    /// Whether its link is still pending and unchanged since `seen` was read.
     pub fn has_same_link(&self, seen: &Self) -> bool {
         self.link_state == LinkState::Pending
             && self.integration_id == seen.integration_id
             && self.provider_customer_id == seen.provider_customer_id
     }
 
-    /// Stripe's id of a customer that is really linked.
+    /// Stripe's `cus_…`, if the link is established.
     pub fn linked_provider_id(&self) -> Option<&str> {
         (self.link_state == LinkState::Linked).then_some(self.provider_customer_id.as_deref()).flatten()
     }
 }
 
-/// What a caller gives to make a customer.
+/// A caller's request to create a customer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Customer")]
 pub struct NewCustomer {
@@ -111,24 +111,24 @@ pub struct NewCustomer {
     pub email: String,
     pub phone: String,
     pub address: Option<Address>,
-    /// By id or by code; absent: the organization's only live integration, if a link is asked for.
+    /// By id or by code. `None` means the organization's only live integration, if a link is requested.
     pub integration: Option<IntegrationRef>,
     pub provider_customer_id: Option<String>,
-    /// Empty: `card`.
+    /// Empty means `card`.
     pub provider_payment_methods: Vec<MethodKind>,
     pub sync_with_provider: bool,
 }
 
-/// How a caller names an integration.
+/// How a caller identifies an integration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum IntegrationRef {
     /// Our id.
     Id(IntegrationId),
-    /// The caller's code.
+    /// The caller's code for it.
     Code(String),
 }
 
-/// What a caller changes about a customer; `None` leaves a field as it is.
+/// A caller's change of a customer; `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Customer")]
 pub struct CustomerUpdate {
@@ -142,7 +142,7 @@ pub struct CustomerUpdate {
     pub sync_with_provider: Option<bool>,
 }
 
-/// How a caller names a customer.
+/// How a caller identifies a customer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CustomerRef {
     /// Our id.

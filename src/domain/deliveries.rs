@@ -1,19 +1,19 @@
-//! A delivery: one of Stripe's webhooks, stored once.
+//! A delivery: one Stripe webhook event, stored once.
 
 use time::OffsetDateTime;
 
 use super::{IntegrationId, OrganizationId};
 
-/// What has become of a delivery.
+/// The processing state of a delivery.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DeliveryState {
-    /// Durable, not applied yet.
+    /// Stored, not applied yet.
     Received,
-    /// Applied.
+    /// Applied to the objects that it is about.
     Applied,
-    /// Kept, but of no concern to us; with the reason.
+    /// Kept but not applicable, with the reason.
     Ignored(String),
-    /// Given up after many tries; with the reason.
+    /// Abandoned after too many failed attempts, with the reason.
     Parked(String),
 }
 
@@ -29,25 +29,27 @@ impl DeliveryState {
     }
 }
 
-/// One of Stripe's webhooks, or an event read from its list; unique by (organization, integration, event id, created).
+/// A Stripe webhook event, or an event read from the events list. Unique by (organization, integration, event id,
+/// created).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// The integration that it came for.
+    /// The integration that received it.
     pub integration_id: IntegrationId,
     /// Stripe's `evt_…`.
     pub provider_event_id: String,
-    /// Stripe's own `created`, the same in every repeat: the partition's day comes from it.
+    /// Stripe's own `created`, identical in every repeat. It determines the daily partition.
     pub created: OffsetDateTime,
     /// Stripe's type, such as `payment_intent.succeeded`.
     pub event_type: String,
-    /// The JSON as it came.
+    /// The JSON exactly as received.
     pub body: String,
-    /// Whether it was read from the list. Then it is in the account's API version, not ours, and objects are fetched.
+    /// Whether it was read from the events list. Such events are rendered in the account's API version instead of ours,
+    /// so their objects are fetched.
     pub polled: bool,
-    /// What has become of it.
+    /// Where it is in processing.
     pub state: DeliveryState,
-    /// When it came.
+    /// When it was received or read.
     pub receive_time: OffsetDateTime,
 }

@@ -1,144 +1,145 @@
-//! The one error of Paybridge's own rules, free of any transport. `grpc/status.rs` is the one place where it becomes a
-//! status. Texts are for the caller: what happened, to what, what to do next; never a secret, never another tenant's
-//! data. What is only for the operator stays in [`Error::Internal`]'s source, which is logged and never sent.
+//! The error type of the application's rules, independent of transport. `grpc/status.rs` is the only place that maps it
+//! to a gRPC status. Texts are for the caller: what happened, to what, and what to do next. They never contain a secret
+//! or another tenant's data. Details for the operator go to the source of [`Error::Internal`], which is logged and
+//! never sent.
 
 use std::time::Duration;
 
-/// What use cases return.
+/// The result of a use case.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// One field of a request that breaks a rule.
+/// A field of a request that violates a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Violation {
     /// The field's path in the request, such as `amount.currency_code`.
     pub field: String,
-    /// What is wrong with it, and what would be right.
+    /// What is wrong with the field, and what would be right.
     pub description: String,
 }
 
 impl Violation {
-    /// A violation of `field`.
+    /// Creates a violation of `field`.
     pub fn new(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self { field: field.into(), description: description.into() }
     }
 }
 
-/// Why a use case did not do what was asked. Every variant is a different thing for the caller to do.
+/// Why a use case was not carried out. Each variant requires something different of the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request itself is wrong; all that is wrong with it, at once.
+    /// The request is invalid. Lists all violations at once.
     #[error("the request breaks {} rule(s); see the violations", .0.len())]
     Invalid(Vec<Violation>),
     /// The same `request_id` was used before with another body.
     #[error("request_id {0} was used before with another body; repeat that request exactly, or use a new request_id")]
     RequestIdReused(String),
-    /// Nothing of this kind with this id is visible to the caller's organization.
+    /// No object of this kind and id is visible to the caller's organization.
     #[error("{kind} {id} not found")]
     NotFound {
         /// `payment`, `customer`, …
         kind: &'static str,
-        /// The id that was asked for.
+        /// The requested id.
         id: String,
     },
-    /// The thing to be made is there already, and differs from what was asked.
+    /// The object already exists and differs from the request.
     #[error("{message}")]
     AlreadyExists {
         /// `payment`, `customer`, …
         kind: &'static str,
         /// The id of the one that exists.
         id: String,
-        /// What exists, and what to do about it.
+        /// What exists, and how to proceed.
         message: String,
     },
-    /// The request is right, the state of things is not.
+    /// The request is valid, but the state of an object does not allow it.
     #[error("{message}")]
     FailedPrecondition {
         /// Stable, `UPPER_SNAKE`.
         reason: &'static str,
         /// What is in the wrong state, such as `payment/018f…`.
         subject: String,
-        /// The state, and what would be allowed.
+        /// The current state, and what would be allowed.
         message: String,
     },
-    /// The `etag` is not the present one.
+    /// The `etag` is not the current one.
     #[error("{kind} {id} was changed by someone else; read it again and repeat the change with its new etag")]
     EtagMismatch {
         /// `payment`, `customer`, …
         kind: &'static str,
-        /// Its id.
+        /// Our id of the object.
         id: String,
     },
-    /// The position asked for is older than the log's first event.
-    #[error("position {asked} is older than the retained log; the oldest position to start after is {oldest}")]
+    /// The requested position is older than the first event of the log.
+    #[error("position {requested} is older than the retained log; the oldest position to start after is {oldest}")]
     PositionTrimmed {
-        /// The `after_position` that was asked for.
-        asked: i64,
-        /// The smallest `after_position` that still loses nothing.
+        /// The requested `after_position`.
+        requested: i64,
+        /// The smallest `after_position` that loses no event.
         oldest: i64,
     },
-    /// No token, or not a live one.
+    /// The token is missing or not valid.
     #[error("{0}")]
     Unauthenticated(&'static str),
-    /// A limit of ours is reached (P11).
+    /// A limit of Paybridge's is reached (P11).
     #[error("{message}")]
     Exhausted {
         /// Stable, `UPPER_SNAKE`.
         reason: &'static str,
-        /// The limit, and what to do.
+        /// The limit, and how to proceed.
         message: String,
     },
-    /// Something that we need is not there now; nothing was done, or what was begun goes on by itself.
+    /// A dependency is unavailable. Nothing was done, or what was begun continues by itself.
     #[error("{message}")]
     Unavailable {
         /// `STRIPE_UNAVAILABLE`, `DATABASE_UNAVAILABLE`, `SHUTTING_DOWN`.
         reason: &'static str,
-        /// What is not there.
+        /// What is unavailable.
         message: String,
-        /// When it makes sense to come back.
+        /// When to retry.
         retry_after: Duration,
     },
-    /// A call to Stripe was held back, by us or by Stripe's limiter. Nothing is wrong with what was to be done, so a job
-    /// that ends in this has not failed.
+    /// A call to Stripe was delayed by our own rate limiter or breaker, or rejected by Stripe's. Nothing is wrong with
+    /// the work itself, so a job that ends with this error has not failed.
     #[error("{message}")]
-    HeldBack {
-        /// What by.
+    Throttled {
+        /// What delayed it.
         message: String,
-        /// When to come again, in the clock's time.
+        /// When to retry, in the clock's time.
         retry_after: Duration,
     },
-    /// The lease on a job was lost to another worker: whatever was about to be written must not be (P8).
+    /// The lease on the job was lost to another worker, so nothing may be written (P8).
     #[error("the lease on the job was lost")]
     LeaseLost,
-    /// Our fault. The caller sees a fixed text; the source goes to the log.
+    /// A fault of Paybridge's. The caller sees a fixed text; the source is logged.
     #[error("internal error")]
     Internal(#[source] anyhow::Error),
 }
 
-/// The reason of an [`Error::Unavailable`] whose cause is the database.
+/// The reason of an [`Error::Unavailable`] caused by the database.
 pub const DATABASE_UNAVAILABLE: &str = "DATABASE_UNAVAILABLE";
 
 impl Error {
-    /// Whether the database is away. Readiness logs that once for all; what fails meanwhile need not log it again.
-    pub fn is_database_away(&self) -> bool {
+    /// Whether the database is unavailable. The readiness check logs that once, so callers need not log each failure.
+    pub fn is_database_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { reason: DATABASE_UNAVAILABLE, .. })
     }
 
-    /// A single violation.
+    /// An [`Error::Invalid`] with a single violation.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::Invalid(vec![Violation::new(field, description)])
     }
 
-    /// Nothing of `kind` with this id.
+    /// No object of `kind` has this id.
     pub fn not_found(kind: &'static str, id: impl std::fmt::Display) -> Self {
         Self::NotFound { kind, id: id.to_string() }
     }
 
-    /// A wrong state of `subject`.
+    /// The state of `subject` does not allow the request.
     pub fn precondition(reason: &'static str, subject: impl Into<String>, message: impl Into<String>) -> Self {
         Self::FailedPrecondition { reason, subject: subject.into(), message: message.into() }
     }
 
-    /// A bug or a broken invariant, told to the operator only.
+    /// A bug or a broken invariant; the details are for the operator only.
     pub fn internal(source: impl Into<anyhow::Error>) -> Self {
         Self::Internal(source.into())
     }

@@ -1,6 +1,6 @@
-//! What Paybridge tells the billing system. The names are Lago's (`webhook_type`, `object_type`, and every field of
-//! every object that Lago has), because that is the contract that billing systems know. Serialisation here is the form
-//! in which the log stores an event; `grpc` turns it into proto.
+//! The events that Paybridge reports to the billing system. The names are Lago's (`webhook_type`, `object_type`, and
+//! every field of objects that Lago has), because that is the contract that billing systems know. The serialisation
+//! defined here is the format of the event log; `grpc` converts it to proto.
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::OrganizationId;
 
-/// Every `webhook_type` that there is.
+/// All values of `webhook_type`.
 pub const WEBHOOK_TYPES: [&str; 33] = [
     "customer.payment_provider_created",
     "customer.payment_provider_linked",
@@ -52,26 +52,26 @@ pub struct Event {
     pub id: Uuid,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// Its place in the organization's log: 1, 2, 3, … without a gap (P5).
+    /// Its position in the organization's log: 1, 2, 3, … without a gap (P5).
     pub position: i64,
-    /// When it was written.
+    /// When it was written to the log.
     pub create_time: OffsetDateTime,
-    /// Such as `payment.succeeded`.
+    /// The type of the event, such as `payment.succeeded`.
     pub webhook_type: String,
-    /// What it tells.
+    /// The object that the event is about.
     pub payload: Payload,
 }
 
-/// An event about to be written; the log gives the position.
+/// An event to be written; the log assigns its position.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NewEvent {
     /// One of [`WEBHOOK_TYPES`].
     pub webhook_type: &'static str,
-    /// What it tells.
+    /// The object that the event is about.
     pub payload: Payload,
 }
 
-/// The object that an event tells of; the variant's name is Lago's `object_type`.
+/// The object that an event is about. The variants are named after Lago's `object_type`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[expect(missing_docs, reason = "the variants are named after their objects")]
@@ -138,7 +138,7 @@ pub struct CustomerObject {
     pub billing_configuration: BillingConfiguration,
 }
 
-/// How a customer is billed.
+/// The billing configuration of a customer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct BillingConfiguration {
@@ -150,7 +150,7 @@ pub struct BillingConfiguration {
     pub payment_method_id: Option<String>,
 }
 
-/// An error of the provider, as Lago writes it in all objects but `payment_provider_error`.
+/// A provider error, as Lago writes it in all objects except `payment_provider_error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct ProviderError {
@@ -169,7 +169,7 @@ pub struct CustomerErrorObject {
     pub provider_error: ProviderError,
 }
 
-/// An error of the provider, as Lago writes it in `payment_provider_error`.
+/// A provider error, as Lago writes it in `payment_provider_error`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct ProviderErrorWithCode {
@@ -189,7 +189,8 @@ pub struct ProviderErrorObject {
     pub provider_error: ProviderErrorWithCode,
 }
 
-/// Stripe's answer behind a failure. Lago's `http_body` is left out: it can hold what must not be passed on.
+/// Details of Stripe's response to a failed request. Lago's `http_body` is left out: it can contain data that must not
+/// be passed on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct ErrorDetails {
@@ -236,7 +237,7 @@ pub struct PaymentDisputeLostObject {
     pub invoice: InvoiceObject,
     /// Stripe's reason.
     pub provider_error: Option<String>,
-    /// What is disputed, minor units. Absent in events of releases that did not write it; so is the currency.
+    /// The disputed amount, minor units.
     pub amount_cents: Option<i64>,
     /// ISO 4217, upper case.
     pub amount_currency: Option<String>,
@@ -259,7 +260,6 @@ pub struct PaymentObject {
     pub status: String,
     pub payment_status: String,
     pub r#type: String,
-    #[serde(default)]
     pub reference: Option<String>,
     pub payment_provider_code: String,
     pub payment_provider_type: String,
@@ -269,13 +269,13 @@ pub struct PaymentObject {
     pub next_action: Option<NextAction>,
     pub created_at: String,
     pub payment_method: Option<PaymentMethodObject>,
-    /// Ours: why it waits, while `status` is `pending`.
+    /// Not in Lago: why it waits, while `status` is `pending`.
     pub pending_reason: Option<String>,
-    /// Ours: the charge that the event is about, where money came in that was not asked for.
+    /// Not in Lago: the charge that the event is about, for money that was not requested.
     pub provider_charge_id: Option<String>,
-    /// Ours: the amount, minor units, that was requested and refused.
+    /// Not in Lago: the amount that was requested and refused, minor units.
     pub requested_amount_cents: Option<i64>,
-    /// Ours: what remains to be paid, minor units.
+    /// Not in Lago: the amount that remains to be paid, minor units.
     pub remaining_amount_cents: Option<i64>,
 }
 
@@ -287,7 +287,7 @@ pub struct NextAction {
     pub redirect_to_url: RedirectToUrl,
 }
 
-/// Where the customer goes on.
+/// The page on which the customer continues.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "the fields are Lago's")]
 pub struct RedirectToUrl {
@@ -321,12 +321,12 @@ pub struct RefundObject {
     pub lago_customer_id: Uuid,
     pub external_customer_id: String,
     pub payment_provider_code: String,
-    /// Absent in events of releases that did not know it.
+    /// Our refund id.
     pub lago_refund_id: Option<Uuid>,
-    /// Absent until Stripe has made it.
+    /// Absent until Stripe has created the refund.
     pub provider_refund_id: Option<String>,
     pub provider_charge_id: Option<String>,
-    /// Absent while all that is left is to go back, and Stripe has not said how much that is.
+    /// Absent while all that remains is being refunded and Stripe has not reported how much that is.
     pub amount_cents: Option<i64>,
     pub amount_currency: String,
     pub status: String,
@@ -362,14 +362,14 @@ pub struct PaymentProviderObject {
     pub payment_provider_code: String,
     pub payment_provider_name: String,
     pub provider_account_id: Option<String>,
-    /// What is left behind at Stripe, where the key works no more.
+    /// The webhook endpoint that is left at Stripe because the key no longer works.
     pub provider_webhook_endpoint_id: Option<String>,
 }
 
-/// One of Stripe's own events, relayed.
+/// A Stripe event that is relayed unchanged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProviderEventObject {
-    /// The integration that it came for.
+    /// The code of the integration that received it.
     pub payment_provider_code: String,
     /// Always `stripe`.
     pub payment_provider: String,
@@ -379,6 +379,6 @@ pub struct ProviderEventObject {
     pub event_type: String,
     /// Stripe's `created`, RFC 3339.
     pub created_at: String,
-    /// Stripe's JSON, as it came.
+    /// Stripe's JSON, as received.
     pub json: String,
 }

@@ -1,4 +1,4 @@
-//! Typed ids. All of ours are UUID v7 and are written plain, without prefixes: those are Stripe's.
+//! Typed ids. Ours are UUID v7, written without a prefix; prefixed ids are Stripe's.
 
 use std::fmt;
 use std::str::FromStr;
@@ -41,16 +41,16 @@ id! {
     TokenId;
     /// One connection of an organization to one Stripe account.
     IntegrationId;
-    /// The billing system's customer, as we know it.
+    /// A customer of the billing system.
     CustomerId;
-    /// A Stripe PaymentMethod that we know.
+    /// A Stripe PaymentMethod known to Paybridge.
     PaymentMethodId;
-    /// A Checkout session that we made.
+    /// A Checkout session created by Paybridge.
     CheckoutSessionId;
     /// The collection of one invoice.
     PaymentId;
-    /// Money that goes back.
+    /// A refund of a payment.
     RefundId;
-    /// Durable work.
+    /// A durable job.
     JobId;
 }

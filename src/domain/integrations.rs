@@ -5,73 +5,75 @@ use time::OffsetDateTime;
 
 use super::{Error, IntegrationId, OrganizationId, Result};
 
-/// Where an integration stands.
+/// The lifecycle state of an integration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IntegrationState {
-    /// Its key is checked and its webhook endpoint is being registered.
+    /// Its key is being checked and its webhook endpoint registered.
     Connecting,
     /// In use.
     Active,
-    /// Stripe refuses the key (401) or a permission (403): work waits until the key is mended.
+    /// Stripe rejects the key (401) or a permission (403). Work waits until the key is repaired.
     Paused,
-    /// New work is refused; what moves is brought to its end.
+    /// New work is refused; work in progress is finished.
     Disconnecting,
-    /// Endpoint and secrets are gone; history stays.
+    /// Endpoint and secrets are deleted; history stays.
     Disconnected,
 }
 
-/// One connection of an organization to one Stripe account. Secrets are not part of it: `store` keeps them sealed.
+/// One connection of an organization to one Stripe account. It does not contain the secrets, which `store` keeps
+/// sealed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Integration {
     /// Our id.
     pub id: IntegrationId,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// The caller's own name for it, unique in the organization.
+    /// The caller's identifier, unique in the organization.
     pub code: String,
-    /// For people.
+    /// The display name.
     pub name: String,
-    /// Where it stands.
+    /// Its lifecycle state.
     pub state: IntegrationState,
-    /// Why it is paused, for people.
+    /// Why it is paused, as shown to people.
     pub pause_reason: Option<String>,
-    /// Whether the key moves real money.
+    /// Whether the key is a live key, which moves real money.
     pub livemode: bool,
     /// Stripe's `acct_…`.
     pub provider_account_id: Option<String>,
-    /// The last four characters of the key, to tell keys apart.
+    /// The last four characters of the key, which identify it to people.
     pub key_hint: String,
-    /// Stripe's `we_…`; absent where the events list is polled instead.
+    /// Stripe's `we_…`; `None` if the events list is polled instead.
     pub provider_endpoint_id: Option<String>,
-    /// Whether Stripe's events list is polled because there is no public address to post to.
+    /// Whether Stripe's events list is polled, because Stripe cannot reach a public address of ours.
     pub polls_events: bool,
-    /// Where Checkout sends people afterwards, unless the call says otherwise.
+    /// Where Checkout redirects customers, unless the call names another URL.
     pub success_redirect_url: Option<String>,
-    /// Whether a customer can be asked for 3-D Secure.
+    /// Whether customers may be asked for 3-D Secure.
     pub supports_3ds: bool,
-    /// Whether Stripe's own events are relayed into our log.
+    /// Whether Stripe's own events are relayed in the event log.
     pub relay_provider_events: bool,
-    /// Rises with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// When it was made.
+    /// When it was created.
     pub create_time: OffsetDateTime,
-    /// When it was last changed.
+    /// When it last changed.
     pub update_time: OffsetDateTime,
 }
 
-/// What to do about a customer whose integration takes no new work.
+/// The remedy for a customer whose integration accepts no new work.
 pub const MOVE_CUSTOMER: &str = "move the customer to another one: UpdateCustomer with its integration_id";
-/// What to do about a payment whose integration takes no new work.
+/// The remedy for a payment whose integration accepts no new work.
 pub const MOVE_PAYMENT: &str = "cancel the payment, move the customer to another one (UpdateCustomer with its \
                                 integration_id), and create the payment again";
 
 impl Integration {
-    /// Whether new work is accepted: customers linked, payments made. A paused one accepts; its work waits.
+    /// Whether new work is accepted, such as linking customers and creating payments. A paused integration accepts
+    /// work, which then waits.
     pub fn accepts_work(&self) -> bool {
         matches!(self.state, IntegrationState::Connecting | IntegrationState::Active | IntegrationState::Paused)
     }
 
-    /// Refuses new work about `subject` where none is accepted, and says what to do instead.
+    /// Fails if no new work is accepted. The error names `subject` and the `remedy`.
     pub fn check_accepts_work(&self, subject: String, remedy: &str) -> Result<()> {
         if self.accepts_work() {
             return Ok(());
@@ -83,7 +85,7 @@ impl Integration {
     }
 }
 
-/// What a caller gives to connect a Stripe account.
+/// A caller's request to connect a Stripe account.
 #[derive(Clone, Debug)]
 #[expect(missing_docs, reason = "as in Integration")]
 pub struct NewIntegration {
@@ -93,11 +95,11 @@ pub struct NewIntegration {
     pub secret_key: SecretString,
     pub success_redirect_url: Option<String>,
     pub supports_3ds: bool,
-    /// Absent: as the process is set up (off, but for `dev`).
+    /// `None` means the default of the process: off, except in `dev`.
     pub relay_provider_events: Option<bool>,
 }
 
-/// What a caller changes about an integration; `None` leaves a field as it is.
+/// A caller's change of an integration; `None` leaves a field unchanged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Integration")]
 pub struct IntegrationUpdate {
@@ -107,39 +109,39 @@ pub struct IntegrationUpdate {
     pub relay_provider_events: Option<bool>,
 }
 
-/// One thing that was looked at when an integration was checked.
+/// One result of checking an integration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// What was looked at.
+    /// What was checked.
     pub subject: FindingSubject,
-    /// Which one: a permission such as `rak_customer_write`; else empty.
+    /// The name of the permission, such as `rak_customer_write`; otherwise empty.
     pub name: String,
-    /// How it is.
+    /// The result of the check.
     pub state: FindingState,
-    /// For people: what is wrong and what to do; empty where all is well.
+    /// What is wrong and how to repair it; empty if nothing is wrong.
     pub message: String,
 }
 
-/// What is looked at when an integration is checked.
+/// What is checked about an integration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindingSubject {
     /// The API key.
     Key,
-    /// One of its permissions.
+    /// One of the key's permissions.
     Scope,
     /// The webhook endpoint.
     Endpoint,
 }
 
-/// How something was found to be.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FindingState {
-    /// As it should be.
+    /// In order.
     Ok,
-    /// A permission that the key lacks, or an endpoint that isn't there.
+    /// The key lacks the permission, or the endpoint does not exist.
     Missing,
-    /// It could not be found out without doing harm.
+    /// Cannot be checked without side effects.
     Unproved,
-    /// There, but not as it should be.
+    /// The endpoint exists but differs from what is required.
     Wrong,
 }

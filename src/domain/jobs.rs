@@ -1,5 +1,6 @@
-//! Durable work. A job says *what to look at*, never what to do with it: there is one row for a kind and an object, and
-//! asking for it again while it runs makes it run again afterwards. Jobs hold ids only.
+//! Durable work. A job names an object to process, not the action to take; the handler reads the object and decides.
+//! There is one row for each kind and object. Enqueuing a job while it runs makes it run again afterwards. Jobs hold
+//! ids only.
 
 use std::collections::HashMap;
 
@@ -8,49 +9,45 @@ use uuid::Uuid;
 
 use super::{JobId, OrganizationId};
 
-/// What is to be looked at.
+/// The kind of a job, which determines the object it processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum JobKind {
-    /// A payment that may have to be sent to Stripe, or to be closed there.
+    /// Submits a payment to Stripe, or closes its payment path there.
     SubmitPayment,
-    /// A payment whose cancellation a process of the release before payment links has accepted.
-    CancelPayment,
-    /// A payment that has been moving for long.
+    /// Reads a payment that has been in progress for long from Stripe.
     ReconcilePayment,
-    /// A refund to be made at Stripe, or one that has been moving for long.
+    /// Requests a refund at Stripe, or reads one that has been in progress for long.
     RefundPayment,
-    /// A Checkout session that is past its end, and of which nothing was heard.
+    /// Reads a Checkout session that has passed its expiry without a webhook.
     ReconcileSession,
-    /// A stored webhook.
+    /// Applies a stored webhook event.
     ApplyDelivery,
-    /// A customer to be created, linked or pushed.
+    /// Creates, links or updates a customer at Stripe.
     SyncCustomer,
-    /// A customer whose methods and default are to be read from Stripe.
+    /// Reads a customer's payment methods and default from Stripe.
     ImportPaymentMethods,
-    /// A customer whose default is to be written to Stripe, if it differs there.
+    /// Writes a customer's default payment method to Stripe if it differs there.
     PushDefaultMethod,
-    /// A method to be detached at Stripe.
+    /// Detaches a payment method at Stripe.
     DetachMethod,
-    /// A Checkout session to be made.
+    /// Creates a setup-mode Checkout session.
     CreateCheckoutSession,
-    /// An integration whose connecting was cut short.
+    /// Resumes connecting an integration after an interruption.
     ConnectIntegration,
-    /// An integration to be wound down.
+    /// Disconnects an integration: closes what is open, then deletes endpoint and secrets.
     DisconnectIntegration,
-    /// An integration whose events list is to be read.
+    /// Polls an integration's events list.
     PollEvents,
-    /// An integration whose stale objects are to be asked about.
+    /// Enqueues reads of an integration's stale objects.
     SweepIntegration,
-    /// An integration whose webhook endpoint is to be looked at, and mended.
+    /// Checks an integration's webhook endpoint, and repairs it.
     CheckEndpoint,
 }
 
 impl JobKind {
     /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 16] = [
+    pub const ALL: [(Self, &'static str); 15] = [
         (Self::SubmitPayment, "submit_payment"),
-        // Nobody asks for it any more. It goes once no process of that release can run beside this one: with the next.
-        (Self::CancelPayment, "cancel_payment"),
         (Self::ReconcilePayment, "reconcile_payment"),
         (Self::RefundPayment, "refund_payment"),
         (Self::ReconcileSession, "reconcile_session"),
@@ -67,7 +64,7 @@ impl JobKind {
         (Self::CheckEndpoint, "check_endpoint"),
     ];
 
-    /// The kinds that every live integration has a job of, for as long as it lives: its reconcilers.
+    /// The periodic jobs that every live integration has: its reconcilers.
     pub const RECONCILERS: [Self; 3] = [Self::PollEvents, Self::SweepIntegration, Self::CheckEndpoint];
 
     /// The name in the database and in logs.
@@ -75,120 +72,123 @@ impl JobKind {
         Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("unknown", |(_, name)| name)
     }
 
-    /// The kind of this name.
+    /// The kind with this name in the database.
     pub fn parse(name: &str) -> Option<Self> {
         Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
     }
 }
 
-/// A job that this process holds. Every write that it leads to first shows `epoch` (P8).
+/// A job leased by this process. Every write made on its behalf verifies `epoch` first (P8).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
-    /// The job.
+    /// The leased job.
     pub id: JobId,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// What is to be looked at.
+    /// What to do with the object.
     pub kind: JobKind,
-    /// The object, by our id; for a delivery its integration's.
+    /// Our id of the object; for a delivery, the id of its integration.
     pub object_id: Uuid,
-    /// For a delivery Stripe's event id; else empty.
+    /// For a delivery, Stripe's event id; otherwise empty.
     pub object_key: String,
-    /// Where the object's table is partitioned by time: the time to find it by.
+    /// For objects in a table partitioned by time, the time that locates the row.
     pub object_time: Option<OffsetDateTime>,
-    /// Rises with every lease; a worker whose epoch is not the row's has lost it.
+    /// Increases with every lease. A worker whose epoch differs from the row's has lost the lease.
     pub epoch: i64,
-    /// How often the job was asked for when it was leased; more by now means: look again.
-    pub asked: i64,
-    /// Failed tries since it last went well.
+    /// How often the job had been enqueued when it was leased. If the row's value is higher by the end, the job runs
+    /// again.
+    pub generation: i64,
+    /// Failed runs since the last successful one.
     pub failures: i32,
 }
 
-/// Due jobs of one organization and kind. The kind by its name: it may be one that only a newer release knows.
+/// The due jobs of one organization and kind: the unit of fair scheduling. The kind is a name because a newer release
+/// may know more kinds.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Lane {
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// The kind's name.
+    /// The name of the job kind.
     pub kind: String,
 }
 
 impl Lane {
-    /// Before all lanes.
+    /// Sorts before all lanes.
     pub fn start() -> Self {
         Self { organization_id: Uuid::nil().into(), kind: String::new() }
     }
 }
 
-/// What a worker has room for, and whose turn it is.
+/// A worker's free capacity, and where the round-robin over lanes continues.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Room {
-    /// Free places.
+pub struct Capacity {
+    /// How many more jobs the worker can run.
     pub free: usize,
-    /// The most places that one organization's jobs may take: so that those whose calls are slow leave some to others.
+    /// The most jobs of one organization that may run at once, so that an organization with slow calls cannot
+    /// use up the capacity.
     pub organization_max: usize,
-    /// How many places each organization's jobs have.
+    /// How many jobs of each organization are running.
     pub held: HashMap<OrganizationId, usize>,
-    /// The lane that had the last turn.
+    /// The lane that was served last.
     pub after: Lane,
-    /// Whether the look ended before it had gone round: lanes are left that it did not come to.
-    pub is_cut_short: bool,
+    /// Whether the last scan stopped before it had visited every lane.
+    pub is_scan_incomplete: bool,
 }
 
-impl Room {
-    /// Organizations that have all the places they may have.
+impl Capacity {
+    /// Organizations that already run `organization_max` jobs.
     pub fn full(&self) -> impl Iterator<Item = OrganizationId> {
         self.held.iter().filter(|(_, held)| **held >= self.organization_max).map(|(org, _)| *org)
     }
 
-    /// How many of `most` jobs the next lane may take, whosever it is: no more than are free, or than any organization that
-    /// is not full may still have.
-    pub fn share(&self, most: usize) -> usize {
+    /// The largest batch, up to `max`, that may be leased from any lane of an organization that is not full: limited by
+    /// the free capacity, and by what the busiest such organization may still take.
+    pub fn share(&self, max: usize) -> usize {
         let held = self.held.values().filter(|held| **held < self.organization_max).max();
-        let left = self.organization_max.saturating_sub(held.copied().unwrap_or_default());
-        most.min(self.free).min(left)
+        let remaining = self.organization_max.saturating_sub(held.copied().unwrap_or_default());
+        max.min(self.free).min(remaining)
     }
 }
 
-/// How a look at an object ended.
+/// How the run of a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// Nothing is left to do.
+    /// Nothing is left to do; the job is deleted.
     Done,
-    /// Look again at this time; nothing is wrong.
-    Again(OffsetDateTime),
-    /// Nothing was tried: look again at this time. What failed before still counts.
+    /// Succeeded; run again at this time.
+    RunAgain(OffsetDateTime),
+    /// Nothing was attempted; run again at this time. Earlier failures still count.
     Postponed(OffsetDateTime),
-    /// It can't be done now, for no reason of its own: Stripe is away, or what it is about is not known yet. Back off,
-    /// with the reason for people.
+    /// Cannot be done now for an external reason: Stripe is unavailable, or the object is not known yet. Retried with
+    /// backoff; the reason is shown to operators.
     Retry(String),
 }
 
-/// A job as an operator sees it.
+/// A job as shown to operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobReport {
-    /// The job.
+    /// Our id.
     pub id: JobId,
     /// The tenant.
     pub organization_id: OrganizationId,
-    /// The name of its kind; perhaps one that only another release knows.
+    /// The name of its kind, possibly one that only another release knows.
     pub kind: String,
-    /// The object, as in [`Lease`].
+    /// The object, as in [`Lease::object_id`].
     pub object_id: Uuid,
-    /// As in [`Lease`].
+    /// As in [`Lease::object_key`].
     pub object_key: String,
-    /// Failed tries since it last went well.
+    /// Failed runs since the last successful one.
     pub failures: i32,
-    /// Why the last try failed.
+    /// Why the last run failed.
     pub reason: Option<String>,
-    /// When it is next looked at, unless it is parked.
+    /// When it runs next, unless it is parked.
     pub run_at: OffsetDateTime,
-    /// Since when it is parked, if it is.
+    /// Since when it has been parked.
     pub park_time: Option<OffsetDateTime>,
 }
 
 impl JobReport {
-    /// When it was first asked for; its id carries the time.
+    /// When it was first enqueued, taken from its UUID v7.
     pub fn create_time(&self) -> Option<OffsetDateTime> {
         let (seconds, nanoseconds) = self.id.0.get_timestamp()?.to_unix();
         let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);

@@ -1,6 +1,6 @@
-//! Pure nouns and rules. Nothing here does IO, reads a clock or knows a wire format: `store` turns rows into these
-//! types, `stripe` turns Stripe's JSON into [`signals::Signal`]s, the doors turn them into proto; the rules that decide
-//! what happens to money are plain functions of them.
+//! Types and rules. Nothing here does IO, reads a clock or knows a wire format. `store` maps rows to these types,
+//! `stripe` maps Stripe's JSON to [`signals::Signal`]s, and `grpc`, `http` and `console` map them to their own formats.
+//! The rules that decide what happens to money are pure functions over these types.
 
 pub mod checkout_sessions;
 pub mod customers;
@@ -18,7 +18,7 @@ pub mod reconcile;
 pub mod refunds;
 pub mod signals;
 #[cfg(test)]
-mod twin;
+mod simulation;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{
@@ -26,12 +26,12 @@ pub use ids::{
 };
 pub use money::{Currency, Money};
 
-/// A page of a list: at most `size` items whose id is smaller than `after`. Lists run from the newest to the oldest, and
-/// ids (UUID v7) with them.
+/// One page of a list: at most `size` items whose id is smaller than `after`. Lists run from newest to oldest, which is
+/// the descending order of ids (UUID v7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Page {
-    /// How many, 1 or more.
+    /// The largest number of items to return; at least 1.
     pub size: i64,
-    /// The last id of the page before.
+    /// The last id of the previous page; `None` for the first page.
     pub after: Option<uuid::Uuid>,
 }

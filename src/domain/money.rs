@@ -1,10 +1,10 @@
-//! Money: whole minor units and a currency, never a float.
+//! Money: an integer number of minor units and a currency, never a float.
 
 use std::fmt;
 
-/// Every currency in which Stripe charges anywhere, from the list in its refusal of unknown ones ("Stripe currently supports
-/// these currencies: …") and the page <https://docs.stripe.com/currencies>, less those that were replaced long ago. One
-/// that was replaced lately may still stand on invoices. Which of them an account takes is for Stripe to say.
+/// Every currency that Stripe charges in anywhere: the list in Stripe's error for an unknown currency ("Stripe
+/// currently supports these currencies: …") and <https://docs.stripe.com/currencies>, without those replaced long ago.
+/// Recently replaced ones may still appear on invoices. Which of them an account accepts is for Stripe to decide.
 const SUPPORTED: &str = "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN BHD BIF BMD BND BOB BRL BSD BTN BWP BYN \
     BZD CAD CDF CHF CLP CNY COP CRC CVE CZK DJF DKK DOP DZD EGP ETB EUR FJD FKP GBP GEL GHS GIP GMD GNF GTQ GYD HKD HNL HTG \
     HUF IDR ILS INR ISK JMD JOD JPY KES KGS KHR KMF KRW KWD KYD KZT LAK LBP LKR LRD LSL MAD MDL MGA MKD MMK MNT MOP MUR \
@@ -12,13 +12,13 @@ const SUPPORTED: &str = "AED AFN ALL AMD ANG AOA ARS AUD AWG AZN BAM BBD BDT BGN
     SHP SLE SOS SRD STD SVC SZL THB TJS TND TOP TRY TTD TWD TZS UAH UGX USD UYU UZS VND VUV WST XAF XCD XCG XOF XPF YER \
     ZAR ZMW";
 
-/// An ISO 4217 code, three upper-case letters. One that Stripe sends is taken as it is; see [`Currency::is_supported`] for
-/// those that callers may send.
+/// An ISO 4217 code: three upper-case letters. Codes from Stripe are accepted as they are; codes from callers must also
+/// pass [`Currency::is_supported`].
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Currency([u8; 3]);
 
 impl Currency {
-    /// The euro: the only currency of SEPA Direct Debit.
+    /// The euro, the only currency of SEPA Direct Debit.
     pub const EUR: Self = Self(*b"EUR");
 
     /// Parses three letters of either case.
@@ -27,26 +27,26 @@ impl Currency {
         bytes.iter().all(u8::is_ascii_alphabetic).then(|| Self(bytes.map(|byte| byte.to_ascii_uppercase())))
     }
 
-    /// The code in upper case, as our API writes it.
+    /// The code in upper case, as in our API.
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).unwrap_or("???")
     }
 
-    /// The code in lower case, as Stripe writes it.
+    /// The code in lower case, as in Stripe's API.
     pub fn to_lower(&self) -> String {
         self.as_str().to_ascii_lowercase()
     }
 
-    /// Whether Stripe charges in it anywhere.
+    /// Whether Stripe charges in this currency anywhere.
     pub fn is_supported(self) -> bool {
         SUPPORTED.split(' ').any(|code| code == self.as_str())
     }
 
-    /// Minor units that every amount in this currency must be a multiple of, and why: Stripe's "special cases"
-    /// (<https://docs.stripe.com/currencies#special-cases>).
+    /// The number of minor units that every amount in this currency must be a multiple of, and why. See Stripe's
+    /// special cases, <https://docs.stripe.com/currencies#special-cases>.
     fn granularity(self) -> (i64, &'static str) {
         match &self.0 {
-            b"ISK" | b"UGX" => (100, "two decimals, of which Stripe takes whole units only: 100000 is 1,000"),
+            b"ISK" | b"UGX" => (100, "two decimals, and Stripe accepts whole units only: 100000 is 1,000"),
             b"BHD" | b"JOD" | b"KWD" | b"OMR" | b"TND" => (10, "three decimals, the last of which is 0: 5000 is 5.000"),
             _ => (1, ""),
         }
@@ -65,22 +65,22 @@ impl fmt::Display for Currency {
     }
 }
 
-/// An amount in the currency's minor units as Stripe counts them, which is not always as ISO 4217 does: cents for EUR,
-/// whole yen for JPY, hundredths for ISK and UGX.
+/// An amount in minor units as Stripe counts them, which differs from ISO 4217 in places: cents for EUR, whole yen for
+/// JPY, hundredths for ISK and UGX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Money {
-    /// Minor units.
+    /// The number of minor units; negative amounts are rejected by [`Money::rejection`].
     pub minor_units: i64,
-    /// The currency.
+    /// The currency, which defines the minor unit.
     pub currency: Currency,
 }
 
 impl Money {
-    /// The most that Stripe takes in one charge: twelve digits.
+    /// The largest amount that Stripe accepts in one charge: twelve digits.
     pub const MAX_MINOR_UNITS: i64 = 999_999_999_999;
 
-    /// Why this amount can't be an invoice's, if it can't.
-    pub fn objection(&self) -> Option<String> {
+    /// Why this amount cannot be an invoice's; `None` if it can.
+    pub fn rejection(&self) -> Option<String> {
         if self.minor_units < 0 {
             return Some("must not be negative; a refund is not a payment".to_owned());
         }
@@ -115,28 +115,28 @@ mod tests {
     }
 
     #[test]
-    fn amounts_that_stripe_could_never_take_are_objected_to() {
+    fn amounts_that_stripe_never_accepts_are_rejected() {
         let money = |minor_units, code| Money { minor_units, currency: Currency::parse(code).unwrap() };
-        assert_eq!(money(4900, "EUR").objection(), None);
-        assert_eq!(money(0, "EUR").objection(), None);
+        assert_eq!(money(4900, "EUR").rejection(), None);
+        assert_eq!(money(0, "EUR").rejection(), None);
         for bad in [money(-1, "EUR"), money(1_000_000_000_000, "EUR"), money(4950, "ISK"), money(4901, "KWD")] {
-            assert!(bad.objection().is_some(), "{bad}");
+            assert!(bad.rejection().is_some(), "{bad}");
         }
-        assert_eq!(money(100_000, "ISK").objection(), None, "1,000 krónur");
-        assert_eq!(money(1_000, "JPY").objection(), None, "1,000 yen");
-        let objection = money(5001, "KWD").objection().unwrap();
-        assert!(objection.contains("5000 or 5010"), "{objection}");
+        assert_eq!(money(100_000, "ISK").rejection(), None, "1,000 krónur");
+        assert_eq!(money(1_000, "JPY").rejection(), None, "1,000 yen");
+        let rejection = money(5001, "KWD").rejection().unwrap();
+        assert!(rejection.contains("5000 or 5010"), "{rejection}");
     }
 
     #[test]
     fn the_tables_for_callers_list_the_special_cases() {
-        let readme = include_str!("../../README.md");
+        let page = include_str!("../../docs/api.md");
         let proto = include_str!("../../proto/paybridge/v1/money.proto");
         for step in [10, 100] {
             let is_special = |code: &&str| Currency::parse(code).unwrap().granularity().0 == step;
             let codes: Vec<&str> = SUPPORTED.split(' ').filter(is_special).collect();
             let row = format!("| {} |", codes.join(" "));
-            assert!(!codes.is_empty() && readme.contains(&row) && proto.contains(&row), "{row}");
+            assert!(!codes.is_empty() && page.contains(&row) && proto.contains(&row), "{row}");
         }
     }
 

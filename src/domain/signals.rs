@@ -1,5 +1,5 @@
-//! What Stripe tells us, normalised: `stripe` turns webhooks, list entries and API answers into these before any rule
-//! sees them, so that all of them feed the same functions.
+//! Signals: normalised input from Stripe. `stripe` converts webhooks, entries of the events list and API responses to
+//! these types, so that all of them are handled by the same rules.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
@@ -8,29 +8,31 @@ use super::Money;
 use super::payment_methods::MethodDetails;
 use super::payments::Failure;
 
-/// One of Stripe's events, understood.
+/// A parsed Stripe event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Stripe's `created`; whole seconds.
+    /// Stripe's `created`, in whole seconds.
     pub event_time: OffsetDateTime,
-    /// The account that it claims to be of, where it names one.
+    /// The account that the event names, if any. The claim is not verified here.
     pub account: Option<String>,
-    /// Whether it is about real money.
+    /// Whether it concerns real money.
     pub livemode: bool,
-    /// `request.idempotency_key`: which call caused it; `None` where Stripe or a person in the dashboard did.
+    /// `request.idempotency_key`: the call that caused it. `None` if Stripe itself or a person in the Stripe Dashboard
+    /// did.
     pub request_key: Option<String>,
-    /// It is rendered in an API version of before 2017-05-25, which names the call and hides its key: it may be ours.
+    /// It is rendered in an API version before 2017-05-25, which names the call but not its key, so the call may be
+    /// ours.
     pub hides_request_key: bool,
-    /// What it says.
+    /// The content of the event.
     pub signal: Signal,
 }
 
-/// What an event says.
+/// The content of an event, by type.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// `payment_intent.*`.
     Intent(IntentSnapshot),
-    /// `charge.refunded`: a refund of this charge was made.
+    /// `charge.refunded`: a refund of this charge was created.
     ChargeRefunded(ChargeSnapshot),
     /// `refund.*`.
     Refund(RefundSnapshot),
@@ -45,7 +47,7 @@ pub enum Signal {
         /// Stripe's `pm_…`.
         provider_payment_method_id: String,
     },
-    /// `setup_intent.succeeded`: the method is stored, and attached to the customer.
+    /// `setup_intent.succeeded`: the method is stored and attached to the customer.
     SetupSucceeded(SetupSnapshot),
     /// `checkout.session.completed`, `…expired` and `…async_payment_*`.
     Session(SessionSnapshot),
@@ -53,7 +55,7 @@ pub enum Signal {
     CustomerUpdated {
         /// Stripe's `cus_…`.
         provider_customer_id: String,
-        /// What became of the default, if `previous_attributes` say that another one counts now.
+        /// The change of the default, if `previous_attributes` show that another one is in effect.
         default_change: Option<DefaultChange>,
     },
     /// `customer.deleted`.
@@ -63,16 +65,16 @@ pub enum Signal {
     },
     /// `mandate.updated`, and `charge.pending` of a debit, which names its mandate.
     Mandate(MandateSnapshot),
-    /// Of no concern to us.
+    /// An event that Paybridge does not use.
     Ignored {
-        /// Why, for an operator.
+        /// The reason, for the operator.
         reason: String,
     },
 }
 
-/// A PaymentIntent's status, in Stripe's words.
+/// A PaymentIntent's status, as Stripe names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "these are Stripe's words")]
+#[expect(missing_docs, reason = "the names are Stripe's")]
 pub enum IntentStatus {
     RequiresPaymentMethod,
     RequiresConfirmation,
@@ -84,7 +86,7 @@ pub enum IntentStatus {
 }
 
 impl IntentStatus {
-    /// The status of this name. Until API version 2019-02-11 methods were called sources.
+    /// The status with this name. Until API version 2019-02-11 payment methods were called sources.
     pub fn parse(name: &str) -> Option<Self> {
         Some(match name {
             "requires_payment_method" | "requires_source" => Self::RequiresPaymentMethod,
@@ -99,46 +101,46 @@ impl IntentStatus {
     }
 }
 
-/// A PaymentIntent at one moment.
+/// The state of a PaymentIntent at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IntentSnapshot {
     /// Stripe's `pi_…`.
     pub id: String,
-    /// Its status.
+    /// Stripe's status.
     pub status: IntentStatus,
-    /// What it asks for.
+    /// The amount to collect.
     pub amount: Money,
-    /// What it has received, minor units.
+    /// The amount received, minor units.
     pub amount_received: i64,
     /// Stripe's `cus_…`.
     pub provider_customer_id: Option<String>,
-    /// Stripe's `ch_…` of the newest try.
+    /// Stripe's `ch_…` of the latest charge attempt.
     pub latest_charge: Option<String>,
-    /// Why the newest try was refused.
+    /// Why the latest attempt was refused.
     pub last_payment_error: Option<Failure>,
-    /// Where the customer can finish an action.
+    /// Where the customer completes the required action.
     pub next_action_url: Option<String>,
-    /// Our payment, from the metadata that we set.
+    /// Our payment id, from the metadata.
     pub payment_id: Option<Uuid>,
-    /// Our organization, from the metadata that we set.
+    /// Our organization id, from the metadata.
     pub organization_id: Option<Uuid>,
-    /// The invoice, from the metadata that we set.
+    /// The invoice id, from the metadata.
     pub invoice_id: Option<String>,
 }
 
 impl IntentSnapshot {
-    /// What Stripe has received by it, in its own currency.
+    /// The amount received, in the intent's currency.
     pub fn received(&self) -> Money {
         Money { minor_units: self.amount_received, currency: self.amount.currency }
     }
 
-    /// Whether it waits for somebody to try it: nothing is on its way.
-    pub fn waits(&self) -> bool {
+    /// Whether it waits for a confirmation: no attempt is in progress.
+    pub fn awaits_confirmation(&self) -> bool {
         matches!(self.status, IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation)
     }
 }
 
-/// A charge at one moment.
+/// The identity of a charge.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ChargeSnapshot {
     /// Stripe's `ch_…`.
@@ -147,7 +149,7 @@ pub struct ChargeSnapshot {
     pub provider_payment_intent_id: Option<String>,
 }
 
-/// A refund at one moment.
+/// The state of a refund at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefundSnapshot {
     /// Stripe's `re_…`.
@@ -156,17 +158,17 @@ pub struct RefundSnapshot {
     pub provider_payment_intent_id: Option<String>,
     /// Stripe's `ch_…`.
     pub provider_charge_id: Option<String>,
-    /// How much goes back.
+    /// The refunded amount.
     pub amount: Money,
     /// Stripe's status: `pending`, `requires_action`, `succeeded`, `failed`, `canceled`.
     pub status: String,
-    /// Stripe's reason of a failure.
+    /// Stripe's reason for a failure.
     pub failure_reason: Option<String>,
-    /// Our refund, from the metadata that we set.
+    /// Our refund id, from the metadata.
     pub refund_id: Option<Uuid>,
 }
 
-/// A dispute at one moment.
+/// The state of a dispute at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DisputeSnapshot {
     /// Stripe's `dp_…` or `du_…`.
@@ -175,7 +177,7 @@ pub struct DisputeSnapshot {
     pub provider_payment_intent_id: Option<String>,
     /// Stripe's `ch_…`.
     pub provider_charge_id: Option<String>,
-    /// How much is disputed.
+    /// The disputed amount.
     pub amount: Money,
     /// Stripe's status, such as `needs_response`, `won`, `lost`.
     pub status: String,
@@ -183,76 +185,77 @@ pub struct DisputeSnapshot {
     pub reason: Option<String>,
 }
 
-/// A payment method at one moment.
+/// The state of a payment method at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MethodSnapshot {
     /// Stripe's `pm_…`.
     pub id: String,
-    /// Stripe's kind: `card`, `sepa_debit`, or one that we don't collect with.
+    /// Stripe's type: `card`, `sepa_debit`, or one that Paybridge does not collect with.
     pub kind: String,
-    /// What a person recognises it by.
+    /// What a person recognises it by, such as the last four digits.
     pub details: MethodDetails,
-    /// Stripe's `cus_…`; `None` once it is detached.
+    /// Stripe's `cus_…`; `None` once detached.
     pub provider_customer_id: Option<String>,
     /// Stripe's `created`.
     pub created: OffsetDateTime,
 }
 
-/// Another default of a customer at Stripe: `invoice_settings.default_payment_method`, else the old `default_source`.
+/// A change of a customer's default at Stripe: `invoice_settings.default_payment_method`, else the legacy
+/// `default_source`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DefaultChange {
-    /// Stripe's id of the method before; `None`: there was none.
+    /// Stripe's id of the previous default; `None` if there was none.
     pub from: Option<String>,
-    /// Stripe's id of the method from now on; `None`: there is none.
+    /// Stripe's id of the new default; `None` if there is none.
     pub to: Option<String>,
 }
 
-/// A mandate at one moment.
+/// The state of a mandate at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MandateSnapshot {
     /// Stripe's `mandate_…`.
     pub id: String,
-    /// The method that it belongs to.
+    /// Stripe's `pm_…` of the method that it belongs to.
     pub provider_payment_method_id: String,
     /// Whether it permits debits.
     pub is_active: bool,
 }
 
-/// A SetupIntent that succeeded.
+/// A SetupIntent that has succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetupSnapshot {
     /// Stripe's `seti_…`.
     pub id: String,
     /// Stripe's `cus_…`.
     pub provider_customer_id: Option<String>,
-    /// Stripe's `pm_…` of what was stored. Behind iDEAL, Bancontact and Sofort that is the SEPA method made of it.
+    /// Stripe's `pm_…` of the stored method. For iDEAL, Bancontact and Sofort it is the SEPA method created from it.
     pub provider_payment_method_id: Option<String>,
     /// Stripe's `mandate_…`, for SEPA.
     pub provider_mandate_id: Option<String>,
 }
 
-/// A Checkout session at one moment.
+/// The state of a Checkout session at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionSnapshot {
     /// Stripe's `cs_…`.
     pub id: String,
-    /// The link, while it is open.
+    /// The page's URL, while the session is open.
     pub url: Option<String>,
-    /// Whether it was completed, has expired, or is open.
+    /// Whether it is open, complete or expired.
     pub status: SessionStatus,
-    /// When the link ends.
+    /// When the session expires.
     pub expire_time: OffsetDateTime,
     /// Stripe's `seti_…` in setup mode.
     pub provider_setup_intent_id: Option<String>,
-    /// Stripe's `pi_…` in payment mode, from when the payer first confirms.
+    /// Stripe's `pi_…` in payment mode, once the payer has first confirmed.
     pub provider_payment_intent_id: Option<String>,
     /// Stripe's `cus_…`.
     pub provider_customer_id: Option<String>,
 }
 
-/// A Checkout session's status, in Stripe's words.
+/// A Checkout session's status, as Stripe names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "these are Stripe's words")]
+#[expect(missing_docs, reason = "the names are Stripe's")]
 pub enum SessionStatus {
     Open,
     Complete,

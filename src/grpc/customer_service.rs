@@ -1,8 +1,9 @@
-//! `CustomerService`: customers and their payment methods. All but CreateCheckoutUrl is accepted here and done by a job.
+//! `CustomerService`: customers and their payment methods. Jobs make the changes at Stripe; only CreateCheckoutUrl
+//! calls Stripe within the call.
 
 use tonic::{Request, Response, Status};
 
-use super::Door;
+use super::Api;
 use super::convert::{self, Fields, customers, payment_methods};
 use super::page_token::List;
 use super::proto::customer_service_server::CustomerService;
@@ -15,59 +16,59 @@ use super::proto::{
 };
 use crate::app::App;
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
-impl CustomerService for Door {
-    async fn create_customer(&self, request: Request<CreateCustomerRequest>) -> Answer<CreateCustomerResponse> {
-        let (organization, request) = self.admit(request).await?;
+impl CustomerService for Api {
+    async fn create_customer(&self, request: Request<CreateCustomerRequest>) -> RpcResult<CreateCustomerResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (request_id, new) = customers::new_customer(request)?;
-        let work = |app: App| async move { app.create_customer(organization, request_id, new).await };
-        let customer = Some(customers::customer(self.finish(work).await?));
+        let operation = |app: App| async move { app.create_customer(organization, request_id, new).await };
+        let customer = Some(customers::customer(self.run_to_completion(operation).await?));
         Ok(Response::new(CreateCustomerResponse { customer }))
     }
 
-    async fn get_customer(&self, request: Request<GetCustomerRequest>) -> Answer<GetCustomerResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let which = customers::which(request)?;
-        let customer = Some(customers::customer(self.app.get_customer(organization, which).await?));
+    async fn get_customer(&self, request: Request<GetCustomerRequest>) -> RpcResult<GetCustomerResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let customer_ref = customers::customer_ref(request)?;
+        let customer = Some(customers::customer(self.app.get_customer(organization, customer_ref).await?));
         Ok(Response::new(GetCustomerResponse { customer }))
     }
 
-    async fn list_customers(&self, request: Request<ListCustomersRequest>) -> Answer<ListCustomersResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let size = Fields::only(|fields| fields.page_size(request.page_size))?;
+    async fn list_customers(&self, request: Request<ListCustomersRequest>) -> RpcResult<ListCustomersResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let size = Fields::parse_one(|fields| fields.page_size(request.page_size))?;
         let list = List::new(&self.options.page_token_key, "customers", organization, &());
         let found = self.app.list_customers(organization, list.page(size, &request.page_token)?).await?;
         let found = found.into_iter().map(|it| (it.id.0, customers::customer(it))).collect();
-        let (customers, next_page_token) = list.cut(size, found);
+        let (customers, next_page_token) = list.paginate(size, found);
         Ok(Response::new(ListCustomersResponse { customers, next_page_token }))
     }
 
-    async fn update_customer(&self, request: Request<UpdateCustomerRequest>) -> Answer<UpdateCustomerResponse> {
-        let (organization, request) = self.admit(request).await?;
+    async fn update_customer(&self, request: Request<UpdateCustomerRequest>) -> RpcResult<UpdateCustomerResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (id, version, update) = customers::customer_update(request)?;
-        let work = |app: App| async move { app.update_customer(organization, id, version, update).await };
-        let customer = Some(customers::customer(self.finish(work).await?));
+        let operation = |app: App| async move { app.update_customer(organization, id, version, update).await };
+        let customer = Some(customers::customer(self.run_to_completion(operation).await?));
         Ok(Response::new(UpdateCustomerResponse { customer }))
     }
 
-    async fn delete_customer(&self, request: Request<DeleteCustomerRequest>) -> Answer<DeleteCustomerResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let id = Fields::only(|fields| fields.id("id", &request.id))?;
-        self.finish(|app: App| async move { app.delete_customer(organization, id).await }).await?;
+    async fn delete_customer(&self, request: Request<DeleteCustomerRequest>) -> RpcResult<DeleteCustomerResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
+        self.run_to_completion(|app: App| async move { app.delete_customer(organization, id).await }).await?;
         Ok(Response::new(DeleteCustomerResponse {}))
     }
 
     async fn create_checkout_url(
         &self,
         request: Request<CreateCheckoutUrlRequest>,
-    ) -> Answer<CreateCheckoutUrlResponse> {
-        let (organization, request) = self.admit(request).await?;
+    ) -> RpcResult<CreateCheckoutUrlResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (request_id, customer, success_url) = customers::checkout_url(request)?;
-        let work =
+        let operation =
             |app: App| async move { app.create_checkout_url(organization, request_id, customer, success_url).await };
-        let session = self.finish(work).await?;
+        let session = self.run_to_completion(operation).await?;
         Ok(Response::new(CreateCheckoutUrlResponse {
             checkout_url: session.url.unwrap_or_default(),
             expire_time: session.expire_time.map(convert::timestamp),
@@ -78,8 +79,8 @@ impl CustomerService for Door {
     async fn list_payment_methods(
         &self,
         request: Request<ListPaymentMethodsRequest>,
-    ) -> Answer<ListPaymentMethodsResponse> {
-        let (organization, request) = self.admit(request).await?;
+    ) -> RpcResult<ListPaymentMethodsResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
         let customer = fields.id("customer_id", &request.customer_id);
         let size = fields.page_size(request.page_size);
@@ -89,18 +90,18 @@ impl CustomerService for Door {
         let (customer, found) = self.app.list_payment_methods(organization, customer, page).await?;
         let default = customer.default_payment_method_id;
         let found = found.into_iter().map(|it| (it.id.0, payment_methods::payment_method(it, default))).collect();
-        let (payment_methods, next_page_token) = list.cut(size, found);
+        let (payment_methods, next_page_token) = list.paginate(size, found);
         Ok(Response::new(ListPaymentMethodsResponse { payment_methods, next_page_token }))
     }
 
     async fn set_default_payment_method(
         &self,
         request: Request<SetDefaultPaymentMethodRequest>,
-    ) -> Answer<SetDefaultPaymentMethodResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let id = Fields::only(|fields| fields.id("id", &request.id))?;
-        let work = |app: App| async move { app.set_default_payment_method(organization, id).await };
-        let method = self.finish(work).await?;
+    ) -> RpcResult<SetDefaultPaymentMethodResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
+        let operation = |app: App| async move { app.set_default_payment_method(organization, id).await };
+        let method = self.run_to_completion(operation).await?;
         let payment_method = Some(payment_methods::payment_method(method, Some(id)));
         Ok(Response::new(SetDefaultPaymentMethodResponse { payment_method }))
     }
@@ -108,11 +109,11 @@ impl CustomerService for Door {
     async fn delete_payment_method(
         &self,
         request: Request<DeletePaymentMethodRequest>,
-    ) -> Answer<DeletePaymentMethodResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let id = Fields::only(|fields| fields.id("id", &request.id))?;
-        let work = |app: App| async move { app.delete_payment_method(organization, id).await };
-        let method = self.finish(work).await?;
+    ) -> RpcResult<DeletePaymentMethodResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
+        let operation = |app: App| async move { app.delete_payment_method(organization, id).await };
+        let method = self.run_to_completion(operation).await?;
         let payment_method = Some(payment_methods::payment_method(method, None));
         Ok(Response::new(DeletePaymentMethodResponse { payment_method }))
     }

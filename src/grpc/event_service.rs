@@ -1,4 +1,4 @@
-//! `EventService`: the organization's log, followed or read in pages. `subscriber` is what follows it.
+//! `EventService`: streams the event log of an organization, or returns it in pages. See `subscriber` for the stream.
 
 use prost::Message as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -8,47 +8,48 @@ use super::convert::{Fields, events as convert};
 use super::proto::event_service_server::EventService;
 use super::proto::stream_events_request::Start;
 use super::proto::{ListEventsRequest, ListEventsResponse, StreamEventsRequest, StreamEventsResponse};
-use super::subscriber::{Filter, Seats, Subscriber};
-use super::{Door, PAGE_BYTES_MAX};
+use super::subscriber::{Filter, StreamLimiter, Subscriber};
+use super::{Api, PAGE_BYTES_MAX};
 use crate::app::EventLog;
 use crate::domain::{Error, Result};
 
-/// How many events ListEvents reads at once.
+/// The number of events per read of ListEvents.
 const READ_SIZE: i64 = 200;
-/// How many reads one ListEvents makes at most while its filter lets little pass (P11).
+/// The maximum number of reads per ListEvents call, if its filter passes few events (P11).
 const READS_MAX: usize = 25;
 
 #[tonic::async_trait]
-impl EventService for Door {
+impl EventService for Api {
     type StreamEventsStream = ReceiverStream<Result<StreamEventsResponse, Status>>;
 
     async fn stream_events(
         &self,
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
-        let (organization, request) = self.admit(request).await?;
+        let (organization, request) = self.authenticate(request).await?;
         let (start, filter) = parse(request)?;
-        let seat = Seats::take(&self.seats, organization, self.options.streams_per_organization_max)?;
+        let permit =
+            StreamLimiter::acquire(&self.stream_limiter, organization, self.options.streams_per_organization_max)?;
         let log = self.app.event_log(organization).await?;
-        let cursor = position(&log, start)?;
-        let feed = self.feeds.follow(organization, log.last_position);
-        let subscriber = Subscriber { app: self.app.clone(), organization, cursor, filter, feed, _seat: seat };
-        Ok(Response::new(subscriber.start(self.options.heartbeat, self.stopping.clone())))
+        let cursor = start_position(&log, start)?;
+        let log_tail = self.log_tails.subscribe(organization, log.last_position);
+        let subscriber = Subscriber { app: self.app.clone(), organization, cursor, filter, log_tail, _permit: permit };
+        Ok(Response::new(subscriber.start(self.options.heartbeat, self.shutdown.clone())))
     }
 
     async fn list_events(&self, request: Request<ListEventsRequest>) -> Result<Response<ListEventsResponse>, Status> {
-        let (organization, request) = self.admit(request).await?;
+        let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
         let size = fields.page_size(request.page_size);
         let filter = Filter::parse(&mut fields, request.webhook_types);
         let start = start_after(&mut fields, request.after_position);
         fields.check()?;
         let log = self.app.event_log(organization).await?;
-        let mut next_position = position(&log, start)?;
+        let mut next_position = start_position(&log, start)?;
         let (mut events, mut bytes) = (Vec::new(), 0);
         'page: for _ in 0..READS_MAX {
             let read = self.app.events_after(organization, next_position, READ_SIZE).await?;
-            let is_all = read.len() < usize::try_from(READ_SIZE).unwrap_or(usize::MAX);
+            let is_end = read.len() < usize::try_from(READ_SIZE).unwrap_or(usize::MAX);
             for event in read {
                 if events.len() == size || bytes > PAGE_BYTES_MAX {
                     break 'page;
@@ -60,7 +61,7 @@ impl EventService for Door {
                     events.push(event);
                 }
             }
-            if is_all {
+            if is_end {
                 break;
             }
         }
@@ -76,8 +77,8 @@ fn parse(request: StreamEventsRequest) -> Result<(Start, Filter)> {
         Some(Start::AfterPosition(position)) => start_after(&mut fields, position),
         Some(start @ (Start::FromNow(true) | Start::FromStart(true))) => start,
         Some(Start::FromNow(false) | Start::FromStart(false)) | None => {
-            let text = "is required: one of after_position, from_now = true, from_start = true";
-            fields.object("start", text);
+            let text = "is required: set after_position, from_now = true or from_start = true";
+            fields.add_violation("start", text);
             Start::FromNow(true)
         }
     };
@@ -87,27 +88,27 @@ fn parse(request: StreamEventsRequest) -> Result<(Start, Filter)> {
 
 fn start_after(fields: &mut Fields, position: i64) -> Start {
     if position < 0 {
-        fields.object("after_position", "must not be negative; 0 is before the very first event");
+        fields.add_violation("after_position", "must not be negative; 0 means before the first event");
     }
     Start::AfterPosition(position)
 }
 
-/// The position to begin after.
-fn position(log: &EventLog, start: Start) -> Result<i64> {
+/// The position after which to start.
+fn start_position(log: &EventLog, start: Start) -> Result<i64> {
     let oldest = log.first_position - 1;
     match start {
         Start::FromNow(_) => Ok(log.last_position),
         Start::FromStart(_) => Ok(oldest),
-        Start::AfterPosition(asked) if asked < oldest => Err(Error::PositionTrimmed { asked, oldest }),
-        Start::AfterPosition(asked) if asked > log.last_position => {
+        Start::AfterPosition(requested) if requested < oldest => Err(Error::PositionTrimmed { requested, oldest }),
+        Start::AfterPosition(requested) if requested > log.last_position => {
             let (first, last) = (log.first_position, log.last_position);
             let text = match last {
-                0 => "is in the future: the log is empty so far, begin after 0".to_owned(),
-                last => format!("is in the future: the log holds the positions {first} to {last}"),
+                0 => "is in the future: the log is empty; start after 0".to_owned(),
+                last => format!("is in the future: the log holds positions {first} to {last}; start after one of them"),
             };
             Err(Error::invalid("after_position", text))
         }
-        Start::AfterPosition(asked) => Ok(asked),
+        Start::AfterPosition(requested) => Ok(requested),
     }
 }
 
@@ -116,29 +117,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stream_begins_where_it_was_asked_to_if_that_part_is_kept() {
+    fn a_stream_starts_at_the_requested_position_if_it_is_retained() {
         let log = EventLog { first_position: 11, last_position: 20 };
-        let at = |start| position(&log, start).ok();
+        let at = |start| start_position(&log, start).ok();
         assert_eq!(at(Start::FromNow(true)), Some(20));
         assert_eq!(at(Start::FromStart(true)), Some(10));
         assert_eq!(at(Start::AfterPosition(10)), Some(10));
         assert_eq!(at(Start::AfterPosition(20)), Some(20));
-        let trimmed = position(&log, Start::AfterPosition(9));
-        assert!(matches!(trimmed, Err(Error::PositionTrimmed { asked: 9, oldest: 10 })), "{trimmed:?}");
-        let future = position(&log, Start::AfterPosition(21));
+        let trimmed = start_position(&log, Start::AfterPosition(9));
+        assert!(matches!(trimmed, Err(Error::PositionTrimmed { requested: 9, oldest: 10 })), "{trimmed:?}");
+        let future = start_position(&log, Start::AfterPosition(21));
         assert!(matches!(future, Err(Error::Invalid(_))), "{future:?}");
     }
 
     #[test]
-    fn an_empty_log_has_a_beginning() {
+    fn an_empty_log_has_a_start_position() {
         let log = EventLog { first_position: 1, last_position: 0 };
         for start in [Start::FromNow(true), Start::FromStart(true), Start::AfterPosition(0)] {
-            assert_eq!(position(&log, start).ok(), Some(0));
+            assert_eq!(start_position(&log, start).ok(), Some(0));
         }
     }
 
     #[test]
-    fn a_start_must_be_given() {
+    fn a_start_is_required() {
         let request = |start| StreamEventsRequest { start, webhook_types: Vec::new() };
         for bad in [None, Some(Start::FromNow(false)), Some(Start::AfterPosition(-1))] {
             assert!(parse(request(bad)).is_err(), "{bad:?}");

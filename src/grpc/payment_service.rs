@@ -1,8 +1,9 @@
-//! `PaymentService`: collecting invoices. A call accepts; jobs do; a declined card is data on the payment.
+//! `PaymentService`: collects invoices. A call accepts the work and jobs do it; only CreatePaymentUrl calls Stripe
+//! within the call. A declined card is data on the payment.
 
 use tonic::{Request, Response, Status};
 
-use super::Door;
+use super::Api;
 use super::convert::customers::TEXT_LENGTH_MAX;
 use super::convert::{Fields, payments as convert, refunds, timestamp};
 use super::page_token::List;
@@ -16,27 +17,27 @@ use super::proto::{
 };
 use crate::app::App;
 
-type Answer<T> = Result<Response<T>, Status>;
+type RpcResult<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
-impl PaymentService for Door {
-    async fn create_payment(&self, request: Request<CreatePaymentRequest>) -> Answer<CreatePaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
+impl PaymentService for Api {
+    async fn create_payment(&self, request: Request<CreatePaymentRequest>) -> RpcResult<CreatePaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (request_id, new) = convert::new_payment(request)?;
-        let work = |app: App| async move { app.create_payment(organization, request_id, new).await };
-        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        let operation = |app: App| async move { app.create_payment(organization, request_id, new).await };
+        let payment = Some(convert::payment(self.run_to_completion(operation).await?, Vec::new()));
         Ok(Response::new(CreatePaymentResponse { payment }))
     }
 
-    async fn get_payment(&self, request: Request<GetPaymentRequest>) -> Answer<GetPaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let which = convert::which(request)?;
-        let (payment, attempts) = self.app.get_payment(organization, which).await?;
+    async fn get_payment(&self, request: Request<GetPaymentRequest>) -> RpcResult<GetPaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let payment_ref = convert::payment_ref(request)?;
+        let (payment, attempts) = self.app.get_payment(organization, payment_ref).await?;
         Ok(Response::new(GetPaymentResponse { payment: Some(convert::payment(payment, attempts)) }))
     }
 
-    async fn list_payments(&self, request: Request<ListPaymentsRequest>) -> Answer<ListPaymentsResponse> {
-        let (organization, mut request) = self.admit(request).await?;
+    async fn list_payments(&self, request: Request<ListPaymentsRequest>) -> RpcResult<ListPaymentsResponse> {
+        let (organization, mut request) = self.authenticate(request).await?;
         let page_token = std::mem::take(&mut request.page_token);
         let page_size = std::mem::take(&mut request.page_size);
         let list = List::new(&self.options.page_token_key, "payments", organization, &request);
@@ -46,48 +47,52 @@ impl PaymentService for Door {
         fields.check()?;
         let found = self.app.list_payments(organization, filter, list.page(size, &page_token)?).await?;
         let found = found.into_iter().map(|it| (it.id.0, convert::payment(it, Vec::new()))).collect();
-        let (payments, next_page_token) = list.cut(size, found);
+        let (payments, next_page_token) = list.paginate(size, found);
         Ok(Response::new(ListPaymentsResponse { payments, next_page_token }))
     }
 
-    async fn retry_payment(&self, request: Request<RetryPaymentRequest>) -> Answer<RetryPaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
+    async fn retry_payment(&self, request: Request<RetryPaymentRequest>) -> RpcResult<RetryPaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
         let id = fields.id("id", &request.id);
         let request_id = fields.request_id(request.request_id);
         let method = fields.optional_id("payment_method_id", &request.payment_method_id);
         fields.check()?;
         let force = request.force;
-        let work = |app: App| async move { app.retry_payment(organization, request_id, id, method, force).await };
-        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        let operation = |app: App| async move { app.retry_payment(organization, request_id, id, method, force).await };
+        let payment = Some(convert::payment(self.run_to_completion(operation).await?, Vec::new()));
         Ok(Response::new(RetryPaymentResponse { payment }))
     }
 
-    async fn cancel_payment(&self, request: Request<CancelPaymentRequest>) -> Answer<CancelPaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let id = Fields::only(|fields| fields.id("id", &request.id))?;
-        let work = |app: App| async move { app.cancel_payment(organization, id).await };
-        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+    async fn cancel_payment(&self, request: Request<CancelPaymentRequest>) -> RpcResult<CancelPaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
+        let operation = |app: App| async move { app.cancel_payment(organization, id).await };
+        let payment = Some(convert::payment(self.run_to_completion(operation).await?, Vec::new()));
         Ok(Response::new(CancelPaymentResponse { payment }))
     }
 
-    async fn update_payment(&self, request: Request<UpdatePaymentRequest>) -> Answer<UpdatePaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
+    async fn update_payment(&self, request: Request<UpdatePaymentRequest>) -> RpcResult<UpdatePaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (id, version, amount) = convert::payment_update(request)?;
-        let work = |app: App| async move { app.update_payment(organization, id, version, amount).await };
-        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        let operation = |app: App| async move { app.update_payment(organization, id, version, amount).await };
+        let payment = Some(convert::payment(self.run_to_completion(operation).await?, Vec::new()));
         Ok(Response::new(UpdatePaymentResponse { payment }))
     }
 
-    async fn create_payment_url(&self, request: Request<CreatePaymentUrlRequest>) -> Answer<CreatePaymentUrlResponse> {
-        let (organization, request) = self.admit(request).await?;
+    async fn create_payment_url(
+        &self,
+        request: Request<CreatePaymentUrlRequest>,
+    ) -> RpcResult<CreatePaymentUrlResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
         let id = fields.id("id", &request.id);
         let request_id = fields.request_id(request.request_id);
         let success_url = fields.optional_url("success_url", request.success_url);
         fields.check()?;
-        let work = |app: App| async move { app.create_payment_url(organization, request_id, id, success_url).await };
-        let (payment, link) = self.finish(work).await?;
+        let operation =
+            |app: App| async move { app.create_payment_url(organization, request_id, id, success_url).await };
+        let (payment, link) = self.run_to_completion(operation).await?;
         let link = link.unwrap_or_default();
         Ok(Response::new(CreatePaymentUrlResponse {
             payment_url: link.url.unwrap_or_default(),
@@ -99,38 +104,38 @@ impl PaymentService for Door {
     async fn record_manual_payment(
         &self,
         request: Request<RecordManualPaymentRequest>,
-    ) -> Answer<RecordManualPaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
+    ) -> RpcResult<RecordManualPaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
         let id = fields.id("id", &request.id);
         let request_id = fields.request_id(request.request_id);
         let reference = fields.required_text("reference", request.reference, TEXT_LENGTH_MAX);
         let paid_time = fields.optional_time("paid_time", request.paid_time);
         fields.check()?;
-        let work = |app: App| async move {
+        let operation = |app: App| async move {
             app.record_manual_payment(organization, request_id, id, reference, paid_time).await
         };
-        let payment = Some(convert::payment(self.finish(work).await?, Vec::new()));
+        let payment = Some(convert::payment(self.run_to_completion(operation).await?, Vec::new()));
         Ok(Response::new(RecordManualPaymentResponse { payment }))
     }
 
-    async fn refund_payment(&self, request: Request<RefundPaymentRequest>) -> Answer<RefundPaymentResponse> {
-        let (organization, request) = self.admit(request).await?;
+    async fn refund_payment(&self, request: Request<RefundPaymentRequest>) -> RpcResult<RefundPaymentResponse> {
+        let (organization, request) = self.authenticate(request).await?;
         let (request_id, new) = refunds::new_refund(request)?;
-        let work = |app: App| async move { app.refund_payment(organization, request_id, new).await };
-        let refund = Some(refunds::refund(self.finish(work).await?));
+        let operation = |app: App| async move { app.refund_payment(organization, request_id, new).await };
+        let refund = Some(refunds::refund(self.run_to_completion(operation).await?));
         Ok(Response::new(RefundPaymentResponse { refund }))
     }
 
-    async fn get_refund(&self, request: Request<GetRefundRequest>) -> Answer<GetRefundResponse> {
-        let (organization, request) = self.admit(request).await?;
-        let id = Fields::only(|fields| fields.id("id", &request.id))?;
+    async fn get_refund(&self, request: Request<GetRefundRequest>) -> RpcResult<GetRefundResponse> {
+        let (organization, request) = self.authenticate(request).await?;
+        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
         let refund = Some(refunds::refund(self.app.get_refund(organization, id).await?));
         Ok(Response::new(GetRefundResponse { refund }))
     }
 
-    async fn list_refunds(&self, request: Request<ListRefundsRequest>) -> Answer<ListRefundsResponse> {
-        let (organization, mut request) = self.admit(request).await?;
+    async fn list_refunds(&self, request: Request<ListRefundsRequest>) -> RpcResult<ListRefundsResponse> {
+        let (organization, mut request) = self.authenticate(request).await?;
         let page_token = std::mem::take(&mut request.page_token);
         let page_size = std::mem::take(&mut request.page_size);
         let list = List::new(&self.options.page_token_key, "refunds", organization, &request);
@@ -140,7 +145,7 @@ impl PaymentService for Door {
         fields.check()?;
         let found = self.app.list_refunds(organization, payment, list.page(size, &page_token)?).await?;
         let found = found.into_iter().map(|it| (it.id.0, refunds::refund(it))).collect();
-        let (refunds, next_page_token) = list.cut(size, found);
+        let (refunds, next_page_token) = list.paginate(size, found);
         Ok(Response::new(ListRefundsResponse { refunds, next_page_token }))
     }
 }

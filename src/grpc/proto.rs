@@ -1,4 +1,4 @@
-//! What `build.rs` makes of `proto/paybridge/v1`: messages, service traits, clients, and the descriptor set.
+//! Code that `build.rs` generates from `proto/paybridge/v1`: messages, service traits, clients, and the descriptor set.
 
 use std::fmt;
 
@@ -16,10 +16,10 @@ mod generated {
     tonic::include_proto!("paybridge.v1");
 }
 
-/// All protos and their imports, with comments, encoded: what reflection serves.
+/// The encoded `FileDescriptorSet` of all protos and their imports, with comments. Reflection serves it.
 pub const DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/paybridge.v1.bin"));
 
-/// Leaves the key out (P9).
+/// Omits the secret key (P9).
 impl fmt::Debug for CreateIntegrationRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("CreateIntegrationRequest")
@@ -33,7 +33,7 @@ impl fmt::Debug for CreateIntegrationRequest {
     }
 }
 
-/// Leaves the key out (P9).
+/// Omits the secret key (P9).
 impl fmt::Debug for RotateIntegrationKeyRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("RotateIntegrationKeyRequest").field("id", &self.id).finish_non_exhaustive()
@@ -54,7 +54,7 @@ mod tests {
         set.file.into_iter().filter(|file| !file.service.is_empty()).collect()
     }
 
-    /// `grpcurl describe` shows these comments: they are how a caller learns what an error means.
+    /// The comments are the API documentation; `grpcurl describe` shows them.
     #[test]
     fn every_call_lists_the_reasons_of_its_errors() {
         let mut calls = 0;
@@ -73,14 +73,14 @@ mod tests {
     }
 
     #[test]
-    fn the_services_are_those_of_the_design() {
+    fn the_package_has_four_services() {
         let files = services();
         let names: Vec<_> = files.iter().map(|file| file.service[0].name()).collect();
         assert_eq!(names, ["IntegrationService", "CustomerService", "PaymentService", "EventService"]);
     }
 
     #[test]
-    fn p9_debug_of_a_request_leaves_the_key_out() {
+    fn p9_debug_of_a_request_omits_the_secret_key() {
         let create = CreateIntegrationRequest { secret_key: "sk_test_sandbox".into(), ..Default::default() };
         let rotate = RotateIntegrationKeyRequest { secret_key: "sk_test_sandbox".into(), ..Default::default() };
         assert!(!format!("{create:?} {rotate:?}").contains("sk_test_sandbox"));

@@ -1,8 +1,7 @@
-//! The one place where an [`Error`] becomes a gRPC status. Every status carries `google.rpc.ErrorInfo` with a stable
-//! reason, and whatever else of `google.rpc` helps the caller to go on: all violations, the resource that is missing,
-//! the precondition, or when to come back.
+//! Maps an [`Error`] to a gRPC status. Every status carries `google.rpc.ErrorInfo` with a stable reason and, as fits,
+//! the violations, the missing resource, the precondition or the retry delay.
 //!
-//! What is only for the operator (the source of an internal error) is logged here, once, and never sent (P9).
+//! The source of an internal error is for the operator only: it is logged here, once, and never sent (P9).
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
@@ -14,26 +13,26 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 use super::REQUEST_BYTES_MAX;
 use crate::domain::{Error, Violation};
 
-/// The domain of every `ErrorInfo` of ours.
+/// The domain of `ErrorInfo`.
 const DOMAIN: &str = "paybridge";
 
-/// How many violations one answer lists. Details travel in a header, and clients limit those (P11).
+/// The maximum number of violations in `BadRequest`. Details are sent in a header, whose size clients limit (P11).
 const VIOLATIONS_MAX: usize = 50;
 
-/// How many of them the text itself names.
+/// The maximum number of violations in the message.
 const VIOLATIONS_IN_TEXT_MAX: usize = 3;
 
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let code = code(&error);
         if let Error::Internal(source) = &error {
-            tracing::error!(error = format!("{source:#}"), "a call failed for a reason of our own");
+            tracing::error!(error = format!("{source:#}"), "call failed with an internal error");
         }
         Self::with_error_details(code, text(&error), details(&error))
     }
 }
 
-/// The text of the status. Many clients show nothing else, so it names the first violations itself.
+/// The message of the status. It contains the first violations, because many clients show nothing else.
 fn text(error: &Error) -> String {
     let Error::Invalid(violations) = error else { return error.to_string() };
     let named = violations.iter().take(VIOLATIONS_IN_TEXT_MAX);
@@ -44,17 +43,20 @@ fn text(error: &Error) -> String {
     text
 }
 
-/// What tonic refuses by itself has no details, and two of its codes would mislead: to a message over the limit it says
-/// OUT_OF_RANGE, which of ours means a trimmed position, and to one that can't be decoded INTERNAL.
-pub(super) async fn explain(response: Response) -> Response {
-    let bare = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty());
-    let error = match bare.as_ref().map(Status::code) {
+/// Corrects errors that tonic returns itself, which have no details. Two of its codes are misleading: OUT_OF_RANGE for
+/// a message over the limit (in this API it means a trimmed position), and INTERNAL for one that can't be decoded.
+pub(super) async fn add_details(response: Response) -> Response {
+    let from_tonic = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty());
+    let error = match from_tonic.as_ref().map(Status::code) {
         Some(Code::OutOfRange) => Error::Exhausted {
             reason: "MESSAGE_TOO_LARGE",
-            message: format!("a request may have at most {REQUEST_BYTES_MAX} bytes; send less"),
+            message: format!("the request is too large; send at most {REQUEST_BYTES_MAX} bytes"),
         },
-        Some(Code::Internal) if bare.is_some_and(|status| status.message().starts_with("failed to decode")) => {
-            Error::Invalid(vec![Violation::new("", "the body is not the message that this call takes")])
+        Some(Code::Internal) if from_tonic.is_some_and(|status| status.message().starts_with("failed to decode")) => {
+            Error::Invalid(vec![Violation::new(
+                "",
+                "the request can't be decoded; send the request message of this call",
+            )])
         }
         _ => return response,
     };
@@ -71,7 +73,7 @@ fn code(error: &Error) -> Code {
         Error::PositionTrimmed { .. } => Code::OutOfRange,
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::Exhausted { .. } => Code::ResourceExhausted,
-        Error::Unavailable { .. } | Error::HeldBack { .. } => Code::Unavailable,
+        Error::Unavailable { .. } | Error::Throttled { .. } => Code::Unavailable,
         Error::LeaseLost | Error::Internal(_) => Code::Internal,
     }
 }
@@ -82,60 +84,56 @@ fn details(error: &Error) -> ErrorDetails {
         Error::Invalid(violations) => {
             let listed = violations.iter().take(VIOLATIONS_MAX);
             let listed: Vec<_> = listed.map(|it| FieldViolation::new(&it.field, &it.description)).collect();
-            inform(&mut details, "INVALID_FIELDS", []).set_bad_request(listed);
+            set_error_info(&mut details, "INVALID_FIELDS", []).set_bad_request(listed);
         }
         Error::RequestIdReused(request_id) => {
-            inform(&mut details, "REQUEST_ID_REUSED", [("request_id", request_id.clone())])
+            set_error_info(&mut details, "REQUEST_ID_REUSED", [("request_id", request_id.clone())])
                 .set_bad_request(vec![FieldViolation::new("request_id", error.to_string())]);
         }
         Error::NotFound { kind, id } => {
-            inform(&mut details, format!("{}_NOT_FOUND", upper_snake(kind)), [("id", id.clone())]).set_resource_info(
-                *kind,
-                id,
-                "",
-                error.to_string(),
-            );
+            set_error_info(&mut details, format!("{}_NOT_FOUND", upper_snake(kind)), [("id", id.clone())])
+                .set_resource_info(*kind, id, "", error.to_string());
         }
         Error::AlreadyExists { kind, id, message } => {
-            inform(&mut details, format!("{}_EXISTS", upper_snake(kind)), [("id", id.clone())])
+            set_error_info(&mut details, format!("{}_EXISTS", upper_snake(kind)), [("id", id.clone())])
                 .set_resource_info(*kind, id, "", message);
         }
         Error::FailedPrecondition { reason, subject, message } => {
-            inform(&mut details, *reason, [("subject", subject.clone())])
+            set_error_info(&mut details, *reason, [("subject", subject.clone())])
                 .add_precondition_failure_violation(*reason, subject, message);
         }
         Error::EtagMismatch { kind, id } => {
-            inform(&mut details, "ETAG_MISMATCH", [("id", id.clone())]).set_resource_info(
+            set_error_info(&mut details, "ETAG_MISMATCH", [("id", id.clone())]).set_resource_info(
                 *kind,
                 id,
                 "",
                 error.to_string(),
             );
         }
-        Error::PositionTrimmed { asked, oldest } => {
-            let positions = [("after_position", asked.to_string()), ("oldest_position", oldest.to_string())];
-            inform(&mut details, "POSITION_TRIMMED", positions);
+        Error::PositionTrimmed { requested, oldest } => {
+            let positions = [("after_position", requested.to_string()), ("oldest_position", oldest.to_string())];
+            set_error_info(&mut details, "POSITION_TRIMMED", positions);
         }
         Error::Unauthenticated(_) => {
-            inform(&mut details, "UNAUTHENTICATED", []);
+            set_error_info(&mut details, "UNAUTHENTICATED", []);
         }
         Error::Exhausted { reason, message } => {
-            inform(&mut details, *reason, []).add_quota_failure_violation("organization", message);
+            set_error_info(&mut details, *reason, []).add_quota_failure_violation("organization", message);
         }
         Error::Unavailable { reason, retry_after, .. } => {
-            inform(&mut details, *reason, []).set_retry_info(Some(*retry_after));
+            set_error_info(&mut details, *reason, []).set_retry_info(Some(*retry_after));
         }
-        Error::HeldBack { retry_after, .. } => {
-            inform(&mut details, "STRIPE_UNAVAILABLE", []).set_retry_info(Some(*retry_after));
+        Error::Throttled { retry_after, .. } => {
+            set_error_info(&mut details, "STRIPE_UNAVAILABLE", []).set_retry_info(Some(*retry_after));
         }
         Error::LeaseLost | Error::Internal(_) => {
-            inform(&mut details, "INTERNAL", []);
+            set_error_info(&mut details, "INTERNAL", []);
         }
     }
     details
 }
 
-fn inform<'a, const N: usize>(
+fn set_error_info<'a, const N: usize>(
     details: &'a mut ErrorDetails,
     reason: impl Into<String>,
     metadata: [(&str, String); N],
@@ -155,7 +153,6 @@ mod tests {
 
     use super::*;
 
-    /// The table that callers rely on.
     #[test]
     fn every_error_has_its_code_and_its_reason() {
         let message = String::new;
@@ -171,7 +168,7 @@ mod tests {
             ),
             (Error::precondition("PAYMENT_STATE", "payment/1", "is paid"), Code::FailedPrecondition, "PAYMENT_STATE"),
             (Error::EtagMismatch { kind: "customer", id: "1".into() }, Code::Aborted, "ETAG_MISMATCH"),
-            (Error::PositionTrimmed { asked: 3, oldest: 7 }, Code::OutOfRange, "POSITION_TRIMMED"),
+            (Error::PositionTrimmed { requested: 3, oldest: 7 }, Code::OutOfRange, "POSITION_TRIMMED"),
             (Error::Unauthenticated("no token"), Code::Unauthenticated, "UNAUTHENTICATED"),
             (
                 Error::Exhausted { reason: "TOO_MANY_STREAMS", message: message() },
@@ -188,7 +185,7 @@ mod tests {
                 "STRIPE_UNAVAILABLE",
             ),
             (
-                Error::HeldBack { message: message(), retry_after: Duration::from_secs(2) },
+                Error::Throttled { message: message(), retry_after: Duration::from_secs(2) },
                 Code::Unavailable,
                 "STRIPE_UNAVAILABLE",
             ),
@@ -212,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn the_text_alone_says_what_is_wrong() {
+    fn the_message_contains_the_first_violations() {
         let violations = |count| (0..count).map(|n| Violation::new(format!("f{n}"), "is wrong")).collect();
         let text = |count| Status::from(Error::Invalid(violations(count))).message().to_owned();
         assert_eq!(text(2), "f0 is wrong; f1 is wrong");
@@ -220,20 +217,21 @@ mod tests {
     }
 
     #[test]
-    fn p9_what_went_wrong_inside_is_not_told() {
+    fn p9_the_source_of_an_internal_error_is_not_sent() {
         let status = Status::from(Error::internal(anyhow::anyhow!("password=hunter2")));
         assert!(!format!("{status:?}").contains("hunter2"));
         assert_eq!(status.message(), "internal error");
     }
 
     #[test]
-    fn a_caller_learns_what_is_missing_and_when_to_come_back() {
+    fn details_name_the_resource_the_retry_delay_and_the_oldest_position() {
         let resource = Status::from(Error::not_found("customer", "c1")).get_details_resource_info().unwrap();
         assert_eq!((resource.resource_type.as_str(), resource.resource_name.as_str()), ("customer", "c1"));
         let retry_after = Duration::from_secs(2);
-        let away = Error::Unavailable { reason: "DATABASE_UNAVAILABLE", message: String::new(), retry_after };
-        assert_eq!(Status::from(away).get_details_retry_info().unwrap().retry_delay, Some(retry_after));
-        let trimmed = Status::from(Error::PositionTrimmed { asked: 3, oldest: 7 }).get_details_error_info().unwrap();
+        let unavailable = Error::Unavailable { reason: "DATABASE_UNAVAILABLE", message: String::new(), retry_after };
+        assert_eq!(Status::from(unavailable).get_details_retry_info().unwrap().retry_delay, Some(retry_after));
+        let trimmed =
+            Status::from(Error::PositionTrimmed { requested: 3, oldest: 7 }).get_details_error_info().unwrap();
         assert_eq!(trimmed.metadata["oldest_position"], "7");
     }
 }

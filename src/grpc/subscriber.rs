@@ -1,10 +1,9 @@
-//! What follows an organization's log for one client: a task with a cursor. It takes what comes after its cursor from the
-//! feed, hands on what passes the filter, and waits: for the log to grow, for the time of a heartbeat, for the client to hang up, or for this
-//! process to stop.
+//! One event stream of one client: a task with a cursor. It reads the events after its cursor from the log tail, sends
+//! those that pass the filter, and waits for new events, the next heartbeat, a disconnect of the client, or shutdown.
 //!
-//! The channel to the client is short, so a slow client holds up its own task and nothing else: it costs a cursor, not
-//! memory (P11). Positions have no holes and are read in order (P5); whoever resumes after the last position seen, on any
-//! replica, misses nothing and sees nothing twice.
+//! The channel to the client is short, so a slow client blocks only its own task and costs a cursor, not memory (P11).
+//! Positions have no gaps and are read in order (P5). A client that resumes after the last position received, on any
+//! replica, misses no event.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -19,87 +18,87 @@ use tonic::Status;
 use tracing::Instrument as _;
 
 use super::convert::{Fields, events as convert};
-use super::feed::Feed;
+use super::log_tail::LogTail;
 use super::proto::stream_events_response::Message;
 use super::proto::{self, Heartbeat, StreamEventsResponse};
 use crate::app::App;
-use crate::crash::{self, Point};
 use crate::domain::events::WEBHOOK_TYPES;
 use crate::domain::{Error, OrganizationId, Result};
+use crate::failpoints::{self, Failpoint};
 
-/// How many messages may wait for a slow client.
-const WAITING_MAX: usize = 4;
-/// How many events a subscriber reads at once.
+/// The number of messages queued for a slow client.
+const QUEUED_MAX: usize = 4;
+/// The number of events per read.
 const READ_SIZE: usize = 50;
-/// How many types a filter may name.
+/// The maximum number of types in a filter.
 const TYPES_MAX: usize = 64;
-/// The wait advised to a client whose stream ends with this process; other replicas are there at once.
+/// The retry delay sent at shutdown. Clients can resume on another replica at once.
 const RESUME_AFTER: Duration = Duration::from_millis(100);
 
-type Answer = Result<StreamEventsResponse, Status>;
+type StreamItem = Result<StreamEventsResponse, Status>;
 
-/// One client that follows the log.
+/// One event stream.
 pub(super) struct Subscriber {
     pub(super) app: App,
     pub(super) organization: OrganizationId,
-    /// The position up to which all is told, or did not pass the filter.
+    /// The position up to which every event was sent or did not pass the filter.
     pub(super) cursor: i64,
     pub(super) filter: Filter,
-    pub(super) feed: Arc<Feed>,
-    pub(super) _seat: Seat,
+    pub(super) log_tail: Arc<LogTail>,
+    pub(super) _permit: StreamPermit,
 }
 
 impl Subscriber {
-    /// Sets out. The stream ends with a status when `stopping` is cancelled, and when the log can't be read.
-    pub(super) fn start(self, heartbeat: Duration, stopping: CancellationToken) -> ReceiverStream<Answer> {
-        // One place more, so that the last word can always be said, even to a client that has stopped reading.
-        let (to_client, messages) = mpsc::channel(WAITING_MAX + 1);
-        let last_word = to_client.clone().try_reserve_owned().ok();
-        let following = async move {
+    /// Starts the task. The stream ends with a status when `shutdown` is canceled or the log can't be read.
+    pub(super) fn start(self, heartbeat: Duration, shutdown: CancellationToken) -> ReceiverStream<StreamItem> {
+        // One slot is reserved for the final status, so it can be sent even if the client has stopped reading.
+        let (to_client, messages) = mpsc::channel(QUEUED_MAX + 1);
+        let reserved = to_client.clone().try_reserve_owned().ok();
+        let task = async move {
             let end = tokio::select! {
                 biased;
                 () = to_client.closed() => return,
-                () = stopping.cancelled() => stopped(),
-                Err(end) = self.follow(&to_client, heartbeat) => end,
+                () = shutdown.cancelled() => shutting_down(),
+                Err(end) = self.run(&to_client, heartbeat) => end,
             };
-            if let Some(place) = last_word {
-                place.send(Err(end.into()));
+            if let Some(slot) = reserved {
+                slot.send(Err(end.into()));
             }
         };
-        tokio::spawn(following.in_current_span());
+        tokio::spawn(task.in_current_span());
         ReceiverStream::new(messages)
     }
 
-    /// Tells until something ends it.
-    async fn follow(mut self, to_client: &mpsc::Sender<Answer>, heartbeat: Duration) -> Result<Infallible> {
-        // Something is told at once, if only a heartbeat: so the client has a position to resume after from the start.
-        let mut silent_until = Instant::now();
-        let mut tip = self.feed.tip();
+    /// Sends events and heartbeats until an error ends the stream.
+    async fn run(mut self, to_client: &mpsc::Sender<StreamItem>, heartbeat: Duration) -> Result<Infallible> {
+        // The first heartbeat is due at once, so that the client has a position to resume after from the start.
+        let mut next_heartbeat = Instant::now();
+        let mut last_position = self.log_tail.last_position();
         loop {
-            let events = self.next().await?;
-            let is_all = events.is_empty();
+            let events = self.next_events().await?;
+            let is_caught_up = events.is_empty();
             for event in events {
                 self.advance(&event)?;
                 if self.filter.passes(&event) {
-                    crash::point(Point::BeforeEvent);
-                    tell(to_client, Message::Event(Arc::unwrap_or_clone(event))).await?;
-                    silent_until = Instant::now() + heartbeat;
+                    failpoints::hit(Failpoint::BeforeEvent);
+                    send(to_client, Message::Event(Arc::unwrap_or_clone(event))).await?;
+                    next_heartbeat = Instant::now() + heartbeat;
                 }
             }
-            if is_all {
-                // Running out of time is no news, and the feed that we hold can't go away.
-                let _ = timeout_at(silent_until, tip.changed()).await;
+            if is_caught_up {
+                // Both a timeout and a change are fine, and the channel can't close while we hold the log tail.
+                let _ = timeout_at(next_heartbeat, last_position.changed()).await;
             }
-            if Instant::now() >= silent_until {
-                tell(to_client, Message::Heartbeat(Heartbeat { position: self.cursor })).await?;
-                silent_until = Instant::now() + heartbeat;
+            if Instant::now() >= next_heartbeat {
+                send(to_client, Message::Heartbeat(Heartbeat { position: self.cursor })).await?;
+                next_heartbeat = Instant::now() + heartbeat;
             }
         }
     }
 
-    /// What comes after the cursor: from the feed, or from the log itself if the feed does not remember as far back.
-    async fn next(&self) -> Result<Vec<Arc<proto::Event>>> {
-        if let Some(events) = self.feed.after(self.cursor, READ_SIZE) {
+    /// The events after the cursor: from the log tail, or from the database if they are no longer in memory.
+    async fn next_events(&self) -> Result<Vec<Arc<proto::Event>>> {
+        if let Some(events) = self.log_tail.events_after(self.cursor, READ_SIZE) {
             return Ok(events);
         }
         let limit = i64::try_from(READ_SIZE).map_err(Error::internal)?;
@@ -107,45 +106,45 @@ impl Subscriber {
         Ok(events.into_iter().map(|event| Arc::new(convert::event(event))).collect())
     }
 
-    /// Moves the cursor to `event`, which must be the next one: a hole means that the log was trimmed under our feet.
+    /// Moves the cursor to `event`, which must be the next one. A gap means that retention has trimmed the log.
     fn advance(&mut self, event: &proto::Event) -> Result<()> {
-        let asked = std::mem::replace(&mut self.cursor, event.position);
-        if event.position == asked + 1 {
+        let requested = std::mem::replace(&mut self.cursor, event.position);
+        if event.position == requested + 1 {
             Ok(())
         } else {
-            Err(Error::PositionTrimmed { asked, oldest: event.position - 1 })
+            Err(Error::PositionTrimmed { requested, oldest: event.position - 1 })
         }
     }
 }
 
-/// Hands a message on, when the client has room for it.
-async fn tell(to_client: &mpsc::Sender<Answer>, message: Message) -> Result<()> {
+/// Sends a message as soon as the channel has room for it.
+async fn send(to_client: &mpsc::Sender<StreamItem>, message: Message) -> Result<()> {
     let message = StreamEventsResponse { message: Some(message) };
-    // The client has hung up; nobody will read this error.
-    to_client.send(Ok(message)).await.map_err(|_| stopped())
+    // The client has disconnected, so this error is not sent.
+    to_client.send(Ok(message)).await.map_err(|_| shutting_down())
 }
 
-fn stopped() -> Error {
+fn shutting_down() -> Error {
     Error::Unavailable {
         reason: "SHUTTING_DOWN",
-        message: "this process is stopping; resume after the last position seen".to_owned(),
+        message: "the server is shutting down; resume after the last position received".to_owned(),
         retry_after: RESUME_AFTER,
     }
 }
 
-/// Which types of events are wanted; none named means all.
+/// The types of events to send; empty means all.
 pub(super) struct Filter(Vec<String>);
 
 impl Filter {
     pub(super) fn parse(fields: &mut Fields, webhook_types: Vec<String>) -> Self {
         if webhook_types.len() > TYPES_MAX {
-            fields.object("webhook_types", format!("must name at most {TYPES_MAX} types"));
+            fields.add_violation("webhook_types", format!("must name at most {TYPES_MAX} types"));
         }
         for (index, name) in webhook_types.iter().enumerate().take(TYPES_MAX) {
-            // Whoever misspells a type would wait for it for ever.
+            // A misspelt type would never match, and the client would wait forever.
             if !WEBHOOK_TYPES.contains(&name.as_str()) {
-                let text = "names a type that does not exist; the comment of Event lists all of them";
-                fields.object(&format!("webhook_types[{index}]"), text);
+                let text = "is not a known type; see the list in the comment of the message Event";
+                fields.add_violation(&format!("webhook_types[{index}]"), text);
             }
         }
         Self(webhook_types)
@@ -156,37 +155,43 @@ impl Filter {
     }
 }
 
-/// How many streams each organization has open here (P11).
+/// Limits the open streams per organization on this replica (P11).
 #[derive(Default)]
-pub(super) struct Seats(Mutex<HashMap<OrganizationId, usize>>);
+pub(super) struct StreamLimiter(Mutex<HashMap<OrganizationId, usize>>);
 
-/// One open stream; dropped, it makes room for another.
-pub(super) struct Seat {
-    seats: Arc<Seats>,
+/// Permits one open stream. Released when dropped.
+pub(super) struct StreamPermit {
+    stream_limiter: Arc<StreamLimiter>,
     organization: OrganizationId,
 }
 
-impl Seats {
-    /// Takes a seat, unless the organization has `max` already.
-    pub(super) fn take(seats: &Arc<Self>, organization: OrganizationId, max: usize) -> Result<Seat> {
-        let mut taken = seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = taken.entry(organization).or_default();
+impl StreamLimiter {
+    /// Acquires a permit. Fails if the organization already has `max` streams open.
+    pub(super) fn acquire(
+        stream_limiter: &Arc<Self>,
+        organization: OrganizationId,
+        max: usize,
+    ) -> Result<StreamPermit> {
+        let mut counts = stream_limiter.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(organization).or_default();
         if *count >= max {
-            let message = format!("the organization has {max} event streams open here; close one, or share one");
+            let message = format!(
+                "the organization already has {max} event streams open on this replica; close one or share one"
+            );
             return Err(Error::Exhausted { reason: "TOO_MANY_STREAMS", message });
         }
         *count += 1;
-        Ok(Seat { seats: Arc::clone(seats), organization })
+        Ok(StreamPermit { stream_limiter: Arc::clone(stream_limiter), organization })
     }
 }
 
-impl Drop for Seat {
+impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = taken.get_mut(&self.organization) {
+        let mut counts = self.stream_limiter.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.organization) {
             *count -= 1;
             if *count == 0 {
-                taken.remove(&self.organization);
+                counts.remove(&self.organization);
             }
         }
     }
@@ -204,8 +209,8 @@ mod tests {
 
     const HEARTBEAT: Duration = Duration::from_millis(1);
 
-    /// A subscriber to a log that holds these types at the positions 1, 2, 3, …, all of them in the feed.
-    fn subscriber(types: &[&str], filter: &[&str], seats: &Arc<Seats>) -> Subscriber {
+    /// A subscriber to a log with events of these types at positions 1, 2, 3, …, all in memory.
+    fn subscriber(types: &[&str], filter: &[&str], stream_limiter: &Arc<StreamLimiter>) -> Subscriber {
         let organization = Uuid::from_u128(1).into();
         let events = (1..).zip(types).map(|(position, name)| proto::Event {
             position,
@@ -217,14 +222,14 @@ mod tests {
             organization,
             cursor: 0,
             filter: Filter(filter.iter().map(ToString::to_string).collect()),
-            feed: Arc::new(Feed::remembering(events)),
-            _seat: Seats::take(seats, organization, 1).unwrap(),
+            log_tail: Arc::new(LogTail::with_events(events)),
+            _permit: StreamLimiter::acquire(stream_limiter, organization, 1).unwrap(),
         }
     }
 
-    /// `>3` for the event at 3, `~3` for a heartbeat at 3, else the code of the status.
-    fn short(answer: &Answer) -> String {
-        match answer {
+    /// `>3` for the event at position 3, `~3` for a heartbeat at 3, otherwise the status code.
+    fn summary(item: &StreamItem) -> String {
+        match item {
             Ok(StreamEventsResponse { message: Some(Message::Event(event)) }) => format!(">{}", event.position),
             Ok(StreamEventsResponse { message: Some(Message::Heartbeat(it)) }) => format!("~{}", it.position),
             Ok(_) => String::new(),
@@ -232,92 +237,92 @@ mod tests {
         }
     }
 
-    async fn told(stream: &mut ReceiverStream<Answer>, count: usize) -> Vec<String> {
-        stream.take(count).map(|answer| short(&answer)).collect().await
+    async fn received(stream: &mut ReceiverStream<StreamItem>, count: usize) -> Vec<String> {
+        stream.take(count).map(|item| summary(&item)).collect().await
     }
 
     #[tokio::test]
-    async fn p5_a_stream_tells_everything_in_order_and_then_gives_signs_of_life() {
+    async fn p5_a_stream_sends_all_events_in_order_and_then_heartbeats() {
         let subscriber = subscriber(&["a", "b", "a"], &[], &Arc::default());
         let mut stream = subscriber.start(HEARTBEAT, CancellationToken::new());
-        assert_eq!(told(&mut stream, 5).await, [">1", ">2", ">3", "~3", "~3"]);
+        assert_eq!(received(&mut stream, 5).await, [">1", ">2", ">3", "~3", "~3"]);
     }
 
     #[tokio::test]
     async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
         let subscriber = subscriber(&["a", "b", "a", "c"], &["a"], &Arc::default());
         let mut stream = subscriber.start(HEARTBEAT, CancellationToken::new());
-        assert_eq!(told(&mut stream, 3).await, [">1", ">3", "~4"]);
+        assert_eq!(received(&mut stream, 3).await, [">1", ">3", "~4"]);
     }
 
     #[tokio::test]
-    async fn a_new_stream_has_a_position_at_once_however_long_the_heartbeat() {
+    async fn a_new_stream_sends_a_position_at_once() {
         let subscriber = subscriber(&[], &[], &Arc::default());
         let mut stream = subscriber.start(Duration::from_hours(1), CancellationToken::new());
-        assert_eq!(told(&mut stream, 1).await, ["~0"]);
+        assert_eq!(received(&mut stream, 1).await, ["~0"]);
     }
 
     #[tokio::test]
-    async fn p11_a_client_that_does_not_read_holds_up_a_few_messages_and_is_told_the_end_all_the_same() {
-        let stopping = CancellationToken::new();
-        let mut stream = subscriber(&["a"; 200], &[], &Arc::default()).start(HEARTBEAT, stopping.clone());
-        assert_eq!(told(&mut stream, 1).await, [">1"]);
-        stopping.cancel();
-        let rest: Vec<_> = stream.collect().await;
-        assert!(rest.len() <= WAITING_MAX + 2, "{} were waiting", rest.len());
-        let Some(Err(end)) = rest.last() else { panic!("the stream ended without a word") };
+    async fn p11_a_client_that_does_not_read_queues_few_messages_and_gets_the_final_status() {
+        let shutdown = CancellationToken::new();
+        let mut stream = subscriber(&["a"; 200], &[], &Arc::default()).start(HEARTBEAT, shutdown.clone());
+        assert_eq!(received(&mut stream, 1).await, [">1"]);
+        shutdown.cancel();
+        let queued: Vec<_> = stream.collect().await;
+        assert!(queued.len() <= QUEUED_MAX + 2, "{} were queued", queued.len());
+        let Some(Err(end)) = queued.last() else { panic!("the stream ended without a status") };
         assert_eq!(end.code(), Code::Unavailable);
         assert_eq!(end.get_details_error_info().unwrap().reason, "SHUTTING_DOWN");
         assert_eq!(end.get_details_retry_info().unwrap().retry_delay, Some(RESUME_AFTER));
     }
 
     #[tokio::test]
-    async fn p5_a_hole_ends_the_stream_instead_of_passing_unnoticed() {
+    async fn p5_a_gap_ends_the_stream_with_an_error() {
         let mut subscriber = subscriber(&[], &[], &Arc::default());
         subscriber.cursor = 4;
         assert!(subscriber.advance(&proto::Event { position: 5, ..Default::default() }).is_ok());
-        let hole = subscriber.advance(&proto::Event { position: 9, ..Default::default() });
-        assert!(matches!(hole, Err(Error::PositionTrimmed { asked: 5, oldest: 8 })), "{hole:?}");
+        let gap = subscriber.advance(&proto::Event { position: 9, ..Default::default() });
+        assert!(matches!(gap, Err(Error::PositionTrimmed { requested: 5, oldest: 8 })), "{gap:?}");
     }
 
     #[tokio::test]
-    async fn p11_a_client_that_hangs_up_leaves_its_seat() {
-        let seats = Arc::new(Seats::default());
-        let mut stream = subscriber(&["a"], &[], &seats).start(HEARTBEAT, CancellationToken::new());
-        assert_eq!(told(&mut stream, 1).await, [">1"]);
+    async fn p11_a_client_that_disconnects_releases_its_permit() {
+        let stream_limiter = Arc::new(StreamLimiter::default());
+        let mut stream = subscriber(&["a"], &[], &stream_limiter).start(HEARTBEAT, CancellationToken::new());
+        assert_eq!(received(&mut stream, 1).await, [">1"]);
         drop(stream);
-        let left = async {
-            while !seats.0.lock().unwrap().is_empty() {
+        let released = async {
+            while !stream_limiter.0.lock().unwrap().is_empty() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), left).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(10), released).await.unwrap();
     }
 
     #[test]
-    fn p11_an_organization_has_so_many_streams_and_no_more() {
-        let seats = Arc::new(Seats::default());
-        let take = |organization| Seats::take(&seats, Uuid::from_u128(organization).into(), 2);
-        let (first, second) = (take(1).unwrap(), take(1).unwrap());
-        assert!(matches!(take(1), Err(Error::Exhausted { reason: "TOO_MANY_STREAMS", .. })));
-        assert!(take(2).is_ok(), "another organization has seats of its own");
+    fn p11_the_streams_of_an_organization_are_limited() {
+        let stream_limiter = Arc::new(StreamLimiter::default());
+        let acquire = |organization| StreamLimiter::acquire(&stream_limiter, Uuid::from_u128(organization).into(), 2);
+        let (first, second) = (acquire(1).unwrap(), acquire(1).unwrap());
+        assert!(matches!(acquire(1), Err(Error::Exhausted { reason: "TOO_MANY_STREAMS", .. })));
+        assert!(acquire(2).is_ok(), "each organization has its own limit");
         drop(first);
-        let third = take(1).unwrap();
+        let third = acquire(1).unwrap();
         drop((second, third));
-        assert!(seats.0.lock().unwrap().is_empty(), "nothing is kept of those who left");
+        assert!(stream_limiter.0.lock().unwrap().is_empty(), "closed streams leave no entry");
     }
 
     #[test]
-    fn p11_filters_have_a_limit_and_name_types_that_there_are() {
-        let objections = |types: Vec<String>| {
+    fn p11_filters_are_limited_and_name_known_types() {
+        let is_rejected = |types: Vec<String>| {
             let mut fields = Fields::default();
             Filter::parse(&mut fields, types);
             fields.check().is_err()
         };
-        assert!(!objections(vec!["payment.succeeded".into()]));
-        assert!(!objections(vec!["payment.succeeded".into(); TYPES_MAX]));
-        assert!(objections(vec!["payment.succeeded".into(); TYPES_MAX + 1]));
-        assert!(objections(vec!["payment.succeded".into()]), "a misspelt type would never be told");
-        assert!(objections(vec![String::new()]));
+        assert!(!is_rejected(vec!["payment.succeeded".into()]));
+        assert!(!is_rejected(vec!["payment.succeeded".into(); TYPES_MAX]));
+        assert!(is_rejected(vec!["payment.succeeded".into(); TYPES_MAX + 1]));
+        assert!(is_rejected(vec!["payment.succeded".into()]), "a misspelt type would never match");
+        assert!(is_rejected(vec![String::new()]));
     }
 }

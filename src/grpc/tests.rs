@@ -1,4 +1,4 @@
-//! The door as a client sees it, over TCP, with the database away: what holds before any use case is reached.
+//! The gRPC API over TCP with the database unavailable: what applies before a use case runs.
 
 use std::net::SocketAddr;
 use time::Duration;
@@ -20,12 +20,12 @@ use crate::clock::Clock;
 use crate::store::{Pool, SealKey, Sealer};
 use crate::stripe;
 
-/// A token of the right form.
+/// A well-formed token.
 const TOKEN: &str = "Bearer pbt_00000000000000000000000000000001_0000000000000000000000000000000000000000000";
 
-/// The use cases over a database that is not there.
+/// An app whose database and Stripe are unavailable.
 pub(super) fn app_without_database() -> App {
-    let nowhere = "127.0.0.1:1";
+    let closed_port = "127.0.0.1:1";
     let clock = Clock::system();
     let key = SealKey { id: "test".into(), key: [7; 32] };
     let settings = Settings {
@@ -38,22 +38,22 @@ pub(super) fn app_without_database() -> App {
         periods: Periods::default(),
     };
     App::new(
-        Pool::new(&format!("postgres://{nowhere}/paybridge"), 1).unwrap(),
+        Pool::new(&format!("postgres://{closed_port}/paybridge"), 1).unwrap(),
         Sealer::new(&[key]).unwrap(),
-        stripe::Client::new(&format!("http://{nowhere}"), clock.clone(), stripe::Timeouts::default()).unwrap(),
+        stripe::Client::new(&format!("http://{closed_port}"), clock.clone(), stripe::Timeouts::default()).unwrap(),
         clock,
         settings,
         mpsc::channel(1).0,
     )
 }
 
-/// A running door; dropped, it stops.
-struct Running {
+/// A running server. Stops when dropped.
+struct TestServer {
     address: SocketAddr,
     _stop: DropGuard,
 }
 
-impl Running {
+impl TestServer {
     async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -91,34 +91,34 @@ fn reason(status: &Status) -> (Code, String) {
 }
 
 #[tokio::test]
-async fn p10_nobody_comes_in_without_a_token() {
-    let door = Running::start().await;
-    let refused = door.payments().await.get_payment(GetPaymentRequest::default()).await.unwrap_err();
+async fn p10_a_call_without_a_token_is_rejected() {
+    let api = TestServer::start().await;
+    let refused = api.payments().await.get_payment(GetPaymentRequest::default()).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::Unauthenticated, "UNAUTHENTICATED".into()));
 }
 
 #[tokio::test]
-async fn while_the_database_is_away_callers_are_told_when_to_come_back() {
-    let door = Running::start().await;
-    let away = door.payments().await.get_payment(with_token(GetPaymentRequest::default())).await.unwrap_err();
-    assert_eq!(reason(&away), (Code::Unavailable, "DATABASE_UNAVAILABLE".into()));
-    assert!(away.get_details_retry_info().unwrap().retry_delay.is_some());
+async fn while_the_database_is_unavailable_calls_fail_with_a_retry_delay() {
+    let api = TestServer::start().await;
+    let unavailable = api.payments().await.get_payment(with_token(GetPaymentRequest::default())).await.unwrap_err();
+    assert_eq!(reason(&unavailable), (Code::Unavailable, "DATABASE_UNAVAILABLE".into()));
+    assert!(unavailable.get_details_retry_info().unwrap().retry_delay.is_some());
 }
 
 #[tokio::test]
-async fn p11_a_request_that_is_too_large_is_refused_unread() {
-    let door = Running::start().await;
+async fn p11_a_request_that_is_too_large_is_rejected_unread() {
+    let api = TestServer::start().await;
     let large = CreatePaymentRequest { invoice_id: "x".repeat(REQUEST_BYTES_MAX), ..Default::default() };
-    let refused = door.payments().await.create_payment(with_token(large)).await.unwrap_err();
+    let refused = api.payments().await.create_payment(with_token(large)).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::ResourceExhausted, "MESSAGE_TOO_LARGE".into()));
 }
 
 #[tokio::test]
-async fn a_body_that_is_no_message_is_the_callers_fault() {
-    let door = Running::start().await;
-    let mut grpc = tonic::client::Grpc::new(door.channel().await);
+async fn a_body_that_can_not_be_decoded_is_an_invalid_argument() {
+    let api = TestServer::start().await;
+    let mut grpc = tonic::client::Grpc::new(api.channel().await);
     grpc.ready().await.unwrap();
-    // Another message, whose first field is a number where this call's is a text.
+    // Another message, whose first field is a number instead of a string.
     let path = tonic::codegen::http::uri::PathAndQuery::from_static("/paybridge.v1.PaymentService/GetPayment");
     let wrong = with_token(proto::ListCustomersRequest { page_size: 7, ..Default::default() });
     let codec = tonic_prost::ProstCodec::<_, proto::GetPaymentResponse>::default();
@@ -127,13 +127,13 @@ async fn a_body_that_is_no_message_is_the_callers_fault() {
 }
 
 #[tokio::test]
-async fn reflection_shows_every_service_to_new_and_old_clients() {
+async fn reflection_v1_lists_every_service_and_v1alpha_finds_error_details() {
     use v1::server_reflection_client::ServerReflectionClient;
     use v1::server_reflection_request::MessageRequest;
     use v1::server_reflection_response::MessageResponse;
 
-    let door = Running::start().await;
-    let channel = door.channel().await;
+    let api = TestServer::start().await;
+    let channel = api.channel().await;
     let list = v1::ServerReflectionRequest {
         message_request: Some(MessageRequest::ListServices(String::new())),
         ..Default::default()
@@ -148,7 +148,7 @@ async fn reflection_shows_every_service_to_new_and_old_clients() {
     }
     assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
 
-    // What grpcurl needs to print the details of an error, asked for in the old way.
+    // grpcurl 1.8 needs this to print error details.
     let find = v1alpha::ServerReflectionRequest {
         message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
             "google.rpc.ErrorInfo".into(),

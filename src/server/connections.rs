@@ -1,7 +1,7 @@
-//! Connections come in: at most so many at once (P11), and all of them end when they are cut.
+//! Accepts connections: a limited number at once (P11), all of which can be aborted.
 //!
-//! An accept loop of our own, because those of the servers know no limit, and one spins while the process has no file
-//! descriptor left.
+//! This is an accept loop of our own because the servers' loops have no limit, and one of them spins while the process
+//! is out of file descriptors.
 
 use std::io;
 use std::pin::Pin;
@@ -17,32 +17,33 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-/// How long nothing is accepted after that has failed, usually for want of file descriptors.
-const PAUSE: Duration = Duration::from_millis(200);
+/// The pause after a failed accept, usually for lack of file descriptors.
+const RETRY_DELAY: Duration = Duration::from_millis(200);
 
-/// An accepted connection. It holds its place among the connections of its door.
+/// An accepted connection. It holds one of its listener's permits.
 pub(super) struct Connection {
     stream: TcpStream,
-    cut: Pin<Box<WaitForCancellationFutureOwned>>,
-    _place: OwnedSemaphorePermit,
+    abort: Pin<Box<WaitForCancellationFutureOwned>>,
+    _permit: OwnedSemaphorePermit,
 }
 
-/// Accepts from `listener` until `soon` is cancelled or the stream is dropped; then the task ends, which closes the
-/// listener. While there are `max` connections, new ones wait in the system's queue. Cancelling `cut` ends those that are
-/// open, with whatever they carry.
+/// Accepts from `listener` until `shutdown` is cancelled or the stream is dropped; then the task ends, which closes the
+/// listener. While there are `max` connections, new ones wait in the system's queue. Cancelling `abort` ends the open
+/// connections and the calls on them.
 pub(super) fn accept(
     listener: TcpListener,
     max: usize,
-    soon: CancellationToken,
-    cut: CancellationToken,
+    shutdown: CancellationToken,
+    abort: CancellationToken,
 ) -> (ReceiverStream<io::Result<Connection>>, JoinHandle<()>) {
     let (send, accepted) = mpsc::channel(1);
     let accepting = tokio::spawn(async move {
         tokio::select! {
             () = send.closed() => {}
-            // tonic keeps the stream until its last connection is closed; whoever came meanwhile would wait in vain.
-            () = soon.cancelled() => {}
-            () = accept_all(&listener, max, &cut, &send) => {}
+            // tonic keeps the stream until its last connection is closed. Without this, new clients would wait for
+            // nothing.
+            () = shutdown.cancelled() => {}
+            () = accept_all(&listener, max, &abort, &send) => {}
         }
     });
     (ReceiverStream::new(accepted), accepting)
@@ -51,24 +52,24 @@ pub(super) fn accept(
 async fn accept_all(
     listener: &TcpListener,
     max: usize,
-    cut: &CancellationToken,
+    abort: &CancellationToken,
     send: &mpsc::Sender<io::Result<Connection>>,
 ) {
-    let places = Arc::new(Semaphore::new(max));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    let permits = Arc::new(Semaphore::new(max));
+    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                // Answers are small, and must not wait for more of them.
+                // Responses are small; Nagle's algorithm would delay them.
                 let _ = stream.set_nodelay(true);
-                let cut = Box::pin(cut.child_token().cancelled_owned());
-                if send.send(Ok(Connection { stream, cut, _place: place })).await.is_err() {
+                let abort = Box::pin(abort.child_token().cancelled_owned());
+                if send.send(Ok(Connection { stream, abort, _permit: permit })).await.is_err() {
                     return;
                 }
             }
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                // Nothing tells when there are descriptors again; a timeout over what never ends is a pause.
-                let _ = tokio::time::timeout(PAUSE, std::future::pending::<()>()).await;
+                tracing::warn!(%error, "could not accept a connection");
+                // Nothing signals a free descriptor. A timeout over a future that never completes is a sleep.
+                let _ = tokio::time::timeout(RETRY_DELAY, std::future::pending::<()>()).await;
             }
         }
     }
@@ -84,8 +85,8 @@ impl Connected for Connection {
 
 impl AsyncRead for Connection {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // A server always waits for what its client says, so this is where a cut is noticed.
-        if self.cut.as_mut().poll(context).is_ready() {
+        // A server is always waiting to read, so an abort is noticed here.
+        if self.abort.as_mut().poll(context).is_ready() {
             return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
         }
         Pin::new(&mut self.stream).poll_read(context, buf)
@@ -132,7 +133,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn p11_a_door_holds_so_many_connections_and_no_more() {
+    async fn p11_a_listener_accepts_a_limited_number_of_connections() {
         let (listener, address) = listener().await;
         let (mut accepted, _) = accept(listener, 1, CancellationToken::new(), CancellationToken::new());
         let _one = TcpStream::connect(address).await.unwrap();
@@ -140,23 +141,23 @@ mod tests {
         let mut two = TcpStream::connect(address).await.unwrap();
         two.write_all(b"hello").await.unwrap();
         let waits = tokio::time::timeout(Duration::from_millis(50), accepted.next()).await;
-        assert!(waits.is_err(), "there is no place for a second one");
+        assert!(waits.is_err(), "there is no permit for a second connection");
         drop(first);
         let mut second = accepted.next().await.unwrap().unwrap();
         let mut text = [0; 5];
         second.read_exact(&mut text).await.unwrap();
-        assert_eq!(&text, b"hello", "it was let in once there was a place");
+        assert_eq!(&text, b"hello", "it is accepted once there is a permit");
     }
 
     #[tokio::test]
-    async fn a_cut_ends_open_connections_and_dropping_the_stream_closes_the_listener() {
+    async fn an_abort_ends_open_connections_and_dropping_the_stream_closes_the_listener() {
         let (listener, address) = listener().await;
-        let cut = CancellationToken::new();
-        let (mut accepted, accepting) = accept(listener, 9, CancellationToken::new(), cut.clone());
+        let abort = CancellationToken::new();
+        let (mut accepted, accepting) = accept(listener, 9, CancellationToken::new(), abort.clone());
         let _client = TcpStream::connect(address).await.unwrap();
         let mut connection = accepted.next().await.unwrap().unwrap();
         let reading = tokio::spawn(async move { connection.read_u8().await });
-        cut.cancel();
+        abort.cancel();
         assert_eq!(reading.await.unwrap().unwrap_err().kind(), io::ErrorKind::ConnectionAborted);
         drop(accepted);
         accepting.await.unwrap();
@@ -164,13 +165,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_door_that_closes_refuses_newcomers_while_others_are_still_served() {
+    async fn a_listener_that_shuts_down_refuses_new_connections_and_serves_open_ones() {
         let (listener, address) = listener().await;
-        let soon = CancellationToken::new();
-        let (mut accepted, accepting) = accept(listener, 9, soon.clone(), CancellationToken::new());
+        let shutdown = CancellationToken::new();
+        let (mut accepted, accepting) = accept(listener, 9, shutdown.clone(), CancellationToken::new());
         let mut client = TcpStream::connect(address).await.unwrap();
         let mut connection = accepted.next().await.unwrap().unwrap();
-        soon.cancel();
+        shutdown.cancel();
         accepting.await.unwrap();
         assert!(TcpStream::connect(address).await.is_err());
         client.write_all(b"!").await.unwrap();

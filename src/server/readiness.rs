@@ -1,6 +1,7 @@
-//! Whether this process can do its work, asked once for both doors: gRPC health, for kubelet and load balancers, and
-//! `/readyz`. At the start the database is checked until it passes; from then on it is asked once a second whether it
-//! answers, however many ask us.
+//! Readiness: whether this process can do its work, for gRPC health (kubelet, load balancers) and `/readyz`.
+//!
+//! At startup the database is checked until it passes. Then it is pinged once a second, whatever the number of health
+//! requests.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,23 +18,23 @@ use crate::app::App;
 use crate::clock::pause;
 use crate::config::Connection;
 use crate::store::Sealer;
-use crate::store::startup::{self, Obstacle};
+use crate::store::startup::{self, StartupError};
 
-/// How often the database is asked whether it answers, real time.
-const ASK_EVERY: Duration = Duration::from_secs(1);
-/// How long that may take.
-const ANSWER_WITHIN: Duration = Duration::from_secs(2);
-/// How long the check at the start may take, real time; then it is made again.
-const CHECKED_WITHIN: Duration = Duration::from_secs(30);
-/// How long, in real time, the word that nobody is to come here any more is out before anything ends: whoever watches goes
-/// elsewhere first.
-const TOLD_BEFORE: Duration = Duration::from_millis(100);
-/// The service name under which gRPC health says whether the process can do its work, as for every gRPC server.
+/// The interval between pings of the database, and between startup checks, real time.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+/// The time limit of a ping.
+const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
+/// The time limit of a startup check, real time. After that it is repeated.
+const STARTUP_CHECK_TIMEOUT: Duration = Duration::from_secs(30);
+/// The time between reporting NOT_SERVING and closing the listeners, real time, so that load balancers stop sending
+/// calls first.
+const DRAIN_DELAY: Duration = Duration::from_millis(100);
+/// The gRPC health service name for readiness, as for every gRPC server.
 const READINESS: &str = "";
-/// The name under which it says that the process lives. Without the database it does: a restart would not help.
+/// The gRPC health service name for liveness. It is SERVING without the database: a restart would not help.
 const LIVENESS: &str = "liveness";
 
-/// What is checked before the first work is done.
+/// The startup check.
 pub(super) struct Startup {
     pub database: Connection,
     pub sealer: Sealer,
@@ -42,43 +43,43 @@ pub(super) struct Startup {
 }
 
 impl Startup {
-    /// Returns when the database has passed, however long that takes. An obstacle is logged once, and again when another
-    /// one has taken its place. An error means that it can't pass with these settings.
-    async fn run(self) -> Result<()> {
+    /// Returns when the database has passed, however long that takes. A temporary error is logged once, and again when
+    /// another one takes its place. An error means that the database can never pass with these settings.
+    async fn wait_until_checked(self) -> Result<()> {
         let (url, direct_url) = (self.database.url.expose_secret(), self.database.direct_url.expose_secret());
-        let mut ticks = interval(ASK_EVERY);
+        let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut logged = String::new();
         loop {
             ticks.tick().await;
-            let checked = timeout(CHECKED_WITHIN, startup::check(url, direct_url, &self.sealer)).await;
-            let obstacle = match checked {
+            let checked = timeout(STARTUP_CHECK_TIMEOUT, startup::check(url, direct_url, &self.sealer)).await;
+            let error = match checked {
                 Ok(Ok(())) => break,
-                Ok(Err(Obstacle::Permanent(error))) => return Err(error),
-                Ok(Err(Obstacle::Temporary(error))) => error,
-                Err(_) => anyhow!("the database has not answered within {CHECKED_WITHIN:?}"),
+                Ok(Err(StartupError::Permanent(error))) => return Err(error),
+                Ok(Err(StartupError::Temporary(error))) => error,
+                Err(_) => anyhow!("the database did not respond within {STARTUP_CHECK_TIMEOUT:?}"),
             };
-            let obstacle = format!("{obstacle:#}");
-            if obstacle != logged {
-                tracing::warn!("not ready, and waiting: {obstacle}");
-                logged = obstacle;
+            let error = format!("{error:#}");
+            if error != logged {
+                tracing::warn!(%error, "not ready: waiting for the database");
+                logged = error;
             }
         }
-        // Nobody else sets it.
+        // Only this function sets it, so it cannot be set already.
         let _ = self.checked.set(());
         Ok(())
     }
 }
 
 pub(super) struct Readiness {
-    /// What gRPC health says.
+    /// The gRPC health service.
     pub health: HealthReporter,
-    /// What `/readyz` says.
+    /// The state behind `/readyz`.
     pub ready: watch::Sender<bool>,
 }
 
 impl Readiness {
-    /// Alive, and not ready before the database has answered.
+    /// Alive, and not ready until the database has passed its check.
     pub(super) async fn new() -> Self {
         let health = HealthReporter::new();
         health.set_service_status(READINESS, NotServing).await;
@@ -86,53 +87,53 @@ impl Readiness {
         Self { health, ready: watch::Sender::new(false) }
     }
 
-    /// Checks the database, and follows it until `soft` is cancelled. Then nobody is told to come here any more, and only
-    /// after that `closing` is dropped, which closes the doors.
-    pub(super) async fn follow(
+    /// Checks the database, then follows its availability until `shutdown` is cancelled. Then it reports NOT_SERVING,
+    /// and only after that drops `draining`, which closes the listeners.
+    pub(super) async fn run(
         mut self,
         startup: Startup,
         app: App,
-        soft: CancellationToken,
-        closing: DropGuard,
+        shutdown: CancellationToken,
+        draining: DropGuard,
     ) -> Result<()> {
-        soft.run_until_cancelled(startup.run()).await.transpose()?;
-        let mut ticks = interval(ASK_EVERY);
+        shutdown.run_until_cancelled(startup.wait_until_checked()).await.transpose()?;
+        let mut ticks = interval(CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut answered = None;
+        let mut last = None;
         loop {
-            let asked = async {
+            let pinged = async {
                 ticks.tick().await;
-                let late = |_| Err(format!("no answer within {ANSWER_WITHIN:?}"));
-                timeout(ANSWER_WITHIN, app.check_database()).await.unwrap_or_else(late)
+                let timed_out = |_| Err(format!("no response within {CHECK_TIMEOUT:?}"));
+                timeout(CHECK_TIMEOUT, app.check_database()).await.unwrap_or_else(timed_out)
             };
             tokio::select! {
                 biased;
-                () = soft.cancelled() => break,
-                answers = asked => {
-                    // An outage is logged once, and its end.
-                    if answered != Some(answers.is_ok()) {
-                        answered = Some(answers.is_ok());
-                        self.tell(answers).await;
+                () = shutdown.cancelled() => break,
+                ping = pinged => {
+                    // An outage is logged once, and so is its end.
+                    if last != Some(ping.is_ok()) {
+                        last = Some(ping.is_ok());
+                        self.report(ping).await;
                     }
                 }
             }
         }
         self.set(false).await;
-        pause(TOLD_BEFORE).await;
-        // Whoever watches has now heard it; their streams would keep the door open for ever, so they end. Whoever asks
-        // on an open connection still gets an answer.
-        self.renew(READINESS, NotServing).await;
-        self.renew(LIVENESS, Serving).await;
-        drop(closing);
+        pause(DRAIN_DELAY).await;
+        // Watchers have received the change. Their streams would keep the listener open, so they end. New health checks
+        // on an open connection are still answered.
+        self.end_watches(READINESS, NotServing).await;
+        self.end_watches(LIVENESS, Serving).await;
+        drop(draining);
         Ok(())
     }
 
-    async fn tell(&self, answers: Result<(), String>) {
-        match &answers {
-            Ok(()) => tracing::info!("ready: the database answers"),
-            Err(error) => tracing::warn!(error, "not ready: the database is away; waiting for it"),
+    async fn report(&self, ping: Result<(), String>) {
+        match &ping {
+            Ok(()) => tracing::info!("ready: the database is available"),
+            Err(error) => tracing::warn!(error, "not ready: the database is unavailable"),
         }
-        self.set(answers.is_ok()).await;
+        self.set(ping.is_ok()).await;
     }
 
     async fn set(&self, is_ready: bool) {
@@ -141,7 +142,7 @@ impl Readiness {
     }
 
     /// Ends the streams that watch `service`.
-    async fn renew(&mut self, service: &str, status: ServingStatus) {
+    async fn end_watches(&mut self, service: &str, status: ServingStatus) {
         self.health.clear_service_status(service).await;
         self.health.set_service_status(service, status).await;
     }

@@ -16,11 +16,11 @@ use tonic_health::pb::health_client::HealthClient;
 use super::*;
 use crate::config::{BaseUrl, Connection, Grpc, Retention, Stripe};
 use crate::dev::postgres::{Options, Postgres};
-use crate::lifecycle::End;
+use crate::lifecycle::Outcome;
 
 const GRACE: Duration = Duration::from_secs(20);
 
-/// A migrated database in a folder of its own, and a user who may do what `serve` may.
+/// A migrated database in its own folder, and a user with the rights of `serve`.
 pub(crate) struct Database {
     folder: PathBuf,
     postgres: Option<Postgres>,
@@ -33,21 +33,21 @@ impl Database {
         let nth = COUNT.fetch_add(1, Ordering::Relaxed);
         let folder = std::env::temp_dir().join(format!("paybridge-server-{}-{nth}", std::process::id()));
         let mut database = Self { folder, postgres: None, url: String::new() };
-        database.turn_on().await;
+        database.start_postgres().await;
         store::migrate::run(&database.admin()).await.unwrap();
         database.run("CREATE ROLE serve LOGIN; GRANT paybridge_app, paybridge_system TO serve").await;
         database.url = database.postgres.as_ref().unwrap().connection_string_as("serve", "postgres");
         database
     }
 
-    async fn turn_on(&mut self) {
+    async fn start_postgres(&mut self) {
         let folder = self.folder.clone();
         let options = Options { durable: false, ..Options::default() };
         let started = tokio::task::spawn_blocking(move || Postgres::start(&folder, &options));
         self.postgres = Some(started.await.unwrap().unwrap());
     }
 
-    async fn turn_off(&mut self) {
+    async fn stop_postgres(&mut self) {
         let postgres = self.postgres.take();
         tokio::task::spawn_blocking(move || drop(postgres)).await.unwrap();
     }
@@ -83,7 +83,7 @@ fn settings(url: &str) -> Serve {
         grpc: Some(Grpc { listen: "127.0.0.1:0".parse().unwrap(), tls: None, max_streams_per_organization: 10 }),
         http_listen: "127.0.0.1:0".parse().unwrap(),
         public_webhook_url: None,
-        // Nothing listens there, and nothing here calls it.
+        // Nothing listens there, and no test calls it.
         stripe: Stripe { base_url: BaseUrl::parse("http://127.0.0.1:1").unwrap(), timeout: Duration::from_secs(5) },
         encryption_keys: vec![key(7)],
         default_success_url: "https://shop.example/done".to_owned(),
@@ -99,22 +99,22 @@ fn key(byte: u8) -> EncryptionKey {
     EncryptionKey { id: "k".to_owned(), key: SecretBox::new(Box::new([byte; 32])) }
 }
 
-async fn serve(url: &str, lifecycle: &Lifecycle) -> Running {
+async fn serve(url: &str, lifecycle: &Lifecycle) -> RunningServer {
     let settings = settings(url);
     let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let http = TcpListener::bind(settings.http_listen).await.unwrap();
-    start(&settings, Parts::new(Some(grpc), http), lifecycle).await.unwrap()
+    start(&settings, ServerOptions::new(Some(grpc), http), lifecycle).await.unwrap()
 }
 
 /// Waits until readiness is as expected.
-async fn until(running: &Running, expected: bool) {
+async fn until(running: &RunningServer, expected: bool) {
     let mut ready = running.ready.clone();
     let waited = timeout(Duration::from_secs(30), ready.wait_for(|ready| *ready == expected)).await;
     waited.expect("readiness changes in time").unwrap();
 }
 
-/// One request by hand; the status and the whole answer.
-async fn http(running: &Running, request: &str, body: &[u8]) -> (u16, String) {
+/// Sends one request; returns the status and the whole response.
+async fn http(running: &RunningServer, request: &str, body: &[u8]) -> (u16, String) {
     let mut stream = TcpStream::connect(running.http).await.unwrap();
     let head = format!("{request} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {}\r\n", body.len());
     let signature = "Stripe-Signature: t=1,v1=00\r\n\r\n";
@@ -124,18 +124,18 @@ async fn http(running: &Running, request: &str, body: &[u8]) -> (u16, String) {
     };
     // A body that is too long is refused before all of it is written.
     let _ = written.await;
-    let mut answer = Vec::new();
-    let _ = stream.read_to_end(&mut answer).await;
-    let answer = String::from_utf8(answer).unwrap();
-    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-    (status.unwrap_or_else(|| panic!("{request}: {answer:?}")), answer)
+    let mut response = Vec::new();
+    let _ = stream.read_to_end(&mut response).await;
+    let response = String::from_utf8(response).unwrap();
+    let status = response.split(' ').nth(1).and_then(|status| status.parse().ok());
+    (status.unwrap_or_else(|| panic!("{request}: {response:?}")), response)
 }
 
-async fn channel(running: &Running) -> Channel {
+async fn channel(running: &RunningServer) -> Channel {
     Endpoint::from_shared(format!("http://{}", running.grpc.unwrap())).unwrap().connect().await.unwrap()
 }
 
-async fn health(running: &Running) -> HealthClient<Channel> {
+async fn health(running: &RunningServer) -> HealthClient<Channel> {
     HealthClient::new(channel(running).await)
 }
 
@@ -146,7 +146,7 @@ fn about(service: &str) -> HealthCheckRequest {
 const WEBHOOK: &str = "POST /webhooks/stripe/0190163d-8694-739b-aea5-966c26f8ad91/0190163d-8694-739b-aea5-966c26f8ad92";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_becomes_ready_answers_and_stops_in_order() {
+async fn a_server_becomes_ready_responds_and_shuts_down_in_order() {
     let database = Database::start().await;
     let lifecycle = Lifecycle::new(GRACE);
     let running = serve(&database.url, &lifecycle).await;
@@ -171,10 +171,10 @@ async fn a_server_becomes_ready_answers_and_stops_in_order() {
         let status = client.check(about(service)).await.unwrap().into_inner().status();
         assert_eq!(status, ServingStatus::Serving, "{service:?}");
     }
-    // One that watches must not hold the door open; it hears first that we stop.
+    // A watcher must not keep the listener open, and is notified of the shutdown first.
     let mut watched = client.watch(about("")).await.unwrap().into_inner();
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    assert_eq!(lifecycle.stop().await, End::Orderly);
+    assert_eq!(lifecycle.stop().await, Outcome::Graceful);
     assert_eq!(watched.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
     assert!(watched.message().await.is_ok_and(|end| end.is_none()));
     assert!(
@@ -183,24 +183,24 @@ async fn a_server_becomes_ready_answers_and_stops_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_database_a_server_lives_says_so_and_recovers() {
+async fn without_its_database_a_server_is_alive_but_not_ready_and_recovers() {
     let mut database = Database::start().await;
     let lifecycle = Lifecycle::new(GRACE);
     let running = serve(&database.url, &lifecycle).await;
     until(&running, true).await;
-    database.turn_off().await;
+    database.stop_postgres().await;
     until(&running, false).await;
     assert_eq!(http(&running, "GET /readyz", b"").await.0, 503);
     assert_eq!(http(&running, "GET /healthz", b"").await.0, 200);
-    let (status, answer) = http(&running, WEBHOOK, b"{}").await;
-    assert!(status == 503 && answer.to_lowercase().contains("retry-after:"), "{answer}");
+    let (status, response) = http(&running, WEBHOOK, b"{}").await;
+    assert!(status == 503 && response.to_lowercase().contains("retry-after:"), "{response}");
     let mut client = health(&running).await;
     assert_eq!(client.check(about("")).await.unwrap().into_inner().status(), ServingStatus::NotServing);
     assert_eq!(client.check(about("liveness")).await.unwrap().into_inner().status(), ServingStatus::Serving);
-    database.turn_on().await;
+    database.start_postgres().await;
     until(&running, true).await;
     assert_eq!(http(&running, WEBHOOK, b"{}").await.0, 404);
-    assert_eq!(lifecycle.stop().await, End::Orderly);
+    assert_eq!(lifecycle.stop().await, Outcome::Graceful);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -211,10 +211,11 @@ async fn two_servers_in_one_process_share_the_work_of_one_database() {
     let running = serve(&database.url, &one).await;
     serve(&database.url, &two).await;
     until(&running, true).await;
-    // Jobs about customers that are not there end at once.
+    // Jobs about customers that do not exist end at once.
     database
         .run(&format!(
-            "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+            "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, generation, failures, \
+                 lease_epoch) \
              SELECT gen_random_uuid(), '{}', 'import_payment_methods', gen_random_uuid(), '', now(), 1, 0, 0 \
              FROM generate_series(1, 200)",
             organization.id
@@ -222,12 +223,12 @@ async fn two_servers_in_one_process_share_the_work_of_one_database() {
         .await;
     let done = async { while database.run("SELECT count(*) FROM jobs").await != "0" {} };
     timeout(Duration::from_secs(30), done).await.expect("all jobs are done in time");
-    assert_eq!(one.stop().await, End::Orderly);
-    assert_eq!(two.stop().await, End::Orderly);
+    assert_eq!(one.stop().await, Outcome::Graceful);
+    assert_eq!(two.stop().await, Outcome::Graceful);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_event_stream_ends_with_a_stop_and_says_to_come_back() {
+async fn a_shutdown_ends_event_streams_with_unavailable() {
     let database = Database::start().await;
     let admin = administration(&database.url).unwrap();
     let organization = admin.create_organization("Hooli").await.unwrap();
@@ -242,7 +243,7 @@ async fn an_event_stream_ends_with_a_stop_and_says_to_come_back() {
     request.metadata_mut().insert("authorization", bearer);
     let mut client = grpc::proto::event_service_client::EventServiceClient::new(channel(&running).await);
     let mut stream = client.stream_events(request).await.unwrap().into_inner();
-    assert_eq!(lifecycle.stop().await, End::Orderly);
+    assert_eq!(lifecycle.stop().await, Outcome::Graceful);
     let end = loop {
         match stream.message().await {
             Ok(Some(_)) => {}
@@ -253,16 +254,17 @@ async fn an_event_stream_ends_with_a_stop_and_says_to_come_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_holds_on_to_its_connection_does_not_hold_a_stop() {
-    let lifecycle = Lifecycle::new(Duration::from_secs(2));
-    // No database is needed to be told to go.
+async fn a_client_that_keeps_its_connection_does_not_delay_a_shutdown() {
+    // Connections are closed when a tenth of the grace period is left: one second, for everything else to end.
+    let lifecycle = Lifecycle::new(Duration::from_secs(10));
+    // A shutdown needs no database.
     let running = serve("host=/nonexistent user=serve", &lifecycle).await;
     let mut stream = TcpStream::connect(running.http).await.unwrap();
     let head = format!("{WEBHOOK} HTTP/1.1\r\nHost: x\r\nStripe-Signature: t=1\r\nContent-Length: 9\r\n\r\n");
     stream.write_all(head.as_bytes()).await.unwrap();
-    // The server has seen it once it answers another one.
+    // The server has accepted the connection once it responds on another one.
     http(&running, "GET /healthz", b"").await;
-    assert_eq!(lifecycle.stop().await, End::Orderly);
+    assert_eq!(lifecycle.stop().await, Outcome::Graceful);
     let mut rest = Vec::new();
     let _ = stream.read_to_end(&mut rest).await;
 }

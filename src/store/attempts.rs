@@ -1,4 +1,5 @@
-//! Rows of payment attempts. Only what Stripe tells of one is ever updated; the rest was frozen before the first send (P2).
+//! Rows of payment attempts. Only the outcome is ever updated: everything else is stored before the first send and
+//! never changes (P2).
 
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -8,7 +9,7 @@ use uuid::Uuid;
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
 use super::schema::payment_attempts::dsl;
-use crate::domain::payments::{Attempt, AttemptState, Link, Way};
+use crate::domain::payments::{Attempt, AttemptKind, AttemptState, Link};
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -19,7 +20,7 @@ struct Row {
     number: i32,
     amount: i64,
     currency: String,
-    way: String,
+    kind: String,
     payment_method_id: Option<Uuid>,
     provider_payment_intent_id: Option<String>,
     provider_session_id: Option<String>,
@@ -64,14 +65,14 @@ impl Row {
             payment_id: self.payment_id.into(),
             number: self.number,
             amount: Money { minor_units: self.amount, currency: currency(table, &self.currency)? },
-            way: match (self.way.as_str(), self.payment_method_id) {
-                ("confirm", Some(method)) => Way::Confirm { method: method.into() },
-                ("link", _) => Way::Link(Link {
+            kind: match (self.kind.as_str(), self.payment_method_id) {
+                ("confirm", Some(method)) => AttemptKind::Confirm { method: method.into() },
+                ("link", _) => AttemptKind::Link(Link {
                     provider_session_id: self.provider_session_id,
                     url: self.url,
                     expire_time: self.expire_time,
                 }),
-                (other, _) => return Err(unreadable(table, "way", other)),
+                (other, _) => return Err(unreadable(table, "kind", other)),
             },
             provider_payment_intent_id: self.provider_payment_intent_id,
             idempotency_key: self.idempotency_key,
@@ -87,7 +88,7 @@ impl Row {
     }
 }
 
-/// Freezes an attempt. The partial unique index on open attempts is the slot (P1): a second one is refused.
+/// Inserts an attempt before it is sent. A partial unique index refuses a second open attempt of a payment (P1).
 pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
     let link = attempt.link().cloned().unwrap_or_default();
@@ -97,7 +98,7 @@ pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: 
         number: attempt.number,
         amount: attempt.amount.minor_units,
         currency: attempt.amount.currency.to_string(),
-        way: if attempt.link().is_some() { "link" } else { "confirm" }.to_owned(),
+        kind: if attempt.link().is_some() { "link" } else { "confirm" }.to_owned(),
         payment_method_id: attempt.method().map(|method| method.0),
         provider_payment_intent_id: attempt.provider_payment_intent_id.clone(),
         provider_session_id: link.provider_session_id,
@@ -118,7 +119,6 @@ pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: 
     Ok(())
 }
 
-/// The attempt with this number.
 pub async fn get(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -130,7 +130,7 @@ pub async fn get(
     row.map(Row::parse).transpose()
 }
 
-/// All attempts of a payment, oldest first.
+/// Lists a payment's attempts, oldest first.
 pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, payment: PaymentId) -> Result<Vec<Attempt>> {
     dsl::payment_attempts
         .filter(dsl::organization_id.eq(org.0).and(dsl::payment_id.eq(payment.0)))
@@ -143,7 +143,7 @@ pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, payment: Pa
         .collect()
 }
 
-/// The payment whose link is the Checkout session with this Stripe id.
+/// Finds the payment whose link is this Checkout session.
 pub async fn payment_of_session(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -158,7 +158,7 @@ pub async fn payment_of_session(
     Ok(id.map(Into::into))
 }
 
-/// Writes what Stripe has told of an attempt: its outcome, and of a link where it leads to.
+/// Writes an attempt's outcome, and for a link its session and URL.
 pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
     let link = attempt.link().cloned().unwrap_or_default();

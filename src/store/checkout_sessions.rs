@@ -1,4 +1,4 @@
-//! Rows of Checkout sessions.
+//! Rows of setup-mode Checkout sessions. Payment-mode sessions are attempts.
 
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -22,7 +22,7 @@ struct Row {
     provider_session_id: Option<String>,
     url: Option<String>,
     expire_time: Option<OffsetDateTime>,
-    tell: bool,
+    reports_url: bool,
     create_time: OffsetDateTime,
 }
 
@@ -47,7 +47,7 @@ impl From<&CheckoutSession> for Row {
             provider_session_id: session.provider_session_id.clone(),
             url: session.url.clone(),
             expire_time: session.expire_time,
-            tell: session.tell,
+            reports_url: session.reports_url,
             create_time: session.create_time,
         }
     }
@@ -70,26 +70,25 @@ impl Row {
             provider_session_id: self.provider_session_id,
             url: self.url,
             expire_time: self.expire_time,
-            tell: self.tell,
+            reports_url: self.reports_url,
             create_time: self.create_time,
         })
     }
 }
 
-/// Inserts a session.
 pub async fn insert(conn: &mut AsyncPgConnection, session: &CheckoutSession) -> Result<()> {
     diesel::insert_into(dsl::checkout_sessions).values(Row::from(session)).execute(conn).await?;
     Ok(())
 }
 
-/// A session by id, locked until the transaction ends.
+/// Reads and locks a session until the transaction ends.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
     let query = dsl::checkout_sessions.find((org.0, id.0)).select(Row::as_select()).for_update();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("checkout session", id))?.parse()
 }
 
-/// The session with this Stripe id, locked.
+/// Reads and locks the session with this Stripe id.
 pub async fn lock_by_provider_id(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -105,7 +104,7 @@ pub async fn lock_by_provider_id(
     row.map(Row::parse).transpose()
 }
 
-/// Writes a locked session back.
+/// Updates a locked session.
 pub async fn save(conn: &mut AsyncPgConnection, session: &CheckoutSession) -> Result<()> {
     diesel::update(dsl::checkout_sessions.find((session.organization_id.0, session.id.0)))
         .set(Row::from(session))
@@ -114,8 +113,8 @@ pub async fn save(conn: &mut AsyncPgConnection, session: &CheckoutSession) -> Re
     Ok(())
 }
 
-/// An integration's sessions that may still be used, or are being made.
-pub async fn open(
+/// Lists an integration's sessions that are open or being created.
+pub async fn list_open(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,

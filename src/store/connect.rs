@@ -1,7 +1,7 @@
-//! The one place where connections to Postgres are opened: the pool's, the one for LISTEN, and those of commands.
+//! Opens every connection to Postgres: the pool's, the one for LISTEN, and those of commands.
 //!
-//! [`Address`] is what `DATABASE_URL` says. TLS has libpq's meanings, whatever tokio-postgres makes of them. Files are
-//! read anew for each connection, so that a renewed certificate counts without a restart.
+//! [`Address`] is the parsed `DATABASE_URL`. Its TLS settings have libpq's semantics, which tokio-postgres lacks.
+//! Certificate files are read for each connection, so a renewed certificate takes effect without a restart.
 
 use std::error::Error as StdError;
 use std::time::Duration;
@@ -24,28 +24,28 @@ mod address;
 mod tests;
 mod tls;
 
-/// Where Postgres listens unless the address says otherwise.
+/// Postgres' default port.
 const POSTGRES_PORT: u16 = 5432;
-/// How much longer than a connection's own limit its handshake and its login may take, with those of its host's other
-/// addresses: a server that accepts and then says nothing would else be waited for without an end.
-const LOGIN_WITHIN: Duration = Duration::from_secs(10);
-/// How tokio-postgres says that TLS could not be agreed on.
+/// The time for TLS handshake and login, in addition to the connection's own timeout. Without it, a server that accepts
+/// a connection and then sends nothing would block forever.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The text of tokio-postgres' error for a failed TLS handshake.
 const TLS_FAILED: &str = "error performing TLS handshake";
-/// How it says that the server refused TLS as such.
+/// The text of its error if the server does not support TLS.
 const NO_TLS: &str = "server does not support TLS";
 
-/// What drives a connection; encrypted or not, as was agreed.
+/// Drives a connection, with or without TLS.
 pub(super) type Driver = Connection<Socket, <MakeRustlsConnect as MakeTlsConnect<Socket>>::Stream>;
 
 impl Address {
-    /// Checks that the files which it names can be used. An error lists all that can't, without anything they hold.
+    /// Checks the certificate files. The error names every unusable file, and shows nothing of its content.
     pub fn check_files(&self) -> Result<(), String> {
         tls::connector(self).map(drop)
     }
 
-    /// Opens a connection. An error says where to, and what to do, where that is known, and holds its cause.
+    /// Opens a connection. The error says where to, contains the cause, and what to do about it if that is known.
     pub(super) async fn connect(&self) -> anyhow::Result<(Client, Driver)> {
-        self.connect_somehow().await.with_context(|| self.place())
+        self.connect_with_fallback().await.with_context(|| self.place())
     }
 
     /// `db.example.com:5432`, or the folder of a Unix socket.
@@ -59,7 +59,7 @@ impl Address {
         self.config.get_hosts().iter().enumerate().map(place).collect::<Vec<_>>().join(", ")
     }
 
-    async fn connect_somehow(&self) -> anyhow::Result<(Client, Driver)> {
+    async fn connect_with_fallback(&self) -> anyhow::Result<(Client, Driver)> {
         let address = self.clone();
         let connector = tokio::task::spawn_blocking(move || tls::connector(&address)).await?;
         let connector = connector.map_err(|sentence| anyhow::anyhow!("the address {sentence}"))?;
@@ -67,19 +67,22 @@ impl Address {
             Ok(connected) => return Ok(connected),
             Err(error) => error,
         };
-        if self.mode != Mode::Prefer || !may_do_without(&failure) {
-            return Err(self.explained(failure));
+        if self.mode != Mode::Prefer || !may_retry_without_tls(&failure) {
+            return Err(self.explain(failure));
         }
         let mut plain = self.clone();
         plain.mode = Mode::Disable;
         plain.config.ssl_mode(SslMode::Disable);
         let failure = anyhow::Error::new(failure);
-        tracing::debug!(error = format!("{failure:#}"), "TLS to the database failed; sslmode=prefer goes on without");
+        tracing::debug!(
+            error = format!("{failure:#}"),
+            "TLS to the database failed; sslmode=prefer connects without it"
+        );
         let connected = plain.attempt(connector).await?;
-        connected.map_err(|error| plain.explained(error).context(format!("with TLS: {failure:#}; and without it")))
+        connected.map_err(|error| plain.explain(error).context(format!("with TLS: {failure:#}; and without it")))
     }
 
-    /// Opens a connection as the configuration says. The outer error is that the server says nothing.
+    /// Opens a connection with the address's own mode. The outer error is a timeout: the server does not answer.
     async fn attempt(
         &self,
         connector: MakeRustlsConnect,
@@ -87,7 +90,7 @@ impl Address {
         let connecting = self.config.connect(connector);
         let Some(limit) = self.config.get_connect_timeout() else { return Ok(connecting.await) };
         let hosts = u32::try_from(self.config.get_hosts().len()).unwrap_or(u32::MAX).max(1);
-        let limit = limit.saturating_mul(hosts).saturating_add(LOGIN_WITHIN);
+        let limit = limit.saturating_mul(hosts).saturating_add(LOGIN_TIMEOUT);
         tokio::time::timeout(limit, connecting).await.with_context(|| {
             format!("the server has not answered within {limit:?}, though it may have accepted the connection")
         })
@@ -99,7 +102,7 @@ impl Address {
         AsyncPgConnection::try_from_client_and_connection(client, driver).await.context("the connection was lost")
     }
 
-    fn explained(&self, error: tokio_postgres::Error) -> anyhow::Error {
+    fn explain(&self, error: tokio_postgres::Error) -> anyhow::Error {
         let advice = self.advice(&error);
         let error = anyhow::Error::new(error);
         match advice {
@@ -108,35 +111,35 @@ impl Address {
         }
     }
 
-    /// What happened and what to do about it, where TLS has to do with it.
+    /// For errors that concern TLS: what happened and what to do about it.
     fn advice(&self, error: &tokio_postgres::Error) -> Option<String> {
-        let asks_for_certificate =
-            || "the server asks for a client certificate; give the address sslcert and sslkey".to_owned();
+        let needs_certificate =
+            || "the server requires a client certificate; give the address sslcert and sslkey".to_owned();
         if let Some(rustls::Error::InvalidCertificate(reason)) = cause(error) {
             return Some(self.certificate_advice(reason));
         }
-        if self.identity.is_some() && is_cut(error) {
+        if self.identity.is_some() && is_disconnect(error) {
             return Some(
-                "the server ended the connection in the TLS handshake, as it does where it refuses the client \
+                "the server closed the connection during the TLS handshake, as it does when it rejects the client \
                  certificate: its CA must be in the server's ssl_ca_file"
                     .to_owned(),
             );
         }
         if let Some(rustls::Error::AlertReceived(_)) = cause(error) {
-            return Some(asks_for_certificate());
+            return Some(needs_certificate());
         }
         if error.source().is_some_and(|source| source.to_string() == NO_TLS) {
             return Some(format!(
-                "the server does not speak TLS, which sslmode={} demands: turn on `ssl` in its settings",
+                "the server does not support TLS, which sslmode={} requires: turn on `ssl` in its settings",
                 self.mode
             ));
         }
         let refused = error.as_db_error().filter(|it| *it.code() == SqlState::INVALID_AUTHORIZATION_SPECIFICATION)?;
         if refused.message().contains("client certificate") {
-            return Some(asks_for_certificate());
+            return Some(needs_certificate());
         }
-        let advice = "the server lets nobody in under sslmode=disable, or not this login; where it accepts only TLS, use \
-                      sslmode=verify-full";
+        let advice =
+            "the server refuses this login with sslmode=disable; if it accepts only TLS, use sslmode=verify-full";
         (self.mode == Mode::Disable && self.is_remote()).then(|| advice.to_owned())
     }
 
@@ -144,25 +147,25 @@ impl Address {
         match reason {
             CertificateError::UnknownIssuer | CertificateError::BadSignature => match &self.root {
                 Some(Root::File(file)) => format!(
-                    "the server's certificate is signed by no CA in {}; name the file of the right one as sslrootcert",
+                    "the server's certificate is signed by no CA in {}; name the right CA's file as sslrootcert",
                     file.display()
                 ),
-                _ => "the server's certificate is signed by no CA that this system trusts (sslrootcert=system); name the \
-                      file of the right one as sslrootcert"
+                _ => "the server's certificate is signed by no CA that this system trusts (sslrootcert=system); name \
+                      the right CA's file as sslrootcert"
                     .to_owned(),
             },
             CertificateError::NotValidForNameContext { expected, presented } => format!(
-                "the server's certificate is not for `{}` but for {}; use that name as the host, or sslmode=verify-ca if \
-                 the CA signs nothing but your databases",
+                "the server's certificate is not for `{}` but for {}; use that name as the host, or sslmode=verify-ca \
+                 if the CA signs only your databases",
                 expected.to_str(),
                 names(presented)
             ),
             CertificateError::ExpiredContext { not_after, .. } => format!(
-                "the server's certificate has expired on {}; renew it, or set this machine's clock right",
+                "the server's certificate has expired on {}; renew it, or correct this machine's clock",
                 date(not_after.as_secs())
             ),
             CertificateError::NotValidYetContext { not_before, .. } => format!(
-                "the server's certificate is not valid before {}; set this machine's clock right",
+                "the server's certificate is not valid before {}; correct this machine's clock",
                 date(not_before.as_secs())
             ),
             _ => "the server's certificate can't be used".to_owned(),
@@ -170,13 +173,13 @@ impl Address {
     }
 }
 
-/// Whether libpq would try without TLS: it could not be agreed on, or the server admits this login without it alone.
-fn may_do_without(error: &tokio_postgres::Error) -> bool {
+/// Whether libpq would retry without TLS: the handshake failed, or the server rejected the login.
+fn may_retry_without_tls(error: &tokio_postgres::Error) -> bool {
     error.to_string() == TLS_FAILED || error.code() == Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)
 }
 
-/// Whether the server hung up, with or without an alert of TLS'. Which of them is seen depends on what arrives first.
-fn is_cut(error: &tokio_postgres::Error) -> bool {
+/// Whether the server closed the connection, with or without a TLS alert: which of them is seen depends on timing.
+fn is_disconnect(error: &tokio_postgres::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
     let kinds = [BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof];
     let is_lost =
@@ -186,7 +189,7 @@ fn is_cut(error: &tokio_postgres::Error) -> bool {
 
 fn chain<'error>(error: &'error (dyn StdError + 'static)) -> impl Iterator<Item = &'error (dyn StdError + 'static)> {
     std::iter::successors(Some(error), |&error| match error.downcast_ref::<std::io::Error>() {
-        // Its source is its inner error's, not that error itself.
+        // `io::Error::source` skips the inner error itself.
         Some(io) => io.get_ref().map(|inner| inner as &(dyn StdError + 'static)),
         None => error.source(),
     })
@@ -203,7 +206,7 @@ fn names(presented: &[String]) -> String {
         format!("`{}`", inner.trim_end_matches(')').trim_matches('"'))
     };
     match presented {
-        [] => "no name at all (a subjectAltName counts, a common name does not)".to_owned(),
+        [] => "no name (only a subjectAltName counts, a common name does not)".to_owned(),
         names => names.iter().map(bare).collect::<Vec<_>>().join(", "),
     }
 }

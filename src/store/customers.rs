@@ -121,7 +121,7 @@ fn named_conflict(error: diesel::result::Error, customer: &Customer) -> Error {
     error.into()
 }
 
-/// Inserts a customer, unless its external id is taken: then `false`, and nothing is written.
+/// Inserts a customer. Returns `false` if its external id is taken, and writes nothing.
 pub async fn insert(conn: &mut AsyncPgConnection, customer: &Customer) -> Result<bool> {
     let inserted = diesel::insert_into(dsl::customers)
         .values(Row::new(customer)?)
@@ -134,41 +134,46 @@ pub async fn insert(conn: &mut AsyncPgConnection, customer: &Customer) -> Result
     Ok(inserted == 1)
 }
 
-/// Of a customer that is not deleted, where it is found by its id: in words that no partial index matches. Before the table
-/// is analyzed the planner takes `delete_time IS NULL` to be rare, and reads all of an organization's external ids for it.
+/// The condition of a customer that is not deleted, for lookups by id. It is written so that no partial index matches
+/// it: before the table is analyzed, the planner takes `delete_time IS NULL` to be rare, and would read all of an
+/// organization's external ids.
 fn is_live() -> SqlLiteral<Bool> {
     sql("COALESCE(customers.delete_time, 'infinity') = 'infinity'")
 }
 
-/// A live customer by id.
+/// Reads a customer that is not deleted.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
     let query = dsl::customers.find((org.0, id.0)).filter(is_live()).select(Row::as_select());
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("customer", id))?.parse()
 }
 
-/// A customer by id, deleted ones too: for payments that outlive their customer.
-pub async fn get_even_deleted(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+/// Reads a customer, even a deleted one: payments outlive their customer.
+pub async fn get_including_deleted(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    id: CustomerId,
+) -> Result<Customer> {
     let query = dsl::customers.find((org.0, id.0)).select(Row::as_select());
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("customer", id))?.parse()
 }
 
-/// A customer by id, deleted ones too, kept from changing until the transaction ends.
-pub async fn share(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
+/// Reads a customer, even a deleted one, under a lock that keeps it from changing until the transaction ends.
+pub async fn lock_shared(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
     let query = dsl::customers.find((org.0, id.0)).select(Row::as_select()).for_share();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("customer", id))?.parse()
 }
 
-/// A live customer by id, locked until the transaction ends. After payments, before jobs.
+/// Reads and locks a customer that is not deleted. Locked after payments, before jobs.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: CustomerId) -> Result<Customer> {
     let query = dsl::customers.find((org.0, id.0)).filter(is_live()).select(Row::as_select()).for_update();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("customer", id))?.parse()
 }
 
-/// A live customer by the billing system's id.
+/// Finds a customer that is not deleted by the billing system's id.
 pub async fn get_by_external_id(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -181,7 +186,7 @@ pub async fn get_by_external_id(
     row.map(Row::parse).transpose()
 }
 
-/// The id of the live customer with this Stripe id.
+/// Finds the id of the customer that is linked to this Stripe customer.
 pub async fn id_by_provider_id(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -198,7 +203,7 @@ pub async fn id_by_provider_id(
     Ok(id.map(Into::into))
 }
 
-/// Writes a locked customer back, and raises its version.
+/// Updates a locked customer and increments its version.
 pub async fn save(conn: &mut AsyncPgConnection, customer: &mut Customer, now: OffsetDateTime) -> Result<()> {
     customer.version += 1;
     customer.update_time = now;
@@ -210,7 +215,7 @@ pub async fn save(conn: &mut AsyncPgConnection, customer: &mut Customer, now: Of
     Ok(())
 }
 
-/// Marks a customer as deleted; its history stays.
+/// Marks a customer as deleted. Its payments stay.
 pub async fn delete(conn: &mut AsyncPgConnection, customer: &Customer, now: OffsetDateTime) -> Result<()> {
     diesel::update(dsl::customers.find((customer.organization_id.0, customer.id.0)))
         .set((dsl::delete_time.eq(now), dsl::update_time.eq(now), dsl::version.eq(customer.version + 1)))
@@ -219,7 +224,7 @@ pub async fn delete(conn: &mut AsyncPgConnection, customer: &Customer, now: Offs
     Ok(())
 }
 
-/// A page of live customers, newest first.
+/// Lists a page of customers that are not deleted, newest first.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -241,7 +246,7 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// The Stripe id of a customer that is linked by an integration, whichever comes first in the index.
+/// The Stripe id of any customer that is linked through an integration.
 pub async fn any_linked(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -259,7 +264,7 @@ pub async fn any_linked(
     Ok(found.flatten())
 }
 
-/// Live customers whose link through an integration is pending.
+/// Lists the customers whose link through an integration is pending.
 pub async fn pending_links(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -267,7 +272,7 @@ pub async fn pending_links(
 ) -> Result<Vec<Uuid>> {
     Ok(dsl::customers
         .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        // Not a parameter: so that the index of pending links is known to serve it.
+        // A literal, so that even a generic plan can use the partial index of pending links.
         .filter(sql::<Bool>("link_state = 'pending'").and(is_live()))
         .order(dsl::id)
         .select(dsl::id)
@@ -275,19 +280,19 @@ pub async fn pending_links(
         .await?)
 }
 
-/// Stripe's own default of a customer as it was last told or written: columns of its row that are no part of the noun.
+/// Stripe's own default of a customer, as last reported or written. These columns are not part of `Customer`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Queryable, AsChangeset)]
 #[diesel(table_name = super::schema::customers, treat_none_as_null = true)]
 pub struct ProviderDefault {
-    /// Stripe's id of a PaymentMethod, or of an old card or source; `None`: there is none.
+    /// Stripe's id of a PaymentMethod, or of an old card or source. `None`: no default.
     #[diesel(column_name = provider_default_id)]
     pub method: Option<String>,
-    /// When it became that; `None`: nothing is known.
+    /// When it became the default. `None`: nothing is known.
     #[diesel(column_name = provider_default_time)]
     pub time: Option<OffsetDateTime>,
 }
 
-/// What is known of Stripe's own default of a customer.
+/// Reads what is known of Stripe's own default of a customer.
 pub async fn provider_default(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -298,7 +303,7 @@ pub async fn provider_default(
     row.ok_or_else(|| Error::not_found("customer", id))
 }
 
-/// Notes what Stripe's own default of a customer is. The customer is locked.
+/// Records Stripe's own default of a locked customer.
 pub async fn set_provider_default(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,

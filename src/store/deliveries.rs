@@ -76,8 +76,9 @@ impl Row {
     }
 }
 
-/// Stores deliveries that are not stored yet, of any organizations, and says which were new. Sorted by key, so that two
-/// batches with the same ones can't lock each other out. For the system role, or a tenant with its own.
+/// Inserts deliveries that are not stored yet, of any organizations. Returns the new ones. Rows are sorted by key, so
+/// that two batches with the same deliveries can't deadlock. For the system role, or for a tenant with its own
+/// deliveries.
 pub async fn insert_new(conn: &mut AsyncPgConnection, deliveries: &[&Delivery]) -> Result<Vec<(Uuid, String)>> {
     let mut rows: Vec<Row> = deliveries.iter().map(|delivery| Row::from(*delivery)).collect();
     rows.sort_by(|left, right| {
@@ -96,7 +97,6 @@ pub async fn insert_new(conn: &mut AsyncPgConnection, deliveries: &[&Delivery]) 
         .await?)
 }
 
-/// A delivery by its key.
 pub async fn get(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -109,7 +109,7 @@ pub async fn get(
     row.map(Row::parse).transpose()
 }
 
-/// Notes what has become of a delivery.
+/// Updates a delivery's state and reason.
 pub async fn save_state(conn: &mut AsyncPgConnection, delivery: &Delivery) -> Result<()> {
     let (state, reason) = state_columns(&delivery.state);
     diesel::update(dsl::deliveries.find((
@@ -124,7 +124,7 @@ pub async fn save_state(conn: &mut AsyncPgConnection, delivery: &Delivery) -> Re
     Ok(())
 }
 
-/// Makes the partitions of the days from `first` to `last`. For the system role.
+/// Creates the partitions of the days from `first` to `last`. For the system role.
 pub async fn ensure_partitions(conn: &mut AsyncPgConnection, first: time::Date, last: time::Date) -> Result<()> {
     diesel::sql_query("SELECT ensure_delivery_partitions($1, $2)")
         .bind::<Date, _>(first)
@@ -134,7 +134,7 @@ pub async fn ensure_partitions(conn: &mut AsyncPgConnection, first: time::Date, 
     Ok(())
 }
 
-/// Drops the partitions of the days before `first_kept`, and returns how many. For the system role.
+/// Drops the partitions of the days before `first_kept`; returns how many. For the system role.
 pub async fn drop_partitions(conn: &mut AsyncPgConnection, first_kept: time::Date) -> Result<i32> {
     #[derive(QueryableByName)]
     struct Dropped {

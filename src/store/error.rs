@@ -1,4 +1,4 @@
-//! Where a database error becomes one of ours.
+//! Maps database errors to domain errors.
 
 use std::time::Duration;
 
@@ -7,23 +7,24 @@ use diesel::result::{DatabaseErrorInformation, DatabaseErrorKind, Error as Diese
 use crate::domain::Error;
 use crate::domain::error::DATABASE_UNAVAILABLE;
 
-/// When a caller may try again after the database was not there.
+/// The retry delay that callers get while the database is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The database can't be reached, or not in time: nothing was done. Readiness logs that once; each case is for debugging.
+/// The database can't be reached in time: nothing was done. Readiness logs an outage once, so each error is only a
+/// debug line.
 pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
     tracing::debug!(error = %source, "the database is unavailable");
-    away("the database can't be reached")
+    unavailable_because("the database can't be reached")
 }
 
-/// The database is there and did not carry a statement out: it took too long, or others were in its way.
+/// The database aborted a statement because of a timeout, a deadlock or a serialization failure.
 fn contended(source: &dyn std::fmt::Display) -> Error {
-    tracing::warn!(error = %source, "the database did not carry a statement out; it is tried again");
-    away("the database is too busy")
+    tracing::warn!(error = %source, "the database aborted a statement; it is retried");
+    unavailable_because("the database is too busy")
 }
 
-/// There is no database to work with, for a reason that is in the log already: nothing was done.
-pub fn away(why: &str) -> Error {
+/// The database is unavailable, for a reason that is in the log already: nothing was done.
+pub fn unavailable_because(why: &str) -> Error {
     Error::Unavailable {
         reason: DATABASE_UNAVAILABLE,
         message: format!("{why}; nothing was done, repeat the request"),
@@ -42,10 +43,10 @@ impl From<DieselError> for Error {
     }
 }
 
-/// Diesel-async reports what tokio-postgres says of a lost connection as an unknown kind without a constraint or table,
-/// so that the texts of Postgres' shutdown codes and of closed sockets have to serve.
+/// diesel-async reports a lost connection as an unknown kind without details, so the texts of Postgres' shutdown codes
+/// and of closed sockets are matched.
 fn is_outage(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
-    const SIGNS: [&str; 7] = [
+    const TEXTS: [&str; 7] = [
         "connection closed",
         "communicating with the server",
         "terminating connection",
@@ -56,26 +57,27 @@ fn is_outage(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bo
     ];
     match kind {
         DatabaseErrorKind::ClosedConnection | DatabaseErrorKind::UnableToSendCommand => true,
-        _ => says(info, &SIGNS),
+        _ => has_text(info, &TEXTS),
     }
 }
 
 fn is_contention(kind: DatabaseErrorKind, info: &dyn DatabaseErrorInformation) -> bool {
-    matches!(kind, DatabaseErrorKind::SerializationFailure) || says(info, &["statement timeout", "deadlock detected"])
+    matches!(kind, DatabaseErrorKind::SerializationFailure)
+        || has_text(info, &["statement timeout", "deadlock detected"])
 }
 
-fn says(info: &dyn DatabaseErrorInformation, signs: &[&str]) -> bool {
+fn has_text(info: &dyn DatabaseErrorInformation, texts: &[&str]) -> bool {
     let message = info.message().to_ascii_lowercase();
-    signs.iter().any(|sign| message.contains(sign))
+    texts.iter().any(|text| message.contains(text))
 }
 
-/// Whether `error` is the violation of the unique constraint or index `name`.
+/// Whether `error` violates the unique constraint or index `name`.
 pub fn violates(error: &DieselError, name: &str) -> bool {
     matches!(error, DieselError::DatabaseError(DatabaseErrorKind::UniqueViolation, info)
         if info.constraint_name() == Some(name))
 }
 
-/// A value in a column that no version of ours writes there.
+/// A column holds a value that no release writes.
 pub fn unreadable(table: &'static str, column: &'static str, value: impl std::fmt::Display) -> Error {
-    Error::internal(anyhow::anyhow!("{table}.{column} holds {value}, which is none of its values"))
+    Error::internal(anyhow::anyhow!("{table}.{column} holds {value}, which is not a known value"))
 }

@@ -1,4 +1,4 @@
-//! The event log: one counter row an organization, and its events (P5).
+//! The event log: one counter row per organization, and its events (P5).
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Jsonb, Text, Timestamptz, Uuid as SqlUuid};
@@ -32,8 +32,8 @@ pub struct Head {
     pub first_position: i64,
 }
 
-/// Appends `new` in order. It takes the counter row's lock, which is held until commit: so it is the last statement of
-/// its transaction, and positions are given in commit order, without holes (P5). Ids are made by `new_id`.
+/// Appends `new` in order. The counter row stays locked until commit, so this is the last statement of its transaction,
+/// and positions are assigned in commit order, without gaps (P5). `new_id` generates the events' ids.
 pub async fn append(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -47,7 +47,7 @@ pub async fn append(
     let count = i64::try_from(new.len()).map_err(Error::internal)?;
     let ids: Vec<Uuid> = new.iter().map(|_| new_id()).collect();
     let types: Vec<&str> = new.iter().map(|event| event.webhook_type).collect();
-    // A subscriber can ask for those alone.
+    // Subscribers can filter by these types only.
     debug_assert!(types.iter().all(|it| WEBHOOK_TYPES.contains(it)), "{types:?}");
     let payloads = new.iter().map(|event| to_json(&event.payload)).collect::<Result<Vec<_>>>()?;
     let inserted = diesel::sql_query(
@@ -74,7 +74,7 @@ pub async fn append(
     }
 }
 
-/// Where the log begins and ends.
+/// Reads where the log begins and ends.
 pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Head> {
     let (last_position, first_position) = heads::event_heads
         .find(org.0)
@@ -86,7 +86,7 @@ pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<H
     Ok(Head { last_position, first_position })
 }
 
-/// The newest positions of some organizations' logs. For the system role.
+/// Reads the newest positions of these organizations' logs. For the system role.
 pub async fn last_positions(
     conn: &mut AsyncPgConnection,
     orgs: &[OrganizationId],
@@ -99,7 +99,7 @@ pub async fn last_positions(
     Ok(rows.into_iter().map(|(org, position)| (org.into(), position)).collect())
 }
 
-/// At most `limit` events after `position`, in order.
+/// Reads at most `limit` events after `position`, in order.
 pub async fn after(conn: &mut AsyncPgConnection, org: OrganizationId, position: i64, limit: i64) -> Result<Vec<Event>> {
     let rows: Vec<Row> = dsl::events
         .filter(dsl::organization_id.eq(org.0).and(dsl::position.gt(position)))
@@ -122,7 +122,7 @@ pub async fn after(conn: &mut AsyncPgConnection, org: OrganizationId, position: 
         .collect()
 }
 
-/// Makes an organization's empty log.
+/// Creates an organization's empty log.
 pub async fn insert_head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<()> {
     diesel::insert_into(heads::event_heads)
         .values((heads::organization_id.eq(org.0), heads::last_position.eq(0), heads::first_position.eq(1)))
@@ -131,8 +131,8 @@ pub async fn insert_head(conn: &mut AsyncPgConnection, org: OrganizationId) -> R
     Ok(())
 }
 
-/// Removes at most `limit` of an organization's oldest events, those written before `before`, and moves the log's
-/// beginning. Returns how many went. For the system role.
+/// Deletes at most `limit` of an organization's oldest events, those written before `before`, and moves the beginning
+/// of the log. Returns how many were deleted. For the system role.
 pub async fn trim(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -144,18 +144,18 @@ pub async fn trim(
         #[diesel(sql_type = BigInt)]
         count: i64,
     }
-    // Events are written in the order of their positions, so the oldest are a run from the first position on.
+    // Positions follow the order of writing, so the oldest events are a contiguous range from the first position.
     let trimmed: Trimmed = diesel::sql_query(
         "WITH old AS ( \
              SELECT position FROM events \
              WHERE organization_id = $1 AND create_time < $2 \
                  AND position < (SELECT first_position + $3 FROM event_heads WHERE organization_id = $1) \
-         ), gone AS (DELETE FROM events \
+         ), deleted AS (DELETE FROM events \
              WHERE organization_id = $1 AND position <= (SELECT max(position) FROM old) RETURNING position \
          ), moved AS ( \
-             UPDATE event_heads SET first_position = (SELECT max(position) + 1 FROM gone) \
-             WHERE organization_id = $1 AND EXISTS (SELECT FROM gone) \
-         ) SELECT count(*) AS count FROM gone",
+             UPDATE event_heads SET first_position = (SELECT max(position) + 1 FROM deleted) \
+             WHERE organization_id = $1 AND EXISTS (SELECT FROM deleted) \
+         ) SELECT count(*) AS count FROM deleted",
     )
     .bind::<SqlUuid, _>(org.0)
     .bind::<Timestamptz, _>(before)

@@ -1,4 +1,4 @@
-//! Rows of integrations, and the sealed secrets that stand in them (P9).
+//! Rows of integrations, with their sealed secrets (P9).
 
 use diesel::prelude::*;
 use diesel::sql_types::Text;
@@ -100,14 +100,14 @@ impl Row {
     }
 }
 
-/// Which of an integration's secrets.
+/// One of an integration's secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Secret {
     /// The API key.
     Key,
-    /// The secret that webhooks are signed with.
+    /// The secret that signs webhooks.
     Webhook,
-    /// The secret of the endpoint that is being replaced: what it has posted may still be on its way.
+    /// The secret of the endpoint that is being replaced: its webhooks may still be in flight.
     OldWebhook,
 }
 
@@ -120,8 +120,8 @@ fn place(org: OrganizationId, id: IntegrationId, secret: Secret) -> Place<'stati
     Place { organization_id: org, integration_id: id, column }
 }
 
-/// The refusal of an account that `known` holds already.
-pub fn account_held_by(known: &Integration) -> Error {
+/// The error for a Stripe account that is connected already, as `known`.
+pub fn account_in_use(known: &Integration) -> Error {
     let message = format!(
         "this Stripe account is connected already, as the integration {} ({}); rotate that integration's key, or \
          disconnect it first",
@@ -130,9 +130,9 @@ pub fn account_held_by(known: &Integration) -> Error {
     Error::AlreadyExists { kind: "integration", id: known.id.to_string(), message }
 }
 
-/// Refuses an integration whose code or account another one holds, and names that one. Whoever else asks for the same
-/// organization waits until the transaction ends, so that of two that come at once the second finds the first.
-pub async fn refuse_held(conn: &mut AsyncPgConnection, new: &Integration) -> Result<()> {
+/// Refuses an integration whose code or account is in use, with an error that names the other integration. Concurrent
+/// calls for the same organization wait until the transaction ends, so that the second finds the first.
+pub async fn check_unique(conn: &mut AsyncPgConnection, new: &Integration) -> Result<()> {
     diesel::sql_query("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))")
         .bind::<Text, _>(format!("integrations of {}", new.organization_id))
         .execute(conn)
@@ -146,43 +146,47 @@ pub async fn refuse_held(conn: &mut AsyncPgConnection, new: &Integration) -> Res
         }
         let is_same_account = new.provider_account_id.is_some() && known.provider_account_id == new.provider_account_id;
         if is_same_account && known.livemode == new.livemode {
-            return Err(account_held_by(known));
+            return Err(account_in_use(known));
         }
     }
     Ok(())
 }
 
-/// Inserts an integration that [`refuse_held`] has let pass.
+/// Inserts an integration that passed [`check_unique`].
 pub async fn insert(conn: &mut AsyncPgConnection, integration: &Integration) -> Result<()> {
     diesel::insert_into(dsl::integrations)
-        .values((Row::from(integration), dsl::force_disconnect.eq(false)))
+        .values((
+            Row::from(integration),
+            dsl::forbidden_actions.eq(Vec::<String>::new()),
+            dsl::force_disconnect.eq(false),
+        ))
         .execute(conn)
         .await?;
     Ok(())
 }
 
-/// An integration by id.
+/// Reads an integration.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
     let row: Option<Row> =
         dsl::integrations.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("integration", id))?.parse()
 }
 
-/// An integration by id, kept from changing until the transaction ends.
-pub async fn share(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
+/// Reads an integration under a lock that keeps it from changing until the transaction ends.
+pub async fn lock_shared(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
     let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_share();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("integration", id))?.parse()
 }
 
-/// An integration by id, locked until the transaction ends.
+/// Reads and locks an integration until the transaction ends.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
     let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_update();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("integration", id))?.parse()
 }
 
-/// All integrations that are not disconnected, newest first.
+/// Lists all integrations that are not disconnected, newest first.
 pub async fn live(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Vec<Integration>> {
     dsl::integrations
         .filter(dsl::organization_id.eq(org.0).and(dsl::state.ne("disconnected")))
@@ -195,7 +199,7 @@ pub async fn live(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<V
         .collect()
 }
 
-/// A page of integrations, newest first, disconnected ones included.
+/// Lists a page of integrations, newest first, including disconnected ones.
 pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, page: Page) -> Result<Vec<Integration>> {
     let mut query = dsl::integrations
         .filter(dsl::organization_id.eq(org.0))
@@ -209,7 +213,7 @@ pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, page: Page)
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// Writes a locked integration back, and raises its version.
+/// Updates a locked integration and increments its version.
 pub async fn save(conn: &mut AsyncPgConnection, integration: &mut Integration, now: OffsetDateTime) -> Result<()> {
     integration.version += 1;
     integration.update_time = now;
@@ -220,7 +224,7 @@ pub async fn save(conn: &mut AsyncPgConnection, integration: &mut Integration, n
     Ok(())
 }
 
-/// Seals and stores a secret; `None` removes it.
+/// Seals and stores a secret; `None` deletes it.
 pub async fn set_secret(
     conn: &mut AsyncPgConnection,
     sealer: &Sealer,
@@ -239,7 +243,7 @@ pub async fn set_secret(
     Ok(())
 }
 
-/// Opens a secret, if there is one.
+/// Reads and unseals a secret, if there is one.
 pub async fn secret(
     conn: &mut AsyncPgConnection,
     sealer: &Sealer,
@@ -256,7 +260,7 @@ pub async fn secret(
     sealed.flatten().map(|sealed| sealer.open(&sealed, place(org, id, which))).transpose()
 }
 
-/// Whether it is to be disconnected without waiting for what moves.
+/// Whether a disconnect was requested that does not wait for payments, sessions and refunds in flight.
 pub async fn is_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<bool> {
     Ok(dsl::integrations
         .find((org.0, id.0))
@@ -267,7 +271,7 @@ pub async fn is_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: In
         .unwrap_or(false))
 }
 
-/// Asks for a disconnect that does not wait.
+/// Requests a disconnect that does not wait.
 pub async fn set_forced(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<()> {
     diesel::update(dsl::integrations.find((org.0, id.0))).set(dsl::force_disconnect.eq(true)).execute(conn).await?;
     Ok(())

@@ -1,5 +1,5 @@
-//! Rows of jobs: one for a kind and an object, in the time of Paybridge's clock. Every write that a job leads to shows its
-//! lease's epoch (P8); how jobs are leased is in [`super::leases`].
+//! Rows of jobs: one per kind and object, in the time of Paybridge's clock. Every write of a job's work checks its
+//! lease's epoch (P8). [`super::leases`] leases jobs.
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
@@ -11,40 +11,36 @@ use uuid::Uuid;
 use crate::domain::jobs::{JobKind, Lease};
 use crate::domain::{Error, OrganizationId, Result};
 
-/// A job to be asked for.
+/// A job to be enqueued.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NewJob {
-    /// The tenant.
     pub organization_id: OrganizationId,
-    /// What is to be looked at.
     pub kind: JobKind,
-    /// The object.
     pub object_id: Uuid,
-    /// For a delivery Stripe's event id, for a refund Stripe's id of it; else empty.
+    /// For a delivery, Stripe's event id; for a refund, Stripe's refund id; otherwise empty.
     pub object_key: String,
-    /// For a delivery Stripe's `created`.
+    /// For a delivery, Stripe's `created`.
     pub object_time: Option<OffsetDateTime>,
-    /// Not before this time.
+    /// The job does not run before this time.
     pub run_at: OffsetDateTime,
 }
 
-/// Who asks for jobs.
+/// Who requested a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum By {
-    /// A caller, who is told that it is accepted: a job that is parked is tried again, and what it failed for forgiven.
+pub enum RequestedBy {
+    /// A caller, whose request was accepted: a parked job runs again, with its failure count reset.
     Caller,
-    /// News from Stripe, a timer or another job: what is parked stays so. These come again and again, whatever stands in
-    /// the job's way.
-    Ourselves,
+    /// A Stripe event, a timer or another job: a parked job stays parked. These repeat, whatever is wrong with the job.
+    Paybridge,
 }
 
-/// Asks for jobs; those of `now` or earlier are due at once. One that is there already is brought forward, and, if it runs
-/// just now, will run again. One that is asked for twice here counts once: of two repeats of a webhook that come together,
-/// say.
-pub async fn ask(
+/// Enqueues jobs; those with `run_at` up to `now` are due at once. A job that exists already is brought forward, and
+/// runs again if it is running now. Duplicates within `jobs` count once: two repeats of a webhook may arrive in one
+/// batch.
+pub async fn enqueue(
     conn: &mut AsyncPgConnection,
     jobs: &[NewJob],
-    by: By,
+    by: RequestedBy,
     now: OffsetDateTime,
     mut new_id: impl FnMut() -> Uuid,
 ) -> Result<()> {
@@ -52,7 +48,7 @@ pub async fn ask(
         return Ok(());
     }
     diesel::sql_query(
-        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, object_time, run_at, due, asked, \
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, object_time, run_at, due, generation, \
              failures, lease_epoch) \
          SELECT DISTINCT ON (organization_id, kind, object_id, object_key) \
              id, organization_id, kind, object_id, object_key, object_time, run_at, run_at <= $9, 1, 0, 0 \
@@ -60,7 +56,8 @@ pub async fn ask(
              AS new (id, organization_id, kind, object_id, object_key, object_time, run_at) \
          ORDER BY organization_id, kind, object_id, object_key, run_at \
          ON CONFLICT ON CONSTRAINT jobs_object_key DO UPDATE \
-         SET asked = jobs.asked + 1, run_at = LEAST(jobs.run_at, excluded.run_at), due = jobs.due OR excluded.due, \
+         SET generation = jobs.generation + 1, run_at = LEAST(jobs.run_at, excluded.run_at), \
+             due = jobs.due OR excluded.due, \
              park_time = CASE WHEN $8 THEN NULL ELSE jobs.park_time END, \
              own_failures = CASE WHEN $8 THEN 0 ELSE jobs.own_failures END",
     )
@@ -71,16 +68,16 @@ pub async fn ask(
     .bind::<Array<Text>, _>(jobs.iter().map(|job| job.object_key.as_str()).collect::<Vec<_>>())
     .bind::<Array<Nullable<Timestamptz>>, _>(jobs.iter().map(|job| job.object_time).collect::<Vec<_>>())
     .bind::<Array<Timestamptz>, _>(jobs.iter().map(|job| job.run_at).collect::<Vec<_>>())
-    .bind::<Bool, _>(by == By::Caller)
+    .bind::<Bool, _>(by == RequestedBy::Caller)
     .bind::<Timestamptz, _>(now)
     .execute(conn)
     .await?;
     Ok(())
 }
 
-/// Locks the job's row and checks that the lease is still ours: whoever lost it gets [`Error::LeaseLost`] and must write
-/// nothing (P8). After all other rows, before events.
-pub async fn hold(conn: &mut AsyncPgConnection, lease: &Lease) -> Result<()> {
+/// Locks the job's row and checks that the lease is still held. A worker that gets [`Error::LeaseLost`] must write
+/// nothing (P8). Locked after all other rows, before events.
+pub async fn verify_lease(conn: &mut AsyncPgConnection, lease: &Lease) -> Result<()> {
     let held = diesel::sql_query("SELECT FROM jobs WHERE id = $1 AND lease_epoch = $2 FOR NO KEY UPDATE")
         .bind::<SqlUuid, _>(lease.id.0)
         .bind::<BigInt, _>(lease.epoch)
@@ -89,19 +86,19 @@ pub async fn hold(conn: &mut AsyncPgConnection, lease: &Lease) -> Result<()> {
     if held == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-/// Ends a job that went well. If it was asked for again meanwhile, it is due at once instead.
+/// Deletes a job that succeeded. If it was enqueued again meanwhile, it is rescheduled at once instead.
 pub async fn finish(conn: &mut AsyncPgConnection, lease: &Lease, now: OffsetDateTime) -> Result<()> {
-    let gone = diesel::sql_query("DELETE FROM jobs WHERE id = $1 AND lease_epoch = $2 AND asked = $3")
+    let deleted = diesel::sql_query("DELETE FROM jobs WHERE id = $1 AND lease_epoch = $2 AND generation = $3")
         .bind::<SqlUuid, _>(lease.id.0)
         .bind::<BigInt, _>(lease.epoch)
-        .bind::<BigInt, _>(lease.asked)
+        .bind::<BigInt, _>(lease.generation)
         .execute(conn)
         .await?;
-    if gone == 1 { Ok(()) } else { release(conn, lease, now, None).await }
+    if deleted == 1 { Ok(()) } else { release(conn, lease, now, None).await }
 }
 
-/// Gives a job back, to be looked at again at `run_at`, or at once if it was asked for meanwhile. With `error` it counts
-/// as a failed try, for no reason of the job's own.
+/// Releases a job, to run again at `run_at`, or at once if it was enqueued meanwhile. With an `error` the attempt
+/// counts as failed, but not as the job's own failure.
 pub async fn release(
     conn: &mut AsyncPgConnection,
     lease: &Lease,
@@ -109,14 +106,14 @@ pub async fn release(
     error: Option<&str>,
 ) -> Result<()> {
     let released = diesel::sql_query(
-        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
+        "UPDATE jobs SET run_at = CASE WHEN generation > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
              lease_until = NULL, failures = CASE WHEN $5 IS NULL THEN 0 ELSE failures + 1 END, last_error = $5, \
              own_failures = CASE WHEN $5 IS NULL THEN 0 ELSE own_failures END \
          WHERE id = $1 AND lease_epoch = $2",
     )
     .bind::<SqlUuid, _>(lease.id.0)
     .bind::<BigInt, _>(lease.epoch)
-    .bind::<BigInt, _>(lease.asked)
+    .bind::<BigInt, _>(lease.generation)
     .bind::<Timestamptz, _>(run_at)
     .bind::<Nullable<Text>, _>(error)
     .execute(conn)
@@ -124,45 +121,45 @@ pub async fn release(
     if released == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-/// Gives a job back that nothing was tried for, to be looked at again at `run_at`, or at once if it was asked for
-/// meanwhile. What failed before still counts.
+/// Releases a job without an attempt, to run at `run_at`, or at once if it was enqueued meanwhile. Earlier failures
+/// still count.
 pub async fn postpone(conn: &mut AsyncPgConnection, lease: &Lease, run_at: OffsetDateTime) -> Result<()> {
     let postponed = diesel::sql_query(
-        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
+        "UPDATE jobs SET run_at = CASE WHEN generation > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
              lease_until = NULL \
          WHERE id = $1 AND lease_epoch = $2",
     )
     .bind::<SqlUuid, _>(lease.id.0)
     .bind::<BigInt, _>(lease.epoch)
-    .bind::<BigInt, _>(lease.asked)
+    .bind::<BigInt, _>(lease.generation)
     .bind::<Timestamptz, _>(run_at)
     .execute(conn)
     .await?;
     if postponed == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-/// Gives a job back that has failed for a reason of its own, to be tried again at `run_at`; at the last of `most` such
-/// failures it is parked at `now` instead. Returns whether it was.
+/// Releases a job that failed for a reason of its own, to run again at `run_at`. After `failures_max` such failures it
+/// is parked at `now` instead. Returns whether it was parked.
 pub async fn fail(
     conn: &mut AsyncPgConnection,
     lease: &Lease,
     run_at: OffsetDateTime,
     error: &str,
-    most: i32,
+    failures_max: i32,
     now: OffsetDateTime,
 ) -> Result<bool> {
     let row: Option<Parked> = diesel::sql_query(
-        "UPDATE jobs SET run_at = CASE WHEN asked > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
+        "UPDATE jobs SET run_at = CASE WHEN generation > $3 THEN LEAST(run_at, $4) ELSE $4 END, due = false, \
              lease_until = NULL, failures = failures + 1, own_failures = own_failures + 1, last_error = $5, \
              park_time = CASE WHEN own_failures + 1 >= $6 THEN $7 END \
          WHERE id = $1 AND lease_epoch = $2 RETURNING park_time IS NOT NULL AS is_parked",
     )
     .bind::<SqlUuid, _>(lease.id.0)
     .bind::<BigInt, _>(lease.epoch)
-    .bind::<BigInt, _>(lease.asked)
+    .bind::<BigInt, _>(lease.generation)
     .bind::<Timestamptz, _>(run_at)
     .bind::<Text, _>(error)
-    .bind::<Integer, _>(most)
+    .bind::<Integer, _>(failures_max)
     .bind::<Timestamptz, _>(now)
     .get_result(conn)
     .await
@@ -176,10 +173,11 @@ struct Parked {
     is_parked: bool,
 }
 
-/// Brings an organization's jobs that have failed before forward, parked ones too: what stood in their way is mended.
-pub async fn hurry(conn: &mut AsyncPgConnection, org: OrganizationId, now: OffsetDateTime) -> Result<()> {
+/// Makes an organization's failed jobs due now, including parked ones: the cause has been repaired.
+pub async fn run_now(conn: &mut AsyncPgConnection, org: OrganizationId, now: OffsetDateTime) -> Result<()> {
     diesel::sql_query(
-        "UPDATE jobs SET run_at = LEAST(run_at, $2), due = true, park_time = NULL, own_failures = 0 WHERE id = ANY (ARRAY( \
+        "UPDATE jobs SET run_at = LEAST(run_at, $2), due = true, park_time = NULL, own_failures = 0 \
+         WHERE id = ANY (ARRAY( \
              SELECT id FROM jobs WHERE organization_id = $1 AND failures > 0 ORDER BY id FOR UPDATE))",
     )
     .bind::<SqlUuid, _>(org.0)
@@ -189,14 +187,19 @@ pub async fn hurry(conn: &mut AsyncPgConnection, org: OrganizationId, now: Offse
     Ok(())
 }
 
-/// Whether a job of this kind is asked for about an object, be it parked.
-pub async fn is_asked(conn: &mut AsyncPgConnection, org: OrganizationId, kind: JobKind, object: Uuid) -> Result<bool> {
-    let is_asked = sql::<Bool>("EXISTS (SELECT FROM jobs WHERE organization_id = ")
+/// Whether a job of this kind exists for an object, parked or not.
+pub async fn is_enqueued(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    kind: JobKind,
+    object: Uuid,
+) -> Result<bool> {
+    let is_enqueued = sql::<Bool>("EXISTS (SELECT FROM jobs WHERE organization_id = ")
         .bind::<SqlUuid, _>(org.0)
         .sql(" AND kind = ")
         .bind::<Text, _>(kind.as_str())
         .sql(" AND object_id = ")
         .bind::<SqlUuid, _>(object)
         .sql(")");
-    Ok(diesel::select(is_asked).get_result(conn).await?)
+    Ok(diesel::select(is_enqueued).get_result(conn).await?)
 }

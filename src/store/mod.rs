@@ -1,39 +1,40 @@
-//! The first cupboard: Postgres, and the only room with SQL. A file a noun; free functions that take a connection, so
-//! that `app` decides what belongs to one transaction. Rows are private here.
+//! Postgres. All SQL is here: one file per noun, with free functions that take a connection, so that `app` decides what
+//! belongs to one transaction. Row structs stay private.
 //!
-//! Locks are taken in one order, so that nobody waits in a circle: payments (in id order), customers, sessions,
-//! integrations, jobs, and last of all the event log's counter (P5).
+//! To avoid deadlocks, locks are taken in one order: payments (in id order), customers, sessions, integrations, jobs,
+//! and last the event log's counter (P5).
 
-pub mod attempts;
-pub mod budgets;
-pub mod checkout_sessions;
+pub(crate) mod attempts;
+pub(crate) mod charges_and_disputes;
+pub(crate) mod checkout_sessions;
 mod connect;
-pub mod customers;
-pub mod deliveries;
+pub(crate) mod customers;
+pub(crate) mod deliveries;
 mod error;
 pub mod events;
-pub mod integrations;
-pub mod jobs;
+pub(crate) mod integration_health;
+pub(crate) mod integrations;
+pub(crate) mod jobs;
 pub mod leases;
 pub mod migrate;
-pub mod organizations;
-pub mod parked_jobs;
-pub mod payment_methods;
-pub mod payments;
+mod notifications;
+pub(crate) mod organizations;
+pub(crate) mod parked_jobs;
+pub(crate) mod payment_methods;
+pub(crate) mod payments;
 mod pool;
-pub mod refunds;
-pub mod requests;
+pub(crate) mod rate_limits;
+pub(crate) mod refunds;
+pub(crate) mod request_ids;
 mod rows;
 mod schema;
 mod seal;
-pub mod settlements;
-pub mod stale;
+pub(crate) mod stale;
 pub mod startup;
-pub mod timers;
-pub mod upkeep;
-mod wake;
+pub(crate) mod stripe_requests;
+pub(crate) mod timers;
 
 pub use connect::Address;
+pub use notifications::{Notification, relay};
 pub use pool::{Pool, Scope, Transaction};
 pub use seal::{SealKey, Sealer};
-pub use wake::{Hint, relay};

@@ -1,4 +1,4 @@
-//! Rows of organizations and of their API tokens.
+//! Rows of organizations and their API tokens.
 
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -8,18 +8,15 @@ use uuid::Uuid;
 use super::schema::{api_tokens::dsl as tokens, organizations::dsl};
 use crate::domain::{OrganizationId, Result, TokenId};
 
-/// The tenant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Organization {
     pub id: OrganizationId,
     pub name: String,
     pub create_time: OffsetDateTime,
 }
 
-/// An API token, without the token itself: that is shown once and never stored (P9).
+/// An API token, without the secret: that is shown once and never stored (P9).
 #[derive(Clone, Debug, PartialEq, Eq)]
-#[expect(missing_docs, reason = "the names say it")]
 pub struct Token {
     pub id: TokenId,
     pub name: String,
@@ -40,14 +37,14 @@ pub async fn insert(conn: &mut AsyncPgConnection, organization: &Organization) -
     Ok(())
 }
 
-/// All organizations, oldest first. For the system role.
+/// Lists all organizations, oldest first. For the system role.
 pub async fn list(conn: &mut AsyncPgConnection) -> Result<Vec<Organization>> {
     let rows: Vec<(Uuid, String, OffsetDateTime)> =
         dsl::organizations.order(dsl::id).select((dsl::id, dsl::name, dsl::create_time)).load(conn).await?;
     Ok(rows.into_iter().map(|(id, name, create_time)| Organization { id: id.into(), name, create_time }).collect())
 }
 
-/// Inserts a token's hash. For the system role.
+/// Inserts a token with its hash. For the system role.
 pub async fn insert_token(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -67,7 +64,7 @@ pub async fn insert_token(
     Ok(())
 }
 
-/// An organization's tokens, oldest first. For the system role.
+/// Lists an organization's tokens, oldest first. For the system role.
 pub async fn tokens(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Vec<Token>> {
     let rows: Vec<(Uuid, String, OffsetDateTime, Option<OffsetDateTime>)> = tokens::api_tokens
         .filter(tokens::organization_id.eq(org.0))
@@ -81,14 +78,14 @@ pub async fn tokens(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result
         .collect())
 }
 
-/// Revokes a token; `false` if there is none, or it was revoked before. For the system role.
+/// Revokes a token. Returns `false` if it does not exist or was revoked before. For the system role.
 pub async fn revoke_token(conn: &mut AsyncPgConnection, id: TokenId, now: OffsetDateTime) -> Result<bool> {
     let live = tokens::api_tokens.filter(tokens::id.eq(id.0).and(tokens::revoke_time.is_null()));
     let revoked = diesel::update(live).set(tokens::revoke_time.eq(now)).execute(conn).await?;
     Ok(revoked == 1)
 }
 
-/// Whether a live token of the organization has this hash.
+/// Whether the organization has a token with this hash that is not revoked.
 pub async fn has_live_token(conn: &mut AsyncPgConnection, org: OrganizationId, token_hash: &[u8]) -> Result<bool> {
     let query = tokens::api_tokens
         .filter(tokens::organization_id.eq(org.0).and(tokens::token_hash.eq(token_hash)))

@@ -1,5 +1,4 @@
-//! Jobs as an operator sees them: which fail, which are parked, and how one is asked for again. For the system role, across
-//! organizations.
+//! Jobs for operators: lists failing and parked jobs, and runs them again. For the system role, across organizations.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -32,14 +31,14 @@ struct Row {
     park_time: Option<OffsetDateTime>,
 }
 
-/// At most `limit` jobs, oldest first: of all organizations or of one, all or only the parked ones.
+/// Lists at most `limit` jobs, oldest first, of one organization or of all.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: Option<OrganizationId>,
     only_parked: bool,
     limit: i64,
 ) -> Result<Vec<JobReport>> {
-    // Parked jobs are few among many, and found by an index of their own: they are collected before they are sorted.
+    // Parked jobs are few and have an index of their own. MATERIALIZED collects them before they are sorted.
     let rows: Vec<Row> = diesel::sql_query(if only_parked {
         "WITH parked AS MATERIALIZED (SELECT * FROM jobs WHERE park_time IS NOT NULL) \
          SELECT * FROM parked WHERE $1 IS NULL OR organization_id = $1 ORDER BY id LIMIT $2"
@@ -64,10 +63,10 @@ pub async fn list(
     Ok(rows.into_iter().map(report).collect())
 }
 
-/// Makes a job due at `now`, parked or not, and forgives what it failed for; without an id all that are parked. Returns
-/// how many that were.
+/// Makes a job due at `now`, parked or not, and resets its own failures. Without an id: all parked jobs. Returns how
+/// many.
 pub async fn retry(conn: &mut AsyncPgConnection, id: Option<JobId>, now: OffsetDateTime) -> Result<usize> {
-    // `failures` goes on: keys that are made from it must not come again.
+    // `failures` keeps counting: idempotency keys are derived from it and must not repeat.
     Ok(diesel::sql_query(
         "WITH parked AS MATERIALIZED (SELECT id FROM jobs WHERE park_time IS NOT NULL) \
          UPDATE jobs SET park_time = NULL, own_failures = 0, run_at = LEAST(run_at, $2), due = true \
@@ -80,7 +79,7 @@ pub async fn retry(conn: &mut AsyncPgConnection, id: Option<JobId>, now: OffsetD
     .await?)
 }
 
-/// How many jobs are parked, by kind.
+/// Counts parked jobs by kind.
 pub async fn count(conn: &mut AsyncPgConnection) -> Result<Vec<(String, i32)>> {
     #[derive(QueryableByName)]
     struct Count {

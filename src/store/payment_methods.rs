@@ -1,4 +1,4 @@
-//! Rows of payment methods: dated facts, from which the default follows.
+//! Rows of payment methods: dated facts, from which a customer's default follows.
 
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Uuid as SqlUuid};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::rows::{from_json, to_json};
 use super::schema::payment_methods::dsl;
-use crate::domain::payment_methods::{Mandate, Mandates, PaymentMethod};
+use crate::domain::payment_methods::{Mandates, PaymentMethod};
 use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, PaymentMethodId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -21,28 +21,20 @@ struct Row {
     provider_payment_method_id: String,
     kind: String,
     details: serde_json::Value,
-    provider_mandate_id: Option<String>,
-    ended_mandate_id: Option<String>,
-    attach_time: Option<OffsetDateTime>,
-    choose_time: Option<OffsetDateTime>,
-    detach_time: Option<OffsetDateTime>,
-    create_time: OffsetDateTime,
     mandate_ids: Vec<String>,
     ended_mandate_ids: Vec<String>,
+    attach_time: Option<OffsetDateTime>,
+    choose_time: Option<OffsetDateTime>,
     unset_time: Option<OffsetDateTime>,
-    is_detach_read: bool,
     is_unset_read: bool,
+    detach_time: Option<OffsetDateTime>,
+    is_detach_read: bool,
+    create_time: OffsetDateTime,
 }
 
 impl Row {
     fn new(method: &PaymentMethod) -> Result<Self> {
         let Mandates { granted, ended } = &method.mandates;
-        // What the release before this one reads: a mandate counts there unless it is the ended one.
-        let ended_one = ended.last().cloned();
-        let one = match method.mandates.state() {
-            Mandate::Active(id) => Some(id.to_owned()),
-            Mandate::Inactive | Mandate::Unknown => ended_one.clone(),
-        };
         Ok(Self {
             organization_id: method.organization_id.0,
             id: method.id.0,
@@ -51,29 +43,23 @@ impl Row {
             provider_payment_method_id: method.provider_payment_method_id.clone(),
             kind: method.kind.clone(),
             details: to_json(&method.details)?,
-            provider_mandate_id: one,
-            ended_mandate_id: ended_one,
-            attach_time: method.attach_time,
-            choose_time: method.choose_time,
-            detach_time: method.detach_time,
-            create_time: method.create_time,
             mandate_ids: granted.iter().cloned().collect(),
             ended_mandate_ids: ended.iter().cloned().collect(),
+            attach_time: method.attach_time,
+            choose_time: method.choose_time,
             unset_time: method.unset_time,
-            is_detach_read: method.is_detach_read,
             is_unset_read: method.is_unset_read,
+            detach_time: method.detach_time,
+            is_detach_read: method.is_detach_read,
+            create_time: method.create_time,
         })
     }
 
     fn parse(self) -> Result<PaymentMethod> {
-        let mut mandates = Mandates {
+        let mandates = Mandates {
             granted: self.mandate_ids.into_iter().collect(),
             ended: self.ended_mandate_ids.into_iter().collect(),
         };
-        // What the release before this one has written.
-        for id in self.provider_mandate_id.iter().chain(&self.ended_mandate_id) {
-            mandates.note(id, self.ended_mandate_id.as_ref() != Some(id));
-        }
         Ok(PaymentMethod {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
@@ -94,7 +80,7 @@ impl Row {
     }
 }
 
-/// Inserts a method, or writes over the one with the same id. The customer is locked.
+/// Inserts or updates a method. The customer is locked.
 pub async fn upsert(conn: &mut AsyncPgConnection, method: &PaymentMethod) -> Result<()> {
     diesel::insert_into(dsl::payment_methods)
         .values(Row::new(method)?)
@@ -106,14 +92,14 @@ pub async fn upsert(conn: &mut AsyncPgConnection, method: &PaymentMethod) -> Res
     Ok(())
 }
 
-/// A method by id, detached ones too.
+/// Reads a method, even a detached one.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
     let row: Option<Row> =
         dsl::payment_methods.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("payment method", id))?.parse()
 }
 
-/// The method with this Stripe id.
+/// Finds the method with this Stripe id.
 pub async fn get_by_provider_id(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -128,7 +114,7 @@ pub async fn get_by_provider_id(
     row.map(Row::parse).transpose()
 }
 
-/// The customer of the method with this Stripe id.
+/// Finds the customer of the method with this Stripe id.
 pub async fn customer_of(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -145,8 +131,8 @@ pub async fn customer_of(
     Ok(id.map(Into::into))
 }
 
-/// All of a customer's methods, detached ones too.
-pub async fn all(
+/// Lists all of a customer's methods, newest first, including detached ones.
+pub async fn list_all(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     customer: CustomerId,
@@ -162,7 +148,7 @@ pub async fn all(
         .collect()
 }
 
-/// A page of a customer's attached methods, newest first.
+/// Lists a page of a customer's attached methods, newest first.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -181,9 +167,8 @@ pub async fn list(
     query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// Takes at most `limit` cards whose month of expiry is `month` (year * 12 + month, month 1 to 12) and was not reported
-/// yet, and returns their ids: it counts as reported from here on. One that is being written just now is left for the next
-/// time: whoever writes it may hold several.
+/// Marks at most `limit` cards that expire in `month` (year * 12 + month, month 1 to 12) as reported, and returns their
+/// ids. Locked cards are left for the next call, to avoid a deadlock: their transaction may have locked several.
 pub async fn take_expiring(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -192,11 +177,11 @@ pub async fn take_expiring(
     limit: i64,
 ) -> Result<Vec<PaymentMethodId>> {
     #[derive(QueryableByName)]
-    struct Taken {
+    struct Marked {
         #[diesel(sql_type = SqlUuid)]
         id: Uuid,
     }
-    let taken: Vec<Taken> = diesel::sql_query(
+    let marked: Vec<Marked> = diesel::sql_query(
         "UPDATE payment_methods SET reported_expiry = $3 WHERE organization_id = $1 AND id = ANY (ARRAY( \
              SELECT id FROM payment_methods \
              WHERE organization_id = $1 AND integration_id = $2 AND kind = 'card' AND detach_time IS NULL \
@@ -210,5 +195,5 @@ pub async fn take_expiring(
     .bind::<BigInt, _>(limit)
     .load(conn)
     .await?;
-    Ok(taken.into_iter().map(|row| row.id.into()).collect())
+    Ok(marked.into_iter().map(|row| row.id.into()).collect())
 }

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
 use super::schema::payments::dsl;
-use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, PendingReason};
+use crate::domain::payments::{Payment, PaymentFilter, PaymentState, PendingReason};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -39,7 +39,7 @@ struct Row {
     part_received: i64,
     amount_refunded: i64,
     cancel_request_time: Option<OffsetDateTime>,
-    errand: Option<serde_json::Value>,
+    pending_operation: Option<serde_json::Value>,
     refused_amount: Option<i64>,
     manual: Option<serde_json::Value>,
     unknown_since: Option<OffsetDateTime>,
@@ -75,7 +75,7 @@ impl Row {
             part_received: payment.part_received,
             amount_refunded: payment.amount_refunded,
             cancel_request_time: payment.cancel_request_time,
-            errand: payment.errand.as_ref().map(to_json).transpose()?,
+            pending_operation: payment.pending_operation.as_ref().map(to_json).transpose()?,
             refused_amount: payment.refused_amount,
             manual: payment.manual.as_ref().map(to_json).transpose()?,
             unknown_since: payment.unknown_since,
@@ -115,7 +115,10 @@ impl Row {
             part_received: self.part_received,
             amount_refunded: self.amount_refunded,
             cancel_request_time: self.cancel_request_time,
-            errand: self.errand.map(|value| from_json("payments", "errand", value)).transpose()?,
+            pending_operation: self
+                .pending_operation
+                .map(|value| from_json("payments", "pending_operation", value))
+                .transpose()?,
             refused_amount: self.refused_amount,
             manual: self.manual.map(|value| from_json("payments", "manual", value)).transpose()?,
             unknown_since: self.unknown_since,
@@ -126,7 +129,7 @@ impl Row {
     }
 }
 
-/// Inserts a payment, unless its invoice has one: then `false`, and nothing is written (P1).
+/// Inserts a payment. Returns `false` if its invoice has one already, and writes nothing (P1).
 pub async fn insert(conn: &mut AsyncPgConnection, payment: &Payment) -> Result<bool> {
     let inserted = diesel::insert_into(dsl::payments)
         .values(Row::new(payment)?)
@@ -137,19 +140,18 @@ pub async fn insert(conn: &mut AsyncPgConnection, payment: &Payment) -> Result<b
     Ok(inserted == 1)
 }
 
-/// A payment by id.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentId) -> Result<Option<Payment>> {
     dsl::payments.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?.map(Row::parse).transpose()
 }
 
-/// A payment by id, locked until the transaction ends. Payments are locked before anything else.
+/// Reads and locks a payment until the transaction ends. Payments are locked before anything else.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: PaymentId) -> Result<Payment> {
     let query = dsl::payments.find((org.0, id.0)).select(Row::as_select()).for_update();
     let row: Option<Row> = query.first(conn).await.optional()?;
     row.ok_or_else(|| Error::not_found("payment", id))?.parse()
 }
 
-/// The payment of an invoice, locked.
+/// Reads and locks the payment of an invoice.
 pub async fn lock_by_invoice(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -163,7 +165,7 @@ pub async fn lock_by_invoice(
     row.map(Row::parse).transpose()
 }
 
-/// The payment of an invoice.
+/// Reads the payment of an invoice.
 pub async fn get_by_invoice(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -176,8 +178,8 @@ pub async fn get_by_invoice(
     row.map(Row::parse).transpose()
 }
 
-/// The id of the payment that an intent belongs to: as the one that collects it, as an earlier one that was tried, or as
-/// one of somebody else's that took money for it.
+/// Finds the payment that a PaymentIntent belongs to: as its present intent, as an earlier one, or as another intent
+/// that took money for its invoice.
 pub async fn id_by_intent(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -208,7 +210,7 @@ pub async fn id_by_intent(
     Ok(found.map(|found| found.id.into()))
 }
 
-/// Writes a locked payment back, and raises its version.
+/// Updates a locked payment and increments its version.
 pub async fn save(conn: &mut AsyncPgConnection, payment: &mut Payment, now: OffsetDateTime) -> Result<()> {
     payment.version += 1;
     payment.update_time = now;
@@ -217,14 +219,14 @@ pub async fn save(conn: &mut AsyncPgConnection, payment: &mut Payment, now: Offs
     if saved == 1 { Ok(()) } else { Err(Error::not_found("payment", payment.id)) }
 }
 
-/// A page of payments, newest first.
+/// Lists a page of payments, newest first.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     filter: &PaymentFilter,
     page: Page,
 ) -> Result<Vec<Payment>> {
-    // One ordered lookup for each state: an index has the payments of one state in order, and of several it does not.
+    // One query per state: the index has the payments of one state in order, but not those of several.
     let mut states: Vec<Option<PaymentState>> = filter.states.iter().copied().map(Some).collect();
     states.sort_by_key(|state| state.map(PaymentState::as_str));
     states.dedup();
@@ -261,8 +263,9 @@ pub async fn list(
     rows.into_iter().map(Row::parse).collect()
 }
 
-/// A customer's payments that a change of its link or of its methods may set going: those that wait, those that are to ask
-/// the customer on session, and those that failed for lack of a payment method, whatever was tried since.
+/// Lists a customer's payments that may proceed when its link or its methods change: those that wait for the customer,
+/// those that will be confirmed on session, and those that failed for lack of a payment method, even if they were
+/// retried since.
 pub async fn ids_waiting_for(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -271,38 +274,34 @@ pub async fn ids_waiting_for(
     let waits = dsl::state
         .eq(PaymentState::Pending.as_str())
         .and(dsl::pending_reason.eq(PendingReason::WaitingForCustomer.as_str()));
-    let asks_customer = dsl::state.eq(PaymentState::Processing.as_str()).and(dsl::on_session);
-    let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(
-        diesel::dsl::sql::<diesel::sql_types::Nullable<diesel::sql_types::Bool>>("(failure->>'code') = ")
-            .bind::<Text, _>(Failure::NO_PAYMENT_METHOD)
-            .or(dsl::awaits_method),
-    );
+    let is_on_session = dsl::state.eq(PaymentState::Processing.as_str()).and(dsl::on_session);
+    let lacks_method = dsl::state.eq(PaymentState::Failed.as_str()).and(dsl::awaits_method);
     Ok(dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::customer_id.eq(customer.0)))
-        .filter(waits.or(asks_customer).or(lacks_method))
+        .filter(waits.or(is_on_session).or(lacks_method))
         .order(dsl::id)
         .select(dsl::id)
         .load(conn)
         .await?)
 }
 
-/// An integration's payments with an errand that waits.
-pub async fn with_errands(
+/// Lists an integration's payments with a pending operation.
+pub async fn with_pending_operations(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
 ) -> Result<Vec<Uuid>> {
     Ok(dsl::payments
         .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
-        .filter(dsl::errand.is_not_null())
+        .filter(dsl::pending_operation.is_not_null())
         .order(dsl::id)
         .select(dsl::id)
         .load(conn)
         .await?)
 }
 
-/// An integration's payments that are not settled: state `PENDING`, `PROCESSING` or `REQUIRES_ACTION`, or one that has
-/// failed and for which a link is being made. Either half has a small index of its own: it is asked for under locks.
+/// Lists an integration's payments that are not settled: `PENDING`, `PROCESSING`, `REQUIRES_ACTION`, or `FAILED` while
+/// a payment link is being created. Each half has a small index of its own, because this runs under locks.
 pub async fn unsettled(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -317,7 +316,8 @@ pub async fn unsettled(
     }
     let rows: Vec<Found> = diesel::sql_query(
         "SELECT id, state FROM payments \
-             WHERE organization_id = $1 AND integration_id = $2 AND state IN ('pending', 'processing', 'requires_action') \
+             WHERE organization_id = $1 AND integration_id = $2 \
+                 AND state IN ('pending', 'processing', 'requires_action') \
          UNION ALL SELECT p.id, p.state FROM payment_attempts AS a \
              JOIN payments AS p ON p.organization_id = a.organization_id AND p.id = a.payment_id \
              WHERE a.organization_id = $1 AND a.state = 'open' AND p.integration_id = $2 AND p.state = 'failed' \

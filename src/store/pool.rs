@@ -1,5 +1,5 @@
-//! Connections and transactions. [`Pool::begin`] is the one way to a transaction: it sets, with the same round trip,
-//! the role that the statements run as and the tenant that row level security holds them to (P10).
+//! Connections and transactions. Every transaction starts in [`Pool::begin`], which sets, in the same round trip, the
+//! role of its statements and the tenant for row level security (P10).
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, TransactionManager
 use tokio::sync::SetOnce;
 
 use super::connect::Address;
-use super::error::{away, unavailable};
+use super::error::{unavailable, unavailable_because};
 use crate::domain::{Error, OrganizationId, Result};
 
-/// How long a caller waits for a free connection, and then for the beginning of its transaction.
+/// How long a caller waits for a free connection, and then again for BEGIN.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Connections to the database; clones share them.
@@ -25,18 +25,18 @@ pub struct Pool {
     checked: Arc<SetOnce<()>>,
 }
 
-/// On whose behalf statements run.
+/// The role and tenant that statements run as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
-    /// One organization's: role `paybridge_app`.
+    /// One organization: role `paybridge_app`, limited by row level security.
     Tenant(OrganizationId),
-    /// All organizations', held in by grants: role `paybridge_system`.
+    /// All organizations: role `paybridge_system`, limited by grants.
     System,
 }
 
-/// What keeps a statement's plan whatever the statistics say: each has an index, and is to use it. Until autovacuum has been
-/// there, the planner takes a table that has just grown for a small one, and would read it from end to end. (A plan that
-/// has no index to use is costed so high that it would be compiled.)
+/// Fixes plans whatever the statistics say: every statement has an index, and uses it. Until autovacuum has run, the
+/// planner takes a table that has just grown for a small one, and would read it completely. JIT is off because a plan
+/// without an index is costed so high that it would be compiled.
 const PLANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL jit = off";
 
 impl Pool {
@@ -53,27 +53,28 @@ impl Pool {
                 connected.map_err(|error| ConnectionError::BadConnection(format!("{error:#}")))
             })
         });
-        // The manager's own address is for setups that use it.
+        // `custom_setup` ignores the manager's address.
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config("", config);
         let connections = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
         Ok(Self { connections, checked: Arc::new(SetOnce::new_with(Some(()))) })
     }
 
-    /// The same pool, which opens nothing before `checked` is set: whoever comes earlier hears that the database is away.
+    /// The same pool, which opens no transaction before `checked` is set: until then the database counts as
+    /// unavailable.
     #[must_use]
     pub fn after(self, checked: Arc<SetOnce<()>>) -> Self {
         Self { checked, ..self }
     }
 
-    /// Opens a transaction in `scope`. It must not stay open while a call to Stripe is in flight (P3).
+    /// Opens a transaction. It must not be open during a call to Stripe (P3).
     pub async fn begin(&self, scope: Scope) -> Result<Transaction> {
         if !self.checked.initialized() {
-            return Err(away("this process has just started, and has not checked its database yet"));
+            return Err(unavailable_because("this process has just started and has not checked its database yet"));
         }
         self.try_begin(scope).await.map_err(|why| unavailable(&why))
     }
 
-    /// Opens a transaction and ends it again; else says why that is not possible, for the log.
+    /// Opens and closes a transaction. The error is text for the log.
     pub async fn ping(&self) -> Result<(), String> {
         let transaction = self.try_begin(Scope::System).await?;
         transaction.close().await.map_err(|error| error.to_string())
@@ -82,16 +83,16 @@ impl Pool {
     async fn try_begin(&self, scope: Scope) -> Result<Transaction, String> {
         let sql = match scope {
             Scope::Tenant(organization_id) => format!(
-                "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; {PLANS}; \
-                 SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s'"
+                "BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{organization_id}'; \
+                 {PLANS}; SET LOCAL statement_timeout = '10s'; SET LOCAL idle_in_transaction_session_timeout = '5s'"
             ),
             Scope::System => format!(
                 "BEGIN; SET LOCAL ROLE paybridge_system; {PLANS}; SET LOCAL statement_timeout = '30s'; \
                  SET LOCAL idle_in_transaction_session_timeout = '5s'"
             ),
         };
-        // After a restart of the database every pooled connection is dead, and only its next use shows it: each is
-        // given up in turn, until one is alive or a new one can't be made.
+        // After a restart of the database every pooled connection is dead, which only its next use shows. Dead
+        // connections are dropped in turn until one is alive, or a new one can't be opened.
         let mut last = None;
         for _ in 0..=self.connections.status().max_size {
             let mut connection = self.connection().await?;
@@ -105,12 +106,12 @@ impl Pool {
                 }
                 Err(_) => {
                     drop(Object::take(connection));
-                    return Err(format!("no transaction could be begun within {WAIT_TIMEOUT:?}"));
+                    return Err(format!("BEGIN took longer than {WAIT_TIMEOUT:?}"));
                 }
             }
         }
         let last = last.map(|error| error.to_string()).unwrap_or_default();
-        Err(format!("no transaction can be begun: {last}"))
+        Err(format!("no transaction could be started: {last}"))
     }
 
     async fn connection(&self) -> Result<Object<AsyncPgConnection>, String> {
@@ -126,17 +127,16 @@ impl Pool {
 pub struct Transaction(Option<Object<AsyncPgConnection>>);
 
 impl Transaction {
-    /// Commits. An error here means that the outcome is unknown: the commit may have happened.
+    /// Commits. After an error the outcome is unknown: the commit may have happened.
     pub async fn commit(mut self) -> Result<()> {
         if let Some(mut connection) = self.0.take() {
             AnsiTransactionManager::commit_transaction(&mut *connection).await?;
         }
         Ok(())
     }
-}
 
-impl Transaction {
-    /// Ends a transaction that has only read, and waits for it: so that none is open when Stripe is called next (P3).
+    /// Rolls back a transaction that has only read, and waits for it, so that none is open when Stripe is called next
+    /// (P3).
     pub async fn close(mut self) -> Result<()> {
         if let Some(mut connection) = self.0.take() {
             AnsiTransactionManager::rollback_transaction(&mut *connection).await?;
@@ -166,15 +166,15 @@ impl DerefMut for Transaction {
 }
 
 impl Drop for Transaction {
-    /// Rolls back in a task of its own, so that the connection goes back to the pool clean, even where the future that
-    /// held it was dropped in the middle of a statement.
+    /// Rolls back in a task of its own, so that the connection returns to the pool clean even if the future that held
+    /// it was dropped in the middle of a statement.
     fn drop(&mut self) {
         if let Some(mut connection) = self.0.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
             runtime.spawn(async move {
                 if let Err(error) = AnsiTransactionManager::rollback_transaction(&mut *connection).await {
-                    tracing::debug!(%error, "a transaction could not be rolled back; its connection is given up");
+                    tracing::debug!(%error, "a transaction could not be rolled back; its connection is dropped");
                 }
             });
         }

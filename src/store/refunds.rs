@@ -1,15 +1,14 @@
-//! Rows of refunds. They are written under the lock of their payment's row; only the doubts about a call are noted
-//! without it.
+//! Rows of refunds. They are written under the lock of their payment's row, except for what is unknown about a call.
 
 use diesel::dsl::sql;
 use diesel::prelude::*;
-use diesel::sql_types::BigInt;
+use diesel::sql_types::{BigInt, Bool};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::rows::currency;
-use super::schema::{payments::dsl as payments, refunds::dsl};
+use super::schema::refunds::dsl;
 use crate::domain::refunds::Refund;
 use crate::domain::signals::RefundSnapshot;
 use crate::domain::{Currency, Error, IntegrationId, OrganizationId, Page, PaymentId, RefundId, Result};
@@ -18,49 +17,48 @@ use crate::domain::{Currency, Error, IntegrationId, OrganizationId, Page, Paymen
 #[diesel(table_name = super::schema::refunds, treat_none_as_null = true)]
 struct Row {
     organization_id: Uuid,
-    provider_refund_id: Option<String>,
+    id: Uuid,
     payment_id: Uuid,
+    integration_id: Uuid,
+    provider_refund_id: Option<String>,
     provider_charge_id: Option<String>,
     amount: Option<i64>,
     currency: String,
     status: String,
     failure_reason: Option<String>,
-    update_time: OffsetDateTime,
-    id: Uuid,
-    integration_id: Option<Uuid>,
     unknown_since: Option<OffsetDateTime>,
     dead_key_time: Option<OffsetDateTime>,
     create_time: OffsetDateTime,
+    update_time: OffsetDateTime,
 }
 
 impl From<&Refund> for Row {
     fn from(refund: &Refund) -> Self {
         Self {
             organization_id: refund.organization_id.0,
-            provider_refund_id: refund.provider_refund_id.clone(),
+            id: refund.id.0,
             payment_id: refund.payment_id.0,
+            integration_id: refund.integration_id.0,
+            provider_refund_id: refund.provider_refund_id.clone(),
             provider_charge_id: refund.provider_charge_id.clone(),
             amount: refund.amount,
             currency: refund.currency.to_string(),
             status: refund.status.clone(),
             failure_reason: refund.failure_reason.clone(),
-            update_time: refund.update_time,
-            id: refund.id.0,
-            integration_id: Some(refund.integration_id.0),
             unknown_since: refund.unknown_since,
             dead_key_time: refund.dead_key_time,
             create_time: refund.create_time,
+            update_time: refund.update_time,
         }
     }
 }
 
 impl Row {
-    /// `of_payment` is the payment's integration, for rows of the release before this one, which have none.
-    fn parse(self, of_payment: Uuid) -> Result<Refund> {
+    fn parse(self) -> Result<Refund> {
         Ok(Refund {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
-            integration_id: self.integration_id.unwrap_or(of_payment).into(),
+            integration_id: self.integration_id.into(),
             payment_id: self.payment_id.into(),
             provider_refund_id: self.provider_refund_id,
             provider_charge_id: self.provider_charge_id,
@@ -76,51 +74,42 @@ impl Row {
     }
 }
 
-/// Refunds of an organization, each with its payment's integration.
-macro_rules! refunds_of {
-    ($org:expr) => {
-        dsl::refunds
-            .inner_join(
-                payments::payments
-                    .on(payments::organization_id.eq(dsl::organization_id).and(payments::id.eq(dsl::payment_id))),
-            )
-            .filter(dsl::organization_id.eq($org.0))
-            .select((Row::as_select(), payments::integration_id))
-    };
-}
-
-/// Writes a refund that was just asked for, or just told.
+/// Inserts a refund that was requested here, or reported by Stripe.
 pub async fn insert(conn: &mut AsyncPgConnection, refund: &Refund) -> Result<()> {
     diesel::insert_into(dsl::refunds).values(Row::from(refund)).execute(conn).await?;
     Ok(())
 }
 
-/// A refund by id.
+/// Reads a refund.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: RefundId) -> Result<Refund> {
-    let row: Option<(Row, Uuid)> = refunds_of!(org).filter(dsl::id.eq(id.0)).first(conn).await.optional()?;
-    let (row, integration) = row.ok_or_else(|| Error::not_found("refund", id))?;
-    row.parse(integration)
+    let row: Option<Row> = dsl::refunds.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
+    row.ok_or_else(|| Error::not_found("refund", id))?.parse()
 }
 
-/// The row that Stripe's refund belongs to: the one with its id, else the one that it bears as a mark, if that one still
-/// waits for an id. Another payment's mark counts for nothing.
-pub async fn find_told(
+/// Finds the row of a refund that Stripe reports: by Stripe's id, or else by our id in its metadata, if that row has no
+/// Stripe id yet and belongs to the same payment.
+pub async fn find_reported(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     payment: PaymentId,
-    told: &RefundSnapshot,
+    reported: &RefundSnapshot,
 ) -> Result<Option<Refund>> {
-    // Two looks, each by one index: an OR of both would have none, and read all of an organization's refunds.
-    let mut row: Option<(Row, Uuid)> =
-        refunds_of!(org).filter(dsl::provider_refund_id.eq(&told.id)).first(conn).await.optional()?;
-    if let (None, Some(mark)) = (&row, told.refund_id) {
-        let waits = dsl::provider_refund_id.is_null().and(dsl::payment_id.eq(payment.0));
-        row = refunds_of!(org).filter(dsl::id.eq(mark).and(waits)).first(conn).await.optional()?;
+    // Two queries with one index each: a single query with OR would read all of an organization's refunds.
+    let query = dsl::refunds
+        .filter(dsl::organization_id.eq(org.0).and(dsl::provider_refund_id.eq(&reported.id)))
+        .select(Row::as_select());
+    let mut row: Option<Row> = query.first(conn).await.optional()?;
+    if let (None, Some(id)) = (&row, reported.refund_id) {
+        let query = dsl::refunds
+            .find((org.0, id))
+            .filter(dsl::provider_refund_id.is_null().and(dsl::payment_id.eq(payment.0)))
+            .select(Row::as_select());
+        row = query.first(conn).await.optional()?;
     }
-    row.map(|(row, integration)| row.parse(integration)).transpose()
+    row.map(Row::parse).transpose()
 }
 
-/// Writes a refund back.
+/// Updates a refund.
 pub async fn save(conn: &mut AsyncPgConnection, refund: &mut Refund, now: OffsetDateTime) -> Result<()> {
     refund.update_time = now;
     let target = dsl::refunds.find((refund.organization_id.0, refund.id.0));
@@ -128,8 +117,8 @@ pub async fn save(conn: &mut AsyncPgConnection, refund: &mut Refund, now: Offset
     Ok(())
 }
 
-/// Notes what is not known about the call for a refund that Stripe has not told of yet, and leaves all else alone.
-pub async fn note_doubt(conn: &mut AsyncPgConnection, refund: &Refund) -> Result<()> {
+/// Records since when the call for a refund has an unknown outcome. Does nothing once Stripe has reported the refund.
+pub async fn save_unknown(conn: &mut AsyncPgConnection, refund: &Refund) -> Result<()> {
     diesel::update(dsl::refunds.find((refund.organization_id.0, refund.id.0)))
         .filter(dsl::provider_refund_id.is_null())
         .set((dsl::unknown_since.eq(refund.unknown_since), dsl::dead_key_time.eq(refund.dead_key_time)))
@@ -138,24 +127,27 @@ pub async fn note_doubt(conn: &mut AsyncPgConnection, refund: &Refund) -> Result
     Ok(())
 }
 
-/// A page of a payment's refunds, newest first.
+/// Lists a page of a payment's refunds, newest first.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     payment: PaymentId,
     page: Page,
 ) -> Result<Vec<Refund>> {
-    let mut query =
-        refunds_of!(org).filter(dsl::payment_id.eq(payment.0)).order(dsl::id.desc()).limit(page.size).into_boxed();
+    let mut query = dsl::refunds
+        .filter(dsl::organization_id.eq(org.0).and(dsl::payment_id.eq(payment.0)))
+        .order(dsl::id.desc())
+        .limit(page.size)
+        .select(Row::as_select())
+        .into_boxed();
     if let Some(after) = page.after {
         query = query.filter(dsl::id.lt(after));
     }
-    let rows: Vec<(Row, Uuid)> = query.load(conn).await?;
-    rows.into_iter().map(|(row, integration)| row.parse(integration)).collect()
+    query.load(conn).await?.into_iter().map(Row::parse).collect()
 }
 
-/// How much of a payment went back in this currency, or is on its way back, minor units: what Stripe has made and not
-/// given up.
+/// The amount of a payment that was refunded in this currency, or is being refunded, in minor units: what Stripe has
+/// created and has neither failed nor canceled.
 pub async fn total(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -171,23 +163,16 @@ pub async fn total(
         .await?)
 }
 
-/// The refunds through an integration that are on their way, those that Stripe does not know yet included.
-pub async fn moving(
+/// Lists the refunds through an integration that are not settled, including those that Stripe does not know yet.
+pub async fn unsettled(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
 ) -> Result<Vec<RefundId>> {
-    let through = dsl::integration_id
-        .eq(integration.0)
-        .or(dsl::integration_id.is_null().and(payments::integration_id.eq(integration.0)))
-        .assume_not_null();
     let ids: Vec<Uuid> = dsl::refunds
-        .inner_join(
-            payments::payments
-                .on(payments::organization_id.eq(dsl::organization_id).and(payments::id.eq(dsl::payment_id))),
-        )
-        .filter(dsl::organization_id.eq(org.0).and(through))
-        .filter(dsl::status.eq_any(["pending", "requires_action"]))
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        // Literals, so that even a generic plan can use the partial index of unsettled refunds.
+        .filter(sql::<Bool>("status IN ('pending', 'requires_action')"))
         .select(dsl::id)
         .load(conn)
         .await?;

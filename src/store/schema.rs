@@ -1,6 +1,6 @@
-//! The tables, as diesel sees them. `migrations/` is the truth; a test compares the two.
+//! The tables, as diesel sees them. `migrations/` is the source; a test compares the two.
 
-use diesel::{allow_tables_to_appear_in_same_query, table};
+use diesel::table;
 
 table! {
     organizations (id) {
@@ -22,6 +22,17 @@ table! {
 }
 
 table! {
+    request_ids (organization_id, request_id) {
+        organization_id -> Uuid,
+        request_id -> Text,
+        body_hash -> Bytea,
+        resource_id -> Uuid,
+        attempt_number -> Nullable<Integer>,
+        create_time -> Timestamptz,
+    }
+}
+
+table! {
     integrations (organization_id, id) {
         organization_id -> Uuid,
         id -> Uuid,
@@ -33,10 +44,20 @@ table! {
         provider_account_id -> Nullable<Text>,
         key_hint -> Text,
         sealed_secret_key -> Nullable<Bytea>,
-        sealed_webhook_secret -> Nullable<Bytea>,
         provider_endpoint_id -> Nullable<Text>,
+        sealed_webhook_secret -> Nullable<Bytea>,
+        provider_old_endpoint_id -> Nullable<Text>,
+        sealed_old_webhook_secret -> Nullable<Bytea>,
+        endpoint_fault -> Nullable<Text>,
+        forbidden_actions -> Array<Text>,
         polls_events -> Bool,
         poll_time -> Nullable<Timestamptz>,
+        list_read_time -> Nullable<Timestamptz>,
+        list_fast_until -> Nullable<Timestamptz>,
+        list_walk_after -> Nullable<Text>,
+        list_walk_since -> Nullable<Timestamptz>,
+        list_walk_newest -> Nullable<Timestamptz>,
+        sweep_time -> Nullable<Timestamptz>,
         success_redirect_url -> Nullable<Text>,
         supports_3ds -> Bool,
         relay_provider_events -> Bool,
@@ -44,40 +65,19 @@ table! {
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
-        list_read_time -> Nullable<Timestamptz>,
-        list_fast_until -> Nullable<Timestamptz>,
-        sweep_time -> Nullable<Timestamptz>,
-        provider_old_endpoint_id -> Nullable<Text>,
-        sealed_old_webhook_secret -> Nullable<Bytea>,
-        endpoint_fault -> Nullable<Text>,
-        list_walk_after -> Nullable<Text>,
-        list_walk_since -> Nullable<Timestamptz>,
-        list_walk_newest -> Nullable<Timestamptz>,
-        forbidden_actions -> Array<Text>,
     }
 }
 
 table! {
-    frozen_requests (organization_id, object_id, purpose, number) {
+    stripe_requests (organization_id, object_id, purpose, number) {
         organization_id -> Uuid,
-        purpose -> Text,
         object_id -> Uuid,
+        purpose -> Text,
         number -> Integer,
         idempotency_key -> Text,
         body -> Text,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
-    }
-}
-
-table! {
-    request_ids (organization_id, request_id) {
-        organization_id -> Uuid,
-        request_id -> Text,
-        body_hash -> Bytea,
-        resource_id -> Uuid,
-        create_time -> Timestamptz,
-        attempt_number -> Nullable<Integer>,
     }
 }
 
@@ -97,13 +97,13 @@ table! {
         provider_payment_methods -> Array<Text>,
         sync_with_provider -> Bool,
         default_payment_method_id -> Nullable<Uuid>,
+        provider_default_id -> Nullable<Text>,
+        provider_default_time -> Nullable<Timestamptz>,
         unpushed_fields -> Array<Text>,
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
         delete_time -> Nullable<Timestamptz>,
-        provider_default_id -> Nullable<Text>,
-        provider_default_time -> Nullable<Timestamptz>,
     }
 }
 
@@ -116,19 +116,17 @@ table! {
         provider_payment_method_id -> Text,
         kind -> Text,
         details -> Jsonb,
-        provider_mandate_id -> Nullable<Text>,
-        ended_mandate_id -> Nullable<Text>,
-        attach_time -> Nullable<Timestamptz>,
-        choose_time -> Nullable<Timestamptz>,
-        detach_time -> Nullable<Timestamptz>,
-        create_time -> Timestamptz,
         mandate_ids -> Array<Text>,
         ended_mandate_ids -> Array<Text>,
+        attach_time -> Nullable<Timestamptz>,
+        choose_time -> Nullable<Timestamptz>,
         unset_time -> Nullable<Timestamptz>,
-        reported_expiry -> Nullable<Integer>,
-        is_detach_read -> Bool,
         is_unset_read -> Bool,
+        detach_time -> Nullable<Timestamptz>,
+        is_detach_read -> Bool,
         expiry_month -> Nullable<Integer>,
+        reported_expiry -> Nullable<Integer>,
+        create_time -> Timestamptz,
     }
 }
 
@@ -143,7 +141,7 @@ table! {
         provider_session_id -> Nullable<Text>,
         url -> Nullable<Text>,
         expire_time -> Nullable<Timestamptz>,
-        tell -> Bool,
+        reports_url -> Bool,
         create_time -> Timestamptz,
     }
 }
@@ -161,26 +159,26 @@ table! {
         state -> Text,
         pending_reason -> Nullable<Text>,
         failure -> Nullable<Jsonb>,
+        awaits_method -> Bool,
         provider_payment_intent_id -> Nullable<Text>,
         intent_number -> Integer,
         attempt_number -> Integer,
         requested_method_id -> Nullable<Uuid>,
+        on_session -> Bool,
         next_action_url -> Nullable<Text>,
+        action_time -> Nullable<Timestamptz>,
+        provider_charge_id -> Nullable<Text>,
         amount_received -> BigInt,
+        part_received -> BigInt,
         amount_refunded -> BigInt,
         cancel_request_time -> Nullable<Timestamptz>,
+        pending_operation -> Nullable<Jsonb>,
+        refused_amount -> Nullable<BigInt>,
+        manual -> Nullable<Jsonb>,
         unknown_since -> Nullable<Timestamptz>,
         version -> BigInt,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
-        errand -> Nullable<Jsonb>,
-        on_session -> Bool,
-        action_time -> Nullable<Timestamptz>,
-        provider_charge_id -> Nullable<Text>,
-        manual -> Nullable<Jsonb>,
-        awaits_method -> Bool,
-        refused_amount -> Nullable<BigInt>,
-        part_received -> BigInt,
     }
 }
 
@@ -189,10 +187,14 @@ table! {
         organization_id -> Uuid,
         payment_id -> Uuid,
         number -> Integer,
+        kind -> Text,
         amount -> BigInt,
         currency -> Bpchar,
         payment_method_id -> Nullable<Uuid>,
         provider_payment_intent_id -> Nullable<Text>,
+        provider_session_id -> Nullable<Text>,
+        url -> Nullable<Text>,
+        expire_time -> Nullable<Timestamptz>,
         idempotency_key -> Text,
         body -> Text,
         prior_charge -> Nullable<Text>,
@@ -203,29 +205,6 @@ table! {
         dead_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
-        way -> Text,
-        provider_session_id -> Nullable<Text>,
-        url -> Nullable<Text>,
-        expire_time -> Nullable<Timestamptz>,
-    }
-}
-
-table! {
-    refunds (organization_id, id) {
-        organization_id -> Uuid,
-        provider_refund_id -> Nullable<Text>,
-        payment_id -> Uuid,
-        provider_charge_id -> Nullable<Text>,
-        amount -> Nullable<BigInt>,
-        currency -> Bpchar,
-        status -> Text,
-        failure_reason -> Nullable<Text>,
-        update_time -> Timestamptz,
-        id -> Uuid,
-        integration_id -> Nullable<Uuid>,
-        unknown_since -> Nullable<Timestamptz>,
-        dead_key_time -> Nullable<Timestamptz>,
-        create_time -> Timestamptz,
     }
 }
 
@@ -239,6 +218,25 @@ table! {
         currency -> Bpchar,
         settles -> Bool,
         create_time -> Timestamptz,
+    }
+}
+
+table! {
+    refunds (organization_id, id) {
+        organization_id -> Uuid,
+        id -> Uuid,
+        payment_id -> Uuid,
+        integration_id -> Uuid,
+        provider_refund_id -> Nullable<Text>,
+        provider_charge_id -> Nullable<Text>,
+        amount -> Nullable<BigInt>,
+        currency -> Bpchar,
+        status -> Text,
+        failure_reason -> Nullable<Text>,
+        unknown_since -> Nullable<Timestamptz>,
+        dead_key_time -> Nullable<Timestamptz>,
+        create_time -> Timestamptz,
+        update_time -> Timestamptz,
     }
 }
 
@@ -299,5 +297,3 @@ table! {
         receive_time -> Timestamptz,
     }
 }
-
-allow_tables_to_appear_in_same_query!(payments, refunds);

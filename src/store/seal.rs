@@ -1,6 +1,6 @@
-//! Sealing of secrets (P9): XChaCha20-Poly1305 with a random nonce, bound to the row and column it is for, so that a
-//! sealed value copied to another row does not open. The key's id stands before the nonce, so that keys can be rotated:
-//! the first key seals, all of them open.
+//! Sealing of secrets (P9): XChaCha20-Poly1305 with a random nonce. A sealed value is bound to its row and column, so a
+//! copy in another row does not open. It starts with the key's id, so that keys can be rotated: the first key seals,
+//! every key opens.
 
 use std::sync::Arc;
 
@@ -13,37 +13,34 @@ use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 
 const NONCE_LEN: usize = 24;
 
-/// What a canary says. Only whether it opens matters.
+/// The plaintext of a canary. Only whether it opens matters.
 const CANARY: &str = "paybridge";
-/// What a canary is bound to, in the place of a column: it is no secret of an integration's.
+/// What a canary is bound to instead of a column of `integrations`.
 const CANARY_COLUMN: &str = "encryption_keys.canary";
 
-/// A key of the ring: an id of at most 255 bytes, and its 32 bytes.
+/// A key of the ring.
 pub struct SealKey {
-    /// Stands before every value that it sealed.
+    /// At most 255 bytes. Every value that the key sealed starts with it.
     pub id: String,
-    /// The key itself.
+    /// 256 bits for XChaCha20-Poly1305.
     pub key: [u8; 32],
 }
 
-/// Seals and opens; clones share the keys.
+/// Seals and opens secrets. Clones share the keys.
 #[derive(Clone)]
 pub struct Sealer(Arc<Vec<(String, XChaCha20Poly1305)>>);
 
 /// What a sealed value is bound to.
 #[derive(Clone, Copy, Debug)]
 pub struct Place<'column> {
-    /// The tenant.
     pub organization_id: OrganizationId,
-    /// The integration whose secret it is.
     pub integration_id: IntegrationId,
-    /// The column.
+    /// Table and column, such as `integrations.sealed_secret_key`.
     pub column: &'column str,
 }
 
 impl Place<'_> {
-    /// Where canaries are.
-    fn of_canaries() -> Self {
+    fn of_canary() -> Self {
         Self { organization_id: Uuid::nil().into(), integration_id: Uuid::nil().into(), column: CANARY_COLUMN }
     }
 
@@ -53,7 +50,7 @@ impl Place<'_> {
 }
 
 impl Sealer {
-    /// A ring of keys; the first seals. `None` if there is none, or an id is longer than 255 bytes.
+    /// Creates a ring; its first key seals. `None` if there is no key, or an id is longer than 255 bytes.
     pub fn new(keys: &[SealKey]) -> Option<Self> {
         let fits = !keys.is_empty() && keys.iter().all(|key| u8::try_from(key.id.len()).is_ok());
         fits.then(|| {
@@ -61,7 +58,7 @@ impl Sealer {
         })
     }
 
-    /// The ids of the keys; the first seals.
+    /// The keys' ids. The first key seals.
     pub fn key_ids(&self) -> impl Iterator<Item = &str> {
         self.0.iter().map(|(id, _)| &**id)
     }
@@ -74,14 +71,14 @@ impl Sealer {
         self.seal_under(id, secret.expose_secret().as_bytes(), place)
     }
 
-    /// Something that opens under the key `id` alone, and says nothing.
+    /// A value that only the key `id` opens, and that holds no secret.
     pub fn canary(&self, id: &str) -> Result<Vec<u8>> {
-        self.seal_under(id, CANARY.as_bytes(), Place::of_canaries())
+        self.seal_under(id, CANARY.as_bytes(), Place::of_canary())
     }
 
-    /// Whether a canary opens: whether it was sealed with a key of the ring.
+    /// Whether a canary was sealed with a key of the ring.
     pub fn opens_canary(&self, canary: &[u8]) -> bool {
-        self.open(canary, Place::of_canaries()).is_ok()
+        self.open(canary, Place::of_canary()).is_ok()
     }
 
     fn cipher(&self, id: &[u8]) -> Option<&XChaCha20Poly1305> {
@@ -101,12 +98,14 @@ impl Sealer {
         Ok([&[id_len], id.as_bytes(), &nonce, &sealed].concat())
     }
 
-    /// Opens what was sealed for `place`.
+    /// Opens a value that was sealed for `place`.
     pub fn open(&self, sealed: &[u8], place: Place) -> Result<SecretString> {
         let broken = |what: &str| Error::internal(anyhow::anyhow!("{}: {what}", place.column));
         let (&id_len, rest) = sealed.split_first().ok_or_else(|| broken("a sealed secret is empty"))?;
-        let (id, rest) = rest.split_at_checked(usize::from(id_len)).ok_or_else(|| broken("a sealed secret is cut"))?;
-        let (nonce, text) = rest.split_first_chunk::<NONCE_LEN>().ok_or_else(|| broken("a sealed secret is cut"))?;
+        let (id, rest) =
+            rest.split_at_checked(usize::from(id_len)).ok_or_else(|| broken("a sealed secret is truncated"))?;
+        let (nonce, text) =
+            rest.split_first_chunk::<NONCE_LEN>().ok_or_else(|| broken("a sealed secret is truncated"))?;
         let opened = self
             .cipher(id)
             .ok_or_else(|| broken("sealed with a key that is not in the ring"))?
@@ -122,7 +121,7 @@ mod tests {
 
     fn ring(ids: &[(&str, u8)]) -> Sealer {
         let keys: Vec<_> = ids.iter().map(|(id, byte)| SealKey { id: (*id).to_owned(), key: [*byte; 32] }).collect();
-        Sealer::new(&keys).expect("a good ring")
+        Sealer::new(&keys).expect("a valid ring")
     }
 
     fn place(organization: u128, column: &str) -> Place<'_> {
@@ -134,11 +133,11 @@ mod tests {
     }
 
     #[test]
-    fn p9_a_sealed_secret_opens_only_where_it_was_sealed_for() {
+    fn p9_a_sealed_secret_opens_only_in_its_own_row_and_column() {
         let sealer = ring(&[("a", 1)]);
         let secret = SecretString::from("sk_test_sandbox");
         let sealed = sealer.seal(&secret, place(1, "sealed_secret_key")).unwrap();
-        assert!(!sealed.windows(4).any(|part| part == b"sk_t"), "the secret is not readable in what is stored");
+        assert!(!sealed.windows(4).any(|part| part == b"sk_t"), "the sealed value does not contain the secret");
         let opened = sealer.open(&sealed, place(1, "sealed_secret_key")).unwrap();
         assert_eq!(opened.expose_secret(), "sk_test_sandbox");
         assert!(sealer.open(&sealed, place(2, "sealed_secret_key")).is_err(), "another tenant");
@@ -149,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_seals_with_its_first_key_and_opens_with_all() {
+    fn a_ring_seals_with_its_first_key_and_opens_with_every_key() {
         let old = ring(&[("old", 1)]);
         let both = ring(&[("new", 2), ("old", 1)]);
         let secret = SecretString::from("x");

@@ -1,4 +1,4 @@
-//! What has been moving for long, and is to be asked about: across tables, because one look finds all of it.
+//! Objects that have not settled for a long time and must be reconciled with Stripe. One query over several tables.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Bool, Double, Text, Timestamptz, Uuid as SqlUuid};
@@ -9,20 +9,19 @@ use uuid::Uuid;
 
 use super::error::unreadable;
 use crate::domain::jobs::JobKind;
-use crate::domain::reconcile::Pace;
+use crate::domain::reconcile::ReadSchedule;
 use crate::domain::{IntegrationId, OrganizationId, Result};
 
-/// Something of which nothing was heard for a while.
+/// An object that has not changed for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stale {
-    /// The job that asks about it.
+    /// The job that reconciles it.
     pub kind: JobKind,
-    /// The job's object.
     pub object_id: Uuid,
-    /// Since when nothing was heard.
+    /// When it last changed.
     pub changed: OffsetDateTime,
     /// How long it may take.
-    pub pace: Pace,
+    pub schedule: ReadSchedule,
 }
 
 #[derive(QueryableByName)]
@@ -37,10 +36,10 @@ struct Row {
     is_slow: bool,
 }
 
-/// An integration's payments and refunds that have not changed after `before`, and its Checkout sessions that are past
-/// their end by then. A session that is still to be made ends with its idempotency key, `key_age_max` after it was asked
-/// for. A debit that the bank has is slow.
-pub async fn all(
+/// Lists an integration's payments and refunds that have not changed after `before`, and its Checkout sessions that had
+/// expired by then. A session that is still being created expires with its idempotency key, after `key_age_max`. A
+/// debit that the bank is processing is slow.
+pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     integration: IntegrationId,
@@ -58,15 +57,15 @@ pub async fn all(
          WHERE p.organization_id = $1 AND p.integration_id = $2 AND p.state IN ('processing', 'requires_action') \
              AND p.update_time <= $3 \
          UNION ALL \
-         SELECT CASE state WHEN 'open' THEN 'reconcile_session' ELSE 'create_checkout_session' END, id, ended, false \
-         FROM (SELECT id, state, COALESCE(expire_time, create_time + make_interval(secs => $4)) AS ended \
+         SELECT CASE state WHEN 'open' THEN 'reconcile_session' ELSE 'create_checkout_session' END, id, end_time, \
+             false \
+         FROM (SELECT id, state, COALESCE(expire_time, create_time + make_interval(secs => $4)) AS end_time \
              FROM checkout_sessions \
              WHERE organization_id = $1 AND integration_id = $2 AND state IN ('creating', 'open')) AS session \
-         WHERE ended <= $3 \
+         WHERE end_time <= $3 \
          UNION ALL \
          SELECT 'refund_payment', r.id, r.update_time, false \
-         FROM refunds AS r JOIN payments AS p ON p.organization_id = r.organization_id AND p.id = r.payment_id \
-         WHERE r.organization_id = $1 AND COALESCE(r.integration_id, p.integration_id) = $2 \
+         FROM refunds AS r WHERE r.organization_id = $1 AND r.integration_id = $2 \
              AND r.status IN ('pending', 'requires_action') AND r.update_time <= $3",
     )
     .bind::<SqlUuid, _>(org.0)
@@ -81,7 +80,7 @@ pub async fn all(
                 kind: JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?,
                 object_id: row.object_id,
                 changed: row.changed,
-                pace: if row.is_slow { Pace::Slow } else { Pace::Usual },
+                schedule: if row.is_slow { ReadSchedule::Slow } else { ReadSchedule::Normal },
             })
         })
         .collect()

@@ -1,6 +1,6 @@
-//! What is checked of a database before a process works with it: that it is Postgres of a version that we know, that
-//! prepared statements stay with their connection, that its schema is one this release can work with, and that what is
-//! sealed in it opens with our keys.
+//! Checks of a database before a process works with it: the version of Postgres is supported, no pooler moves prepared
+//! statements between connections, this release can work with the schema, and the process's keys open what is sealed in
+//! it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -17,17 +17,17 @@ use super::connect::Address;
 use super::migrate;
 use super::seal::{Place, Sealer};
 
-/// The oldest Postgres whose features the statements and the migrations use.
+/// The oldest supported version of Postgres.
 const POSTGRES_MIN: u32 = 15;
-/// How often two connections are watched for a pooler between them and the server: a busy one may hide once or twice.
+/// How many times two connections are probed for a pooler: a busy pooler may escape one or two probes.
 const PROBES: usize = 8;
 
-/// The setting that an address comes from.
+/// The setting that contains an address.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Setting {
-    /// That of the pool, and of commands.
+    /// For the pool and for commands.
     DatabaseUrl,
-    /// That of LISTEN.
+    /// For LISTEN.
     DirectDatabaseUrl,
 }
 
@@ -41,9 +41,10 @@ impl fmt::Display for Setting {
 }
 
 impl Setting {
-    /// What another connection must not see a statement prepared as: under the driver's own names, since processes use the
-    /// same ones. LISTEN needs its server connection for itself, so for that under no name at all.
-    fn names_not_to_see(self) -> &'static str {
+    /// A regular expression: another connection must not see a prepared statement with such a name. For the pool these
+    /// are the driver's own names, since all processes use the same ones. LISTEN needs a server connection of its own:
+    /// any name.
+    fn exclusive_names(self) -> &'static str {
         match self {
             Self::DatabaseUrl => "^s[0-9]+$",
             Self::DirectDatabaseUrl => "",
@@ -51,17 +52,17 @@ impl Setting {
     }
 }
 
-/// What keeps a process from its work.
+/// Why a process can't start to work.
 #[derive(Debug)]
-pub enum Obstacle {
-    /// It may be removed while the process waits: the database is away, or lacks migrations.
+pub enum StartupError {
+    /// May pass while the process waits: the database is unavailable, or lacks migrations.
     Temporary(anyhow::Error),
-    /// The process needs other settings.
+    /// Needs a change of settings.
     Permanent(anyhow::Error),
 }
 
-impl Obstacle {
-    /// What it is, and what to do about it.
+impl StartupError {
+    /// The cause, with what to do about it.
     pub fn into_error(self) -> anyhow::Error {
         match self {
             Self::Temporary(error) | Self::Permanent(error) => error,
@@ -69,16 +70,16 @@ impl Obstacle {
     }
 }
 
-impl<E: Into<anyhow::Error>> From<E> for Obstacle {
+impl<E: Into<anyhow::Error>> From<E> for StartupError {
     fn from(error: E) -> Self {
         Self::Temporary(error.into())
     }
 }
 
-type Checked<T = ()> = Result<T, Obstacle>;
+type Checked<T = ()> = Result<T, StartupError>;
 
-/// Checks all of it for a process that serves: `url` is the pool's address, `direct_url` that of LISTEN. Changes nothing,
-/// but notes each key of `sealer` that the database has not seen.
+/// Runs all checks, for a process that serves: `url` is the pool's address, `direct_url` the address for LISTEN. The
+/// only change is that each new key of `sealer` is recorded in the database.
 pub async fn check(url: &str, direct_url: &str, sealer: &Sealer) -> Checked {
     check_schema(url).await?;
     if direct_url != url {
@@ -90,29 +91,29 @@ pub async fn check(url: &str, direct_url: &str, sealer: &Sealer) -> Checked {
 /// Checks the server and the schema, for commands that need no key.
 pub async fn check_schema(url: &str) -> Checked {
     check_server(url, Setting::DatabaseUrl).await?;
-    match migrate::schema(url).await? {
-        migrate::Schema::Known => Ok(()),
-        migrate::Schema::Behind { missing } => Err(Obstacle::Temporary(anyhow!(
+    match migrate::check_schema(url).await? {
+        migrate::Schema::Supported => Ok(()),
+        migrate::Schema::Behind { missing } => Err(StartupError::Temporary(anyhow!(
             "the database lacks migrations of this release (the first is {missing}): run `paybridge migrate` with it"
         ))),
-        migrate::Schema::TooNew { minimum, newest } => Err(Obstacle::Temporary(anyhow!(
-            "the database serves releases from migration {minimum} on, and {newest} is the last that this one knows: run a \
-             newer release of Paybridge"
+        migrate::Schema::TooNew { minimum, newest } => Err(StartupError::Temporary(anyhow!(
+            "the database needs a release that knows migration {minimum}, and the newest that this one knows is \
+             {newest}: run a newer release of Paybridge"
         ))),
     }
 }
 
-/// Checks the server behind an address, and the way to it.
+/// Checks the server's version, and that no unsuitable pooler is in front of it.
 pub(super) async fn check_server(url: &str, setting: Setting) -> Checked {
-    let address = Address::parse(url).map_err(|sentence| Obstacle::Permanent(anyhow!("{setting} {sentence}")))?;
-    let one = connect(&address, setting).await?;
-    let other = connect(&address, setting).await?;
-    let shared = is_shared(&one, &other, setting.names_not_to_see()).await;
+    let address = Address::parse(url).map_err(|sentence| StartupError::Permanent(anyhow!("{setting} {sentence}")))?;
+    let first = connect(&address, setting).await?;
+    let second = connect(&address, setting).await?;
+    let shared = is_shared(&first, &second, setting.exclusive_names()).await;
     if shared.with_context(|| format!("{setting} could not be checked for a pooler"))? {
-        return Err(Obstacle::Permanent(anyhow!(
-            "{setting} leads to a connection pooler that gives one connection's prepared statements to another (PgBouncer's \
-             pool_mode=transaction or statement): a wrong statement might run. Use pool_mode=session, or the address of \
-             Postgres itself"
+        return Err(StartupError::Permanent(anyhow!(
+            "{setting} leads to a connection pooler that gives one connection's prepared statements to another \
+             (PgBouncer's pool_mode=transaction or statement): a wrong statement might run. Use pool_mode=session, or \
+             the address of Postgres itself"
         )));
     }
     Ok(())
@@ -124,41 +125,41 @@ async fn connect(address: &Address, setting: Setting) -> Checked<Client> {
     let version = driver.parameter("server_version").unwrap_or_default().to_owned();
     tokio::spawn(driver);
     if is_too_old(&version) {
-        return Err(Obstacle::Permanent(anyhow!(
+        return Err(StartupError::Permanent(anyhow!(
             "{setting} leads to Postgres {version}; Paybridge needs {POSTGRES_MIN} or newer"
         )));
     }
     Ok(client)
 }
 
-/// A version that can't be read is nobody's that we know to be too old.
+/// A version that can't be parsed is accepted.
 fn is_too_old(version: &str) -> bool {
     let digits = version.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
     digits.parse().is_ok_and(|major: u32| major < POSTGRES_MIN)
 }
 
-/// Whether a server connection that `one` prepared a statement on serves `other`, too, or another one serves `one`, so that
-/// the statement is missing. A pooler that names statements anew for each client (PgBouncer from 1.21 on, with
-/// max_prepared_statements) passes.
-async fn is_shared(one: &Client, other: &Client, names: &str) -> anyhow::Result<bool> {
+/// Whether clients share server connections: `second` sees a statement that `first` has prepared, or `first` no longer
+/// finds it. A pooler that renames statements for each client passes (PgBouncer from 1.21 on, with
+/// max_prepared_statements).
+async fn is_shared(first: &Client, second: &Client, names: &str) -> anyhow::Result<bool> {
     for _ in 0..PROBES {
-        let mut mark = [0; 16];
-        getrandom::fill(&mut mark)?;
-        let mark = hex::encode(mark);
-        let statement = match one.prepare(&format!("SELECT 1 /* paybridge {mark} */")).await {
+        let mut marker = [0; 16];
+        getrandom::fill(&mut marker)?;
+        let marker = hex::encode(marker);
+        let statement = match first.prepare(&format!("SELECT 1 /* paybridge {marker} */")).await {
             Ok(statement) => statement,
-            // Another client's, under the name that we have just chosen.
+            // Another client has prepared a statement under the same name.
             Err(error) if error.code() == Some(&SqlState::DUPLICATE_PSTATEMENT) => return Ok(true),
             Err(error) => return Err(error.into()),
         };
         // The simple protocol prepares nothing.
-        let look =
-            format!("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{mark}%' AND name ~ '{names}'");
-        let seen = other.simple_query(&look).await?;
+        let query =
+            format!("SELECT name FROM pg_prepared_statements WHERE statement LIKE '%{marker}%' AND name ~ '{names}'");
+        let seen = second.simple_query(&query).await?;
         if seen.iter().any(|message| matches!(message, SimpleQueryMessage::Row(_))) {
             return Ok(true);
         }
-        match one.query_one(&statement, &[]).await {
+        match first.query_one(&statement, &[]).await {
             Ok(_) => {}
             Err(error) if error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME) => return Ok(true),
             Err(error) => return Err(error.into()),
@@ -167,7 +168,7 @@ async fn is_shared(one: &Client, other: &Client, names: &str) -> anyhow::Result<
     Ok(false)
 }
 
-/// A secret as it is stored.
+/// A sealed secret.
 #[derive(QueryableByName)]
 struct Sample {
     #[diesel(sql_type = Text)]
@@ -190,15 +191,15 @@ struct Canary {
     canary: Vec<u8>,
 }
 
-/// Checks that each key that sealed something is in the ring, and is the same as then.
+/// Checks that every key that sealed a secret is in the ring and has not changed.
 async fn check_keys(url: &str, sealer: &Sealer) -> Checked {
-    let mut connection = migrate::connected(url).await?;
+    let mut connection = migrate::connect(url).await?;
     connection.batch_execute("SET ROLE paybridge_system").await?;
     check_samples(&mut connection, sealer).await?;
-    // Before anything is noted, so that a ring that is refused leaves nothing behind; and after it, since of two first
-    // processes with different keys the second finds the canary of the first.
+    // Before new keys are recorded, so that a rejected ring leaves nothing behind. And after it: if two first processes
+    // start with different keys under one id, the second finds the canary of the first.
     check_canaries(&mut connection, sealer).await?;
-    note_canaries(&mut connection, sealer).await?;
+    insert_canaries(&mut connection, sealer).await?;
     check_canaries(&mut connection, sealer).await
 }
 
@@ -207,9 +208,9 @@ async fn check_samples(connection: &mut AsyncPgConnection, sealer: &Sealer) -> C
     let ids = sealer.key_ids().collect::<BTreeSet<_>>();
     let missing = samples.iter().map(|sample| &*sample.key_id).filter(|id| !ids.contains(id)).collect::<Vec<_>>();
     if !missing.is_empty() {
-        return Err(Obstacle::Permanent(anyhow!(
-            "PAYBRIDGE_ENCRYPTION_KEYS lacks the key `{}`, under which secrets of integrations are sealed: put it back, after \
-             the first one",
+        return Err(StartupError::Permanent(anyhow!(
+            "PAYBRIDGE_ENCRYPTION_KEYS lacks the key `{}`, which seals secrets of integrations: put it back, after the \
+             first key",
             missing.join("`, `")
         )));
     }
@@ -220,14 +221,14 @@ async fn check_samples(connection: &mut AsyncPgConnection, sealer: &Sealer) -> C
             column: &sample.column_name,
         };
         if sealer.open(&sample.sealed, place).is_err() {
-            return Err(another_key(&sample.key_id));
+            return Err(different_key(&sample.key_id));
         }
     }
     Ok(())
 }
 
-/// Notes the keys that this database has not seen.
-async fn note_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
+/// Records the keys that are new to this database.
+async fn insert_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
     for id in sealer.key_ids() {
         let canary = sealer.canary(id).map_err(anyhow::Error::new)?;
         diesel::sql_query(
@@ -244,14 +245,14 @@ async fn note_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> C
 async fn check_canaries(connection: &mut AsyncPgConnection, sealer: &Sealer) -> Checked {
     let known: Vec<Canary> = diesel::sql_query("SELECT key_id, canary FROM encryption_keys").load(connection).await?;
     let ids = sealer.key_ids().collect::<BTreeSet<_>>();
-    let is_other = |it: &&Canary| ids.contains(&*it.key_id) && !sealer.opens_canary(&it.canary);
-    known.iter().find(is_other).map_or(Ok(()), |it| Err(another_key(&it.key_id)))
+    let is_different = |it: &&Canary| ids.contains(&*it.key_id) && !sealer.opens_canary(&it.canary);
+    known.iter().find(is_different).map_or(Ok(()), |it| Err(different_key(&it.key_id)))
 }
 
-fn another_key(id: &str) -> Obstacle {
-    Obstacle::Permanent(anyhow!(
-        "the key `{id}` in PAYBRIDGE_ENCRYPTION_KEYS is not the one that this database knows by that id: put that one back, or \
-         give the new one an id of its own"
+fn different_key(id: &str) -> StartupError {
+    StartupError::Permanent(anyhow!(
+        "the key `{id}` in PAYBRIDGE_ENCRYPTION_KEYS differs from the one that this database knows by that id: put \
+         the old key back, or give the new one an id of its own"
     ))
 }
 

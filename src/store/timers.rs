@@ -1,5 +1,5 @@
-//! Rows of timers: when something that is done by the clock alone is next done. Whoever moves the time forward does it.
-//! For the system role.
+//! Rows of timers: when work that runs at fixed intervals is next due. The process that moves the time forward does the
+//! work. For the system role.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Text, Timestamptz};
@@ -14,9 +14,14 @@ struct Row {
     next_time: OffsetDateTime,
 }
 
-/// Takes a timer that is due at `now`, or that nobody has taken before, and sets it to `next`: `true` for one taker alone.
-pub async fn take(conn: &mut AsyncPgConnection, name: &str, now: OffsetDateTime, next: OffsetDateTime) -> Result<bool> {
-    let taken = diesel::sql_query(
+/// Claims a timer that is due at `now`, or new, and sets it to `next`. Returns `true` to one caller only.
+pub async fn claim(
+    conn: &mut AsyncPgConnection,
+    name: &str,
+    now: OffsetDateTime,
+    next: OffsetDateTime,
+) -> Result<bool> {
+    let claimed = diesel::sql_query(
         "INSERT INTO timers (name, next_time) VALUES ($1, $3) \
          ON CONFLICT (name) DO UPDATE SET next_time = excluded.next_time WHERE timers.next_time <= $2",
     )
@@ -25,7 +30,7 @@ pub async fn take(conn: &mut AsyncPgConnection, name: &str, now: OffsetDateTime,
     .bind::<Timestamptz, _>(next)
     .execute(conn)
     .await?;
-    Ok(taken == 1)
+    Ok(claimed == 1)
 }
 
 /// When a timer is next due.
@@ -38,8 +43,8 @@ pub async fn next(conn: &mut AsyncPgConnection, name: &str) -> Result<Option<Off
     Ok(row.map(|row| row.next_time))
 }
 
-/// Makes a timer that was taken due again: what it stands for could not be done.
-pub async fn put_back(conn: &mut AsyncPgConnection, name: &str, now: OffsetDateTime) -> Result<()> {
+/// Makes a claimed timer due again, because its work failed.
+pub async fn make_due(conn: &mut AsyncPgConnection, name: &str, now: OffsetDateTime) -> Result<()> {
     diesel::sql_query("UPDATE timers SET next_time = LEAST(next_time, $2) WHERE name = $1")
         .bind::<Text, _>(name)
         .bind::<Timestamptz, _>(now)

@@ -1,4 +1,4 @@
-//! The account behind a key, and what can be told from the key itself.
+//! The account of an API key, and what the key itself reveals.
 
 use std::collections::BTreeMap;
 
@@ -7,35 +7,35 @@ use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
-use super::object::or_default;
-use super::pace::ApiKey;
+use super::object::null_as_default;
+use super::rate_limit::ApiKey;
 
-/// What kind of key it is; told by its prefix, before Stripe is asked.
+/// The class of an API key, from its prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyClass {
-    /// Whether it has only some permissions (`rk_…`), which must then be probed.
+    /// Whether it is a restricted key (`rk_…`), whose permissions must be probed.
     pub restricted: bool,
-    /// Whether it moves real money.
+    /// Whether it is a live-mode key.
     pub livemode: bool,
 }
 
-/// Why a key can't be used, before Stripe is asked.
+/// Why a key is rejected without calling Stripe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum KeyRefusal {
-    /// `pk_…`: made for browsers, can do nothing of what we do.
+pub enum KeyFormatError {
+    /// `pk_…`: for browsers, without the permissions that we need.
     #[error("this is a publishable key; give the secret key (sk_…) or a restricted key (rk_…)")]
     Publishable,
-    /// Anything else.
-    #[error("this is no Stripe key; give a secret key (sk_…) or a restricted key (rk_…)")]
+    /// Not a Stripe key.
+    #[error("this is not a Stripe key; give a secret key (sk_…) or a restricted key (rk_…)")]
     Unrecognized,
 }
 
 impl KeyClass {
-    /// Tells a key's class. The key is expected without whitespace around it.
-    pub fn of(key: &impl ExposeSecret<str>) -> Result<Self, KeyRefusal> {
+    /// Parses a key's class. The key must have no whitespace around it.
+    pub fn of(key: &impl ExposeSecret<str>) -> Result<Self, KeyFormatError> {
         let key = key.expose_secret();
         if key.starts_with("pk_") {
-            return Err(KeyRefusal::Publishable);
+            return Err(KeyFormatError::Publishable);
         }
         let class = |restricted, livemode| Self { restricted, livemode };
         let prefixes = [
@@ -48,29 +48,29 @@ impl KeyClass {
         let found = prefixes.into_iter().find(|(prefix, _)| {
             key.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic()))
         });
-        found.map(|(_, class)| class).ok_or(KeyRefusal::Unrecognized)
+        found.map(|(_, class)| class).ok_or(KeyFormatError::Unrecognized)
     }
 }
 
-/// A Stripe account, as far as it concerns us.
+/// The part of a Stripe account that we use.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Account {
     /// `acct_…`.
     pub id: String,
     /// ISO 3166-1 alpha-2.
     pub country: Option<String>,
-    /// Lower case, as Stripe writes it.
+    /// Lower case, as Stripe sends it.
     pub default_currency: Option<String>,
-    /// Whether it may take payments.
-    #[serde(default, deserialize_with = "or_default")]
+    /// Whether it may accept payments.
+    #[serde(default, deserialize_with = "null_as_default")]
     pub charges_enabled: bool,
     /// `card_payments`, `sepa_debit_payments`, …: `active`, `inactive` or `pending`.
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     pub capabilities: BTreeMap<String, String>,
 }
 
 impl Client {
-    /// The account that the key belongs to.
+    /// Reads the account of the key.
     pub async fn account(&self, key: &ApiKey) -> Result<Account, Error> {
         self.send(key, Call::get("/v1/account", None, "")).await
     }
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_tells_its_class_and_its_mode() {
+    fn a_key_reveals_its_class_and_mode() {
         let class = |restricted, livemode| Ok(KeyClass { restricted, livemode });
         let cases = [
             ("sk_test_sandbox", class(false, false)),
@@ -91,12 +91,12 @@ mod tests {
             ("rkcs_test_sandbox", class(true, false)),
             (concat!("sk_", "live_", "fake"), class(false, true)),
             (concat!("rk_", "live_", "fake"), class(true, true)),
-            ("pk_test_sandbox", Err(KeyRefusal::Publishable)),
-            ("pk_live_sandbox", Err(KeyRefusal::Publishable)),
-            ("sk_test_", Err(KeyRefusal::Unrecognized)),
-            ("sk_test_with space", Err(KeyRefusal::Unrecognized)),
-            ("whsec_sandbox", Err(KeyRefusal::Unrecognized)),
-            ("", Err(KeyRefusal::Unrecognized)),
+            ("pk_test_sandbox", Err(KeyFormatError::Publishable)),
+            ("pk_live_sandbox", Err(KeyFormatError::Publishable)),
+            ("sk_test_", Err(KeyFormatError::Unrecognized)),
+            ("sk_test_with space", Err(KeyFormatError::Unrecognized)),
+            ("whsec_sandbox", Err(KeyFormatError::Unrecognized)),
+            ("", Err(KeyFormatError::Unrecognized)),
         ];
         for (key, expected) in cases {
             assert_eq!(KeyClass::of(&SecretString::from(key)), expected, "{key}");

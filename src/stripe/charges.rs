@@ -1,13 +1,13 @@
-//! Charges: what a try came to, and by which mandate a bank account was debited. What went back of one is never read from
-//! it: that is the sum of its refunds.
+//! Charges: the result of an attempt, and the mandate of a debit. A refunded amount is never read from a charge; it is
+//! the sum of its refunds.
 
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
-use super::object::{Page, or_default, reference};
-use super::pace::ApiKey;
+use super::object::{Page, null_as_default, reference};
+use super::rate_limit::ApiKey;
 use crate::domain::signals::{ChargeSnapshot, MandateSnapshot};
 
 #[derive(Debug, Deserialize)]
@@ -17,11 +17,11 @@ pub(super) struct WireCharge {
     payment_intent: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     payment_method: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     payment_method_details: WireDetails,
 }
 
-/// What a charge, or an attempt to set up, says of its method.
+/// The payment method details of a charge or a setup attempt.
 #[derive(Debug, Default, Deserialize)]
 pub(super) struct WireDetails {
     #[serde(default)]
@@ -40,7 +40,7 @@ struct WireDebit {
     mandate: Option<String>,
 }
 
-/// iDEAL, Bancontact and Sofort pay once; what is stored for later is a SEPA method that Stripe makes of them.
+/// iDEAL, Bancontact and Sofort can be charged once. For later charges Stripe generates a SEPA method from them.
 #[derive(Debug, Deserialize)]
 struct Generated {
     #[serde(default, deserialize_with = "reference")]
@@ -50,7 +50,7 @@ struct Generated {
 }
 
 impl WireDetails {
-    /// The SEPA method that was made of another kind, and its mandate.
+    /// The SEPA method that was generated from another kind, and its mandate.
     pub fn generated(self) -> Option<(String, Option<String>)> {
         let made = [self.ideal, self.bancontact, self.sofort].into_iter().flatten();
         made.into_iter().find_map(|made| Some((made.generated_sepa_debit?, made.generated_sepa_debit_mandate)))
@@ -58,7 +58,7 @@ impl WireDetails {
 }
 
 impl WireCharge {
-    /// The mandate that the charge was made by, or that came of it. It was active then.
+    /// The mandate that the charge used or generated. It was active at that time.
     pub fn mandate(self) -> Option<MandateSnapshot> {
         let debited = self.payment_method_details.sepa_debit.as_ref().and_then(|debit| debit.mandate.clone());
         let (method, mandate) = if let Some(mandate) = debited {
@@ -78,7 +78,7 @@ impl From<WireCharge> for ChargeSnapshot {
 }
 
 impl Client {
-    /// The mandates that a customer's newest 100 charges name, newest first. Each was active at the time of its charge.
+    /// The mandates that a customer's newest 100 charges name, newest first. Each was active when its charge was made.
     pub async fn charge_mandates_of(
         &self,
         key: &ApiKey,
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn a_charge_names_the_mandate_that_it_was_made_by_or_that_came_of_it() {
+    fn a_charge_names_the_mandate_that_it_used_or_generated() {
         let pair = |method: &str, mandate: &str| Some((method.to_owned(), mandate.to_owned()));
         let debit = r#"{"type":"sepa_debit","sepa_debit":{"last4":"3000","mandate":"mandate_1"}}"#;
         assert_eq!(mandate(debit), pair("pm_1", "mandate_1"));

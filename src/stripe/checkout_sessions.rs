@@ -1,4 +1,4 @@
-//! Stripe-hosted pages. In setup mode a page stores a payment method and moves no money; in payment mode it pays one
+//! Checkout sessions. In setup mode a session stores a payment method and moves no money; in payment mode it pays one
 //! invoice.
 
 use serde::Deserialize;
@@ -10,14 +10,14 @@ use super::error::Error;
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
 use super::object::{reference, seconds};
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 use super::redact::HostedUrl;
 use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::Payment;
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
 
-/// The longest name of a product that Stripe takes, in characters.
+/// The longest product name that Stripe accepts, in characters.
 const PRODUCT_NAME_MAX: usize = 250;
 
 #[derive(Debug, Deserialize)]
@@ -59,10 +59,10 @@ impl From<WireSession> for SessionSnapshot {
     }
 }
 
-/// The body of a page that stores one method of the allowed kinds. It ends when Stripe says, after 24 h: no `expires_at`
-/// is sent. The marks go on the session and on its SetupIntent, for Stripe copies none.
+/// The body of a session that stores one method of the allowed kinds. No `expires_at` is sent: Stripe's default is 24
+/// h. The metadata is set on the session and on its SetupIntent, because Stripe copies none.
 pub fn setup_body(session: &CheckoutSession, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
-    let marks = [
+    let entries = [
         (metadata::ORGANIZATION_ID, session.organization_id.to_string()),
         (metadata::CUSTOMER_ID, session.customer_id.to_string()),
         (metadata::CHECKOUT_SESSION_ID, session.id.to_string()),
@@ -72,14 +72,14 @@ pub fn setup_body(session: &CheckoutSession, provider_customer_id: &str, kinds: 
         .push("customer", provider_customer_id)
         .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
         .push("success_url", &session.success_url)
-        .push_map("metadata", &marks)
-        .push_map("setup_intent_data[metadata]", &marks)
+        .push_map("metadata", &entries)
+        .push_map("setup_intent_data[metadata]", &entries)
         .into_body()
 }
 
-/// The body of a page on which a payer pays one invoice, with one of the allowed kinds that take its currency, which is
-/// stored for the next invoices. It ends when Stripe says, after 24 h. The marks go on the session and on the intent that
-/// Stripe makes for it, for Stripe copies none; `number` is the attempt's.
+/// The body of a session that pays one invoice with one of the allowed kinds that take its currency, and stores the
+/// method for later invoices. No `expires_at` is sent: Stripe's default is 24 h. The metadata is set on the session and
+/// on its PaymentIntent, because Stripe copies none; `number` is the attempt's.
 pub fn payment_body(
     payment: &Payment,
     number: i32,
@@ -87,7 +87,7 @@ pub fn payment_body(
     kinds: &[MethodKind],
     success_url: &str,
 ) -> String {
-    let marks = [
+    let entries = [
         (metadata::INVOICE_ID, payment.invoice_id.clone()),
         (metadata::ORGANIZATION_ID, payment.organization_id.to_string()),
         (metadata::PAYMENT_ID, payment.id.to_string()),
@@ -103,15 +103,15 @@ pub fn payment_body(
         .push("line_items[0][price_data][unit_amount]", payment.amount.minor_units)
         .push("line_items[0][price_data][product_data][name]", &name)
         .push("success_url", success_url)
-        .push_map("metadata", &marks)
+        .push_map("metadata", &entries)
         .push("payment_intent_data[description]", &name)
         .push("payment_intent_data[setup_future_usage]", "off_session")
-        .push_map("payment_intent_data[metadata]", &marks)
+        .push_map("payment_intent_data[metadata]", &entries)
         .into_body()
 }
 
-/// What the page says is paid: the invoice. Of a number that leaves no room for more the page shows the number, and as
-/// much of it as fits.
+/// The product name on the page: the invoice. A long number is shown without the prefix, and truncated if it is still
+/// too long.
 fn product_name(payment: &Payment) -> String {
     let invoice = if payment.invoice_number.is_empty() { &payment.invoice_id } else { &payment.invoice_number };
     let name = format!("Invoice {invoice}");
@@ -125,7 +125,7 @@ fn product_name(payment: &Payment) -> String {
 }
 
 impl Client {
-    /// Makes a page; `body` is a stored [`setup_body`] or [`payment_body`].
+    /// Creates a session; `body` is a stored [`setup_body`] or [`payment_body`].
     pub async fn create_checkout_session(
         &self,
         key: &ApiKey,
@@ -142,7 +142,7 @@ impl Client {
         Ok(self.send::<WireSession>(key, call).await?.into())
     }
 
-    /// Ends an open session. Stripe refuses one that is complete or expired: read it to know.
+    /// Expires an open session. Stripe refuses one that is complete or expired: read it to find out.
     pub async fn expire_checkout_session(
         &self,
         key: &ApiKey,
@@ -162,7 +162,7 @@ mod tests {
     use crate::domain::checkout_sessions::SessionState;
 
     #[test]
-    fn the_page_offers_the_allowed_kinds_and_carries_our_marks_twice() {
+    fn a_setup_session_has_the_allowed_kinds_and_metadata_twice() {
         let session = CheckoutSession {
             id: Uuid::from_u128(3).into(),
             organization_id: Uuid::from_u128(2).into(),
@@ -173,7 +173,7 @@ mod tests {
             provider_session_id: None,
             url: None,
             expire_time: None,
-            tell: true,
+            reports_url: true,
             create_time: OffsetDateTime::UNIX_EPOCH,
         };
         let body = setup_body(&session, "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]);
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn p9_a_session_is_read_and_its_link_not_printed() {
+    fn p9_a_session_is_parsed_and_its_url_not_printed() {
         let json = r#"{"id":"cs_test_1","url":"https://checkout.stripe.com/c/pay/cs_test_1","status":"open",
             "expires_at":1700086400,"setup_intent":"seti_1","customer":"cus_1","mode":"setup"}"#;
         let wire: WireSession = serde_json::from_str(json).unwrap();

@@ -1,9 +1,9 @@
-//! The one way out to Stripe.
+//! The HTTP client for Stripe.
 //!
-//! Every call of every resource goes through [`Client::send`]: its turn by [`super::pace`], bearer key, pinned version,
-//! idempotency key, time limit, at most two quick repetitions by Stripe's own rules, one line in the log. What still
-//! has no answer then goes back to the caller, who keeps the frozen body and sends it again later under the same key
-//! (P2). No key, body or link is ever logged (P9).
+//! Every call of every resource goes through [`Client::send`]: a permit from [`super::rate_limit`], bearer key, pinned
+//! version, idempotency key, time limit, at most two quick retries by Stripe's rules, one log line. A call without a
+//! response is returned to the caller, who keeps the stored body and sends it again later with the same key (P2). No
+//! key, body or link is ever logged (P9).
 
 use std::sync::Arc;
 use std::time::{Duration as RealDuration, Instant};
@@ -15,107 +15,107 @@ use serde::de::DeserializeOwned;
 use time::Duration;
 use tracing::{Instrument as _, Span, field};
 
-use super::answer::Answer;
-use super::error::{Detail, Doubt, Error, Verdict};
-use super::pace::{ApiKey, Heard, Paces, chance};
+use super::error::{Detail, Disposition, Error, UnknownCause};
+use super::rate_limit::{ApiKey, Feedback, RateLimiters, random_fraction};
+use super::response::Response;
 use super::{API_VERSION, form};
 use crate::clock::Clock;
-use crate::crash::{self, Point};
 use crate::domain::limits::Limits;
+use crate::failpoints::{self, Failpoint};
 
-/// Where Stripe lives.
+/// The URL of Stripe's API.
 pub const STRIPE_URL: &str = "https://api.stripe.com";
 
-/// Tries within one call: the first and two repetitions, as Stripe's own libraries do.
-const MOST_TRIES: u32 = 3;
+/// Attempts within one call: the first and two retries, as in Stripe's own libraries.
+const ATTEMPTS_MAX: u32 = 3;
 
-/// The longest answer that is read, in bytes (P11). A page of 100 large events stays well below.
-const LONGEST_ANSWER: usize = 16 << 20;
+/// The longest response, in bytes (P11). A page of 100 large events is well below.
+const RESPONSE_BYTES_MAX: usize = 16 << 20;
 
-/// How long a call may take.
+/// The time limits of a call, real time.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
-    /// To open a connection.
+    /// For opening a connection.
     pub connect: RealDuration,
-    /// For the whole call, repetitions and the pauses between them included, but not the wait for its turn.
+    /// For the whole call with its retries and the pauses between them, but without the wait for permits.
     pub call: RealDuration,
 }
 
 impl Default for Timeouts {
-    /// 10 s to connect and Stripe's own 80 s for the call.
+    /// 10 s to connect, and the 80 s of Stripe's own libraries for the call.
     fn default() -> Self {
         Self { connect: RealDuration::from_secs(10), call: RealDuration::from_secs(80) }
     }
 }
 
-/// The base URL cannot be used, or TLS cannot be set up.
+/// Why a client cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// Neither https nor http, or without a host.
+    /// The base URL is neither https nor http, or has no host.
     #[error("the Stripe base URL must be like {STRIPE_URL}: {0}")]
     BaseUrl(String),
-    /// The TLS stack or the system's certificates are not usable.
-    #[error("the HTTPS client cannot be built")]
+    /// The TLS stack or the system's certificates are unusable.
+    #[error("cannot build the HTTPS client")]
     Http(#[from] reqwest::Error),
 }
 
-/// A handle to Stripe; clones share one connection pool. Holds no key: keys belong to integrations and come with
-/// every call.
+/// A client for Stripe; clones share one connection pool. It holds no key: keys belong to integrations and are passed
+/// with every call.
 #[derive(Clone, Debug)]
 pub struct Client {
     http: reqwest::Client,
     base_url: String,
     pub(super) clock: Clock,
     timeouts: Timeouts,
-    pub(super) paces: Arc<Paces>,
+    pub(super) rate_limiters: Arc<RateLimiters>,
 }
 
-/// One call, as its resource describes it.
+/// One call of a resource.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
     pub method: Method,
-    /// The path with `{id}` in place of the id: what logs and metrics may show.
+    /// The path with `{id}` as a placeholder: what logs and metrics may show.
     pub route: &'static str,
-    /// What takes the place of `{id}`.
+    /// The value for `{id}`.
     pub id: Option<&'a str>,
-    /// An encoded form: the query of a GET, the frozen body of a POST.
+    /// An encoded form: the query of a GET, the stored body of a POST.
     pub form: &'a str,
-    /// On every POST and on nothing else.
+    /// Set for every POST and for nothing else.
     pub idempotency_key: Option<&'a str>,
 }
 
 impl<'a> Call<'a> {
-    /// Reads; `query` is an encoded form, or empty.
+    /// A read; `query` is an encoded form or empty.
     pub fn get(route: &'static str, id: Option<&'a str>, query: &'a str) -> Self {
         Self { method: Method::GET, route, id, form: query, idempotency_key: None }
     }
 
-    /// Deletes, which is safe to repeat without a key.
+    /// A deletion, which is safe to repeat without a key.
     pub fn delete(route: &'static str, id: &'a str) -> Self {
         Self { method: Method::DELETE, route, id: Some(id), form: "", idempotency_key: None }
     }
 
-    /// Sends a frozen body under its key.
+    /// A POST of a stored body with its idempotency key.
     pub fn post(route: &'static str, id: Option<&'a str>, idempotency_key: &'a str, body: &'a str) -> Self {
         Self { method: Method::POST, route, id, form: body, idempotency_key: Some(idempotency_key) }
     }
 }
 
 impl Client {
-    /// A client for Stripe at `base_url`: [`STRIPE_URL`], or a sandbox, which may speak plain http. It keeps within
-    /// Stripe's own limits, as long as somebody supplies it with slots.
+    /// A client for Stripe at `base_url`: [`STRIPE_URL`], or a sandbox, which may use plain http. It obeys Stripe's
+    /// rate limits as long as it is supplied with slots ([`Self::supply`]).
     pub fn new(base_url: &str, clock: Clock, timeouts: Timeouts) -> Result<Self, BuildError> {
         let bad_url = |why: &str| BuildError::BaseUrl(why.to_owned());
         let url = Url::parse(base_url).map_err(|error| bad_url(&error.to_string()))?;
         if !matches!(url.scheme(), "https" | "http") || !url.has_host() {
             return Err(bad_url("not an http or https URL"));
         }
-        // Ring is the process's only TLS provider; that somebody else has already said so is fine.
+        // Ring is the process's only TLS provider. It may already be installed.
         drop(rustls::crypto::ring::default_provider().install_default());
         let mut http = reqwest::Client::builder()
             .user_agent(concat!("Paybridge/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
-            // Repetitions are ours alone: they must follow Stripe's rules and show in the log.
+            // We retry ourselves: retries must follow Stripe's rules and appear in the log.
             .retry(reqwest::retry::never())
             .connect_timeout(timeouts.connect)
             .tcp_keepalive(RealDuration::from_secs(30))
@@ -126,17 +126,17 @@ impl Client {
             http = http.no_proxy();
         }
         let base_url = url.as_str().trim_end_matches('/').to_owned();
-        let paces = Arc::new(Paces::new(clock.clone(), Limits::default()));
-        Ok(Self { http: http.build()?, base_url, clock, timeouts, paces })
+        let rate_limiters = Arc::new(RateLimiters::new(clock.clone(), Limits::default()));
+        Ok(Self { http: http.build()?, base_url, clock, timeouts, rate_limiters })
     }
 
-    /// The same client, which keeps within other limits.
+    /// Replaces the rate limits.
     #[must_use]
-    pub fn within(self, limits: Limits) -> Self {
-        Self { paces: Arc::new(Paces::new(self.clock.clone(), limits)), ..self }
+    pub fn with_limits(self, limits: Limits) -> Self {
+        Self { rate_limiters: Arc::new(RateLimiters::new(self.clock.clone(), limits)), ..self }
     }
 
-    /// The one send path.
+    /// Sends a call and parses its response.
     pub(super) async fn send<T: DeserializeOwned>(&self, key: &ApiKey, call: Call<'_>) -> Result<T, Error> {
         let span = tracing::info_span!(
             "stripe call",
@@ -144,54 +144,54 @@ impl Client {
             route = call.route,
             status = field::Empty,
             request_id = field::Empty,
-            tries = field::Empty,
+            attempts = field::Empty,
         );
-        self.run(key, &call).instrument(span).await.and_then(|answer| answer.read())
+        self.send_with_retries(key, &call).instrument(span).await.and_then(|response| response.parse())
     }
 
-    async fn run(&self, key: &ApiKey, call: &Call<'_>) -> Result<Answer, Error> {
-        let began = Instant::now();
+    async fn send_with_retries(&self, key: &ApiKey, call: &Call<'_>) -> Result<Response, Error> {
+        let started = Instant::now();
         let url = self.url(call)?;
         let bearer = bearer(key)?;
-        let mut in_doubt = false;
-        let mut tries = 0;
-        // Without the wait for turns.
+        let mut may_be_done = false;
+        let mut attempts = 0;
+        // Without the wait for permits.
         let mut spent = RealDuration::ZERO;
         let outcome = loop {
-            let permit = match self.paces.turn(key, call).await {
+            let permit = match self.rate_limiters.acquire(key, call).await {
                 Ok(permit) => permit,
-                // Not sent this time; but if it was before, that may have been done.
+                // This attempt was not sent, but an earlier one may have been done.
                 Err(error) => break Err(error),
             };
-            let started = Instant::now();
-            let outcome = self.once(&url, &bearer, call, self.timeouts.call.saturating_sub(spent)).await;
-            permit.tell(heard(&outcome));
-            tries += 1;
-            let pause = backoff(tries);
-            spent += started.elapsed() + self.clock.real(pause);
-            let time_is_up = spent >= self.timeouts.call;
-            if tries == MOST_TRIES || time_is_up || !worth_repeating(&outcome) {
+            let attempt_started = Instant::now();
+            let outcome = self.send_once(&url, &bearer, call, self.timeouts.call.saturating_sub(spent)).await;
+            permit.finish(feedback(&outcome));
+            attempts += 1;
+            let pause = backoff(attempts);
+            spent += attempt_started.elapsed() + self.clock.real(pause);
+            let is_timed_out = spent >= self.timeouts.call;
+            if attempts == ATTEMPTS_MAX || is_timed_out || !should_retry(&outcome) {
                 break outcome;
             }
-            in_doubt |= verdict(&outcome) == Some(Verdict::Unknown);
+            may_be_done |= disposition(&outcome) == Some(Disposition::Unknown);
             self.clock.sleep(pause).await;
         };
-        let outcome = if in_doubt && call.method == Method::POST { keep_doubt(outcome) } else { outcome };
-        record(call, &outcome, tries, began.elapsed());
+        let outcome = if may_be_done && call.method == Method::POST { keep_unknown(outcome) } else { outcome };
+        record(call, &outcome, attempts, started.elapsed());
         outcome
     }
 
-    async fn once(
+    async fn send_once(
         &self,
         url: &str,
         bearer: &HeaderValue,
         call: &Call<'_>,
-        left: RealDuration,
-    ) -> Result<Answer, Error> {
+        time_limit: RealDuration,
+    ) -> Result<Response, Error> {
         let mut request = self
             .http
             .request(call.method.clone(), url)
-            .timeout(left)
+            .timeout(time_limit)
             .header(AUTHORIZATION, bearer.clone())
             .header("Stripe-Version", API_VERSION);
         if let Some(idempotency_key) = call.idempotency_key {
@@ -200,25 +200,25 @@ impl Client {
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(call.form.to_owned());
         }
-        crash::point(Point::BeforeRequest);
-        let mut response = request.send().await.map_err(|error| broken(&error))?;
-        let (status, headers) = (response.status(), response.headers().clone());
-        let mut answer = Answer { status, headers, body: Vec::new() };
-        while let Some(chunk) = response.chunk().await.map_err(|error| broken(&error))? {
-            if answer.body.len() + chunk.len() > LONGEST_ANSWER {
-                return Err(Error::unknown(Doubt::TooLong, "the answer is longer than 16 MiB"));
+        failpoints::hit(Failpoint::BeforeRequest);
+        let mut http_response = request.send().await.map_err(|error| transport_error(&error))?;
+        let (status, headers) = (http_response.status(), http_response.headers().clone());
+        let mut response = Response { status, headers, body: Vec::new() };
+        while let Some(chunk) = http_response.chunk().await.map_err(|error| transport_error(&error))? {
+            if response.body.len() + chunk.len() > RESPONSE_BYTES_MAX {
+                return Err(Error::unknown(UnknownCause::TooLong, "the response is longer than 16 MiB"));
             }
-            answer.body.extend_from_slice(&chunk);
+            response.body.extend_from_slice(&chunk);
         }
-        crash::point(Point::AfterAnswer);
-        Ok(answer)
+        failpoints::hit(Failpoint::AfterResponse);
+        Ok(response)
     }
 
     fn url(&self, call: &Call<'_>) -> Result<String, Error> {
         let mut url = self.base_url.clone();
         match call.id {
-            Some(id) if usable(id) => url.push_str(&call.route.replace("{id}", &form::path_segment(id))),
-            Some(_) => return Err(Error::invalid("id", "this cannot be the id of anything at Stripe")),
+            Some(id) if is_valid_id(id) => url.push_str(&call.route.replace("{id}", &form::path_segment(id))),
+            Some(_) => return Err(Error::invalid("id", "this is not a valid Stripe id")),
             None => url.push_str(call.route),
         }
         if call.method == Method::GET && !call.form.is_empty() {
@@ -229,120 +229,121 @@ impl Client {
     }
 }
 
-/// Whether a text may stand in a path. An empty id would name the list, dots would climb out of it.
-fn usable(id: &str) -> bool {
+/// Whether an id may be part of a path. An empty id would name the list, and dots would leave the route.
+fn is_valid_id(id: &str) -> bool {
     !id.is_empty() && id.len() <= 255 && id.chars().any(|c| c != '.') && !id.chars().any(char::is_control)
 }
 
-/// The key as a header that nobody prints and no HTTP/2 table remembers.
+/// The key as a sensitive header: it is not printed and not kept in HTTP/2 header tables.
 fn bearer(key: &ApiKey) -> Result<HeaderValue, Error> {
     let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).map_err(|_| {
-        let message = Some("the key holds characters that no key of Stripe's has".to_owned());
+        let message = Some("the API key contains characters that are invalid in a Stripe key".to_owned());
         Error::Unauthorized(Box::new(Detail { message, ..Detail::default() }))
     })?;
     value.set_sensitive(true);
     Ok(value)
 }
 
-/// Stripe's own rules: no answer is worth another try; otherwise Stripe's advice, then 409 and 5xx. A limiter's 429 is
-/// not, for whoever is told to slow down should not come back at once; a lock's is.
-fn worth_repeating(outcome: &Result<Answer, Error>) -> bool {
-    let answer = match outcome {
-        Ok(answer) => answer,
-        Err(Error::Unknown { reason, .. }) => return *reason == Doubt::Connection,
+/// Stripe's rules: retry without a response; otherwise follow `Stripe-Should-Retry`, then retry a 409 or 5xx. A rate
+/// limiter's 429 is not retried, because it asks us to slow down; a lock's is.
+fn should_retry(outcome: &Result<Response, Error>) -> bool {
+    let response = match outcome {
+        Ok(response) => response,
+        Err(Error::Unknown { reason, .. }) => return *reason == UnknownCause::Connection,
         Err(_) => return false,
     };
-    if answer.status.is_success() {
+    if response.status.is_success() {
         return false;
     }
-    match answer.header("stripe-should-retry") {
+    match response.header("stripe-should-retry") {
         Some("true") => return true,
         Some("false") => return false,
         _ => {}
     }
-    match answer.status.as_u16() {
+    match response.status.as_u16() {
         409 => true,
-        // A stored error is all that this key will ever bring.
-        500.. => !answer.replayed(),
-        429 => matches!(answer.read::<serde_json::Value>(), Err(Error::Locked(_))),
+        // A stored error is the only response that this key will ever get.
+        500.. => !response.is_replayed(),
+        429 => matches!(response.parse::<serde_json::Value>(), Err(Error::Locked(_))),
         _ => false,
     }
 }
 
-/// What an outcome says about Stripe, whatever it says about the call.
-fn heard(outcome: &Result<Answer, Error>) -> Heard {
+/// What an outcome says about Stripe's health, independent of the call.
+fn feedback(outcome: &Result<Response, Error>) -> Feedback {
     match outcome {
-        Ok(answer) if answer.status.as_u16() == 429 => match answer.read::<serde::de::IgnoredAny>() {
-            Err(Error::RateLimited { reason, .. }) => Heard::Limit(reason),
-            // A lock is about one object.
-            _ => Heard::Answer,
+        Ok(response) if response.status.as_u16() == 429 => match response.parse::<serde::de::IgnoredAny>() {
+            Err(Error::RateLimited { reason, .. }) => Feedback::Limit(reason),
+            // A lock concerns one object.
+            _ => Feedback::Response,
         },
-        // A stored error is replayed by a Stripe that is well.
-        Ok(answer) if answer.status.is_server_error() && !answer.replayed() => Heard::Failure,
-        Err(Error::Unknown { reason: Doubt::Timeout | Doubt::Connection, .. }) => Heard::Failure,
-        _ => Heard::Answer,
+        // A replayed error comes from a healthy Stripe.
+        Ok(response) if response.status.is_server_error() && !response.is_replayed() => Feedback::Failure,
+        Err(Error::Unknown { reason: UnknownCause::Timeout | UnknownCause::Connection, .. }) => Feedback::Failure,
+        _ => Feedback::Response,
     }
 }
 
-fn verdict(outcome: &Result<Answer, Error>) -> Option<Verdict> {
+fn disposition(outcome: &Result<Response, Error>) -> Option<Disposition> {
     match outcome {
-        Ok(answer) => answer.read::<serde::de::IgnoredAny>().err().map(|error| error.verdict()),
-        Err(error) => Some(error.verdict()),
+        Ok(response) => response.parse::<serde::de::IgnoredAny>().err().map(|error| error.disposition()),
+        Err(error) => Some(error.disposition()),
     }
 }
 
-/// A first try that broke off may have been done; that its repetition was turned away says nothing about it (P2).
-fn keep_doubt(outcome: Result<Answer, Error>) -> Result<Answer, Error> {
-    match verdict(&outcome) {
-        Some(Verdict::NotDone) => {
+/// Keeps the outcome unknown if an earlier attempt may have been done: the rejection of its retry says nothing about it
+/// (P2).
+fn keep_unknown(outcome: Result<Response, Error>) -> Result<Response, Error> {
+    match disposition(&outcome) {
+        Some(Disposition::NotDone) => {
             let error = match outcome {
-                Ok(answer) => answer.read::<serde::de::IgnoredAny>().err(),
+                Ok(response) => response.parse::<serde::de::IgnoredAny>().err(),
                 Err(error) => Some(error),
             };
             let detail = error.map(|error| error.detail().clone()).unwrap_or_default();
-            Err(Error::Unknown { reason: Doubt::Unrepeated, replayed: false, detail: Box::new(detail) })
+            Err(Error::Unknown { reason: UnknownCause::RetryRejected, replayed: false, detail: Box::new(detail) })
         }
         _ => outcome,
     }
 }
 
-/// 0.5 s, then 1 s, each times a random factor between a half and one, so that many workers do not come back together.
-fn backoff(tries: u32) -> Duration {
-    Duration::milliseconds(500) * 2_i32.pow(tries.saturating_sub(1)) * (0.5 + chance() / 2.0)
+/// 0.5 s, then 1 s, each with a random factor between 0.5 and 1, so that workers do not retry in step.
+fn backoff(attempts: u32) -> Duration {
+    Duration::milliseconds(500) * 2_i32.pow(attempts.saturating_sub(1)) * (0.5 + random_fraction() / 2.0)
 }
 
-fn broken(error: &reqwest::Error) -> Error {
-    // Its text is not kept: it may hold the URL with its query.
+fn transport_error(error: &reqwest::Error) -> Error {
+    // Its text may contain the URL with its query.
     if error.is_timeout() && !error.is_connect() {
-        Error::unknown(Doubt::Timeout, "no whole answer within the time allowed")
+        Error::unknown(UnknownCause::Timeout, "no complete response within the time limit")
     } else if error.is_connect() {
-        Error::unknown(Doubt::Connection, "Stripe cannot be reached")
+        Error::unknown(UnknownCause::Connection, "Stripe cannot be reached")
     } else {
-        Error::unknown(Doubt::Connection, "the connection broke before the whole answer was read")
+        Error::unknown(UnknownCause::Connection, "the connection broke before the response was complete")
     }
 }
 
-/// One line and one measurement a call, with nothing in them that belongs to a tenant.
-fn record(call: &Call<'_>, outcome: &Result<Answer, Error>, tries: u32, took: RealDuration) {
+/// One log line and one measurement per call, without a tenant's data.
+fn record(call: &Call<'_>, outcome: &Result<Response, Error>, attempts: u32, duration: RealDuration) {
     let (status, request_id) = match outcome {
-        Ok(answer) => (Some(answer.status.as_u16()), answer.request_id()),
+        Ok(response) => (Some(response.status.as_u16()), response.request_id()),
         Err(error) => (error.detail().http_status, error.detail().request_id.clone()),
     };
     let span = Span::current();
-    span.record("tries", tries);
+    span.record("attempts", attempts);
     span.record("status", status);
     span.record("request_id", request_id.as_deref());
     let label = status.map_or_else(|| "none".to_owned(), |status| status.to_string());
     metrics::histogram!("paybridge_stripe_call_seconds",
         "method" => call.method.to_string(), "route" => call.route, "status" => label)
-    .record(took.as_secs_f64());
-    let milliseconds = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+    .record(duration.as_secs_f64());
+    let milliseconds = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     match outcome {
-        Ok(answer) if answer.status.is_success() => tracing::debug!(milliseconds, "Stripe answered"),
-        Ok(answer) if answer.status.is_client_error() => tracing::info!(milliseconds, "Stripe refused"),
-        Ok(_) => tracing::warn!(milliseconds, "Stripe failed"),
-        Err(error @ Error::NotNow { .. }) => tracing::debug!(milliseconds, %error, "Stripe was not called"),
-        Err(error) => tracing::warn!(milliseconds, %error, "Stripe did not answer"),
+        Ok(response) if response.status.is_success() => tracing::debug!(milliseconds, "stripe call succeeded"),
+        Ok(response) if response.status.is_client_error() => tracing::info!(milliseconds, "stripe refused the call"),
+        Ok(_) => tracing::warn!(milliseconds, "stripe failed"),
+        Err(error @ Error::NotSent { .. }) => tracing::debug!(milliseconds, %error, "stripe call not sent"),
+        Err(error) => tracing::warn!(milliseconds, %error, "stripe call without a response"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Stripe's customers: the provider side of ours.
+//! Customers at Stripe.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -7,8 +7,8 @@ use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
 use super::metadata;
-use super::object::{Acknowledged, or_default, reference};
-use super::pace::ApiKey;
+use super::object::{Acknowledged, null_as_default, reference};
+use super::rate_limit::ApiKey;
 use crate::domain::customers::{Address, Customer, CustomerUpdate};
 use crate::domain::signals::DefaultChange;
 
@@ -17,9 +17,10 @@ use crate::domain::signals::DefaultChange;
 pub struct ProviderCustomer {
     /// `cus_…`.
     pub id: String,
-    /// It was deleted at Stripe: the id still answers, and that is all it does.
+    /// Whether it was deleted at Stripe. Reading a deleted customer succeeds.
     pub deleted: bool,
-    /// What Stripe charges by default: `invoice_settings.default_payment_method`, else the old `default_source`.
+    /// The method that Stripe charges by default: `invoice_settings.default_payment_method`, else the legacy
+    /// `default_source`.
     pub default_method: Option<String>,
 }
 
@@ -28,7 +29,7 @@ pub(super) struct WireCustomer {
     pub id: String,
     #[serde(default)]
     deleted: bool,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     invoice_settings: InvoiceSettings,
     #[serde(default, deserialize_with = "reference")]
     default_source: Option<String>,
@@ -40,17 +41,17 @@ struct InvoiceSettings {
     default_payment_method: Option<String>,
 }
 
-/// The old value of a field that an update replaced: absent where it did not, null where there was none.
+/// The old value of a field that an update changed: absent if unchanged, null if there was none.
 #[derive(Deserialize)]
 struct Replaced(#[serde(deserialize_with = "reference")] Option<String>);
 
 impl WireCustomer {
-    /// What Stripe charges by default.
+    /// The method that Stripe charges by default.
     fn default_method(&self) -> Option<&String> {
         self.invoice_settings.default_payment_method.as_ref().or(self.default_source.as_ref())
     }
 
-    /// What became of the default, given an update's `previous_attributes`; `None` if the same one counts as before.
+    /// The change of the default, given an update's `previous_attributes`; `None` if the effective default is the same.
     pub fn default_change(&self, previous: &Value) -> Result<Option<DefaultChange>, serde_json::Error> {
         let replaced = |pointer: &str| previous.pointer(pointer).map(Replaced::deserialize).transpose();
         let method = replaced("/invoice_settings/default_payment_method")?;
@@ -69,7 +70,7 @@ impl From<WireCustomer> for ProviderCustomer {
     }
 }
 
-/// The body that makes `customer` at Stripe. What is empty here is not sent.
+/// The body that creates `customer` at Stripe. Empty fields are not sent.
 pub fn create_body(customer: &Customer) -> String {
     let filled = |text: &'static str, value: &str| (!value.is_empty()).then(|| (text, value.to_owned()));
     let fields = [
@@ -94,8 +95,8 @@ pub fn create_body(customer: &Customer) -> String {
     .into_body()
 }
 
-/// The body that carries a change over to Stripe: only what `update` names, so that a linked customer keeps what Stripe
-/// alone knows; an empty text clears. Empty if nothing in it concerns Stripe.
+/// The body that applies an update at Stripe. It contains only what `update` names, so that a linked customer keeps its
+/// other data at Stripe; an empty text clears a field. Empty if the update does not concern Stripe.
 pub fn update_body(update: &CustomerUpdate) -> String {
     let form = Form::new()
         .push_some("name", update.name.as_deref())
@@ -111,13 +112,13 @@ pub fn update_body(update: &CustomerUpdate) -> String {
     .into_body()
 }
 
-/// The body that makes a method Stripe's own default, or leaves the customer without one.
+/// The body that sets or clears Stripe's own default.
 pub fn default_method_body(provider_payment_method_id: Option<&str>) -> String {
     let method = provider_payment_method_id.unwrap_or_default();
     Form::new().push("invoice_settings[default_payment_method]", method).into_body()
 }
 
-/// Billing systems keep several addresses in one field; Stripe takes one.
+/// Billing systems may store several addresses in one field; Stripe accepts one.
 fn first_email(email: &str) -> &str {
     email.split(',').next().unwrap_or_default().trim()
 }
@@ -134,7 +135,7 @@ fn address_parts(address: &Address) -> [(&'static str, &str); 6] {
 }
 
 impl Client {
-    /// Makes a customer; `body` is a stored [`create_body`].
+    /// Creates a customer; `body` is a stored [`create_body`].
     pub async fn create_customer(
         &self,
         key: &ApiKey,
@@ -145,13 +146,13 @@ impl Client {
         Ok(self.send::<WireCustomer>(key, call).await?.into())
     }
 
-    /// Reads a customer. A deleted one is an answer, not an error.
+    /// Reads a customer. A deleted one is a result, not an error.
     pub async fn customer(&self, key: &ApiKey, id: &str) -> Result<ProviderCustomer, Error> {
         let call = Call::get("/v1/customers/{id}", Some(id), "");
         Ok(self.send::<WireCustomer>(key, call).await?.into())
     }
 
-    /// Changes a customer; `body` is an [`update_body`] or a [`default_method_body`].
+    /// Updates a customer; `body` is an [`update_body`] or a [`default_method_body`].
     pub async fn update_customer(
         &self,
         key: &ApiKey,
@@ -163,7 +164,7 @@ impl Client {
         Ok(self.send::<WireCustomer>(key, call).await?.into())
     }
 
-    /// Deletes a customer and detaches its methods. One that is gone already counts as deleted.
+    /// Deletes a customer and detaches its methods. One that is already deleted counts as success.
     pub async fn delete_customer(&self, key: &ApiKey, id: &str) -> Result<(), Error> {
         match self.send::<Acknowledged>(key, Call::delete("/v1/customers/{id}", id)).await {
             Err(error) if !error.is_missing() => Err(error),
@@ -216,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_sends_what_it_names_and_clears_what_it_empties() {
+    fn an_update_sends_only_its_fields_and_clears_empty_ones() {
         assert_eq!(update_body(&CustomerUpdate::default()), "");
         let update = CustomerUpdate {
             name: Some("New".to_owned()),
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deleted_customer_and_an_expanded_default_can_be_read() {
+    fn a_deleted_customer_and_an_expanded_default_are_parsed() {
         let read = |json: &str| ProviderCustomer::from(serde_json::from_str::<WireCustomer>(json).unwrap());
         assert!(read(r#"{"id":"cus_1","object":"customer","deleted":true}"#).deleted);
         let expanded =
@@ -241,6 +242,6 @@ mod tests {
         assert_eq!(old.default_method.as_deref(), Some("card_1"));
         let both =
             read(r#"{"id":"cus_1","invoice_settings":{"default_payment_method":"pm_1"},"default_source":"card_1"}"#);
-        assert_eq!(both.default_method.as_deref(), Some("pm_1"), "Stripe's order");
+        assert_eq!(both.default_method.as_deref(), Some("pm_1"), "Stripe's precedence");
     }
 }

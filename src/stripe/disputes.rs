@@ -1,11 +1,11 @@
-//! Disputes: a customer, or the customer's bank, wants the money back.
+//! Disputes: a customer or the customer's bank reclaims a payment.
 
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::{currency, money, reference};
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 use crate::domain::Currency;
 use crate::domain::signals::DisputeSnapshot;
 

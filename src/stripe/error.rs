@@ -1,99 +1,100 @@
-//! What went wrong with a call, sorted by what it means for money, so that nobody outside this room needs to know HTTP.
+//! The errors of calls to Stripe, classified by what they mean for money, so that other modules need not know HTTP.
 //!
-//! The rule behind the sorting is P2: only an answer that Stripe itself wrote settles anything. A refusal counts as
-//! Stripe's word only if its body is an error object of Stripe's; the error page of a proxy, a cut connection and every
-//! 5xx leave the outcome unknown.
+//! The classification follows P2: only a response that Stripe itself wrote settles anything. A refusal counts only if
+//! its body is a Stripe error object. A proxy's error page, a broken connection and every 5xx leave the outcome
+//! unknown.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::pace::chance;
+use super::rate_limit::random_fraction;
 use crate::domain::payments::Failure;
 use crate::domain::signals::IntentSnapshot;
 
-/// How soon to come again after Stripe's limiter has turned a call away, and how long Stripe may ask for, in the clock's
+/// The delay after a 429 from Stripe's rate limiter, and the longest `Retry-After` that is honored, in the clock's
 /// time.
-const RATE_LIMITED_WAIT: Duration = Duration::from_secs(1);
+const RATE_LIMITED_DELAY: Duration = Duration::from_secs(1);
 const RETRY_AFTER_MAX: Duration = Duration::from_mins(1);
 
-/// A call that did not bring what was asked for.
+/// A failed call.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// 402: the parameters were fine, the payment was refused. The next try needs a new key.
+    /// 402: the parameters were valid, the payment was declined. The next attempt needs a new key.
     #[error("Stripe declined the payment: {0}")]
     Declined(Box<Detail>),
-    /// 400 or 404: a parameter is wrong, the object is missing, or it is in a state that does not allow this.
+    /// 400 or 404: a parameter is invalid, or the object is missing or in a state that does not allow this.
     #[error("Stripe refused the request: {0}")]
     Invalid(Box<Detail>),
-    /// The same key came with another body. A bug of ours: stop and alert, never take a new key silently, for
-    /// whatever went first under this key may have moved money.
-    #[error("Stripe has seen this idempotency key with another request: {0}")]
+    /// 400 `idempotency_error`: the same key was used with another body. This is a bug of ours: stop and alert, and
+    /// never switch to a new key silently, because the first request with this key may have moved money.
+    #[error("Stripe has received this idempotency key with another request: {0}")]
     IdempotencyMismatch(Box<Detail>),
-    /// 401: the key is wrong, expired or revoked. Nothing was done.
-    #[error("Stripe does not accept the API key: {0}")]
+    /// 401: the API key is wrong, expired or revoked. Nothing was done.
+    #[error("Stripe rejects the API key: {0}")]
     Unauthorized(Box<Detail>),
-    /// 403: the key is good but may not do this. Nothing was done.
+    /// 403: the API key lacks a permission. Nothing was done.
     #[error("the API key lacks a permission at Stripe: {detail}")]
     Forbidden {
-        /// The missing permission, `rak_…`, where Stripe names it.
+        /// The missing permission, `rak_…`, if Stripe names it.
         scope: Option<String>,
-        /// Stripe's answer.
+        /// Stripe's details.
         detail: Box<Detail>,
     },
-    /// 429: too many calls. Nothing was done; the same key goes again later, and slower.
-    #[error("Stripe limits our calls ({reason:?}): {detail}")]
+    /// 429: too many calls. Nothing was done; the same key is sent again later.
+    #[error("Stripe's rate limit is exceeded ({reason:?}): {detail}")]
     RateLimited {
-        /// Which limit was met.
+        /// The limit that was exceeded.
         reason: RateLimit,
-        /// How long Stripe asks us to wait, if it says so. It seldom does.
+        /// Stripe's `Retry-After`, which it seldom sends.
         retry_after: Option<Duration>,
-        /// Stripe's answer.
+        /// Stripe's details.
         detail: Box<Detail>,
     },
-    /// It was not sent, and nothing was done: its turn did not come in time, or Stripe fails most calls just now.
+    /// The call was not sent, so nothing was done: the rate limiter gave no permit in time, or Stripe currently fails
+    /// most calls.
     #[error("{detail}")]
-    NotNow {
-        /// What it was held back by.
-        hold: Hold,
-        /// When to come again, in the clock's time.
-        wait: Duration,
-        /// What to tell people.
+    NotSent {
+        /// What held the call back.
+        cause: UnsentCause,
+        /// When to retry, in the clock's time.
+        retry_after: Duration,
+        /// The message for people.
         detail: Box<Detail>,
     },
-    /// 429 `lock_timeout`: somebody else is working on this object. Nothing was done.
-    #[error("Stripe holds a lock on the object: {0}")]
+    /// 429 `lock_timeout`: another request holds a lock on the object. Nothing was done.
+    #[error("another request holds Stripe's lock on the object: {0}")]
     Locked(Box<Detail>),
-    /// 409: a request with this key is still being worked on. Its outcome is unknown; the same key goes again.
-    #[error("Stripe is still working on a request with this key: {0}")]
+    /// 409: a request with this key is still in progress. Its outcome is unknown; the same key is sent again.
+    #[error("a request with this idempotency key is still in progress at Stripe: {0}")]
     InUse(Box<Detail>),
-    /// It may have been done or not. The same body goes again under the same key, or the object is read.
+    /// The outcome is unknown. The same body is sent again with the same key, or the object is read.
     #[error("the outcome at Stripe is unknown ({reason}): {detail}")]
     Unknown {
-        /// What came instead of an answer.
-        reason: Doubt,
-        /// Stripe replayed a stored answer (`Idempotent-Replayed`): the same key will never say anything else.
+        /// Why the outcome is unknown.
+        reason: UnknownCause,
+        /// Stripe replayed a stored response (`Idempotent-Replayed`): the same key will never return another one.
         replayed: bool,
-        /// As much as is known; status and request id where there was an answer at all.
+        /// What is known; status and request id if there was a response.
         detail: Box<Detail>,
     },
 }
 
-/// What an error says about the work that was asked for. It speaks of this call alone: if an earlier call with the
-/// same key ended [`Verdict::Unknown`], a later [`Verdict::NotDone`] does not undo that doubt.
+/// What an error says about the requested work. It is about this call only: if an earlier call with the same key ended
+/// [`Disposition::Unknown`], a later [`Disposition::NotDone`] does not change that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Stripe's word: it was refused and will not happen under this key.
+pub enum Disposition {
+    /// Refused by Stripe; it will not happen with this key.
     Refused,
-    /// Not done, nothing was tried: later, with the same key and body.
+    /// Not done and not attempted: retry later with the same key and body.
     NotDone,
-    /// Unknown is not failed (P2).
+    /// It may have been done. Unknown is not failed (P2).
     Unknown,
 }
 
-/// What holds a call back before it is sent.
+/// Why a call was not sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hold {
-    /// The account's limit is used up.
+pub enum UnsentCause {
+    /// The account's rate limit is exhausted.
     Limit,
     /// Stripe, or this account at Stripe, fails most calls.
     Outage,
@@ -101,81 +102,81 @@ pub enum Hold {
 
 /// Why an outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doubt {
-    /// No whole answer within the time allowed.
+pub enum UnknownCause {
+    /// No complete response in time.
     Timeout,
     /// No connection, or it broke.
     Connection,
     /// A 5xx.
     ServerError,
-    /// An answer that is not Stripe's: no JSON, another shape, a redirect, or too long.
+    /// Not a response of Stripe: no JSON, another structure, or a redirect.
     Unreadable,
-    /// A first try within this call broke off, and its repetition was not let through.
-    Unrepeated,
-    /// More than we are willing to read.
+    /// An earlier attempt of this call has an unknown outcome, and its retry was rejected or not sent.
+    RetryRejected,
+    /// More data than we read (P11).
     TooLong,
 }
 
-/// Which limit a 429 speaks of (`Stripe-Rate-Limited-Reason`).
+/// The limit behind a 429 (`Stripe-Rate-Limited-Reason`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RateLimit {
-    /// Calls a second of the whole account.
+    /// Calls per second of the whole account.
     GlobalRate,
-    /// Calls of the account at the same time.
+    /// Concurrent calls of the account.
     GlobalConcurrency,
-    /// Calls a second to this endpoint.
+    /// Calls per second to this endpoint.
     EndpointRate,
-    /// Calls to this endpoint at the same time.
+    /// Concurrent calls to this endpoint.
     EndpointConcurrency,
     /// A limit of one object or one kind of work.
     ResourceSpecific,
-    /// Stripe did not say, or said something new.
+    /// No reason, or an unknown one.
     Unnamed,
 }
 
-/// What Stripe said about an error. Every text is scrubbed of secrets and cut to 1,000 characters.
+/// Stripe's details of an error. Every text is redacted and truncated to 1,000 characters.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Detail {
-    /// The HTTP status; absent where no answer came.
+    /// The HTTP status; absent if there was no response.
     pub http_status: Option<u16>,
     /// `card_error`, `invalid_request_error`, `api_error`, `idempotency_error`.
     pub error_type: Option<String>,
-    /// For programs: `card_declined`, `resource_missing`, `amount_too_small`, …
+    /// The error code: `card_declined`, `resource_missing`, `amount_too_small`, …
     pub code: Option<String>,
-    /// The bank's reason: `insufficient_funds`, …
+    /// The issuer's reason: `insufficient_funds`, …
     pub decline_code: Option<String>,
-    /// What to do next: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
+    /// Stripe's advice: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
     pub advice_code: Option<String>,
-    /// The card network's own code.
+    /// The card network's code.
     pub network_decline_code: Option<String>,
-    /// The parameter at fault.
+    /// The invalid parameter.
     pub param: Option<String>,
-    /// For people.
+    /// The message for people.
     pub message: Option<String>,
-    /// Stripe's id of the request, for its support and its logs.
+    /// Stripe's request id, for its support and logs.
     pub request_id: Option<String>,
     /// The charge that failed, `ch_…`.
     pub charge: Option<String>,
-    /// The intent as the refused call left it: a refused create still makes one. Without its action's link, which
-    /// would show wherever the error is printed.
+    /// The intent after the refused call: a declined creation still creates one. Without `next_action_url`, which would
+    /// appear wherever the error is printed.
     pub payment_intent: Option<Box<IntentSnapshot>>,
 }
 
 impl Error {
-    /// What this error says about the work that was asked for.
-    pub fn verdict(&self) -> Verdict {
+    /// What this error says about the requested work.
+    pub fn disposition(&self) -> Disposition {
         match self {
-            Self::Declined(_) | Self::Invalid(_) => Verdict::Refused,
+            Self::Declined(_) | Self::Invalid(_) => Disposition::Refused,
             Self::Unauthorized(_)
             | Self::Forbidden { .. }
             | Self::RateLimited { .. }
-            | Self::NotNow { .. }
-            | Self::Locked(_) => Verdict::NotDone,
-            Self::InUse(_) | Self::Unknown { .. } | Self::IdempotencyMismatch(_) => Verdict::Unknown,
+            | Self::NotSent { .. }
+            | Self::Locked(_) => Disposition::NotDone,
+            Self::InUse(_) | Self::Unknown { .. } | Self::IdempotencyMismatch(_) => Disposition::Unknown,
         }
     }
 
-    /// Everything Stripe said.
+    /// Stripe's details.
     pub fn detail(&self) -> &Detail {
         match self {
             Self::Declined(detail)
@@ -186,32 +187,32 @@ impl Error {
             | Self::InUse(detail)
             | Self::Forbidden { detail, .. }
             | Self::RateLimited { detail, .. }
-            | Self::NotNow { detail, .. }
+            | Self::NotSent { detail, .. }
             | Self::Unknown { detail, .. } => detail,
         }
     }
 
-    /// Stripe's code, if it gave one.
+    /// Stripe's error code.
     pub fn code(&self) -> Option<&str> {
         self.detail().code.as_deref()
     }
 
-    /// Whether the object asked for is not there. After a DELETE it means that the work is done.
+    /// Whether the object does not exist. After a DELETE this means that the work is done.
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Invalid(detail)
             if detail.code.as_deref() == Some("resource_missing") || detail.http_status == Some(404))
     }
 
-    /// Whether the key must be mended before anything goes on: it is no longer accepted, or lacks a permission.
-    pub fn is_key_trouble(&self) -> bool {
+    /// Whether the API key must be repaired first: it is rejected or lacks a permission.
+    pub fn is_key_error(&self) -> bool {
         matches!(self, Self::Unauthorized(_) | Self::Forbidden { .. })
     }
 
-    /// The account that a refusal for lack of a permission names in its text (`… on account 'acct_…'`). Stripe does not
-    /// document it, and not every such text names one. Every other error is silent: it may speak of somebody else's.
+    /// The account that the text of a 403 names (`… on account 'acct_…'`). Stripe does not document it, and not every
+    /// such text names one. Other errors return `None`: they may name another account.
     pub fn named_account(&self) -> Option<&str> {
         let Self::Forbidden { detail, .. } = self else { return None };
-        // `account_invalid` names an account that the key has nothing to do with.
+        // `account_invalid` names an account that the key does not belong to.
         let message = detail.message.as_deref().filter(|_| detail.code.as_deref() != Some("account_invalid"))?;
         let (start, _) = message.match_indices("acct_").next()?;
         let rest = &message[start..];
@@ -221,32 +222,33 @@ impl Error {
         (named.len() > "acct_".len() && is_only_one).then_some(named)
     }
 
-    /// When to come again, in the clock's time, if the call was held back, by us or by Stripe's limiter. Nothing is wrong
-    /// with what was asked for.
-    pub fn held_back(&self) -> Option<Duration> {
+    /// When to retry, in the clock's time, if the call was held back by us or by Stripe's rate limiter. The request
+    /// itself is valid.
+    pub fn retry_delay(&self) -> Option<Duration> {
         match self {
-            Self::NotNow { wait, .. } => Some(*wait),
+            Self::NotSent { retry_after, .. } => Some(*retry_after),
             Self::RateLimited { retry_after, .. } => {
-                let wait = retry_after.map_or(RATE_LIMITED_WAIT, |wait| wait.clamp(RATE_LIMITED_WAIT, RETRY_AFTER_MAX));
-                Some(wait.mul_f64(1.0 + chance()))
+                let delay =
+                    retry_after.map_or(RATE_LIMITED_DELAY, |delay| delay.clamp(RATE_LIMITED_DELAY, RETRY_AFTER_MAX));
+                Some(delay.mul_f64(1.0 + random_fraction()))
             }
             _ => None,
         }
     }
 
-    /// A call that was not sent.
-    pub(super) fn not_now(hold: Hold, wait: time::Duration) -> Self {
-        let message = match hold {
-            Hold::Limit => {
-                "as many calls as Stripe allows for this account are under way or wait; this try was not sent"
+    /// The error of a call that was not sent.
+    pub(super) fn not_sent(cause: UnsentCause, retry_after: time::Duration) -> Self {
+        let message = match cause {
+            UnsentCause::Limit => {
+                "the calls in progress and waiting exhaust Stripe's rate limit for this account; this call was not sent"
             }
-            Hold::Outage => "Stripe fails most calls just now; this try was not sent",
+            UnsentCause::Outage => "Stripe currently fails most calls; this call was not sent",
         };
         let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
-        Self::NotNow { hold, wait: wait.try_into().unwrap_or_default(), detail }
+        Self::NotSent { cause, retry_after: retry_after.try_into().unwrap_or_default(), detail }
     }
 
-    /// A refusal of our own, before anything was sent, in the words that Stripe would use.
+    /// A refusal of our own before anything was sent, in Stripe's form.
     pub(super) fn invalid(param: &str, message: &str) -> Self {
         Self::Invalid(Box::new(Detail {
             error_type: Some("invalid_request_error".to_owned()),
@@ -256,15 +258,15 @@ impl Error {
         }))
     }
 
-    /// No answer that settles anything; `message` is ours.
-    pub(super) fn unknown(reason: Doubt, message: &str) -> Self {
+    /// An unknown outcome; `message` is ours.
+    pub(super) fn unknown(reason: UnknownCause, message: &str) -> Self {
         let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
         Self::Unknown { reason, replayed: false, detail }
     }
 }
 
 impl From<&Detail> for Failure {
-    /// A refusal, as a payment keeps it.
+    /// The failure that a payment stores.
     fn from(detail: &Detail) -> Self {
         let code = detail.code.as_deref().or(detail.error_type.as_deref());
         Self {
@@ -305,8 +307,8 @@ impl fmt::Display for Detail {
     }
 }
 
-impl Hold {
-    /// For metrics.
+impl UnsentCause {
+    /// The metric's label.
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Limit => "limit",
@@ -315,15 +317,15 @@ impl Hold {
     }
 }
 
-impl fmt::Display for Doubt {
+impl fmt::Display for UnknownCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Timeout => "no answer in time",
+            Self::Timeout => "no response in time",
             Self::Connection => "the connection broke",
-            Self::ServerError => "Stripe had an error of its own",
-            Self::Unreadable => "the answer was not Stripe's",
-            Self::Unrepeated => "a try broke off and could not be repeated",
-            Self::TooLong => "there is more than we read",
+            Self::ServerError => "server error at Stripe",
+            Self::Unreadable => "the response was not from Stripe",
+            Self::RetryRejected => "an attempt has an unknown outcome and could not be retried",
+            Self::TooLong => "there is more data than is read",
         })
     }
 }

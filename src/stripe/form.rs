@@ -1,16 +1,16 @@
 //! Stripe's request encoding: `application/x-www-form-urlencoded` with nesting in brackets.
 //!
-//! A body is built once, by the pure `…_body` function of its resource, stored in the database, and sent from there, so
-//! that every later send is byte for byte the first one (P2): Stripe compares the parameters of a repeated key, and
-//! recomputing them from data that has moved on is how a retry turns into a refusal.
+//! A resource's pure `…_body` function builds a body once. It is stored in the database and sent from there, so that
+//! every send is identical, byte for byte (P2): Stripe compares the parameters of a repeated key, so a body recomputed
+//! from newer data would be refused.
 
 use std::fmt::{Display, Write as _};
 
-/// The one place that names the list of allowed kinds. From API version 2026-09-30.endive on it is
-/// `allowed_payment_method_types`; the move is this line and [`super::API_VERSION`].
+/// The parameter with the allowed kinds, named only here. From API version 2026-09-30.endive on it is
+/// `allowed_payment_method_types`; to move, change this line and [`super::API_VERSION`].
 pub const PAYMENT_METHOD_TYPES: &str = "payment_method_types";
 
-/// A form under construction. Parameters keep the order in which they were pushed, so equal input gives equal bytes.
+/// A form builder. Parameters keep the order in which they were pushed, so equal input gives equal bytes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Form(String);
 
@@ -20,7 +20,7 @@ impl Form {
         Self::default()
     }
 
-    /// Adds one parameter. `name` is Stripe's, brackets included: `amount`, `metadata[invoice_id]`, `expand[0]`.
+    /// Adds a parameter. `name` is Stripe's, with brackets: `amount`, `metadata[invoice_id]`, `expand[0]`.
     #[must_use]
     pub fn push(mut self, name: &str, value: impl Display) -> Self {
         if !self.0.is_empty() {
@@ -32,7 +32,7 @@ impl Form {
         self
     }
 
-    /// Adds the parameter if there is a value. Sending nothing leaves what Stripe has; an empty string clears it.
+    /// Adds the parameter if there is a value. An absent parameter keeps Stripe's value; an empty string clears it.
     #[must_use]
     pub fn push_some(self, name: &str, value: Option<impl Display>) -> Self {
         match value {
@@ -41,13 +41,13 @@ impl Form {
         }
     }
 
-    /// Adds a list, indexed as Stripe's own libraries do: `name[0]=…&name[1]=…`.
+    /// Adds a list, indexed as in Stripe's own libraries: `name[0]=…&name[1]=…`.
     #[must_use]
     pub fn push_list(self, name: &str, values: impl IntoIterator<Item = impl Display>) -> Self {
         values.into_iter().enumerate().fold(self, |form, (index, value)| form.push(&format!("{name}[{index}]"), value))
     }
 
-    /// Adds entries of a map: `name[key]=value`.
+    /// Adds a map: `name[key]=value`.
     #[must_use]
     pub fn push_map<V: Display>(self, name: &str, entries: &[(&str, V)]) -> Self {
         entries.iter().fold(self, |form, (key, value)| form.push(&format!("{name}[{key}]"), value))
@@ -59,14 +59,14 @@ impl Form {
     }
 }
 
-/// Percent-encodes one segment of a path. Whether the segment may be used at all is [`super::client`]'s business.
+/// Percent-encodes a path segment. [`super::client`] checks whether it is a valid id.
 pub(super) fn path_segment(id: &str) -> String {
     let mut segment = String::with_capacity(id.len());
     encode(&mut segment, id, false);
     segment
 }
 
-/// Escapes all but RFC 3986's unreserved characters, and brackets where they are structure.
+/// Escapes everything except RFC 3986's unreserved characters, and structural brackets.
 fn encode(out: &mut String, text: &str, keep_brackets: bool) {
     for byte in text.bytes() {
         match byte {
@@ -83,14 +83,14 @@ mod tests {
 
     use super::*;
 
-    /// Decodes with a library that we did not write.
+    /// Decodes with an independent library.
     fn decode(body: &str) -> Vec<(String, String)> {
         let url = reqwest::Url::parse(&format!("http://localhost/?{body}")).unwrap();
         url.query_pairs().map(|(name, value)| (name.into_owned(), value.into_owned())).collect()
     }
 
     #[test]
-    fn nesting_lists_and_maps_read_as_stripe_writes_them() {
+    fn lists_and_maps_are_nested_as_stripe_documents() {
         let body = Form::new()
             .push("amount", 4900)
             .push_list(PAYMENT_METHOD_TYPES, ["card", "sepa_debit"])
@@ -105,7 +105,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_is_pushed_is_what_is_read(
+        fn decoding_returns_what_was_pushed(
             pairs in prop::collection::vec(("[a-z_]{1,8}(\\[[a-z_0-9]{1,8}\\]){0,3}", any::<String>()), 0..8)
         ) {
             let form = pairs.iter().fold(Form::new(), |form, (name, value)| form.push(name, value));

@@ -1,11 +1,11 @@
-//! Mandates: whether a SEPA method may still be debited.
+//! Mandates: whether a SEPA method may be debited.
 
 use serde::Deserialize;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::reference;
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 use crate::domain::signals::MandateSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -17,7 +17,7 @@ pub(super) struct WireMandate {
 }
 
 impl WireMandate {
-    /// What it says, if it names its method. A pending one is on its way to be active.
+    /// The snapshot, if the mandate names its method. A pending mandate counts as active: it is about to become active.
     pub fn snapshot(self) -> Option<MandateSnapshot> {
         let is_active = self.status != "inactive";
         self.payment_method.map(|method| MandateSnapshot { id: self.id, provider_payment_method_id: method, is_active })

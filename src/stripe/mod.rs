@@ -1,18 +1,18 @@
-//! Stripe's wire, and nothing else: parameters, headers, errors, signatures, objects and events.
+//! Stripe's API: parameters, headers, errors, signatures, objects and events.
 //!
-//! `app` builds a body with a resource's pure `…_body` function, commits it (P2), and hands it with a key to the
-//! resource's send function. Every call leaves through [`client`]'s one send path, when [`pace`] lets it go, and comes
-//! back through [`error`]'s one table. Whatever Stripe says of an object, in an answer, a webhook or a list, becomes the same snapshot of
-//! [`crate::domain::signals`], so that one set of rules takes it in. What arrives unasked is checked by [`signature`] and
-//! understood by [`signals`].
+//! `app` builds a body with a resource's pure `…_body` function, commits it (P2), and passes it with a key to the
+//! resource's send function. Every call goes through [`Client`] once [`rate_limit`] permits it, and every failure
+//! becomes an [`Error`]. An object in a response, webhook or list becomes the same snapshot of
+//! [`crate::domain::signals`], so that one set of rules applies to all. [`signature`] verifies webhooks, [`signals`]
+//! parses their events.
 
-mod answer;
 pub mod client;
 pub mod error;
 pub mod form;
 mod object;
-mod pace;
+mod rate_limit;
 pub mod redact;
+mod response;
 pub mod scopes;
 pub mod signals;
 pub mod signature;
@@ -34,31 +34,31 @@ pub mod webhook_endpoints;
 mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
-pub use error::{Detail, Error, Verdict};
-pub use pace::{ApiKey, TURN_WITHIN};
+pub use error::{Detail, Disposition, Error};
+pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey};
 
-/// The API version of every call, and of the webhook endpoints that we register: the last that takes
+/// The API version of every call and of the webhook endpoints that we register: the last one that accepts
 /// [`form::PAYMENT_METHOD_TYPES`].
 pub const API_VERSION: &str = "2026-08-26.dahlia";
 
-/// The keys of our own marks on Stripe's objects.
+/// The keys of our metadata on Stripe's objects.
 pub mod metadata {
-    /// The billing system's invoice.
+    /// The billing system's invoice id.
     pub const INVOICE_ID: &str = "invoice_id";
-    /// The tenant.
+    /// The organization's id.
     pub const ORGANIZATION_ID: &str = "organization_id";
-    /// Our payment.
+    /// The payment's id.
     pub const PAYMENT_ID: &str = "payment_id";
-    /// Our refund.
+    /// The refund's id.
     pub const REFUND_ID: &str = "refund_id";
-    /// The payment's attempt that an object was made for: payment id and number.
+    /// The attempt that an object was created for: payment id and number.
     pub const ATTEMPT_ID: &str = "attempt_id";
-    /// Our customer.
+    /// The customer's id.
     pub const CUSTOMER_ID: &str = "customer_id";
-    /// The billing system's customer.
+    /// The billing system's customer id.
     pub const EXTERNAL_CUSTOMER_ID: &str = "external_customer_id";
-    /// Our Checkout session.
+    /// The Checkout session's id, ours.
     pub const CHECKOUT_SESSION_ID: &str = "checkout_session_id";
-    /// The integration.
+    /// The integration's id.
     pub const INTEGRATION_ID: &str = "integration_id";
 }

@@ -1,23 +1,23 @@
-//! PaymentIntents: made unconfirmed, so that no money can move, then confirmed, once for every attempt.
+//! PaymentIntents: created unconfirmed, so that no money can move, then confirmed once per attempt.
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
 
 use super::client::{Call, Client};
-use super::error::{Doubt, Error};
+use super::error::{Error, UnknownCause};
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
-use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
-use super::pace::ApiKey;
+use super::object::{Metadata, Page, currency, metadata_id, money, null_as_default, reference};
+use super::rate_limit::ApiKey;
 use super::redact::{HostedUrl, scrubbed};
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Failure, Payment};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 use crate::domain::{Currency, PaymentId};
 
-/// Pages of 100 that are read to find an intent (P11). More than these hold, and the search has no result.
-const MOST_PAGES: usize = 50;
+/// The most pages of 100 that are read to find an intent (P11). With more, the search has no result.
+const PAGES_MAX: usize = 50;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct WireIntent {
@@ -25,7 +25,7 @@ pub(super) struct WireIntent {
     #[serde(deserialize_with = "status")]
     status: IntentStatus,
     amount: i64,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     amount_received: i64,
     #[serde(deserialize_with = "currency")]
     currency: Currency,
@@ -33,13 +33,13 @@ pub(super) struct WireIntent {
     customer: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     latest_charge: Option<String>,
-    /// In place of `latest_charge` until API version 2022-11-15; newest first.
+    /// Instead of `latest_charge` until API version 2022-11-15; newest first.
     charges: Option<Charges>,
     last_payment_error: Option<WireFailure>,
     next_action: Option<NextAction>,
-    /// In place of `next_action` until API version 2019-02-11.
+    /// Instead of `next_action` until API version 2019-02-11.
     next_source_action: Option<NextAction>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     metadata: Metadata,
 }
 
@@ -71,7 +71,7 @@ struct WireFailure {
 #[derive(Debug, Deserialize)]
 struct NextAction {
     redirect_to_url: Option<RedirectToUrl>,
-    /// In place of `redirect_to_url` until API version 2019-02-11.
+    /// Instead of `redirect_to_url` until API version 2019-02-11.
     authorize_with_url: Option<RedirectToUrl>,
 }
 
@@ -100,8 +100,8 @@ impl From<WireIntent> for IntentSnapshot {
             latest_charge: wire.latest_charge.or(charges.into_iter().next().map(|charge| charge.id)),
             last_payment_error: wire.last_payment_error.map(Failure::from),
             next_action_url: url.map(|url| url.expose().to_owned()),
-            payment_id: mark(&wire.metadata, metadata::PAYMENT_ID),
-            organization_id: mark(&wire.metadata, metadata::ORGANIZATION_ID),
+            payment_id: metadata_id(&wire.metadata, metadata::PAYMENT_ID),
+            organization_id: metadata_id(&wire.metadata, metadata::ORGANIZATION_ID),
             invoice_id: wire.metadata.get(metadata::INVOICE_ID).cloned(),
         }
     }
@@ -123,11 +123,11 @@ impl From<WireFailure> for Failure {
     }
 }
 
-/// The body that makes a payment's intent, unconfirmed. `kinds` are the customer's allowed kinds that take the
-/// invoice's currency. The marks say whose it is: the invoice, and our organization, payment and attempt.
+/// The body that creates a payment's intent, unconfirmed. `kinds` are the customer's allowed kinds that take the
+/// invoice's currency. The metadata names the invoice and our organization, payment and attempt.
 pub fn create_body(payment: &Payment, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
     let description = (!payment.invoice_number.is_empty()).then(|| format!("Invoice {}", payment.invoice_number));
-    let marks = [
+    let entries = [
         (metadata::INVOICE_ID, payment.invoice_id.clone()),
         (metadata::ORGANIZATION_ID, payment.organization_id.to_string()),
         (metadata::PAYMENT_ID, payment.id.to_string()),
@@ -139,17 +139,17 @@ pub fn create_body(payment: &Payment, provider_customer_id: &str, kinds: &[Metho
         .push("customer", provider_customer_id)
         .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
         .push_some("description", description)
-        .push_map("metadata", &marks)
+        .push_map("metadata", &entries)
         .into_body()
 }
 
-/// The body that charges a stored method while its owner is away. The list of kinds is recomputed for every confirm,
-/// so that one intent can be tried by card first and by SEPA next.
+/// The body that confirms with a stored method, off session. The list of kinds is recomputed for every confirmation, so
+/// that the same intent can be attempted by card first and by SEPA next.
 pub fn confirm_body(provider_payment_method_id: &str, kinds: &[MethodKind]) -> String {
     confirm_form(provider_payment_method_id, kinds).push("off_session", true).into_body()
 }
 
-/// The body that charges a stored method with its owner at hand, who is sent to `return_url` after 3-D Secure.
+/// The body that confirms with a stored method, on session. The customer returns to `return_url` after 3-D Secure.
 pub fn confirm_on_session_body(provider_payment_method_id: &str, kinds: &[MethodKind], return_url: &str) -> String {
     confirm_form(provider_payment_method_id, kinds).push("return_url", return_url).into_body()
 }
@@ -161,7 +161,7 @@ fn confirm_form(provider_payment_method_id: &str, kinds: &[MethodKind]) -> Form 
 }
 
 impl Client {
-    /// Makes an intent; `body` is a stored [`create_body`].
+    /// Creates an intent; `body` is a stored [`create_body`].
     pub async fn create_payment_intent(
         &self,
         key: &ApiKey,
@@ -172,13 +172,13 @@ impl Client {
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// Reads an intent: the judge in every doubt.
+    /// Reads an intent. Its state settles unknown outcomes.
     pub async fn payment_intent(&self, key: &ApiKey, id: &str) -> Result<IntentSnapshot, Error> {
         let call = Call::get("/v1/payment_intents/{id}", Some(id), "");
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// Confirms an intent: money may move from here on. `body` is an attempt's stored body.
+    /// Confirms an intent: from here on money may move. `body` is an attempt's stored body.
     pub async fn confirm_payment_intent(
         &self,
         key: &ApiKey,
@@ -190,7 +190,7 @@ impl Client {
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// Cancels an intent. Only the answer `canceled` closes it; Stripe refuses where it has gone too far.
+    /// Cancels an intent. Only a `canceled` response closes it; Stripe refuses if it has progressed too far.
     pub async fn cancel_payment_intent(
         &self,
         key: &ApiKey,
@@ -201,9 +201,9 @@ impl Client {
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// The intents of a customer that bear a payment's mark, made at `since` or later; newest first. They are looked for
-    /// in the list, which is current, never by search, which lags (P2). [`Error::Unknown`] if the list is too long to be
-    /// read to its end: then nothing is proved.
+    /// A customer's intents whose metadata names a payment, created at `since` or later; newest first. They are read
+    /// from the list, which is current, never from search, which lags (P2). [`Error::Unknown`] if the list is too long
+    /// to be read completely: then nothing is proved.
     pub async fn find_payment_intents(
         &self,
         key: &ApiKey,
@@ -213,7 +213,7 @@ impl Client {
     ) -> Result<Vec<IntentSnapshot>, Error> {
         let mut found = Vec::new();
         let mut after = None::<String>;
-        for _ in 0..MOST_PAGES {
+        for _ in 0..PAGES_MAX {
             let query = Form::new()
                 .push("customer", provider_customer_id)
                 .push("created[gte]", since.unix_timestamp())
@@ -228,7 +228,7 @@ impl Client {
                 return Ok(found);
             }
         }
-        Err(Error::unknown(Doubt::TooLong, "the customer has more intents than can be looked through"))
+        Err(Error::unknown(UnknownCause::TooLong, "the customer has more intents than are read"))
     }
 }
 
@@ -236,7 +236,7 @@ impl Client {
 mod tests {
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer, key};
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
     use crate::domain::Money;
     use crate::domain::payments::PaymentState;
@@ -266,7 +266,7 @@ mod tests {
             part_received: 0,
             amount_refunded: 0,
             cancel_request_time: None,
-            errand: None,
+            pending_operation: None,
             refused_amount: None,
             manual: None,
             unknown_since: None,
@@ -289,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_confirm_is_off_session_or_has_somewhere_to_return_to_and_never_both() {
+    fn a_confirmation_is_off_session_or_has_a_return_url_and_never_both() {
         let kinds = [MethodKind::Card];
         let common = "payment_method=pm_1&payment_method_types[0]=card";
         assert_eq!(confirm_body("pm_1", &kinds), format!("{common}&off_session=true"));
@@ -304,40 +304,40 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_intent_is_looked_for_to_the_end_of_the_list() {
+    async fn an_intent_is_searched_in_the_complete_list() {
         let ours = payment().id;
-        let script = Script::new(move |request| {
+        let server = ScriptedServer::new(move |request| {
             let other = Uuid::nil();
             let (data, has_more) = if request.target.contains("starting_after=pi_2") {
                 (intent("pi_1", ours.0), false)
             } else {
                 ([intent("pi_3", ours.0), intent("pi_2", other)].join(","), true)
             };
-            answer(200, &format!(r#"{{"object":"list","data":[{data}],"has_more":{has_more}}}"#))
+            response(200, &format!(r#"{{"object":"list","data":[{data}],"has_more":{has_more}}}"#))
         })
         .await;
         let key = key();
         let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
-        let found = script.client().find_payment_intents(&key, "cus_1", since, ours).await.unwrap();
+        let found = server.client().find_payment_intents(&key, "cus_1", since, ours).await.unwrap();
         let ids: Vec<_> = found.iter().map(|intent| intent.id.as_str()).collect();
         assert_eq!(ids, ["pi_3", "pi_1"]);
         let first = "/v1/payment_intents?customer=cus_1&created[gte]=1700000000&limit=100";
-        assert_eq!(script.requests()[0].target, first);
+        assert_eq!(server.requests()[0].target, first);
     }
 
     #[tokio::test]
-    async fn p11_p2_a_list_without_end_is_left_and_proves_nothing() {
+    async fn p11_p2_a_list_beyond_the_limit_proves_nothing() {
         let page = format!(r#"{{"data":[{}],"has_more":true}}"#, intent("pi_9", Uuid::nil()));
-        let script = Script::new(move |_| answer(200, &page)).await;
+        let server = ScriptedServer::new(move |_| response(200, &page)).await;
         let key = key();
         let since = OffsetDateTime::UNIX_EPOCH;
-        let error = script.client().find_payment_intents(&key, "cus_1", since, payment().id).await.unwrap_err();
-        assert!(matches!(error, Error::Unknown { reason: Doubt::TooLong, .. }), "{error:?}");
-        assert_eq!(script.requests().len(), MOST_PAGES);
+        let error = server.client().find_payment_intents(&key, "cus_1", since, payment().id).await.unwrap_err();
+        assert!(matches!(error, Error::Unknown { reason: UnknownCause::TooLong, .. }), "{error:?}");
+        assert_eq!(server.requests().len(), PAGES_MAX);
     }
 
     #[test]
-    fn p9_a_link_to_an_action_is_kept_for_the_caller_and_not_printed_with_the_wire() {
+    fn p9_an_action_url_is_parsed_and_not_printed() {
         let json = r#"{"id":"pi_1","status":"requires_action","amount":1,"currency":"eur","metadata":null,
             "next_action":{"type":"redirect_to_url","redirect_to_url":{"url":"https://hooks.stripe.com/3ds?client_secret=x_secret_y"}}}"#;
         let wire: WireIntent = serde_json::from_str(json).unwrap();

@@ -7,12 +7,12 @@ use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
 use super::object::{Page, reference, seconds};
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 use crate::domain::payment_methods::{MethodDetails, MethodKind};
 use crate::domain::signals::MethodSnapshot;
 
-/// Pages of 100 that are read of one customer's methods of one kind (P11). Stripe itself allows far fewer methods.
-const MOST_PAGES: usize = 10;
+/// The most pages of 100 that are read of one customer's methods of one kind (P11). Stripe allows far fewer methods.
+const PAGES_MAX: usize = 10;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct WireMethod {
@@ -88,7 +88,7 @@ impl Client {
         let mut methods = Vec::new();
         for kind in kinds {
             let mut after = None::<String>;
-            for _ in 0..MOST_PAGES {
+            for _ in 0..PAGES_MAX {
                 let form = Form::new().push("type", kind.as_str()).push("limit", 100);
                 let query = form.push_some("starting_after", after.as_deref()).into_body();
                 let route = "/v1/customers/{id}/payment_methods";
@@ -116,7 +116,7 @@ impl Client {
         Ok(self.send::<WireMethod>(key, call).await?.into())
     }
 
-    /// Detaches a method, for ever. Stripe refuses one that is detached already, without a code: read it to know.
+    /// Detaches a method permanently. Stripe refuses one that is already detached, without a code: read it to find out.
     pub async fn detach_payment_method(
         &self,
         key: &ApiKey,
@@ -130,11 +130,11 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{Script, answer, key};
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
 
     #[test]
-    fn a_person_recognises_a_card_and_a_bank_account() {
+    fn details_of_cards_and_bank_accounts_are_parsed() {
         let read = |json: &str| MethodSnapshot::from(serde_json::from_str::<WireMethod>(json).unwrap());
         let card = read(
             r#"{"id":"pm_1","type":"card","created":1700000000,"customer":"cus_1","allow_redisplay":"always",
@@ -154,20 +154,20 @@ mod tests {
 
     #[tokio::test]
     async fn all_pages_of_all_allowed_kinds_are_read() {
-        let script = Script::new(|request| {
+        let server = ScriptedServer::new(|request| {
             let (id, kind, has_more) = match request.target.split_once("?type=").map(|(_, query)| query) {
                 Some("card&limit=100") => ("pm_1", "card", true),
                 Some("card&limit=100&starting_after=pm_1") => ("pm_2", "card", false),
                 Some("sepa_debit&limit=100") => ("pm_3", "sepa_debit", false),
-                _ => return answer(404, ""),
+                _ => return response(404, ""),
             };
             let method = format!(r#"{{"id":"{id}","type":"{kind}","created":1}}"#);
-            answer(200, &format!(r#"{{"data":[{method}],"has_more":{has_more}}}"#))
+            response(200, &format!(r#"{{"data":[{method}],"has_more":{has_more}}}"#))
         })
         .await;
         let key = key();
         let kinds = [MethodKind::Card, MethodKind::SepaDebit];
-        let methods = script.client().payment_methods_of(&key, "cus_1", &kinds).await.unwrap();
+        let methods = server.client().payment_methods_of(&key, "cus_1", &kinds).await.unwrap();
         let ids: Vec<_> = methods.iter().map(|method| method.id.as_str()).collect();
         assert_eq!(ids, ["pm_1", "pm_2", "pm_3"]);
     }

@@ -1,38 +1,38 @@
-//! Takes out of Stripe's texts whatever looks like a secret (P9): Stripe quotes parts of the key in its messages, and
-//! puts client secrets into links.
+//! Redacts secrets in Stripe's texts (P9): Stripe quotes parts of API keys in messages and puts client secrets into
+//! links.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer};
 
-/// What stands where a secret stood.
+/// The replacement for a secret.
 const REDACTED: &str = "[redacted]";
 
-/// The longest text of Stripe's that we keep, in characters (P11).
-const LONGEST: usize = 1_000;
+/// The longest text of Stripe that we keep, in characters (P11).
+const TEXT_CHARS_MAX: usize = 1_000;
 
-/// Marks that make a word a secret wherever they stand in it.
-const ANYWHERE: [&str; 7] = ["_secret_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "rkcs_", "whsec_"];
+/// Substrings that mark a word as a secret.
+const SECRET_MARKERS: [&str; 7] = ["_secret_", "sk_live_", "sk_test_", "rk_live_", "rk_test_", "rkcs_", "whsec_"];
 
-/// The same text, cut to a sane length, with every word that looks like a key or a client secret replaced.
+/// Truncates a text and replaces every word that looks like a key or a client secret.
 pub fn scrub(text: &str) -> String {
-    let mut clean = String::with_capacity(text.len().min(LONGEST));
+    let mut clean = String::with_capacity(text.len().min(TEXT_CHARS_MAX));
     let mut word = String::new();
-    for character in text.chars().take(LONGEST) {
+    for character in text.chars().take(TEXT_CHARS_MAX) {
         if character.is_ascii_alphanumeric() || matches!(character, '_' | '*' | '-') {
             word.push(character);
         } else {
-            finish_word(&mut clean, &mut word);
+            push_word(&mut clean, &mut word);
             clean.push(character);
         }
     }
-    finish_word(&mut clean, &mut word);
+    push_word(&mut clean, &mut word);
     clean
 }
 
-/// An event's JSON without the values of its `client_secret`s: with one of those and the publishable key, anybody may act
-/// on an intent, and nothing of ours needs them. Everything else stays as it came.
-pub fn without_client_secrets(json: String) -> String {
+/// Replaces the values of `client_secret` in an event's JSON. With a client secret and the publishable key anybody can
+/// act on an intent, and we need none. The rest is unchanged.
+pub fn redact_client_secrets(json: String) -> String {
     const FIELD: &str = "\"client_secret\"";
     if !json.contains(FIELD) {
         return json;
@@ -44,7 +44,7 @@ pub fn without_client_secrets(json: String) -> String {
         clean.push_str(FIELD);
         rest = after;
         let value = after.trim_start().strip_prefix(':').and_then(|value| value.trim_start().strip_prefix('"'));
-        // A client secret has no escapes; a text that has some is somebody's metadata.
+        // A client secret has no escapes; a text with escapes is somebody's metadata.
         let secret = value.and_then(|value| value.split_once('"')).filter(|(secret, _)| !secret.contains('\\'));
         if let Some((_, after)) = secret {
             clean.extend([":\"", REDACTED, "\""]);
@@ -55,25 +55,26 @@ pub fn without_client_secrets(json: String) -> String {
     clean
 }
 
-fn finish_word(clean: &mut String, word: &mut String) {
-    let secret =
-        ["sk_", "rk_"].iter().any(|prefix| word.starts_with(prefix)) || ANYWHERE.iter().any(|mark| word.contains(mark));
+fn push_word(clean: &mut String, word: &mut String) {
+    let secret = ["sk_", "rk_"].iter().any(|prefix| word.starts_with(prefix))
+        || SECRET_MARKERS.iter().any(|marker| word.contains(marker));
     clean.push_str(if secret { REDACTED } else { word });
     word.clear();
 }
 
-/// Reads an optional text of Stripe's through [`scrub`].
+/// Deserializes an optional text through [`scrub`].
 pub(super) fn scrubbed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
     Ok(Option::<String>::deserialize(deserializer)?.map(|text| scrub(&text)))
 }
 
-/// A page of Stripe's that whoever holds the link may act on: it is handed to the caller and printed nowhere else.
+/// The URL of a Stripe-hosted page. Whoever has it can act on the page, so it is returned to the caller and never
+/// printed.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct HostedUrl(String);
 
 impl HostedUrl {
-    /// The link itself.
+    /// The URL.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -90,8 +91,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn p9_an_event_is_kept_without_its_client_secrets() {
-        let clean = |json: &str| without_client_secrets(json.to_owned());
+    fn p9_client_secrets_of_an_event_are_redacted() {
+        let clean = |json: &str| redact_client_secrets(json.to_owned());
         let compact = r#"{"id":"pi_1","client_secret":"pi_1_secret_x","last":{"client_secret":"seti_secret_y"},"a":1}"#;
         let expected = r#"{"id":"pi_1","client_secret":"[redacted]","last":{"client_secret":"[redacted]"},"a":1}"#;
         assert_eq!(clean(compact), expected);
@@ -109,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn p9_keys_and_client_secrets_are_taken_out_and_the_rest_stays() {
+    fn p9_keys_and_client_secrets_are_redacted_and_the_rest_is_kept() {
         let cases = [
             ("Invalid API Key provided: sk_test_********1234", "Invalid API Key provided: [redacted]"),
             (
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_link_is_not_printed() {
+    fn a_hosted_url_is_not_printed() {
         let url: HostedUrl = serde_json::from_str("\"https://checkout.stripe.com/c/pay/cs_test_1\"").unwrap();
         assert_eq!(format!("{url:?}"), "[redacted]");
         assert_eq!(url.expose(), "https://checkout.stripe.com/c/pay/cs_test_1");

@@ -1,19 +1,19 @@
-//! Refunds: money that goes back, and sometimes comes back after all.
+//! Refunds. A refund that has succeeded can still fail.
 
 use serde::Deserialize;
 
 use super::client::{Call, Client};
-use super::error::{Doubt, Error};
+use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::metadata;
-use super::object::{Metadata, Page, currency, mark, money, or_default, reference};
-use super::pace::ApiKey;
+use super::object::{Metadata, Page, currency, metadata_id, money, null_as_default, reference};
+use super::rate_limit::ApiKey;
 use crate::domain::Currency;
 use crate::domain::refunds::Refund;
 use crate::domain::signals::RefundSnapshot;
 
-/// Pages of 100 refunds that are read of one charge (P11). More than these hold, and nothing is proved.
-const MOST_PAGES: usize = 50;
+/// The most pages of 100 refunds read of one charge (P11). With more, nothing is proved.
+const PAGES_MAX: usize = 50;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct WireRefund {
@@ -21,14 +21,14 @@ pub(super) struct WireRefund {
     amount: i64,
     #[serde(deserialize_with = "currency")]
     currency: Currency,
-    /// Null on some kinds until the bank has answered.
+    /// Null for some kinds until the bank has responded.
     status: Option<String>,
     failure_reason: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     payment_intent: Option<String>,
     #[serde(default, deserialize_with = "reference")]
     charge: Option<String>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     metadata: Metadata,
 }
 
@@ -41,14 +41,14 @@ impl From<WireRefund> for RefundSnapshot {
             amount: money(wire.amount, wire.currency),
             status: wire.status.unwrap_or_else(|| "pending".to_owned()),
             failure_reason: wire.failure_reason,
-            refund_id: mark(&wire.metadata, metadata::REFUND_ID),
+            refund_id: metadata_id(&wire.metadata, metadata::REFUND_ID),
         }
     }
 }
 
-/// The body that makes a refund. The marks say whose it is: ours, the payment's, the invoice's and the organization's.
+/// The body that creates a refund. Its metadata names our refund, payment, invoice and organization.
 pub fn create_body(refund: &Refund, invoice_id: &str) -> String {
-    let marks = [
+    let entries = [
         (metadata::REFUND_ID, refund.id.to_string()),
         (metadata::PAYMENT_ID, refund.payment_id.to_string()),
         (metadata::INVOICE_ID, invoice_id.to_owned()),
@@ -57,12 +57,12 @@ pub fn create_body(refund: &Refund, invoice_id: &str) -> String {
     Form::new()
         .push_some("charge", refund.provider_charge_id.as_deref())
         .push_some("amount", refund.amount)
-        .push_map("metadata", &marks)
+        .push_map("metadata", &entries)
         .into_body()
 }
 
 impl Client {
-    /// Makes a refund; `body` is a stored [`create_body`].
+    /// Creates a refund; `body` is a stored [`create_body`].
     pub async fn create_refund(
         &self,
         key: &ApiKey,
@@ -79,12 +79,12 @@ impl Client {
         Ok(self.send::<WireRefund>(key, call).await?.into())
     }
 
-    /// All refunds of a charge, newest first, from the list, which is current. [`Error::Unknown`] if there are more than
-    /// can be read: then nothing is proved.
+    /// All refunds of a charge, newest first, from the list, which is current. [`Error::Unknown`] if there are more
+    /// than are read: then nothing is proved.
     pub async fn refunds_of(&self, key: &ApiKey, charge: &str) -> Result<Vec<RefundSnapshot>, Error> {
         let mut found = Vec::new();
         let mut after = None::<String>;
-        for _ in 0..MOST_PAGES {
+        for _ in 0..PAGES_MAX {
             let query = Form::new()
                 .push("charge", charge)
                 .push("limit", 100)
@@ -97,7 +97,7 @@ impl Client {
                 return Ok(found);
             }
         }
-        Err(Error::unknown(Doubt::TooLong, "the charge has more refunds than can be looked through"))
+        Err(Error::unknown(UnknownCause::TooLong, "the charge has more refunds than are read"))
     }
 }
 
@@ -106,10 +106,10 @@ mod tests {
     use time::OffsetDateTime;
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer, key};
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
 
-    fn asked(amount: Option<i64>) -> Refund {
+    fn requested(amount: Option<i64>) -> Refund {
         Refund {
             id: Uuid::from_u128(7).into(),
             organization_id: Uuid::from_u128(2).into(),
@@ -129,24 +129,24 @@ mod tests {
     }
 
     #[test]
-    fn p2_the_body_names_the_charge_and_bears_our_marks_and_no_amount_means_all_that_is_left() {
-        let marks = "metadata[refund_id]=00000000-0000-0000-0000-000000000007\
+    fn p2_the_body_has_charge_and_metadata_and_no_amount_for_a_full_refund() {
+        let entries = "metadata[refund_id]=00000000-0000-0000-0000-000000000007\
             &metadata[payment_id]=00000000-0000-0000-0000-000000000005&metadata[invoice_id]=inv%2F1\
             &metadata[organization_id]=00000000-0000-0000-0000-000000000002";
-        assert_eq!(create_body(&asked(Some(1000)), "inv/1"), format!("charge=ch_1&amount=1000&{marks}"));
-        assert_eq!(create_body(&asked(None), "inv/1"), format!("charge=ch_1&{marks}"));
+        assert_eq!(create_body(&requested(Some(1000)), "inv/1"), format!("charge=ch_1&amount=1000&{entries}"));
+        assert_eq!(create_body(&requested(None), "inv/1"), format!("charge=ch_1&{entries}"));
     }
 
     #[tokio::test]
-    async fn p2_the_list_is_read_to_its_end_and_ours_are_known_by_their_mark() {
-        let page = |id: &str, mark: &str, has_more: bool| {
+    async fn p2_the_list_is_read_completely_and_metadata_identifies_our_refunds() {
+        let page = |id: &str, metadata: &str, has_more: bool| {
             let refund = format!(
                 r#"{{"id":"{id}","amount":100,"currency":"eur","status":"succeeded","failure_reason":null,
-                "charge":"ch_1","payment_intent":"pi_1","metadata":{mark}}}"#
+                "charge":"ch_1","payment_intent":"pi_1","metadata":{metadata}}}"#
             );
-            answer(200, &format!(r#"{{"object":"list","has_more":{has_more},"data":[{refund}]}}"#))
+            response(200, &format!(r#"{{"object":"list","has_more":{has_more},"data":[{refund}]}}"#))
         };
-        let script = Script::new(move |request| {
+        let server = ScriptedServer::new(move |request| {
             if request.target.contains("starting_after=re_2") {
                 page("re_1", r#"{"refund_id":"00000000-0000-0000-0000-000000000007"}"#, false)
             } else {
@@ -154,8 +154,8 @@ mod tests {
             }
         })
         .await;
-        let found = script.client().refunds_of(&key(), "ch_1").await.unwrap();
-        let marks: Vec<_> = found.iter().map(|refund| (refund.id.as_str(), refund.refund_id)).collect();
-        assert_eq!(marks, [("re_2", None), ("re_1", Some(Uuid::from_u128(7)))]);
+        let found = server.client().refunds_of(&key(), "ch_1").await.unwrap();
+        let entries: Vec<_> = found.iter().map(|refund| (refund.id.as_str(), refund.refund_id)).collect();
+        assert_eq!(entries, [("re_2", None), ("re_1", Some(Uuid::from_u128(7)))]);
     }
 }

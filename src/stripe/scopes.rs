@@ -1,26 +1,26 @@
-//! What a restricted key may do, found out without doing anything: reads of one object, and for writes POSTs to ids that
-//! cannot exist. Stripe looks at the permission before it looks for the object, so 403 means that the permission is
-//! missing, and 404 proves that it is there.
+//! Probes the permissions of a restricted key without side effects: reads of one object, and for writes POSTs to ids
+//! that cannot exist. Stripe checks the permission before it looks for the object, so 403 means that the permission is
+//! missing, and 404 proves it.
 //!
-//! A secret key (`sk_…`) may do everything, and needs no probe. To read the account is none of these permissions: Stripe
-//! offers it to few restricted keys.
+//! A secret key (`sk_…`) has all permissions and needs no probe. Reading the account is not among them: Stripe offers
+//! it to few restricted keys.
 
 use tokio::task::JoinSet;
 
 use super::client::{Call, Client};
 use super::error::Error;
 use super::object::Acknowledged;
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 
 /// One permission that we use.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Scope {
-    /// Stripe's name for it in its messages.
+    /// Stripe's name for it in messages.
     pub permission: &'static str,
-    /// What the page for restricted keys in Stripe's dashboard calls it: the row and what to choose there.
+    /// The row and the choice on the Stripe Dashboard's page for restricted keys.
     pub title: &'static str,
-    /// What we use it for, for people; completes "to …".
-    pub needed_to: &'static str,
+    /// What we use it for; completes "to …".
+    pub usage: &'static str,
     probe: Probe,
 }
 
@@ -30,118 +30,118 @@ enum Probe {
     Write(&'static str, &'static str),
 }
 
-/// Whether invoices can be collected without what Stripe calls `object`: `refund`, `payment_intent`, …
-pub fn is_beside_collecting(object: &str) -> bool {
+/// Whether invoices can be collected without access to `object`: `refund`, `payment_intent`, …
+pub fn is_optional(object: &str) -> bool {
     ["refund", "dispute", "event", "webhook", "setup_intent"].contains(&object)
 }
 
 impl Scope {
-    /// What it is a permission on: `refund`, `payment_intent`, …
+    /// The object of the permission: `refund`, `payment_intent`, …
     pub fn object(&self) -> &'static str {
         let named = self.permission.trim_start_matches("rak_");
         named.rsplit_once('_').map_or(named, |(object, _)| object)
     }
 
-    /// Whether nothing can be collected without it. Where nobody posts webhooks (`polls_events`) the events list is all
-    /// that reports outcomes; where Stripe posts them, an endpoint has to be registered, unless there is one.
+    /// Whether collecting needs it. Without webhooks (`polls_events`) only the events list reports outcomes; with
+    /// webhooks an endpoint must be registered, unless there is one.
     pub fn is_needed(&self, polls_events: bool, has_endpoint: bool) -> bool {
         match self.object() {
             "event" => polls_events,
             "webhook" => !polls_events && !has_endpoint,
-            object => !is_beside_collecting(object),
+            object => !is_optional(object),
         }
     }
 }
 
-/// What a probe found.
+/// The result of a probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// The key may.
+    /// The key has the permission.
     Proved,
-    /// The key may not.
+    /// The key lacks the permission.
     Missing,
-    /// Stripe's answer decides nothing; for people, why.
+    /// Stripe's response is inconclusive; the reason, for people.
     Unproved(String),
 }
 
-/// One permission and what was found.
+/// A permission and the result of its probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The permission.
+    /// The probed permission.
     pub scope: &'static Scope,
-    /// What was found.
+    /// The probe's result.
     pub proof: Proof,
 }
 
-/// What the probes of a key found.
+/// The results of all probes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probed {
     /// Every permission, in the order of [`SCOPES`].
     pub findings: Vec<Finding>,
-    /// The account that a refusal named; see [`Error::named_account`].
+    /// The account that a 403 named; see [`Error::named_account`].
     pub account: Option<String>,
 }
 
-/// Every permission that we use. One to write includes the one to read.
+/// Every permission that we use. Write permissions include reading.
 pub static SCOPES: [Scope; 9] = [
     Scope {
         permission: "rak_customer_write",
         title: "Customers: Write",
-        needed_to: "create, link and change customers",
+        usage: "create, link and change customers",
         probe: Probe::Write("/v1/customers/{id}", "cus_paybridgeprobe"),
     },
     Scope {
         permission: "rak_payment_method_write",
         title: "PaymentMethods: Write",
-        needed_to: "list and detach payment methods",
+        usage: "list and detach payment methods",
         probe: Probe::Write("/v1/payment_methods/{id}/detach", "pm_paybridgeprobe"),
     },
     Scope {
         permission: "rak_checkout_session_write",
         title: "Checkout Sessions: Write",
-        needed_to: "create pages that store a payment method or pay an invoice",
+        usage: "create pages that store a payment method or pay an invoice",
         probe: Probe::Write("/v1/checkout/sessions/{id}/expire", "cs_test_paybridgeprobe"),
     },
     Scope {
         permission: "rak_payment_intent_write",
         title: "PaymentIntents: Write",
-        needed_to: "charge invoices",
+        usage: "charge invoices",
         probe: Probe::Write("/v1/payment_intents/{id}/cancel", "pi_paybridgeprobe"),
     },
     Scope {
         permission: "rak_webhook_write",
         title: "Webhook Endpoints: Write",
-        needed_to: "register and repair the webhook endpoint",
+        usage: "register and repair the webhook endpoint",
         probe: Probe::Write("/v1/webhook_endpoints/{id}", "we_paybridgeprobe"),
     },
     Scope {
         permission: "rak_event_read",
         title: "Events: Read",
-        needed_to: "find what webhooks missed, and everything where no webhooks are posted",
+        usage: "find what webhooks missed, or everything without webhooks",
         probe: Probe::Read("/v1/events"),
     },
     Scope {
         permission: "rak_refund_write",
         title: "Charges and Refunds: Write",
-        needed_to: "create and follow refunds, and learn SEPA mandates from charges",
+        usage: "create and follow refunds, and read SEPA mandates from charges",
         probe: Probe::Write("/v1/refunds/{id}", "re_paybridgeprobe"),
     },
     Scope {
         permission: "rak_setup_intent_read",
         title: "SetupIntents: Read",
-        needed_to: "learn the mandates of SEPA payment methods before they are first charged",
+        usage: "read the mandates of SEPA payment methods before their first charge",
         probe: Probe::Read("/v1/setup_intents"),
     },
     Scope {
         permission: "rak_dispute_read",
         title: "Disputes: Read",
-        needed_to: "follow disputes",
+        usage: "follow disputes",
         probe: Probe::Read("/v1/disputes"),
     },
 ];
 
 impl Client {
-    /// Finds out what the key may do, all probes at once. Fails only if Stripe does not accept the key at all.
+    /// Probes all permissions concurrently. Fails only if Stripe rejects the key.
     pub async fn probe_scopes(&self, key: &ApiKey) -> Result<Probed, Error> {
         let mut probes = JoinSet::new();
         for (index, scope) in SCOPES.iter().enumerate() {
@@ -165,7 +165,7 @@ impl Client {
     }
 
     async fn probe(&self, key: &ApiKey, probe: Probe) -> Result<(), Error> {
-        // A key of its own for every probe: a replayed answer would report permissions that were.
+        // A new idempotency key for every probe: a replayed response would report earlier permissions.
         let idempotency_key = self.clock.new_id().to_string();
         let call = match probe {
             Probe::Read(route) => Call::get(route, None, "limit=1"),
@@ -186,28 +186,28 @@ fn proof(probe: Probe, outcome: Result<(), Error>) -> Proof {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scripted::{Script, answer, key};
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
 
     const MISSING: &str = r#"{"error":{"type":"invalid_request_error","code":"resource_missing","message":"No such"}}"#;
     const FORBIDDEN: &str = r#"{"error":{"type":"invalid_request_error","message":"Having the 'rak_x' permission"}}"#;
 
-    async fn findings(script: &Script) -> Vec<Finding> {
-        script.client().probe_scopes(&key()).await.unwrap().findings
+    async fn findings(server: &ScriptedServer) -> Vec<Finding> {
+        server.client().probe_scopes(&key()).await.unwrap().findings
     }
 
     #[tokio::test]
-    async fn each_permission_is_proved_missing_or_left_open() {
-        let script = Script::new(|request| match (request.method.as_str(), request.path()) {
+    async fn each_permission_is_proved_missing_or_unproved() {
+        let server = ScriptedServer::new(|request| match (request.method.as_str(), request.path()) {
             ("POST", "/v1/payment_intents/pi_paybridgeprobe/cancel") | ("GET", "/v1/disputes") => {
-                answer(403, FORBIDDEN)
+                response(403, FORBIDDEN)
             }
-            ("POST", _) => answer(404, MISSING),
-            ("GET", "/v1/events") => answer(429, ""),
-            _ => answer(200, r#"{"object":"list","data":[]}"#),
+            ("POST", _) => response(404, MISSING),
+            ("GET", "/v1/events") => response(429, ""),
+            _ => response(200, r#"{"object":"list","data":[]}"#),
         })
         .await;
-        for finding in findings(&script).await {
+        for finding in findings(&server).await {
             let permission = finding.scope.permission;
             match permission {
                 "rak_payment_intent_write" | "rak_dispute_read" => {
@@ -220,11 +220,11 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_probe_has_a_body_and_every_post_has_a_key_of_its_own() {
-        let script = Script::new(|_| answer(404, MISSING)).await;
-        findings(&script).await;
-        findings(&script).await;
-        let requests = script.requests();
+    async fn no_probe_has_a_body_and_every_post_has_a_unique_key() {
+        let server = ScriptedServer::new(|_| response(404, MISSING)).await;
+        findings(&server).await;
+        findings(&server).await;
+        let requests = server.requests();
         assert!(requests.iter().all(|request| request.body.is_empty()));
         let mut keys: Vec<_> = requests.iter().filter_map(|request| request.header("idempotency-key")).collect();
         let posts = keys.len();
@@ -233,10 +233,10 @@ mod tests {
         assert_eq!((keys.len(), posts), (12, 12));
     }
 
-    /// The page for restricted keys has the same words, so that nobody has to guess.
+    /// The page uses the Dashboard's words.
     #[test]
-    fn the_readme_lists_every_scope_and_whether_collecting_needs_it() {
-        let readme = include_str!("../../README.md");
+    fn the_documentation_lists_every_scope_and_whether_collecting_needs_it() {
+        let page = include_str!("../../docs/operations.md");
         for scope in &SCOPES {
             let needed = match (scope.is_needed(false, false), scope.is_needed(true, false)) {
                 (true, true) => "always",
@@ -244,15 +244,15 @@ mod tests {
                 (false, true) => "without webhooks",
                 (false, false) => "no",
             };
-            let row = format!("| {} | `{}` | {} | {needed} |", scope.title, scope.permission, scope.needed_to);
-            assert!(readme.contains(&row), "README.md must hold: {row}");
+            let row = format!("| {} | `{}` | {} | {needed} |", scope.title, scope.permission, scope.usage);
+            assert!(page.contains(&row), "docs/operations.md must contain: {row}");
         }
     }
 
     #[tokio::test]
-    async fn a_key_that_is_not_accepted_is_not_a_list_of_missing_permissions() {
-        let script = Script::new(|_| answer(401, FORBIDDEN)).await;
-        let outcome = script.client().probe_scopes(&key()).await;
+    async fn a_rejected_key_is_an_error_and_not_a_list_of_missing_permissions() {
+        let server = ScriptedServer::new(|_| response(401, FORBIDDEN)).await;
+        let outcome = server.client().probe_scopes(&key()).await;
         assert!(matches!(outcome, Err(Error::Unauthorized(_))));
     }
 }

@@ -1,5 +1,5 @@
-//! A counterpart for the tests of this room: a server that answers as it is told, and remembers byte for byte what it
-//! was sent. It speaks just enough HTTP/1.1, one request a connection, so that it can also hang up in the middle.
+//! A scripted HTTP server for the tests of this module. It records requests byte for byte. It speaks just enough
+//! HTTP/1.1, one request per connection, so that it can also disconnect in the middle.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,15 +9,15 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
 use super::client::{Client, Timeouts};
-use super::pace::ApiKey;
+use super::rate_limit::ApiKey;
 use crate::clock::Clock;
 
-/// A key that waits for nobody.
+/// A key without rate limits.
 pub fn key() -> ApiKey {
-    ApiKey::unpaced("sk_test_sandbox".into())
+    ApiKey::unlimited("sk_test_sandbox".into())
 }
 
-/// What was sent.
+/// A recorded request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// `GET`, …
@@ -25,7 +25,7 @@ pub struct Request {
     /// Path and query.
     pub target: String,
     headers: Vec<(String, String)>,
-    /// The body.
+    /// The raw body.
     pub body: Vec<u8>,
 }
 
@@ -41,33 +41,33 @@ impl Request {
     }
 }
 
-/// What is answered.
+/// What the server replies.
 #[derive(Clone, Debug)]
 pub enum Reply {
-    /// A whole answer.
-    Answer(u16, Vec<(&'static str, &'static str)>, String),
-    /// The connection is closed without a word.
-    Cut,
-    /// The head of an answer and half of its body, then the connection is closed.
-    CutInBody,
-    /// Nothing, until the client gives up.
-    Silence,
+    /// A complete response: status, headers, body.
+    Response(u16, Vec<(&'static str, &'static str)>, String),
+    /// Closes the connection.
+    Disconnect,
+    /// Sends the head and half of the body, then closes the connection.
+    DisconnectInBody,
+    /// Sends nothing until the client disconnects.
+    Silent,
 }
 
-/// An answer without headers of its own.
-pub fn answer(status: u16, body: &str) -> Reply {
-    Reply::Answer(status, Vec::new(), body.to_owned())
+/// A response without extra headers.
+pub fn response(status: u16, body: &str) -> Reply {
+    Reply::Response(status, Vec::new(), body.to_owned())
 }
 
-/// The server. It ends when it is dropped.
-pub struct Script {
+/// The server. Dropping it stops it.
+pub struct ScriptedServer {
     address: String,
     requests: Arc<Mutex<Vec<Request>>>,
     server: JoinHandle<()>,
 }
 
-impl Script {
-    /// Answers every request as `reply` says.
+impl ScriptedServer {
+    /// A server that responds to each request with `reply`.
     pub async fn new(reply: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -82,7 +82,7 @@ impl Script {
         Self { address, requests, server }
     }
 
-    /// Answers one after the other, then repeats the last.
+    /// A server that sends `replies` one after the other, then repeats the last.
     pub async fn sequence(replies: Vec<Reply>) -> Self {
         let next = Mutex::new(replies.into_iter().peekable());
         Self::new(move |_| {
@@ -101,7 +101,7 @@ impl Script {
         self.client_with(Timeouts { connect: Duration::from_secs(5), call: Duration::from_secs(30) })
     }
 
-    /// The same with other limits.
+    /// The same with other time limits.
     pub fn client_with(&self, timeouts: Timeouts) -> Client {
         self.client_on(Clock::scaled(Clock::system().now(), 1_000), timeouts)
     }
@@ -111,13 +111,13 @@ impl Script {
         Client::new(&self.address, clock, timeouts).unwrap()
     }
 
-    /// All that was sent so far.
+    /// The requests received so far.
     pub fn requests(&self) -> Vec<Request> {
         self.requests.lock().unwrap().clone()
     }
 }
 
-impl Drop for Script {
+impl Drop for ScriptedServer {
     fn drop(&mut self) {
         self.server.abort();
     }
@@ -127,14 +127,14 @@ async fn serve(mut stream: TcpStream, reply: &(impl Fn(&Request) -> Reply + Sync
     let Some(request) = read(&mut stream).await else { return };
     seen.lock().unwrap().push(request.clone());
     let bytes = match reply(&request) {
-        Reply::Cut => return,
-        Reply::Silence => {
-            // Ends when the client hangs up.
+        Reply::Disconnect => return,
+        Reply::Silent => {
+            // Returns when the client disconnects.
             drop(stream.read(&mut [0; 1]).await);
             return;
         }
-        Reply::CutInBody => "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"id\":".to_owned(),
-        Reply::Answer(status, headers, body) => {
+        Reply::DisconnectInBody => "HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"id\":".to_owned(),
+        Reply::Response(status, headers, body) => {
             let headers = headers.iter().map(|(name, value)| [name, ": ", value, "\r\n"].concat()).collect::<String>();
             format!("HTTP/1.1 {status} X\r\nconnection: close\r\ncontent-length: {}\r\n{headers}\r\n{body}", body.len())
         }

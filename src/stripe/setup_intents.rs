@@ -1,4 +1,4 @@
-//! SetupIntents: how a page's method came to be stored.
+//! SetupIntents: how a Checkout session stored a payment method.
 
 use serde::Deserialize;
 
@@ -6,8 +6,8 @@ use super::charges::WireDetails;
 use super::client::{Call, Client};
 use super::error::Error;
 use super::form::Form;
-use super::object::{Page, or_default, reference};
-use super::pace::ApiKey;
+use super::object::{Page, null_as_default, reference};
+use super::rate_limit::ApiKey;
 use crate::domain::signals::SetupSnapshot;
 
 #[derive(Debug, Deserialize)]
@@ -23,19 +23,19 @@ pub(super) struct WireSetup {
     latest_attempt: Option<WireAttempt>,
 }
 
-/// The newest attempt: its id in events, the whole object where it is read.
+/// The latest attempt: its id in events, the whole object when it is read.
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum WireAttempt {
-    Id(#[expect(dead_code, reason = "only the whole object says anything")] String),
+    Id(#[expect(dead_code, reason = "only the whole object is useful")] String),
     Whole {
-        #[serde(default, deserialize_with = "or_default")]
+        #[serde(default, deserialize_with = "null_as_default")]
         payment_method_details: WireDetails,
     },
 }
 
 impl WireSetup {
-    /// What it brought, if it has succeeded.
+    /// The stored payment method, if the setup succeeded.
     pub fn success(self) -> Option<SetupSnapshot> {
         if self.status != "succeeded" {
             return None;
@@ -58,13 +58,13 @@ impl WireSetup {
 }
 
 impl Client {
-    /// Reads a SetupIntent; `None` while it has not succeeded.
+    /// Reads a SetupIntent; `None` unless it has succeeded.
     pub async fn setup_intent(&self, key: &ApiKey, id: &str) -> Result<Option<SetupSnapshot>, Error> {
         let call = Call::get("/v1/setup_intents/{id}", Some(id), "expand[0]=latest_attempt");
         Ok(self.send::<WireSetup>(key, call).await?.success())
     }
 
-    /// A customer's newest SetupIntents that succeeded, at most 100: they know the mandates of its SEPA methods.
+    /// A customer's newest 100 SetupIntents that succeeded. They name the mandates of its SEPA methods.
     pub async fn setup_intents_of(
         &self,
         key: &ApiKey,

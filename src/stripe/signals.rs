@@ -1,7 +1,7 @@
-//! What Stripe's events say, in the domain's words.
+//! Converts Stripe's events to the domain's signals.
 //!
-//! [`HANDLED`] is the one table of types: what webhook endpoints are registered for, and what is understood when it
-//! arrives, are both read from it, so that they cannot drift apart.
+//! [`HANDLED`] is the only table of event types. Webhook endpoints are registered for it and events are parsed by it,
+//! so the two cannot diverge.
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -20,10 +20,10 @@ use super::refunds::WireRefund;
 use super::setup_intents::WireSetup;
 use crate::domain::signals::{Observation, Signal};
 
-/// An event of a type that we handle whose object is not what Stripe documents. It must not be dropped: it may be about
-/// money.
+/// An event of a handled type whose object does not match Stripe's documentation. It must not be dropped, because it
+/// may be about money.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the event cannot be understood: {0}")]
+#[error("the event is unreadable: {0}")]
 pub struct UnreadableEvent(String);
 
 #[derive(Deserialize)]
@@ -34,15 +34,15 @@ struct Event {
 #[derive(Deserialize)]
 struct Data {
     object: Value,
-    /// What an update replaced: the old values of the fields that changed.
+    /// The old values of the fields that an update changed.
     #[serde(default)]
     previous_attributes: Value,
 }
 
-type Read = fn(Data) -> Result<Signal, serde_json::Error>;
+type Parse = fn(Data) -> Result<Signal, serde_json::Error>;
 
-/// The events that we handle, and how each is read.
-const HANDLED: [(&str, Read); 28] = [
+/// The event types that we handle, and the parser of each.
+const HANDLED: [(&str, Parse); 28] = [
     ("charge.dispute.closed", dispute),
     ("charge.dispute.created", dispute),
     ("charge.dispute.funds_reinstated", dispute),
@@ -73,24 +73,24 @@ const HANDLED: [(&str, Read); 28] = [
     ("setup_intent.succeeded", setup),
 ];
 
-/// Names that types of event had in earlier API versions, which an account's events list may still render in: understood,
-/// and not registered for.
+/// Names of event types in earlier API versions, which an account's events list may still use. They are parsed, but not
+/// registered for.
 const RENAMED: [(&str, &str); 2] = [
     ("charge.refund.updated", "refund.updated"),
     ("payment_method.card_automatically_updated", "payment_method.automatically_updated"),
 ];
 
-/// The types of event that we handle, in alphabetical order.
+/// The event types that we handle, in alphabetical order.
 pub fn handled_types() -> impl Iterator<Item = &'static str> {
     HANDLED.iter().map(|(name, _)| *name)
 }
 
-/// Understands an event, given as the JSON that was delivered or listed. What does not concern us is
-/// [`Signal::Ignored`], with the reason.
+/// Parses an event from the JSON that was delivered or listed. An event that does not concern us becomes
+/// [`Signal::Ignored`] with the reason.
 pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
     let envelope = EventEnvelope::parse(body).map_err(|why| UnreadableEvent(why.to_owned()))?;
-    let signal = read(&envelope, body).map_err(|error| {
-        // The parser's words may quote a value, and values of Stripe's may be secrets (P9).
+    let signal = parse(&envelope, body).map_err(|error| {
+        // The parser's message may quote a value, and Stripe's values may be secrets (P9).
         UnreadableEvent(scrub(&format!("{}: {error}", envelope.event_type)))
     })?;
     Ok(Observation {
@@ -103,11 +103,11 @@ pub fn observe(body: &[u8]) -> Result<Observation, UnreadableEvent> {
     })
 }
 
-fn read(envelope: &EventEnvelope, body: &[u8]) -> Result<Signal, serde_json::Error> {
+fn parse(envelope: &EventEnvelope, body: &[u8]) -> Result<Signal, serde_json::Error> {
     let renamed = RENAMED.iter().find(|(old, _)| *old == envelope.event_type);
     let event_type = renamed.map_or(envelope.event_type.as_str(), |(_, new)| new);
     match HANDLED.iter().find(|(name, _)| *name == event_type) {
-        Some((_, read)) => read(serde_json::from_slice::<Event>(body)?.data),
+        Some((_, parse)) => parse(serde_json::from_slice::<Event>(body)?.data),
         None => Ok(ignored(&format!("events of type {} are not handled", scrub(&envelope.event_type)))),
     }
 }
@@ -128,7 +128,7 @@ fn charge_refunded(data: Data) -> Result<Signal, serde_json::Error> {
     Ok(Signal::ChargeRefunded(object::<WireCharge>(data)?.into()))
 }
 
-/// A debit on its way to the bank: its mandate may be told nowhere else.
+/// A debit that was sent to the bank. Its mandate may appear nowhere else.
 fn charge_pending(data: Data) -> Result<Signal, serde_json::Error> {
     let mandate = object::<WireCharge>(data)?.mandate();
     Ok(mandate.map_or_else(|| ignored("the charge names no mandate"), Signal::Mandate))

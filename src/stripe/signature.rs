@@ -1,5 +1,5 @@
-//! Who sent this webhook: Stripe's signature over the raw bytes. Pure; the webhook door calls it before it parses
-//! anything, with every secret that may have signed (during a roll there are two), and with the clock's time.
+//! Webhook signatures: Stripe's HMAC over the raw bytes. Pure: the caller passes every secret that may have signed (two
+//! during a rotation) and the clock's time, before it parses anything.
 
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::{ExposeSecret as _, SecretString};
@@ -7,22 +7,22 @@ use sha2::Sha256;
 use subtle::{Choice, ConstantTimeEq as _};
 use time::OffsetDateTime;
 
-/// How far the signature's own time may lie from ours, in seconds, in either direction.
+/// The largest difference between the signature's time and ours, in seconds, in either direction.
 pub const TOLERANCE_SECONDS: i64 = 300;
 
-/// More signatures than this in one header are not looked at (P11); Stripe sends one for each secret that is alive.
-const MOST_SIGNATURES: usize = 8;
+/// The most signatures of one header that are checked (P11). Stripe sends one per valid secret.
+const SIGNATURES_MAX: usize = 8;
 
-/// Why a signature was not accepted. The texts may go to a log; the sender learns only that it was refused.
+/// Why a signature was refused. The texts are for the log; the sender only sees that it was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SignatureError {
-    /// No `t`, no `v1`, or a `t` that is no time.
+    /// No `t`, no `v1`, or a `t` that is not a time.
     #[error("the Stripe-Signature header is missing or malformed")]
     Malformed,
-    /// Signed too long ago: a replay, or a clock that is wrong.
+    /// Signed too long ago: a replay, or a wrong clock.
     #[error("the signature is older than {TOLERANCE_SECONDS} s")]
     TooOld,
-    /// Signed in the future: a clock is wrong.
+    /// Signed in the future: a wrong clock.
     #[error("the signature is more than {TOLERANCE_SECONDS} s in the future")]
     TooNew,
     /// None of the secrets made any of the signatures.
@@ -30,20 +30,20 @@ pub enum SignatureError {
     NoMatch,
 }
 
-/// Accepts the payload if one of `secrets` made one of the header's `v1` signatures, within the tolerance.
+/// Verifies that one of `secrets` made one of the header's `v1` signatures, within the tolerance.
 ///
-/// `payload` is the body as it came, byte for byte. Every scheme but `v1` is passed over, so that nobody can talk us
-/// down to a weaker one. All pairs are compared, in constant time.
+/// `payload` is the raw body. Every other scheme is ignored, so that nobody can downgrade us to a weaker one. All pairs
+/// are compared, in constant time.
 pub fn verify(
     payload: &[u8],
     header: &str,
     secrets: &[SecretString],
     now: OffsetDateTime,
 ) -> Result<(), SignatureError> {
-    let (stamp, signatures) = parse(header)?;
+    let (timestamp, signatures) = parse(header)?;
     let mut matched = Choice::from(0);
     for secret in secrets {
-        let expected = sign(payload, stamp, secret);
+        let expected = sign(payload, timestamp, secret);
         for signature in &signatures {
             matched |= expected.as_slice().ct_eq(signature);
         }
@@ -51,8 +51,8 @@ pub fn verify(
     if !bool::from(matched) {
         return Err(SignatureError::NoMatch);
     }
-    // The age is looked at only once the time is known to be Stripe's, so a stranger learns nothing of our clock.
-    let age = i128::from(now.unix_timestamp()) - i128::from(stamp);
+    // The age is checked after the signature, so that a stranger learns nothing about our clock.
+    let age = i128::from(now.unix_timestamp()) - i128::from(timestamp);
     if age > i128::from(TOLERANCE_SECONDS) {
         return Err(SignatureError::TooOld);
     }
@@ -62,41 +62,41 @@ pub fn verify(
     Ok(())
 }
 
-/// The header that Stripe would send for this payload: what the sandbox sends, and what tests are made of.
+/// The header that Stripe would send for this payload, for the sandbox and tests.
 pub fn header(payload: &[u8], secrets: &[SecretString], now: OffsetDateTime) -> String {
-    let stamp = now.unix_timestamp();
-    let mut header = format!("t={stamp}");
+    let timestamp = now.unix_timestamp();
+    let mut header = format!("t={timestamp}");
     for secret in secrets {
         header.push_str(",v1=");
-        header.push_str(&hex::encode(sign(payload, stamp, secret)));
+        header.push_str(&hex::encode(sign(payload, timestamp, secret)));
     }
     header
 }
 
-/// Secrets are trimmed: whitespace pasted along with one is the commonest reason for a signature that never matches.
-fn sign(payload: &[u8], stamp: i64, secret: &SecretString) -> [u8; 32] {
+/// Secrets are trimmed: pasted whitespace is the commonest reason for signatures that never match.
+fn sign(payload: &[u8], timestamp: i64, secret: &SecretString) -> [u8; 32] {
     let mut mac = Hmac::<Sha256>::new_from_slice(secret.expose_secret().trim().as_bytes())
         .expect("HMAC takes keys of any length");
-    mac.update(stamp.to_string().as_bytes());
+    mac.update(timestamp.to_string().as_bytes());
     mac.update(b".");
     mac.update(payload);
     mac.finalize().into_bytes().into()
 }
 
 fn parse(header: &str) -> Result<(i64, Vec<Vec<u8>>), SignatureError> {
-    let mut stamp = None;
+    let mut timestamp = None;
     let mut signatures = Vec::new();
     for (scheme, value) in header.split(',').filter_map(|part| part.trim().split_once('=')) {
         match scheme {
-            // Two times would leave open which of them was signed.
-            "t" if stamp.is_some() => return Err(SignatureError::Malformed),
-            "t" => stamp = Some(value.parse::<i64>().map_err(|_| SignatureError::Malformed)?),
-            "v1" if signatures.len() < MOST_SIGNATURES => signatures.extend(hex::decode(value).ok()),
+            // With two times it would be ambiguous which one was signed.
+            "t" if timestamp.is_some() => return Err(SignatureError::Malformed),
+            "t" => timestamp = Some(value.parse::<i64>().map_err(|_| SignatureError::Malformed)?),
+            "v1" if signatures.len() < SIGNATURES_MAX => signatures.extend(hex::decode(value).ok()),
             _ => {}
         }
     }
-    match stamp {
-        Some(stamp) if stamp > 0 && !signatures.is_empty() => Ok((stamp, signatures)),
+    match timestamp {
+        Some(timestamp) if timestamp > 0 && !signatures.is_empty() => Ok((timestamp, signatures)),
         _ => Err(SignatureError::Malformed),
     }
 }
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
 
     const BODY: &[u8] = br#"{"id":"evt_1","object":"event"}"#;
-    const SIGNED: &str = "0c8670ed117751cc551a20e35839447075c42800ea3cf3e8a2fbda99cd1e6edd";
+    const SIGNATURE: &str = "0c8670ed117751cc551a20e35839447075c42800ea3cf3e8a2fbda99cd1e6edd";
 
     fn secret(text: &str) -> SecretString {
         SecretString::from(text)
@@ -123,25 +123,25 @@ mod tests {
     }
 
     #[test]
-    fn the_known_vector_passes_and_is_what_we_would_send() {
-        assert_eq!(check(&format!("t=1700000000,v1={SIGNED}")), Ok(()));
-        assert_eq!(header(BODY, &[secret("whsec_test_secret")], at()), format!("t=1700000000,v1={SIGNED}"));
+    fn the_known_vector_verifies_and_equals_our_header() {
+        assert_eq!(check(&format!("t=1700000000,v1={SIGNATURE}")), Ok(()));
+        assert_eq!(header(BODY, &[secret("whsec_test_secret")], at()), format!("t=1700000000,v1={SIGNATURE}"));
     }
 
     #[test]
     fn one_changed_byte_anywhere_is_refused() {
-        let good = format!("t=1700000000,v1={SIGNED}");
+        let good = format!("t=1700000000,v1={SIGNATURE}");
         let other = br#"{"id":"evt_2","object":"event"}"#;
         assert_eq!(verify(other, &good, &[secret("whsec_test_secret")], at()), Err(SignatureError::NoMatch));
         assert_eq!(verify(BODY, &good, &[secret("whsec_other")], at()), Err(SignatureError::NoMatch));
         assert_eq!(verify(BODY, &good, &[], at()), Err(SignatureError::NoMatch));
         assert_eq!(check(&good.replace("0c86", "0c87")), Err(SignatureError::NoMatch));
         assert_eq!(check(&good.replace("t=1700000000", "t=1700000001")), Err(SignatureError::NoMatch));
-        assert_eq!(check(&format!("t=1700000000,v1={}", &SIGNED[..62])), Err(SignatureError::NoMatch));
+        assert_eq!(check(&format!("t=1700000000,v1={}", &SIGNATURE[..62])), Err(SignatureError::NoMatch));
     }
 
     #[test]
-    fn while_a_secret_is_rolled_either_signature_with_either_secret_passes() {
+    fn during_a_rotation_either_secret_verifies() {
         let both = [secret("whsec_old"), secret("whsec_new\n")];
         for signed_with in [vec![secret("whsec_old")], vec![secret("whsec_new")], both.to_vec()] {
             let header = header(BODY, &signed_with, at());
@@ -154,13 +154,13 @@ mod tests {
 
     #[test]
     fn only_v1_counts() {
-        assert_eq!(check(&format!("t=1700000000,v0={SIGNED}")), Err(SignatureError::Malformed));
-        assert_eq!(check(&format!("t=1700000000,v0={SIGNED},v1=00")), Err(SignatureError::NoMatch));
-        assert_eq!(check(&format!("v0=x, v1={SIGNED} ,t=1700000000")), Ok(()));
+        assert_eq!(check(&format!("t=1700000000,v0={SIGNATURE}")), Err(SignatureError::Malformed));
+        assert_eq!(check(&format!("t=1700000000,v0={SIGNATURE},v1=00")), Err(SignatureError::NoMatch));
+        assert_eq!(check(&format!("v0=x, v1={SIGNATURE} ,t=1700000000")), Ok(()));
     }
 
     #[test]
-    fn three_hundred_seconds_either_way_and_no_more() {
+    fn the_tolerance_is_300_seconds_in_either_direction() {
         let secrets = [secret("whsec_test_secret")];
         let header = header(BODY, &secrets, at());
         for (seconds, expected) in
@@ -171,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_signature_header_is_malformed() {
+    fn an_invalid_signature_header_is_malformed() {
         let bad_times = ["t=", "t=now", "t=-1", "t=0", "t=99999999999999999999", "t=1.7e9", "x=1"];
         for time in bad_times {
-            assert_eq!(check(&format!("{time},v1={SIGNED}")), Err(SignatureError::Malformed), "{time}");
+            assert_eq!(check(&format!("{time},v1={SIGNATURE}")), Err(SignatureError::Malformed), "{time}");
         }
         for header in ["", "t=1700000000", "v1", "t=1700000000,v1=zz", ",,,", "t=1700000000,t=1700000000,v1=00"] {
             assert_eq!(check(header), Err(SignatureError::Malformed), "{header}");

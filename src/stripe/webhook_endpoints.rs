@@ -1,5 +1,4 @@
-//! Webhook endpoints: where Stripe posts to us. Their secret is told once, in the answer to their creation, and in a
-//! replay of it.
+//! Webhook endpoints. Stripe returns their secret only in the response to their creation, and in a replay of it.
 
 use std::collections::BTreeSet;
 
@@ -8,37 +7,37 @@ use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 
 use super::client::{Call, Client};
-use super::error::{Doubt, Error};
+use super::error::{Error, UnknownCause};
 use super::form::Form;
-use super::object::{Acknowledged, Metadata, Page, mark, or_default, seconds};
-use super::pace::ApiKey;
+use super::object::{Acknowledged, Metadata, Page, metadata_id, null_as_default, seconds};
+use super::rate_limit::ApiKey;
 use super::{API_VERSION, metadata, signals};
 use crate::domain::{IntegrationId, OrganizationId};
 
-/// Pages of 100 that are read (P11). Stripe allows about 16 endpoints.
-const MOST_PAGES: usize = 5;
+/// The most pages of 100 that are read (P11). Stripe allows about 16 endpoints.
+const PAGES_MAX: usize = 5;
 
 /// A webhook endpoint at Stripe.
 #[derive(Clone, Debug, Deserialize)]
 pub struct WebhookEndpoint {
     /// `we_…`.
     pub id: String,
-    /// Where it posts to.
+    /// The URL that it posts to.
     pub url: String,
     /// `enabled` or `disabled`.
     pub status: String,
-    /// The version in which it renders events; `None`: the account's own.
+    /// The API version in which it renders events; `None` for the account's own.
     pub api_version: Option<String>,
-    /// The types that it posts.
-    #[serde(default, deserialize_with = "or_default")]
+    /// The event types that it posts.
+    #[serde(default, deserialize_with = "null_as_default")]
     pub enabled_events: Vec<String>,
-    /// When it was made.
+    /// When it was created.
     #[serde(deserialize_with = "seconds")]
     pub created: OffsetDateTime,
-    /// `whsec_…`; only in the answer to the creation.
+    /// `whsec_…`; only in the response to the creation.
     #[serde(default, deserialize_with = "secret")]
     pub secret: Option<SecretString>,
-    #[serde(default, deserialize_with = "or_default")]
+    #[serde(default, deserialize_with = "null_as_default")]
     metadata: Metadata,
 }
 
@@ -47,17 +46,17 @@ fn secret<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<SecretStr
 }
 
 impl WebhookEndpoint {
-    /// The integration that it was registered for, if it was registered by a Paybridge.
+    /// The integration that it was registered for, if Paybridge registered it.
     pub fn integration_id(&self) -> Option<IntegrationId> {
-        mark(&self.metadata, metadata::INTEGRATION_ID).map(IntegrationId)
+        metadata_id(&self.metadata, metadata::INTEGRATION_ID).map(IntegrationId)
     }
 
-    /// Whether it renders events in our version. That can't be changed: another one means another endpoint.
+    /// Whether it renders events in our API version. This cannot be updated: another version needs another endpoint.
     pub fn has_our_version(&self) -> bool {
         self.api_version.as_deref() == Some(API_VERSION)
     }
 
-    /// What is wrong with it, for people; empty if it posts to `url` what we handle, in our version.
+    /// What is wrong with it, for people; empty if it posts the events that we handle to `url` in our API version.
     pub fn faults(&self, url: &str) -> Vec<String> {
         let mut faults = Vec::new();
         if self.status != "enabled" {
@@ -79,7 +78,7 @@ impl WebhookEndpoint {
     }
 }
 
-/// The body that registers an endpoint for exactly the events that we handle, rendered in our version.
+/// The body that registers an endpoint for exactly the events that we handle, in our API version.
 pub fn create_body(url: &str, organization_id: OrganizationId, integration_id: IntegrationId) -> String {
     Form::new()
         .push("url", url)
@@ -96,7 +95,8 @@ pub fn create_body(url: &str, organization_id: OrganizationId, integration_id: I
         .into_body()
 }
 
-/// The body that mends an endpoint: enabled, this URL, exactly the events that we handle. Its version can't be changed.
+/// The body that repairs an endpoint: enabled, this URL, exactly the events that we handle. Its API version cannot be
+/// changed.
 pub fn update_body(url: &str) -> String {
     Form::new()
         .push("url", url)
@@ -106,7 +106,8 @@ pub fn update_body(url: &str) -> String {
 }
 
 impl Client {
-    /// Registers an endpoint; `body` is a stored [`create_body`]. The answer, and every replay of it, has the secret.
+    /// Registers an endpoint; `body` is a stored [`create_body`]. The response and every replay of it contain the
+    /// secret.
     pub async fn create_webhook_endpoint(
         &self,
         key: &ApiKey,
@@ -116,15 +117,15 @@ impl Client {
         self.send(key, Call::post("/v1/webhook_endpoints", None, idempotency_key, body)).await
     }
 
-    /// Reads an endpoint; without its secret.
+    /// Reads an endpoint, without its secret.
     pub async fn webhook_endpoint(&self, key: &ApiKey, id: &str) -> Result<WebhookEndpoint, Error> {
         self.send(key, Call::get("/v1/webhook_endpoints/{id}", Some(id), "")).await
     }
 
-    /// All endpoints of the account, in the key's mode.
+    /// All endpoints of the account in the key's mode.
     pub async fn webhook_endpoints(&self, key: &ApiKey) -> Result<Vec<WebhookEndpoint>, Error> {
         let mut endpoints: Vec<WebhookEndpoint> = Vec::new();
-        for _ in 0..MOST_PAGES {
+        for _ in 0..PAGES_MAX {
             let after = endpoints.last().map(|endpoint| endpoint.id.as_str());
             let query = Form::new().push("limit", 100).push_some("starting_after", after).into_body();
             let page: Page<WebhookEndpoint> = self.send(key, Call::get("/v1/webhook_endpoints", None, &query)).await?;
@@ -134,10 +135,10 @@ impl Client {
                 return Ok(endpoints);
             }
         }
-        Err(Error::unknown(Doubt::TooLong, "the account has more endpoints than can be looked through"))
+        Err(Error::unknown(UnknownCause::TooLong, "the account has more endpoints than are read"))
     }
 
-    /// Mends an endpoint; `body` is an [`update_body`].
+    /// Repairs an endpoint; `body` is an [`update_body`].
     pub async fn update_webhook_endpoint(
         &self,
         key: &ApiKey,
@@ -148,7 +149,7 @@ impl Client {
         self.send(key, Call::post("/v1/webhook_endpoints/{id}", Some(id), idempotency_key, body)).await
     }
 
-    /// Deletes an endpoint. One that is gone already counts as deleted.
+    /// Deletes an endpoint. One that is already deleted counts as success.
     pub async fn delete_webhook_endpoint(&self, key: &ApiKey, id: &str) -> Result<(), Error> {
         match self.send::<Acknowledged>(key, Call::delete("/v1/webhook_endpoints/{id}", id)).await {
             Err(error) if !error.is_missing() => Err(error),
@@ -162,7 +163,7 @@ mod tests {
     use secrecy::ExposeSecret as _;
     use uuid::Uuid;
 
-    use super::super::scripted::{Script, answer, key};
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
 
     const ENDPOINT: &str = r#"{"id":"we_1","object":"webhook_endpoint","url":"https://pay.test/hook","status":"enabled",
@@ -170,7 +171,7 @@ mod tests {
         "metadata":{"integration_id":"00000000-0000-0000-0000-000000000004"}}"#;
 
     #[test]
-    fn an_endpoint_is_registered_for_exactly_what_is_handled() {
+    fn an_endpoint_is_registered_for_exactly_the_handled_types() {
         let body = create_body("https://pay.test/hook", Uuid::from_u128(2).into(), Uuid::from_u128(4).into());
         assert!(body.starts_with("url=https%3A%2F%2Fpay.test%2Fhook&api_version=2026-08-26.dahlia"));
         for (index, name) in signals::handled_types().enumerate() {
@@ -181,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn p9_the_secret_is_read_and_never_printed() {
+    fn p9_the_secret_is_parsed_and_never_printed() {
         let endpoint: WebhookEndpoint = serde_json::from_str(ENDPOINT).unwrap();
         assert!(!format!("{endpoint:?}").contains("whsec_"));
         assert_eq!(endpoint.secret.as_ref().unwrap().expose_secret(), "whsec_abc");
@@ -189,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_with_an_endpoint_is_said() {
+    fn the_faults_of_an_endpoint_are_listed() {
         let mut endpoint: WebhookEndpoint = serde_json::from_str(ENDPOINT).unwrap();
         assert_eq!(endpoint.faults("https://pay.test/hook"), Vec::<String>::new());
         endpoint.enabled_events = signals::handled_types().skip(1).map(str::to_owned).collect();
@@ -202,16 +203,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_gone_already_counts_as_deleted() {
+    async fn deleting_a_deleted_object_succeeds() {
         let missing = r#"{"error":{"type":"invalid_request_error","code":"resource_missing","message":"No such"}}"#;
         let key = key();
-        let gone = Script::new(move |_| answer(404, missing)).await;
-        gone.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
-        gone.client().delete_customer(&key, "cus_1").await.unwrap();
-        let deleted = Script::new(|_| answer(200, r#"{"id":"we_1","deleted":true}"#)).await;
+        let missing_object = ScriptedServer::new(move |_| response(404, missing)).await;
+        missing_object.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
+        missing_object.client().delete_customer(&key, "cus_1").await.unwrap();
+        let deleted = ScriptedServer::new(|_| response(200, r#"{"id":"we_1","deleted":true}"#)).await;
         deleted.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
         assert_eq!(deleted.requests()[0].header("idempotency-key"), None);
-        let refused = Script::new(move |_| answer(403, missing)).await;
+        let refused = ScriptedServer::new(move |_| response(403, missing)).await;
         assert!(refused.client().delete_webhook_endpoint(&key, "we_1").await.is_err());
     }
 }

@@ -1,11 +1,10 @@
-//! Door 3: durable work. A lease on a job comes in from the database, the job is handed to `app`, which ends it or gives
-//! it back by itself.
+//! The worker: leases jobs and hands each to `app`, which completes, reschedules or parks it.
 //!
-//! Two loops share what this process holds. The *taker* leases as many jobs as there are free places and runs each in a
-//! task of its own; it looks again when a job has ended, when jobs were asked for, when the next one is due, and at the
-//! latest after a second. The *renewer* prolongs all leases that are held, in one call, three times in the length of a
-//! lease, however long a call to Stripe takes. A lease that was lost all the same harms nobody: the job may go on, but
-//! whatever it writes shows the lease's epoch and is refused (P8). Beside them run the *timers*.
+//! Two loops share the leases of this process. The *poller* leases as many jobs as there is free capacity and runs each
+//! in its own task. It polls again when a job ends, when jobs are enqueued, when the next job is due, and at the latest
+//! after a second. The *renewer* renews all held leases in one call, three times per lease period, however long a call
+//! to Stripe takes. A lost lease is harmless: the job may continue, but each of its writes checks the lease's epoch and
+//! is refused (P8). The *timers* run alongside.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -22,240 +21,239 @@ use uuid::Uuid;
 use crate::app::{App, LEASE_PERIOD};
 use crate::clock::pause;
 use crate::domain::OrganizationId;
-use crate::domain::jobs::{Lane, Lease, Room};
+use crate::domain::jobs::{Capacity, Lane, Lease};
 
 #[cfg(test)]
 #[cfg(feature = "dev")]
 mod tests;
 mod timers;
 
-/// How long no look is taken at most, real time: the net under lost hints and under a database that was away.
-const LOOK_WITHIN: Duration = Duration::from_secs(1);
+/// The longest interval between polls, real time. It covers lost notifications and outages of the database.
+const POLL_INTERVAL_MAX: Duration = Duration::from_secs(1);
 
-/// How long no look is taken at least where a job has become due since the last one, real time: there may be more of them
-/// than one look moves.
-const LOOK_AFTER: Duration = Duration::from_millis(10);
+/// The shortest interval before polling for a job that has become due, real time: more may be due than one poll leases.
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-/// How many looks in a row may end before they have gone round, and without a job, before the next one waits.
-const BARREN_MAX: usize = 20;
+/// How many polls in a row may end incomplete and without a job before the next one waits.
+const EMPTY_POLLS_MAX: usize = 20;
 
-/// How often leases that have run out are looked for, real time.
-const LAPSED_AFTER: Duration = Duration::from_secs(1);
+/// How often expired leases are released, real time.
+const EXPIRED_LEASES_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The least pause between renewals, real time, however fast the clock runs.
-const RENEW_AFTER: Duration = Duration::from_millis(10);
+/// The shortest interval between renewals, real time, however fast the clock runs.
+const RENEW_INTERVAL_MIN: Duration = Duration::from_millis(10);
 
-/// Runs the timers, and leases jobs and runs them, 1 to `concurrency` at once, until `stopping` is cancelled. Then takes
-/// no more, waits for those in hand, in real time at most `within`, and gives back what is left. Dropping it drops all:
-/// the leases run out, and the jobs are begun again elsewhere.
-pub async fn run(app: App, concurrency: usize, stopping: CancellationToken, within: Duration) {
-    let held = Held::default();
-    let taker = Taker {
+/// Runs the timers, and leases and runs jobs, 1 to `concurrency` at once, until `shutdown` is cancelled. Then it leases
+/// no more, waits at most `grace`, in real time, for the running jobs, and releases the remaining leases. Dropping the
+/// future drops the jobs: their leases expire, and they are started again elsewhere.
+pub async fn run(app: App, concurrency: usize, shutdown: CancellationToken, grace: Duration) {
+    let held = HeldLeases::default();
+    let poller = Poller {
         app: app.clone(),
         concurrency,
         held: held.clone(),
         running: JoinSet::new(),
         after: Lane::start(),
-        barren: 0,
+        empty_polls: 0,
     };
     let timers = async {
         tokio::select! {
-            () = stopping.cancelled() => {}
+            () = shutdown.cancelled() => {}
             () = timers::run(&app) => {}
         }
         pending::<()>().await;
     };
     let overdue = async {
-        stopping.cancelled().await;
-        pause(within).await;
+        shutdown.cancelled().await;
+        pause(grace).await;
     };
     tokio::select! {
-        () = taker.run(&stopping) => return,
+        () = poller.run(&shutdown) => return,
         () = renew(&app, &held) => {}
-        () = free_lapsed(&app) => {}
+        () = release_expired(&app) => {}
         () = timers => {}
         () = overdue => {}
     }
     let left = held.all();
-    tracing::warn!(jobs = left.len(), "jobs were not finished in time: giving them back");
-    if let Err(error) = app.give_up_leases(&left).await {
-        tracing::warn!(%error, "jobs could not be given back; their leases will run out");
+    tracing::warn!(jobs = left.len(), "jobs did not finish within the grace period: releasing their leases");
+    if let Err(error) = app.release_leases(&left).await {
+        tracing::warn!(%error, "could not release leases; they will expire");
     }
 }
 
-/// The leases of this process, by the task that works on each.
+/// The leases of this process, by the task that runs the job.
 #[derive(Clone, Default)]
-struct Held(Arc<Mutex<HashMap<Id, Lease>>>);
+struct HeldLeases(Arc<Mutex<HashMap<Id, Lease>>>);
 
-impl Held {
+impl HeldLeases {
     fn lock(&self) -> MutexGuard<'_, HashMap<Id, Lease>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Job and epoch of each.
+    /// Job and epoch of each lease.
     fn all(&self) -> Vec<(Uuid, i64)> {
         self.lock().values().map(|lease| (lease.id.0, lease.epoch)).collect()
     }
 
-    /// How many places each organization's jobs have.
-    fn places(&self) -> HashMap<OrganizationId, usize> {
-        let mut places = HashMap::new();
+    /// How many leases each organization has.
+    fn counts_by_organization(&self) -> HashMap<OrganizationId, usize> {
+        let mut counts = HashMap::new();
         for lease in self.lock().values() {
-            *places.entry(lease.organization_id).or_default() += 1;
+            *counts.entry(lease.organization_id).or_default() += 1;
         }
-        places
+        counts
     }
 
-    /// Forgets what was lost among `asked`: all that is not in `ours`. Returns how many that were; those that ended
-    /// meanwhile don't count.
-    fn keep(&self, asked: &[(Uuid, i64)], ours: &[Uuid]) -> usize {
+    /// Removes the leases of `requested` that are not in `renewed`, and returns their number. Leases whose jobs ended
+    /// meanwhile do not count.
+    fn forget_lost(&self, requested: &[(Uuid, i64)], renewed: &[Uuid]) -> usize {
         let mut held = self.lock();
         let before = held.len();
-        held.retain(|_, lease| !asked.contains(&(lease.id.0, lease.epoch)) || ours.contains(&lease.id.0));
+        held.retain(|_, lease| !requested.contains(&(lease.id.0, lease.epoch)) || renewed.contains(&lease.id.0));
         before - held.len()
     }
 }
 
-/// Prolongs what is held, for ever.
-async fn renew(app: &App, held: &Held) {
-    let period = (app.clock().real(LEASE_PERIOD) / 3).max(RENEW_AFTER);
+/// Renews the held leases for ever.
+async fn renew(app: &App, held: &HeldLeases) {
+    let period = (app.clock().real(LEASE_PERIOD) / 3).max(RENEW_INTERVAL_MIN);
     let mut ticks = interval(period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let asked = held.all();
-        if asked.is_empty() {
+        let requested = held.all();
+        if requested.is_empty() {
             continue;
         }
-        match app.renew_leases(&asked).await {
-            Ok(ours) => {
-                let lost = held.keep(&asked, &ours);
+        match app.renew_leases(&requested).await {
+            Ok(renewed) => {
+                let lost = held.forget_lost(&requested, &renewed);
                 if lost > 0 {
-                    // A job that ended in this very moment looks like this, too; the job itself tells if it was stopped.
-                    tracing::debug!(lost, "leases are no longer ours");
+                    // A job that has just ended looks the same. A job that was stopped reports it itself.
+                    tracing::debug!(lost, "leases were lost");
                 }
             }
-            Err(error) if error.is_database_away() => {}
-            Err(error) => tracing::warn!(%error, held = asked.len(), "leases could not be renewed; trying again"),
+            Err(error) if error.is_database_unavailable() => {}
+            Err(error) => tracing::warn!(%error, held = requested.len(), "could not renew leases; retrying"),
         }
     }
 }
 
-/// Frees leases that have run out, for ever.
-async fn free_lapsed(app: &App) {
+/// Releases expired leases for ever.
+async fn release_expired(app: &App) {
     loop {
-        match app.free_lapsed_leases().await {
+        match app.release_expired_leases().await {
             Ok(true) => {}
-            Ok(false) => pause(LAPSED_AFTER).await,
+            Ok(false) => pause(EXPIRED_LEASES_INTERVAL).await,
             Err(error) => {
-                tracing::debug!(%error, "leases that have run out could not be freed; trying again");
-                pause(LAPSED_AFTER).await;
+                tracing::debug!(%error, "could not release expired leases; retrying");
+                pause(EXPIRED_LEASES_INTERVAL).await;
             }
         }
     }
 }
 
-/// The most places of `concurrency` that one organization's jobs may take: a quarter is left to others, however slow
-/// Stripe is for that one.
+/// The most jobs of one organization at a time: a quarter of `concurrency` is left to others, however slow Stripe is
+/// for this one.
 fn organization_max(concurrency: usize) -> usize {
     (concurrency - concurrency / 4).max(1)
 }
 
-/// What the last look found.
-enum Look {
-    /// As many as there were places: there may be more.
+/// What a poll found.
+enum PollOutcome {
+    /// As many jobs as there was capacity for: there may be more.
     Full,
-    /// Not all lanes were come to yet.
-    CutShort,
-    /// All that were due, but for those of an organization that has all the places it may have. When the next scheduled
-    /// one is due, if there is one.
+    /// Not all lanes were polled yet.
+    Incomplete,
+    /// All due jobs, except those of organizations at their limit. Holds the time of the next scheduled job.
     Drained(Option<OffsetDateTime>),
-    /// The database did not answer.
+    /// The database is unavailable.
     Failed,
 }
 
-struct Taker {
+struct Poller {
     app: App,
     concurrency: usize,
-    held: Held,
+    held: HeldLeases,
     running: JoinSet<()>,
-    /// The lane that had the last turn.
+    /// The lane that was polled last.
     after: Lane,
-    /// How many looks in a row were cut short without a job.
-    barren: usize,
+    /// How many polls in a row were incomplete and found no job.
+    empty_polls: usize,
 }
 
-impl Taker {
-    async fn run(mut self, stopping: &CancellationToken) {
-        while !stopping.is_cancelled() {
-            let look = self.look().await;
+impl Poller {
+    async fn run(mut self, shutdown: &CancellationToken) {
+        while !shutdown.is_cancelled() {
+            let poll = self.poll().await;
             tokio::select! {
-                () = stopping.cancelled() => {}
-                () = self.wait(look) => {}
+                () = shutdown.cancelled() => {}
+                () = self.wait(poll) => {}
             }
         }
         if !self.running.is_empty() {
-            tracing::info!(jobs = self.running.len(), "the worker takes no more jobs and finishes those in hand");
+            tracing::info!(jobs = self.running.len(), "the worker leases no more jobs and finishes the running ones");
         }
         while let Some(ended) = self.running.join_next_with_id().await {
-            self.end(ended);
+            self.finish_job(ended);
         }
     }
 
-    /// Takes as many jobs as there are free places.
-    async fn look(&mut self) -> Look {
+    /// Leases as many jobs as there is free capacity for.
+    async fn poll(&mut self) -> PollOutcome {
         while let Some(ended) = self.running.try_join_next_with_id() {
-            self.end(ended);
+            self.finish_job(ended);
         }
         let free = self.concurrency.saturating_sub(self.running.len());
         if free == 0 {
-            return Look::Full;
+            return PollOutcome::Full;
         }
-        let (organization_max, held) = (organization_max(self.concurrency), self.held.places());
-        let mut room = Room { free, organization_max, held, after: self.after.clone(), is_cut_short: false };
-        let Ok(leases) = self.app.lease_jobs(&mut room).await else {
-            return Look::Failed;
+        let (organization_max, held) = (organization_max(self.concurrency), self.held.counts_by_organization());
+        let mut capacity =
+            Capacity { free, organization_max, held, after: self.after.clone(), is_scan_incomplete: false };
+        let Ok(leases) = self.app.lease_jobs(&mut capacity).await else {
+            return PollOutcome::Failed;
         };
-        self.after = room.after;
-        self.barren = if room.is_cut_short && leases.is_empty() { self.barren + 1 } else { 0 };
+        self.after = capacity.after;
+        self.empty_polls = if capacity.is_scan_incomplete && leases.is_empty() { self.empty_polls + 1 } else { 0 };
         for lease in leases {
-            self.start(lease);
+            self.start_job(lease);
         }
-        if room.free == 0 {
-            return Look::Full;
+        if capacity.free == 0 {
+            return PollOutcome::Full;
         }
-        if room.is_cut_short && self.barren < BARREN_MAX {
-            return Look::CutShort;
+        if capacity.is_scan_incomplete && self.empty_polls < EMPTY_POLLS_MAX {
+            return PollOutcome::Incomplete;
         }
-        self.barren = 0;
-        self.app.next_job_due().await.map_or(Look::Failed, Look::Drained)
+        self.empty_polls = 0;
+        self.app.next_job_due().await.map_or(PollOutcome::Failed, PollOutcome::Drained)
     }
 
-    /// Until the next look makes sense.
-    async fn wait(&mut self, look: Look) {
-        // When all places are taken, only the end of a job makes room.
-        let (listen, due) = match look {
-            Look::Full => (false, None),
-            Look::CutShort => return,
-            Look::Drained(due) => (true, due),
-            // Hints would only make us ask a database that is away more often.
-            Look::Failed => return pause(LOOK_WITHIN).await,
+    /// Waits until the next poll is useful.
+    async fn wait(&mut self, poll: PollOutcome) {
+        // At full capacity only the end of a job frees any.
+        let (listen, due) = match poll {
+            PollOutcome::Full => (false, None),
+            PollOutcome::Incomplete => return,
+            PollOutcome::Drained(due) => (true, due),
+            // Notifications would only make us poll an unavailable database more often.
+            PollOutcome::Failed => return pause(POLL_INTERVAL_MAX).await,
         };
         let app = self.app.clone();
         let is_busy = !self.running.is_empty();
         let ended = tokio::select! {
             Some(ended) = self.running.join_next_with_id(), if is_busy => Some(ended),
-            () = app.jobs_asked(), if listen => None,
+            () = app.jobs_enqueued(), if listen => None,
             () = until(&app, due), if listen => None,
-            () = pause(LOOK_WITHIN), if listen => None,
+            () = pause(POLL_INTERVAL_MAX), if listen => None,
         };
         if let Some(ended) = ended {
-            self.end(ended);
+            self.finish_job(ended);
         }
     }
 
-    fn start(&mut self, lease: Lease) {
-        let kept = lease.clone();
+    fn start_job(&mut self, lease: Lease) {
+        let held_lease = lease.clone();
         let span = tracing::info_span!(
             "job", job.id = %lease.id, job.kind = lease.kind.as_str(), organization.id = %lease.organization_id
         );
@@ -265,29 +263,32 @@ impl Taker {
             app.perform(&lease).await;
             metrics::histogram!("paybridge_job_seconds", "kind" => lease.kind.as_str()).record(started.elapsed());
         };
-        // The lock is held over the spawn, so that a job can't end before it is known to be held.
+        // The lock is held over the spawn, so that a job cannot end before its lease is recorded.
         let mut held = self.held.lock();
         let task = self.running.spawn(work.instrument(span));
-        held.insert(task.id(), kept);
+        held.insert(task.id(), held_lease);
         metrics::gauge!("paybridge_jobs_running").increment(1);
     }
 
-    fn end(&self, ended: Result<(Id, ()), JoinError>) {
+    fn finish_job(&self, ended: Result<(Id, ()), JoinError>) {
         metrics::gauge!("paybridge_jobs_running").decrement(1);
         let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
         let lease = self.held.lock().remove(&id);
         if let Err(error) = ended {
             let job = lease.map(|lease| lease.id.to_string()).unwrap_or_default();
-            tracing::error!(job.id = job, "a job panicked; its lease will run out, and it is begun again: {error}");
+            tracing::error!(
+                job.id = job,
+                "a job panicked; its lease will expire and it will be started again: {error}"
+            );
         }
     }
 }
 
-/// Until the clock shows `due`, if anything is due at all.
+/// Waits until `due`, or for ever if nothing is due.
 async fn until(app: &App, due: Option<OffsetDateTime>) {
     match due {
         Some(due) => {
-            tokio::join!(app.clock().sleep_until(due), pause(LOOK_AFTER));
+            tokio::join!(app.clock().sleep_until(due), pause(POLL_INTERVAL_MIN));
         }
         None => pending().await,
     }

@@ -14,26 +14,26 @@ fn lease(job: u128, epoch: i64) -> Lease {
         object_key: String::new(),
         object_time: None,
         epoch,
-        asked: 1,
+        generation: 1,
         failures: 0,
     }
 }
 
-fn room() -> Room {
-    Room { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start(), is_cut_short: false }
+fn capacity() -> Capacity {
+    Capacity { free: 10, organization_max: 10, held: HashMap::new(), after: Lane::start(), is_scan_incomplete: false }
 }
 
-/// P8: whoever lost a lease stops prolonging it, and one that was taken anew meanwhile is not dropped for it.
+/// P8: a process that lost a lease stops renewing it. A lease that was acquired meanwhile is kept.
 #[tokio::test]
-async fn what_was_lost_is_forgotten_and_nothing_else() {
-    let held = Held::default();
+async fn only_lost_leases_are_forgotten() {
+    let held = HeldLeases::default();
     let mut tasks = JoinSet::new();
-    let mut hold = |lease| held.lock().insert(tasks.spawn(pending::<()>()).id(), lease);
-    hold(lease(1, 1));
-    hold(lease(2, 5));
-    let asked = held.all();
-    hold(lease(3, 1));
-    assert_eq!(held.keep(&asked, &[Uuid::from_u128(2)]), 1);
+    let mut add = |lease| held.lock().insert(tasks.spawn(pending::<()>()).id(), lease);
+    add(lease(1, 1));
+    add(lease(2, 5));
+    let requested = held.all();
+    add(lease(3, 1));
+    assert_eq!(held.forget_lost(&requested, &[Uuid::from_u128(2)]), 1);
     let mut left = held.all();
     left.sort_unstable();
     assert_eq!(left, [(Uuid::from_u128(2), 5), (Uuid::from_u128(3), 1)]);
@@ -41,20 +41,21 @@ async fn what_was_lost_is_forgotten_and_nothing_else() {
 
 /// P8.
 #[tokio::test(flavor = "multi_thread")]
-async fn p8_held_leases_are_prolonged_until_another_worker_has_them() {
+async fn p8_held_leases_are_renewed_until_another_worker_has_them() {
     let database = Database::start().await;
     let app = administration(&database.url).unwrap();
     let organization = app.create_organization("Hooli").await.unwrap();
     let job = format!(
-        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, generation, failures, \
+             lease_epoch) \
          VALUES (gen_random_uuid(), '{}', 'submit_payment', gen_random_uuid(), '', now() - interval '1 h', 1, 0, 0)",
         organization.id
     );
     database.run(&job).await;
-    let lease = app.lease_jobs(&mut room()).await.unwrap().pop().expect("the job is due");
-    assert!(app.lease_jobs(&mut room()).await.unwrap().is_empty(), "it is held");
+    let lease = app.lease_jobs(&mut capacity()).await.unwrap().pop().expect("the job is due");
+    assert!(app.lease_jobs(&mut capacity()).await.unwrap().is_empty(), "it is leased");
 
-    let held = Held::default();
+    let held = HeldLeases::default();
     let task = tokio::spawn(pending::<()>());
     held.lock().insert(task.id(), lease);
     let database = &database;
@@ -73,21 +74,22 @@ async fn p8_held_leases_are_prolonged_until_another_worker_has_them() {
     task.abort();
 }
 
-/// P8: a job's own transaction holds its row for as long as it commits, and asks for others. Whoever renews waits for
-/// none of them, for it holds many rows: each would wait for the other.
+/// P8: a job's own transaction locks its row while it commits, and enqueues others. The renewer must not wait for any
+/// of them: it locks many rows, so that would be a deadlock.
 #[tokio::test(flavor = "multi_thread")]
-async fn p8_a_job_that_is_just_being_ended_is_not_waited_for_and_not_lost() {
+async fn p8_renewal_neither_waits_for_nor_loses_a_job_that_is_completing() {
     let database = Database::start().await;
     let app = administration(&database.url).unwrap();
     let organization = app.create_organization("Hooli").await.unwrap();
     let job = format!(
-        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, asked, failures, lease_epoch) \
+        "INSERT INTO jobs (id, organization_id, kind, object_id, object_key, run_at, generation, failures, \
+             lease_epoch) \
          SELECT gen_random_uuid(), '{}', 'submit_payment', gen_random_uuid(), '', now() - interval '1 h', 1, 0, 0 \
          FROM generate_series(1, 2)",
         organization.id
     );
     database.run(&job).await;
-    let leases = app.lease_jobs(&mut room()).await.unwrap();
+    let leases = app.lease_jobs(&mut capacity()).await.unwrap();
     let held: Vec<_> = leases.iter().map(|lease| (lease.id.0, lease.epoch)).collect();
     let (ended, other) = (held[0].0, held[1].0);
 
@@ -101,9 +103,9 @@ async fn p8_a_job_that_is_just_being_ended_is_not_waited_for_and_not_lost() {
     renewed.sort_unstable();
     let mut both = [ended, other];
     both.sort_unstable();
-    assert_eq!(renewed, both, "both are ours still");
+    assert_eq!(renewed, both, "both leases are still held");
     assert_eq!(database.run(&until(ended)).await, before.0);
-    assert_ne!(database.run(&until(other)).await, before.1, "the other one is prolonged");
-    timeout(Duration::from_secs(10), app.give_up_leases(&held)).await.expect("nor does who gives up").unwrap();
+    assert_ne!(database.run(&until(other)).await, before.1, "the other one is renewed");
+    timeout(Duration::from_secs(10), app.release_leases(&held)).await.expect("releasing does not wait either").unwrap();
     client.batch_execute("ROLLBACK").await.unwrap();
 }

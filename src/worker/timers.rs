@@ -1,33 +1,33 @@
-//! Timers: what is done by the clock alone. All processes that work look at them, and one of them does it.
+//! Timers: periodic work. Every worker process polls them, and one of them does the work.
 
 use std::time::Duration;
 
 use crate::app::{App, Timer};
 use crate::clock::pause;
 
-/// The least pause between looks at a timer, real time, however fast the clock runs.
-const LOOK_AFTER: Duration = Duration::from_millis(200);
+/// The shortest interval between polls of a timer, real time, however fast the clock runs.
+const POLL_INTERVAL_MIN: Duration = Duration::from_millis(200);
 
-/// How soon a timer is looked at again whose work could not be done, real time.
-const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// The delay before a failed timer runs again, real time.
+const RETRY_DELAY: Duration = Duration::from_secs(5);
 
-/// Runs all timers, for ever.
+/// Runs all timers for ever.
 pub(super) async fn run(app: &App) {
-    // Each by itself, so that a long one holds up no other.
-    tokio::join!(follow(app, Timer::Retire), follow(app, Timer::Reconcilers));
+    // Each on its own, so that a slow one delays no other.
+    tokio::join!(run_timer_forever(app, Timer::Retire), run_timer_forever(app, Timer::Reconcilers));
 }
 
-async fn follow(app: &App, timer: Timer) {
+async fn run_timer_forever(app: &App, timer: Timer) {
     loop {
         match app.run_timer(timer).await {
             Ok(next) => {
-                tokio::join!(app.clock().sleep_until(next), pause(LOOK_AFTER));
+                tokio::join!(app.clock().sleep_until(next), pause(POLL_INTERVAL_MIN));
             }
             Err(error) => {
-                if !error.is_database_away() {
-                    tracing::warn!(timer = timer.as_str(), %error, "a timer's work could not be done; trying again");
+                if !error.is_database_unavailable() {
+                    tracing::warn!(timer = timer.as_str(), %error, "a timer failed; retrying");
                 }
-                pause(TRY_AGAIN).await;
+                pause(RETRY_DELAY).await;
             }
         }
     }

@@ -1,7 +1,7 @@
-//! P11: everything has a limit, and says so when it is reached.
+//! P11: everything has a limit, and an error names it.
 
-use paybridge::dev::stage::Options;
-use paybridge::dev::story::{Api, Player};
+use paybridge::dev::scenarios::{Api, BillingClient};
+use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::stream_events_response::Message;
 use paybridge::grpc::proto::{
@@ -10,26 +10,29 @@ use paybridge::grpc::proto::{
 };
 use tonic::Code;
 
-use crate::hands::{PATIENCE, invoice, pay, plain_customer, refused, until, violations};
-use crate::support::scenery;
+use crate::support::context;
+use crate::support::customers::local_customer;
+use crate::support::errors::{expect_error, violations};
+use crate::support::payments::{invoice, pay};
+use crate::support::wait::{PATIENCE, until};
 
 fn from_start() -> StreamEventsRequest {
     StreamEventsRequest { start: Some(Start::FromStart(true)), webhook_types: Vec::new() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p11_pages_are_as_long_as_asked_up_to_a_limit() {
-    let scenery = scenery(Options::default()).await;
-    let mut player = Player::enter(&scenery, "pages").await.unwrap();
-    let mut made = Vec::new();
+async fn p11_page_size_is_respected_up_to_a_limit() {
+    let context = context(Options::default()).await;
+    let mut billing = BillingClient::create(&context, "pages").await.unwrap();
+    let mut created = Vec::new();
     for number in 0..5 {
-        made.push(plain_customer(&mut player, &format!("customer-{number}")).await.external_id);
+        created.push(local_customer(&mut billing, &format!("customer-{number}")).await.external_id);
     }
-    made.reverse();
+    created.reverse();
     let (mut read, mut token, mut pages) = (Vec::new(), String::new(), 0);
     loop {
         let request = ListCustomersRequest { page_size: 2, page_token: token };
-        let page = player.api.customers.list_customers(request).await.unwrap().into_inner();
+        let page = billing.api.customers.list_customers(request).await.unwrap().into_inner();
         assert!(page.customers.len() <= 2);
         read.extend(page.customers.into_iter().map(|customer| customer.external_id));
         pages += 1;
@@ -38,11 +41,11 @@ async fn p11_pages_are_as_long_as_asked_up_to_a_limit() {
             break;
         }
     }
-    assert_eq!((read, pages), (made, 3), "newest first, each once");
+    assert_eq!((read, pages), (created, 3), "newest first, each once");
     let huge = ListCustomersRequest { page_size: i32::MAX, page_token: String::new() };
-    assert_eq!(player.api.customers.list_customers(huge).await.unwrap().into_inner().customers.len(), 5);
+    assert_eq!(billing.api.customers.list_customers(huge).await.unwrap().into_inner().customers.len(), 5);
 
-    let api = &mut player.api;
+    let api = &mut billing.api;
     let (size, token) = (-1, String::new());
     let payments = ListPaymentsRequest { page_size: size, ..ListPaymentsRequest::default() };
     let methods = ListPaymentMethodsRequest {
@@ -62,20 +65,20 @@ async fn p11_pages_are_as_long_as_asked_up_to_a_limit() {
     ] {
         assert_eq!(objected, ["page_size"]);
     }
-    scenery.stage.strike().await;
+    context.environment.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p11_what_is_too_long_is_refused() {
-    let scenery = scenery(Options::default()).await;
-    let mut player = Player::enter(&scenery, "long").await.unwrap();
-    let api = &mut player.api;
+async fn p11_values_and_lists_over_the_limit_are_refused() {
+    let context = context(Options::default()).await;
+    let mut billing = BillingClient::create(&context, "long").await.unwrap();
+    let api = &mut billing.api;
     let named = |length| CreateCustomerRequest {
         external_id: "hooli".to_owned(),
         name: "x".repeat(length),
         ..CreateCustomerRequest::default()
     };
-    refused(api.customers.create_customer(named(300 * 1024)).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
+    expect_error(api.customers.create_customer(named(300 * 1024)).await, Code::ResourceExhausted, "MESSAGE_TOO_LARGE");
     assert_eq!(violations(api.customers.create_customer(named(256)).await), ["name"]);
     let long_id = CreateCustomerRequest { request_id: "x".repeat(65), ..named(1) };
     assert_eq!(violations(api.customers.create_customer(long_id).await), ["request_id"]);
@@ -91,61 +94,62 @@ async fn p11_what_is_too_long_is_refused() {
     assert_eq!(violations(api.events.list_events(many_types).await), ["webhook_types"]);
     let customers = api.customers.list_customers(ListCustomersRequest::default()).await.unwrap().into_inner();
     assert!(customers.customers.is_empty(), "nothing was written");
-    scenery.stage.strike().await;
+    context.environment.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p11_an_organization_has_so_many_streams_on_a_server_and_no_more() {
+async fn p11_the_streams_of_an_organization_on_a_server_are_limited() {
     let options = Options { max_streams_per_organization: 2, ..Options::default() };
-    let scenery = scenery(options).await;
-    // The player itself follows its log: one seat is taken.
-    let mut player = Player::enter(&scenery, "streams").await.unwrap();
-    let second = player.api.events.stream_events(from_start()).await.expect("there is a second seat");
-    let third = player.api.events.stream_events(from_start()).await;
-    let (message, details) = refused(third, Code::ResourceExhausted, "TOO_MANY_STREAMS");
+    let context = context(options).await;
+    // The client itself has one stream open.
+    let mut billing = BillingClient::create(&context, "streams").await.unwrap();
+    let second = billing.api.events.stream_events(from_start()).await.expect("a second stream is allowed");
+    let third = billing.api.events.stream_events(from_start()).await;
+    let (message, details) = expect_error(third, Code::ResourceExhausted, "TOO_MANY_STREAMS");
     assert!(message.contains("2 event streams"), "{message}");
     assert!(details.quota_failure().is_some());
-    Player::enter(&scenery, "others").await.expect("another organization has seats of its own");
+    BillingClient::create(&context, "others").await.expect("the limit is per organization");
     drop(second);
-    until("the seat is free again", || {
-        let mut events = player.api.events.clone();
-        async move { events.stream_events(from_start()).await.ok() }
+    until("another stream is allowed", async || {
+        let mut events = billing.api.events.clone();
+        events.stream_events(from_start()).await.ok()
     })
     .await;
-    scenery.stage.strike().await;
+    context.environment.shutdown().await;
 }
 
-/// The channel to each client holds a few messages (a unit test counts them); here nobody else waits for the slow one.
+/// The channel to each client holds few messages (see the unit test): here nobody else waits for the slow client.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p11_a_subscriber_that_does_not_read_holds_up_nobody_and_misses_nothing() {
+async fn p11_a_slow_subscriber_delays_nobody_and_misses_nothing() {
     const INVOICES: i64 = 150;
-    let scenery = scenery(Options::default()).await;
-    let (mut player, _) = Player::connected(&scenery, "slow").await.unwrap();
-    plain_customer(&mut player, "hooli").await;
-    let mut slow_api = Api::connect(&scenery.stage.servers[0].grpc, &player.token).await.unwrap();
+    let context = context(Options::default()).await;
+    let (mut billing, _) = BillingClient::connected(&context, "slow").await.unwrap();
+    local_customer(&mut billing, "hooli").await;
+    let mut slow_api = Api::connect(&context.environment.servers[0].grpc, &billing.token).await.unwrap();
     let mut slow = slow_api.events.stream_events(from_start()).await.unwrap().into_inner();
-    // Long names fill what the connection itself may hold.
+    // Long names fill the buffers of the connection.
     let long = |number: i64| format!("{}-{number}", "x".repeat(240));
     let mut writers = tokio::task::JoinSet::new();
     for number in 0..INVOICES {
-        let mut payments = player.api.payments.clone();
+        let mut payments = billing.api.payments.clone();
         let request_id = format!("pay-{number}");
         let request = CreatePaymentRequest { request_id, ..invoice("hooli", &long(number), 0, "EUR") };
         writers.spawn(async move { payments.create_payment(request).await.expect("it is accepted") });
     }
     writers.join_all().await;
     for number in 0..INVOICES {
-        player.told("payment.succeeded", &long(number)).await.expect("the quick one is told all the same");
+        billing.wait_for_event("payment.succeeded", &long(number)).await.expect("the other subscriber gets it");
     }
-    let last = player.api.events.list_events(ListEventsRequest::default()).await.unwrap().into_inner().last_position;
+    let last = billing.api.events.list_events(ListEventsRequest::default()).await.unwrap().into_inner().last_position;
     let mut read = Vec::new();
     while read.last() != Some(&last) {
-        let answer = tokio::time::timeout(PATIENCE, slow.message()).await.expect("the slow one goes on").unwrap();
-        if let Some(Message::Event(event)) = answer.unwrap().message {
+        let response =
+            tokio::time::timeout(PATIENCE, slow.message()).await.expect("the slow stream continues").unwrap();
+        if let Some(Message::Event(event)) = response.unwrap().message {
             read.push(event.position);
         }
     }
     assert_eq!(read, (1..=last).collect::<Vec<_>>());
-    pay(&mut player, invoice("hooli", "last", 0, "EUR")).await.unwrap();
-    scenery.stage.strike().await;
+    pay(&mut billing, invoice("hooli", "last", 0, "EUR")).await.unwrap();
+    context.environment.shutdown().await;
 }

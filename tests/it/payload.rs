@@ -1,9 +1,9 @@
-//! What a stub's JSON shows of an event is Lago's payload: every field of the seed's example, same name, same value.
+//! The JSON of an event is Lago's payload: every field of Lago's example, with the same name and value.
 
 use std::collections::HashMap;
 
-use paybridge::dev::stage::Options;
-use paybridge::dev::story::Player;
+use paybridge::dev::scenarios::BillingClient;
+use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::DESCRIPTOR_SET;
 use paybridge::grpc::proto::event::Object;
 use prost::Message as _;
@@ -11,10 +11,11 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FileDescriptorSet};
 use serde_json::{Map, Value, json};
 
-use crate::hands::{invoice, pay, ready_customer, synced};
-use crate::support::scenery;
+use crate::support::context;
+use crate::support::customers::{customer_with_method, synced_customer};
+use crate::support::payments::{invoice, pay};
 
-/// All messages by their full names.
+/// All messages by full name.
 fn messages() -> HashMap<String, DescriptorProto> {
     let set = FileDescriptorSet::decode(DESCRIPTOR_SET).expect("the built-in descriptors");
     let mut all = HashMap::new();
@@ -39,7 +40,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     value
 }
 
-/// The proto3 JSON of a message, as a stub prints it: names from the descriptor, 64-bit numbers as strings.
+/// The proto3 JSON of a message, as generated clients print it: names from the descriptor, 64-bit numbers as strings.
 fn to_json(all: &HashMap<String, DescriptorProto>, name: &str, mut bytes: &[u8]) -> Value {
     let mut fields = Map::new();
     while !bytes.is_empty() {
@@ -73,13 +74,13 @@ fn to_json(all: &HashMap<String, DescriptorProto>, name: &str, mut bytes: &[u8])
     Value::Object(fields)
 }
 
-/// Every field of `expected` is in `shown`, with the same name and the same value.
-fn assert_holds(shown: &Value, expected: &Value, path: &str) {
+/// Asserts that `shown` has every field of `expected`, with the same value.
+fn assert_contains(shown: &Value, expected: &Value, path: &str) {
     match expected {
         Value::Object(fields) => {
             for (name, value) in fields {
                 let found = shown.get(name).unwrap_or_else(|| panic!("{path}.{name} is missing in {shown:#}"));
-                assert_holds(found, value, &format!("{path}.{name}"));
+                assert_contains(found, value, &format!("{path}.{name}"));
             }
         }
         value => assert_eq!(shown, value, "{path}"),
@@ -87,46 +88,48 @@ fn assert_holds(shown: &Value, expected: &Value, path: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_json_of_an_event_is_the_payload_that_billing_systems_know() {
-    let scenery = scenery(Options::default()).await;
-    let (mut player, _) = Player::connected(&scenery, "payload").await.unwrap();
-    let made = player.api.customers.create_customer(synced("hooli_1234", &[])).await.unwrap().into_inner();
-    let customer = made.customer.unwrap();
-    let (told, url) = player
-        .event("the link", |event| match &event.object {
+async fn the_json_of_an_event_is_lagos_payload() {
+    let context = context(Options::default()).await;
+    let (mut billing, _) = BillingClient::connected(&context, "payload").await.unwrap();
+    let response =
+        billing.api.customers.create_customer(synced_customer("hooli_1234", &[])).await.unwrap().into_inner();
+    let customer = response.customer.unwrap();
+    let (event, url) = billing
+        .wait_for("the checkout link", |event| match &event.object {
             Some(Object::PaymentProviderCustomerCheckoutUrl(link)) => Some((event.clone(), link.checkout_url.clone())),
             _ => None,
         })
         .await
         .unwrap();
-    let there = scenery.stage.sandbox.object(url.rsplit('/').next().unwrap()).expect("the session is at Stripe");
+    let session =
+        context.environment.sandbox.object(url.rsplit('/').next().unwrap()).expect("the session exists at Stripe");
     let all = messages();
-    let shown = to_json(&all, ".paybridge.v1.Event", &told.encode_to_vec());
-    let seed = json!({
+    let shown = to_json(&all, ".paybridge.v1.Event", &event.encode_to_vec());
+    let expected = json!({
         "webhook_type": "customer.checkout_url_generated",
         "object_type": "payment_provider_customer_checkout_url",
         "payment_provider_customer_checkout_url": {
             "lago_customer_id": customer.id, "external_customer_id": "hooli_1234", "payment_provider": "stripe",
-            "checkout_url": there["url"],
+            "checkout_url": session["url"],
         },
     });
-    assert_holds(&shown, &seed, "event");
+    assert_contains(&shown, &expected, "event");
     let envelope =
-        json!({ "position": told.position.to_string(), "organization_id": player.organization, "id": told.id });
-    assert_holds(&shown, &envelope, "event");
+        json!({ "position": event.position.to_string(), "organization_id": billing.organization, "id": event.id });
+    assert_contains(&shown, &envelope, "event");
     assert!(shown["create_time"].is_object());
     let object = shown["payment_provider_customer_checkout_url"].as_object().unwrap();
     let added: Vec<_> =
-        object.keys().filter(|name| seed["payment_provider_customer_checkout_url"].get(name).is_none()).collect();
-    assert_eq!(added, ["payment_provider_code"], "the one field that is added");
+        object.keys().filter(|name| expected["payment_provider_customer_checkout_url"].get(name).is_none()).collect();
+    assert_eq!(added, ["payment_provider_code"], "only this field is added");
 
-    ready_customer(&scenery, &mut player, "ready", "4000000000000341").await;
-    pay(&mut player, invoice("ready", "declined", 4900, "EUR")).await.unwrap();
-    player.told("invoice.payment_failure", "declined").await.unwrap();
-    for event in player.events() {
+    customer_with_method(&context, &mut billing, "ready", "4000000000000341").await;
+    pay(&mut billing, invoice("ready", "declined", 4900, "EUR")).await.unwrap();
+    billing.wait_for_event("invoice.payment_failure", "declined").await.unwrap();
+    for event in billing.events() {
         let shown = to_json(&all, ".paybridge.v1.Event", &event.encode_to_vec());
-        assert!(shown[&event.object_type].is_object(), "the object stands under its object_type: {shown:#}");
-        assert_eq!(shown.as_object().unwrap().len(), 7, "envelope, two types, and the object: {shown:#}");
+        assert!(shown[&event.object_type].is_object(), "the payload is in the field named by object_type: {shown:#}");
+        assert_eq!(shown.as_object().unwrap().len(), 7, "envelope, two types and the payload: {shown:#}");
     }
-    scenery.stage.strike().await;
+    context.environment.shutdown().await;
 }

@@ -1,8 +1,8 @@
-//! A key that lacks a permission with which nothing is collected: what needs it stands still and is told of once, and
-//! nothing else does. One that may not collect, or hear of what it collects, pauses the integration.
+//! Keys without a permission. If collecting does not need it, only the work that does waits, and the lack is reported
+//! once. A key that may not collect, or may not read the only source of events, pauses the integration.
 
 use paybridge::dev::sandbox::{Action, Fault};
-use paybridge::dev::stage::Options;
+use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::{
     CheckIntegrationRequest, CreateCustomerRequest, IntegrationState, PaymentState, RefundState,
     RotateIntegrationKeyRequest,
@@ -10,159 +10,163 @@ use paybridge::grpc::proto::{
 use paybridge::stripe::scopes::SCOPES;
 use time::Duration;
 
-use crate::cashier::{Cashier, until};
-use crate::reconcile::{NEVER, passing};
-use crate::refunding::{REFUNDS, ask, listed, paid_till, read, refund, refund_by_hand, refund_in};
+use crate::support::harness::Harness;
+use crate::support::reconciliation::NEVER;
+use crate::support::refunds::{
+    REFUNDS, get_refund, list_refunds, paid_harness, refund, refund_in, refund_in_dashboard, refund_request,
+};
+use crate::support::wait::{advance_until, until};
 
-fn forbid(cashier: &Cashier, method: &str, path: &str) {
-    cashier.sandbox().add_fault(Fault { times: None, ..Fault::once(method, path, Action::Forbidden) });
+fn forbid(harness: &Harness, method: &str, path: &str) {
+    harness.sandbox().add_fault(Fault { times: None, ..Fault::once(method, path, Action::Forbidden) });
 }
 
-/// How often it was told that a call is not allowed.
-async fn told(cashier: &Cashier, action: &str) -> usize {
-    let database = cashier.database().await;
+/// The number of logged errors about a forbidden action.
+async fn error_count(harness: &Harness, action: &str) -> usize {
+    let database = harness.database().await;
     let query = "SELECT payload::text FROM events WHERE webhook_type = 'payment_provider.error'";
     let rows = database.query(query, &[]).await.expect("the log");
     rows.iter().filter(|row| row.get::<_, String>(0).contains(action)).count()
 }
 
-/// Collecting goes on.
-async fn collects(cashier: &mut Cashier, invoice: &str) {
-    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Active);
-    cashier.pay("hooli", invoice).await;
-    cashier.payment_in(invoice, PaymentState::Succeeded).await;
+/// Checks that a payment is collected.
+async fn assert_collects(harness: &mut Harness, invoice: &str) {
+    assert_eq!(harness.read_integration().await.state(), IntegrationState::Active);
+    harness.pay("hooli", invoice).await;
+    harness.payment_in(invoice, PaymentState::Succeeded).await;
 }
 
-/// The same key again: somebody has given it the permission.
-async fn mend(cashier: &Cashier) {
-    cashier.sandbox().clear_faults();
-    let (id, secret_key) = (cashier.integration.id.clone(), cashier.player.key.clone());
+/// Rotates to the same key, which now has the permission.
+async fn grant_permission(harness: &Harness) {
+    harness.sandbox().clear_faults();
+    let (id, secret_key) = (harness.integration.id.clone(), harness.billing.key.clone());
     let rotate = RotateIntegrationKeyRequest { id, secret_key };
-    let mut integrations = cashier.player.api.integrations.clone();
-    integrations.rotate_integration_key(rotate).await.expect("the key is taken");
+    let mut integrations = harness.billing.api.integrations.clone();
+    integrations.rotate_integration_key(rotate).await.expect("the key is accepted");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p2_a_key_that_may_not_refund_leaves_refunds_pending_and_goes_on_collecting() {
-    let (mut cashier, payment) = paid_till("no refunds", "pm_card_visa", Options::default()).await;
-    forbid(&cashier, "POST", REFUNDS);
-    let mut asked = Vec::new();
+async fn p2_a_key_that_may_not_refund_leaves_refunds_pending_and_collects() {
+    let (mut harness, payment) = paid_harness("no refunds", "pm_card_visa", Options::default()).await;
+    forbid(&harness, "POST", REFUNDS);
+    let mut refund_ids = Vec::new();
     for (request, cents) in [("first", 100), ("second", 200)] {
-        asked.push(refund(&cashier, ask(request, &payment, Some(cents))).await.expect("it is accepted").id);
+        refund_ids
+            .push(refund(&harness, refund_request(request, &payment, Some(cents))).await.expect("it is accepted").id);
     }
-    passing(&mut cashier, Duration::MINUTE, "both were tried again", async |cashier| {
-        (cashier.posts(REFUNDS).iter().filter(|post| post.status == Some(403)).count() >= 6).then_some(())
+    advance_until(&mut harness, Duration::MINUTE, "both have failed again", async |harness| {
+        (harness.posts(REFUNDS).iter().filter(|post| post.status == Some(403)).count() >= 6).then_some(())
     })
     .await;
-    assert_eq!(told(&cashier, "refund.create").await, 1, "told once");
-    collects(&mut cashier, "inv-2").await;
-    for id in &asked {
-        assert_eq!(read(&cashier, id).await.state(), RefundState::Pending, "not done is not failed");
+    assert_eq!(error_count(&harness, "refund.create").await, 1, "emitted once");
+    assert_collects(&mut harness, "inv-2").await;
+    for id in &refund_ids {
+        assert_eq!(get_refund(&harness, id).await.state(), RefundState::Pending, "pending is not failed");
     }
-    mend(&cashier).await;
-    for id in &asked {
-        refund_in(&cashier, id, RefundState::Succeeded).await;
+    grant_permission(&harness).await;
+    for id in &refund_ids {
+        refund_in(&harness, id, RefundState::Succeeded).await;
     }
-    forbid(&cashier, "POST", REFUNDS);
-    refund(&cashier, ask("third", &payment, Some(300))).await.expect("it is accepted");
-    until("what another key lacks is told anew", || async {
-        (told(&cashier, "refund.create").await == 2).then_some(())
+    forbid(&harness, "POST", REFUNDS);
+    refund(&harness, refund_request("third", &payment, Some(300))).await.expect("it is accepted");
+    until("the lack of another key is reported again", async || {
+        (error_count(&harness, "refund.create").await == 2).then_some(())
     })
     .await;
-    cashier.end().await;
+    harness.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_a_key_that_may_not_read_events_or_refunds_goes_on_collecting() {
+async fn p6_a_key_that_may_not_read_events_or_refunds_collects() {
     let periods = paybridge::app::Periods { sweep: NEVER, endpoint: NEVER, ..paybridge::app::Periods::default() };
     let options = Options { periods, ..Options::default() };
-    let (mut cashier, payment) = paid_till("no reads", "pm_card_visa", options).await;
-    forbid(&cashier, "GET", "/v1/events*");
-    forbid(&cashier, "GET", "/v1/refunds*");
-    let made = refund_by_hand(&cashier, &payment.provider_payment_intent_id).await;
-    passing(&mut cashier, Duration::MINUTE, "both were tried again", async |cashier| {
-        let asked = cashier.sandbox().requests();
+    let (mut harness, payment) = paid_harness("no reads", "pm_card_visa", options).await;
+    forbid(&harness, "GET", "/v1/events*");
+    forbid(&harness, "GET", "/v1/refunds*");
+    let dashboard_refund = refund_in_dashboard(&harness, &payment.provider_payment_intent_id).await;
+    advance_until(&mut harness, Duration::MINUTE, "both have failed again", async |harness| {
+        let requests = harness.sandbox().requests();
         let refused =
-            |path: &str| asked.iter().filter(|it| it.path.starts_with(path) && it.status == Some(403)).count() >= 3;
+            |path: &str| requests.iter().filter(|it| it.path.starts_with(path) && it.status == Some(403)).count() >= 3;
         (refused("/v1/events") && refused("/v1/refunds")).then_some(())
     })
     .await;
     for action in ["event.list", "refund.read"] {
-        assert_eq!(told(&cashier, action).await, 1, "{action} is told once");
+        assert_eq!(error_count(&harness, action).await, 1, "{action} is reported once");
     }
-    collects(&mut cashier, "inv-2").await;
-    mend(&cashier).await;
-    until("the refund is known", || async {
-        listed(&cashier, &payment).await.iter().any(|it| it.provider_refund_id == made).then_some(())
+    assert_collects(&mut harness, "inv-2").await;
+    grant_permission(&harness).await;
+    until("the refund is known", async || {
+        list_refunds(&harness, &payment).await.iter().any(|it| it.provider_refund_id == dashboard_refund).then_some(())
     })
     .await;
-    cashier.end().await;
+    harness.shutdown().await;
 }
 
-/// Where nobody posts webhooks, the list is all that tells of what was collected.
+/// Without webhooks, only the events list shows what was collected.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_key_that_may_not_read_the_only_list_of_events_pauses_the_integration() {
     let options = Options { polls_events: true, ..Options::default() };
-    let mut cashier = Cashier::new("deaf", options).await;
-    forbid(&cashier, "GET", "/v1/events*");
-    until("it is paused", || async {
-        (cashier.integration_now().await.state() == IntegrationState::Paused).then_some(())
+    let mut harness = Harness::new("no events", options).await;
+    forbid(&harness, "GET", "/v1/events*");
+    until("it is paused", async || {
+        (harness.read_integration().await.state() == IntegrationState::Paused).then_some(())
     })
     .await;
-    assert_eq!(told(&cashier, "event.list").await, 1, "told once");
-    // Stripe is not asked again before the key is mended.
-    cashier.sandbox().forget_requests();
+    assert_eq!(error_count(&harness, "event.list").await, 1, "emitted once");
+    // Stripe is not called before the key is rotated.
+    harness.sandbox().clear_requests();
     let newcomer = CreateCustomerRequest {
         external_id: "gavin".to_owned(),
         sync_with_provider: true,
         ..CreateCustomerRequest::default()
     };
-    cashier.player.api.customers.create_customer(newcomer).await.expect("it is accepted");
-    let database = cashier.database().await;
-    until("its job has come by", || async {
-        cashier.advance(Duration::minutes(5));
+    harness.billing.api.customers.create_customer(newcomer).await.expect("it is accepted");
+    let database = harness.database().await;
+    until("its job has been tried", async || {
+        harness.advance(Duration::minutes(5));
         let query = "SELECT FROM jobs WHERE kind = 'sync_customer' AND failures > 2 AND own_failures = 0";
-        database.query_opt(query, &[]).await.expect("a look")
+        database.query_opt(query, &[]).await.expect("a result")
     })
     .await;
-    assert_eq!(cashier.sandbox().requests().len(), 0, "no call");
-    mend(&cashier).await;
-    cashier.at_rest(&["sync_customer"]).await;
-    let customer = cashier.player.customer("gavin").await.expect("a customer");
+    assert_eq!(harness.sandbox().requests().len(), 0, "no call");
+    grant_permission(&harness).await;
+    harness.drain_jobs(&["sync_customer"]).await;
+    let customer = harness.billing.customer("gavin").await.expect("a customer");
     assert!(customer.provider_customer_id.starts_with("cus_"), "{customer:?}");
-    cashier.end().await;
+    harness.shutdown().await;
 }
 
-/// What a check of a paused integration looks for is what collecting needs; the rest is told, and stays as it is.
+/// A check resumes a paused integration if the key may collect, and reports all other missing permissions.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_check_resumes_an_integration_whose_key_may_collect_again_whatever_else_it_lacks() {
-    let mut cashier = Cashier::new("check", Options::default()).await;
-    cashier.customer("hooli", "pm_card_visa").await;
+async fn a_check_resumes_an_integration_whose_key_may_collect_again_and_reports_the_rest() {
+    let mut harness = Harness::new("check", Options::default()).await;
+    harness.customer("hooli", "pm_card_visa").await;
     let key = "rk_test_restricted";
     let all = SCOPES.iter().map(|scope| scope.permission);
     let without = |lacking: &[&str]| all.clone().filter(|scope| !lacking.contains(scope)).collect::<Vec<_>>();
-    let give = |cashier: &Cashier, scopes: &[&str]| {
-        cashier.sandbox().add_key(key, &cashier.player.account, Some(scopes));
+    let give = |harness: &Harness, scopes: &[&str]| {
+        harness.sandbox().add_key(key, &harness.billing.account, Some(scopes));
     };
-    give(&cashier, &without(&[]));
-    let (id, secret_key) = (cashier.integration.id.clone(), key.to_owned());
+    give(&harness, &without(&[]));
+    let (id, secret_key) = (harness.integration.id.clone(), key.to_owned());
     let rotate = RotateIntegrationKeyRequest { id, secret_key };
-    cashier.player.api.integrations.rotate_integration_key(rotate).await.expect("the key is taken");
+    harness.billing.api.integrations.rotate_integration_key(rotate).await.expect("the key is accepted");
 
-    give(&cashier, &without(&["rak_payment_intent_write", "rak_refund_write"]));
-    cashier.pay("hooli", "inv").await;
-    until("it is paused", || async {
-        (cashier.integration_now().await.state() == IntegrationState::Paused).then_some(())
+    give(&harness, &without(&["rak_payment_intent_write", "rak_refund_write"]));
+    harness.pay("hooli", "inv").await;
+    until("it is paused", async || {
+        (harness.read_integration().await.state() == IntegrationState::Paused).then_some(())
     })
     .await;
-    let check = CheckIntegrationRequest { id: cashier.integration.id.clone() };
-    cashier.player.api.integrations.check_integration(check.clone()).await.expect("a look");
-    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Paused, "it still may not collect");
-    give(&cashier, &without(&["rak_refund_write"]));
-    let found = cashier.player.api.integrations.check_integration(check).await.expect("a look").into_inner();
-    assert!(format!("{found:?}").contains("rak_refund_write"), "what is missing is told");
-    cashier.payment_in("inv", PaymentState::Succeeded).await;
-    let recovered = cashier.events().await.iter().filter(|it| it.webhook_type == "payment_provider.recovered").count();
-    assert_eq!(recovered, 1, "the end of a pause is reported, a new key for one that works is not");
-    cashier.end().await;
+    let check = CheckIntegrationRequest { id: harness.integration.id.clone() };
+    harness.billing.api.integrations.check_integration(check.clone()).await.expect("a result");
+    assert_eq!(harness.read_integration().await.state(), IntegrationState::Paused, "it still may not collect");
+    give(&harness, &without(&["rak_refund_write"]));
+    let found = harness.billing.api.integrations.check_integration(check).await.expect("a result").into_inner();
+    assert!(format!("{found:?}").contains("rak_refund_write"), "the missing permission is reported");
+    harness.payment_in("inv", PaymentState::Succeeded).await;
+    let recovered = harness.events().await.iter().filter(|it| it.webhook_type == "payment_provider.recovered").count();
+    assert_eq!(recovered, 1, "the end of a pause is reported, and the rotation of a working key is not");
+    harness.shutdown().await;
 }

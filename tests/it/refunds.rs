@@ -1,10 +1,8 @@
-//! Refunds on request: facts beside the payment's state, told at every change and in any order (P6, P7). What becomes
-//! of a refund whose answer is lost is in `unknown_refunds`.
+//! Requested refunds: they change no payment state, and every change of one is reported, in any order of the events
+//! (P6, P7). For lost responses see `unknown_refunds`.
 
-use std::collections::BTreeSet;
-
-use paybridge::dev::sandbox::{Action, Effect, Fault, HandPayment, WebhookAction, WebhookFault};
-use paybridge::dev::stage::Options;
+use paybridge::dev::sandbox::{Action, DashboardPayment, Effect, Fault, WebhookAction, WebhookFault};
+use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
     GetRefundRequest, IntegrationState, ListRefundsRequest, Payment, PaymentState, RefundPaymentRequest, RefundState,
@@ -12,266 +10,285 @@ use paybridge::grpc::proto::{
 use time::Duration;
 use tonic::Code;
 
-use crate::cashier::{at_stripe, until};
-use crate::hands::{refused, violations};
-use crate::refunding::{
-    REFUNDS, ask, end, listed, made_once, paid_till, read, refund, refund_in, silence, states_told, taken_and_back,
-    told,
+use crate::support::errors::{expect_error, violations};
+use crate::support::harness::post_to_stripe;
+use crate::support::refunds::{
+    REFUNDS, captured_and_refunded, emitted_states, finish, get_refund, list_refunds, lose_refund_webhooks,
+    paid_harness, refund, refund_events, refund_in, refund_request, refunded_once,
 };
+use crate::support::wait::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p7_money_goes_back_in_parts_never_more_than_came_and_the_payment_stays_settled() {
-    let (mut cashier, payment) = paid_till("parts", "pm_card_visa", Options::default()).await;
-    cashier.sandbox().forget_requests();
-    let first = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    assert_eq!(first.state(), RefundState::Pending, "accepting is all that the call does");
-    assert_eq!(first.provider_charge_id, payment.attempts[0].provider_charge_id, "of the charge that settled it");
-    let first = refund_in(&cashier, &first.id, RefundState::Succeeded).await;
+async fn p7_partial_refunds_never_exceed_the_charge_and_the_payment_stays_settled() {
+    let (mut harness, payment) = paid_harness("parts", "pm_card_visa", Options::default()).await;
+    harness.sandbox().clear_requests();
+    let first = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    assert_eq!(first.state(), RefundState::Pending, "the call only accepts");
+    assert_eq!(first.provider_charge_id, payment.attempts[0].provider_charge_id, "the charge that settled the payment");
+    let first = refund_in(&harness, &first.id, RefundState::Succeeded).await;
     assert!(first.provider_refund_id.starts_with("re_") && first.failure_reason.is_empty());
-    let same = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("the same request");
-    assert_eq!(same, first, "names the same refund, as it is now");
-    // Stripe knows what is left, and says so.
-    let too_much = refund(&cashier, ask("r2", &payment, Some(3901))).await.expect("it is accepted");
-    let too_much = refund_in(&cashier, &too_much.id, RefundState::Failed).await;
+    let same = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("the same request");
+    assert_eq!(same, first, "returns the same refund in its current state");
+    // Stripe refuses more than is left.
+    let too_much = refund(&harness, refund_request("r2", &payment, Some(3901))).await.expect("it is accepted");
+    let too_much = refund_in(&harness, &too_much.id, RefundState::Failed).await;
     assert_eq!(too_much.failure_reason, "more_than_is_left");
-    let by_hand = format!("charge={}&amount=400", first.provider_charge_id);
-    let by_hand = at_stripe(&cashier, REFUNDS, &by_hand).await;
-    cashier.all_delivered().await;
-    let rest = refund(&cashier, ask("r3", &payment, None)).await.expect("it is accepted");
-    assert_eq!(rest.amount, None, "how much is left is Stripe's to say");
-    let rest = refund_in(&cashier, &rest.id, RefundState::Succeeded).await;
+    let body = format!("charge={}&amount=400", first.provider_charge_id);
+    let dashboard_refund = post_to_stripe(&harness, REFUNDS, &body).await;
+    harness.all_delivered().await;
+    let rest = refund(&harness, refund_request("r3", &payment, None)).await.expect("it is accepted");
+    assert_eq!(rest.amount, None, "Stripe determines what is left");
+    let rest = refund_in(&harness, &rest.id, RefundState::Succeeded).await;
     assert_eq!(rest.amount.as_ref().expect("an amount").minor_units, 3500);
-    let again = refund(&cashier, ask("r4", &payment, None)).await.expect("it is accepted");
-    let again = refund_in(&cashier, &again.id, RefundState::Failed).await;
-    assert_eq!(again.failure_reason, "charge_already_refunded", "Stripe's own word");
-    cashier.all_delivered().await;
+    let again = refund(&harness, refund_request("r4", &payment, None)).await.expect("it is accepted");
+    let again = refund_in(&harness, &again.id, RefundState::Failed).await;
+    assert_eq!(again.failure_reason, "charge_already_refunded", "Stripe's code");
+    harness.all_delivered().await;
 
-    let after = cashier.payment_when("inv", "is refunded", |it| it.amount_refunded == it.amount_received).await;
+    let after = harness.payment_when("inv", "is refunded", |it| it.amount_refunded == it.amount_received).await;
     assert_eq!(after.state(), PaymentState::Succeeded, "a refund changes no state");
-    assert_eq!(taken_and_back(&cashier, &first.provider_charge_id), (4900, 4900));
-    let list = listed(&cashier, &payment).await;
+    assert_eq!(captured_and_refunded(&harness, &first.provider_charge_id), (4900, 4900));
+    let list = list_refunds(&harness, &payment).await;
     let ids: Vec<_> = list.iter().map(|refund| refund.provider_refund_id.as_str()).collect();
-    let by_hand = by_hand["id"].as_str().expect("an id");
+    let dashboard_refund = dashboard_refund["id"].as_str().expect("an id");
     assert_eq!(
         ids,
-        ["", &*rest.provider_refund_id, by_hand, "", &*first.provider_refund_id],
+        ["", &*rest.provider_refund_id, dashboard_refund, "", &*first.provider_refund_id],
         "newest first, all of them"
     );
     for (refund, states) in
         [(&first, ["succeeded"]), (&too_much, ["failed"]), (&rest, ["succeeded"]), (&list[2], ["succeeded"])]
     {
-        assert_eq!(states_told(&cashier, refund).await, states, "told once: {refund:?}");
+        assert_eq!(emitted_states(&harness, refund).await, states, "emitted once: {refund:?}");
     }
-    let failed = told(&cashier).await.into_iter().find(|told| told.status == "failed").expect("it is told");
+    let failed =
+        refund_events(&harness).await.into_iter().find(|event| event.status == "failed").expect("the event is emitted");
     assert_eq!(failed.failure_reason.as_deref(), Some("more_than_is_left"));
-    assert!(failed.provider_refund_id.is_empty(), "Stripe made none");
-    end(cashier).await;
+    assert!(failed.provider_refund_id.is_empty(), "Stripe has created none");
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_can_not_be_refunded_is_refused_with_the_reason() {
-    let (mut cashier, payment) = paid_till("refusals", "pm_card_visa", Options::default()).await;
-    cashier.pay_as("nothing", "hooli", "nothing-due", 0).await.expect("it is taken");
-    let nothing = cashier.payment_in("nothing-due", PaymentState::Succeeded).await;
-    let mut api = cashier.player.api.payments.clone();
-    let (message, details) = refused(
-        api.refund_payment(ask("r1", &nothing, None)).await,
+async fn invalid_refunds_are_refused_with_the_reason() {
+    let (mut harness, payment) = paid_harness("refusals", "pm_card_visa", Options::default()).await;
+    harness.pay_as("nothing", "hooli", "nothing-due", 0).await.expect("it is accepted");
+    let nothing = harness.payment_in("nothing-due", PaymentState::Succeeded).await;
+    let mut api = harness.billing.api.payments.clone();
+    let (message, details) = expect_error(
+        api.refund_payment(refund_request("r1", &nothing, None)).await,
         Code::FailedPrecondition,
         "PAYMENT_NOT_REFUNDABLE",
     );
     assert!(details.precondition_failure().is_some(), "{message}");
     let unknown = Payment { id: "01890a5d-ac96-774b-bcce-b302099a8057".to_owned(), ..Payment::default() };
-    refused(api.refund_payment(ask("r1", &unknown, None)).await, Code::NotFound, "PAYMENT_NOT_FOUND");
-    refused(api.get_refund(GetRefundRequest { id: unknown.id.clone() }).await, Code::NotFound, "REFUND_NOT_FOUND");
+    expect_error(api.refund_payment(refund_request("r1", &unknown, None)).await, Code::NotFound, "PAYMENT_NOT_FOUND");
+    expect_error(api.get_refund(GetRefundRequest { id: unknown.id.clone() }).await, Code::NotFound, "REFUND_NOT_FOUND");
     let list = ListRefundsRequest { payment_id: unknown.id, ..ListRefundsRequest::default() };
-    refused(api.list_refunds(list).await, Code::NotFound, "PAYMENT_NOT_FOUND");
-    let other = RefundPaymentRequest { provider_charge_id: "ch_other".to_owned(), ..ask("r1", &payment, None) };
+    expect_error(api.list_refunds(list).await, Code::NotFound, "PAYMENT_NOT_FOUND");
+    let other =
+        RefundPaymentRequest { provider_charge_id: "ch_other".to_owned(), ..refund_request("r1", &payment, None) };
     assert_eq!(violations(api.refund_payment(other).await), ["provider_charge_id"]);
-    assert_eq!(violations(api.refund_payment(ask("r1", &payment, Some(4901))).await), ["amount.minor_units"]);
-    assert_eq!(violations(api.refund_payment(ask("r1", &payment, Some(0))).await), ["amount.minor_units"]);
-    let mut dollars = ask("r1", &payment, Some(100));
+    assert_eq!(
+        violations(api.refund_payment(refund_request("r1", &payment, Some(4901))).await),
+        ["amount.minor_units"]
+    );
+    assert_eq!(violations(api.refund_payment(refund_request("r1", &payment, Some(0))).await), ["amount.minor_units"]);
+    let mut dollars = refund_request("r1", &payment, Some(100));
     dollars.amount.as_mut().expect("an amount").currency_code = "USD".to_owned();
     assert_eq!(violations(api.refund_payment(dollars).await), ["amount.currency_code"]);
     assert_eq!(violations(api.refund_payment(RefundPaymentRequest::default()).await), ["payment_id", "request_id"]);
-    assert!(listed(&cashier, &payment).await.is_empty(), "nothing was written");
-    refund(&cashier, ask("r1", &payment, Some(100))).await.expect("errors are not remembered");
-    refused(api.refund_payment(ask("r1", &payment, Some(200))).await, Code::InvalidArgument, "REQUEST_ID_REUSED");
-    end(cashier).await;
+    assert!(list_refunds(&harness, &payment).await.is_empty(), "nothing is stored");
+    refund(&harness, refund_request("r1", &payment, Some(100)))
+        .await
+        .expect("a refused request does not use up its id");
+    expect_error(
+        api.refund_payment(refund_request("r1", &payment, Some(200))).await,
+        Code::InvalidArgument,
+        "REQUEST_ID_REUSED",
+    );
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p7_a_refund_may_fail_after_it_succeeded_and_a_pending_one_comes_through() {
+async fn p7_a_refund_can_fail_after_it_succeeded_and_a_pending_one_can_succeed() {
     for (method, states, back) in [
         ("pm_card_refundFail", [RefundState::Succeeded, RefundState::Failed], 0),
         ("pm_card_pendingRefund", [RefundState::Pending, RefundState::Succeeded], 1000),
     ] {
-        let (mut cashier, payment) = paid_till("late news", method, Options::default()).await;
-        let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-        let first = until("Stripe has made it", || async {
-            Some(read(&cashier, &asked.id).await).filter(|refund| !refund.provider_refund_id.is_empty())
+        let (mut harness, payment) = paid_harness("late outcome", method, Options::default()).await;
+        let requested = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+        let first = until("Stripe has created it", async || {
+            Some(get_refund(&harness, &requested.id).await).filter(|refund| !refund.provider_refund_id.is_empty())
         })
         .await;
         assert_eq!(first.state(), states[0]);
         let counted = |cents: i64| {
             move |it: &Payment| it.amount_refunded.as_ref().is_some_and(|money| money.minor_units == cents)
         };
-        cashier.payment_when("inv", "counts it", counted(1000)).await;
-        cashier.all_delivered().await;
-        cashier.advance(Duration::days(2));
-        refund_in(&cashier, &asked.id, states[1]).await;
-        cashier.payment_when("inv", "counts it anew", counted(back)).await;
-        cashier.all_delivered().await;
-        // A look that was still to come finds nothing to do.
-        cashier.advance(Duration::hours(2));
-        cashier.at_rest(&["refund_payment"]).await;
+        harness.payment_when("inv", "counts it", counted(1000)).await;
+        harness.all_delivered().await;
+        harness.advance(Duration::days(2));
+        refund_in(&harness, &requested.id, states[1]).await;
+        harness.payment_when("inv", "counts the outcome", counted(back)).await;
+        harness.all_delivered().await;
+        // A scheduled read finds nothing to do.
+        harness.advance(Duration::hours(2));
+        harness.drain_jobs(&["refund_payment"]).await;
         let names = states.map(|state| state.as_str_name().trim_start_matches("REFUND_STATE_").to_lowercase());
-        assert_eq!(states_told(&cashier, &asked).await, names, "each change is told once");
-        assert_eq!(cashier.payment("inv").await.state(), PaymentState::Succeeded, "the payment stays settled");
-        end(cashier).await;
+        assert_eq!(emitted_states(&harness, &requested).await, names, "each change is reported once");
+        assert_eq!(harness.payment("inv").await.state(), PaymentState::Succeeded, "the payment stays settled");
+        finish(harness).await;
     }
 }
 
-/// Nobody tells how a pending refund ends: it is asked about.
+/// No webhook reports the outcome of a pending refund.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refund_that_moves_for_long_is_read() {
-    let (cashier, payment) = paid_till("no news", "pm_card_pendingRefund", Options::default()).await;
-    let by_hand = format!("charge={}&amount=400", payment.attempts[0].provider_charge_id);
-    at_stripe(&cashier, REFUNDS, &by_hand).await;
-    let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    until("both are known", || async {
-        let all = listed(&cashier, &payment).await;
+async fn a_refund_that_is_pending_for_long_is_read_from_stripe() {
+    let (harness, payment) = paid_harness("lost webhooks", "pm_card_pendingRefund", Options::default()).await;
+    let body = format!("charge={}&amount=400", payment.attempts[0].provider_charge_id);
+    post_to_stripe(&harness, REFUNDS, &body).await;
+    let requested = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    until("both are known", async || {
+        let all = list_refunds(&harness, &payment).await;
         (all.len() == 2 && all.iter().all(|refund| !refund.provider_refund_id.is_empty())).then_some(())
     })
     .await;
-    cashier.all_delivered().await;
-    silence(&cashier);
-    cashier.advance(Duration::days(2));
-    until("both are through, the one made by hand as well", || async {
-        // A look may have come a moment before Stripe was done; the next one is an hour later.
-        cashier.advance(Duration::hours(1));
-        let all = listed(&cashier, &payment).await;
+    harness.all_delivered().await;
+    lose_refund_webhooks(&harness);
+    harness.advance(Duration::days(2));
+    until("both have succeeded", async || {
+        // A read may come just before Stripe is done; the next one is an hour later.
+        harness.advance(Duration::hours(1));
+        let all = list_refunds(&harness, &payment).await;
         all.iter().all(|refund| refund.state() == RefundState::Succeeded).then_some(())
     })
     .await;
-    assert_eq!(states_told(&cashier, &asked).await, ["pending", "succeeded"]);
-    cashier.at_rest(&["refund_payment"]).await;
-    end(cashier).await;
+    assert_eq!(emitted_states(&harness, &requested).await, ["pending", "succeeded"]);
+    harness.drain_jobs(&["refund_payment"]).await;
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p12_an_overpayment_is_told_with_its_charge_and_refunded_by_it() {
-    let (mut cashier, payment) = paid_till("overpaid", "pm_card_visa", Options::default()).await;
-    let customer = cashier.player.customer("hooli").await.expect("a customer").provider_customer_id;
-    let method = cashier.methods("hooli").await[0].provider_payment_method_id.clone();
-    let by_hand = HandPayment {
+async fn p12_an_overpayment_is_reported_with_its_charge_and_can_be_refunded_by_it() {
+    let (mut harness, payment) = paid_harness("overpaid", "pm_card_visa", Options::default()).await;
+    let customer = harness.billing.customer("hooli").await.expect("a customer").provider_customer_id;
+    let method = harness.methods("hooli").await[0].provider_payment_method_id.clone();
+    let dashboard_payment = DashboardPayment {
         customer,
         payment_method: method,
         amount: 700,
         currency: "eur".to_owned(),
         metadata: [("invoice_id".to_owned(), "inv".to_owned())].into(),
     };
-    let surplus = cashier.sandbox().pay_by_hand(&by_hand).expect("it is paid");
-    let told_over = cashier.player.told("payment.overpaid", "inv").await.expect("it is told");
-    let Some(Object::Payment(over)) = told_over.object else { panic!("a payment") };
+    let surplus = harness.sandbox().pay_in_dashboard(&dashboard_payment).expect("it is paid");
+    let event = harness.billing.wait_for_event("payment.overpaid", "inv").await.expect("the event is emitted");
+    let Some(Object::Payment(over)) = event.object else { panic!("a payment") };
     let charge = over.provider_charge_id.expect("with its charge");
     assert_eq!(surplus["latest_charge"], charge.as_str());
     assert_eq!((over.amount_cents, over.provider_payment_id.as_deref()), (Some(700), surplus["id"].as_str()));
-    let over = cashier.payment("inv").await;
+    let over = harness.payment("inv").await;
     assert_eq!(over.state(), PaymentState::Succeeded);
     assert_eq!(over.amount_received.expect("an amount").minor_units, 5600, "it is recorded");
 
-    let more = RefundPaymentRequest { provider_charge_id: charge.clone(), ..ask("r0", &payment, Some(701)) };
-    assert_eq!(violations(cashier.player.api.payments.refund_payment(more).await), ["amount.minor_units"]);
-    let back = RefundPaymentRequest { provider_charge_id: charge.clone(), ..ask("r1", &payment, None) };
-    let back = refund(&cashier, back).await.expect("it is accepted");
-    refund_in(&cashier, &back.id, RefundState::Succeeded).await;
-    cashier.all_delivered().await;
-    assert_eq!(taken_and_back(&cashier, &charge), (700, 700), "the overpayment went back");
-    assert_eq!(taken_and_back(&cashier, &payment.attempts[0].provider_charge_id), (4900, 0), "and nothing else");
-    // One made by hand at Stripe for the surplus' intent finds its way to the payment as well.
-    let again = cashier.sandbox().pay_by_hand(&by_hand).expect("it is paid");
-    until("it is told, too", || async { (cashier.count("payment.overpaid", "inv").await == 2).then_some(()) }).await;
-    at_stripe(&cashier, REFUNDS, &format!("payment_intent={}", again["id"].as_str().expect("an id"))).await;
+    let more = RefundPaymentRequest { provider_charge_id: charge.clone(), ..refund_request("r0", &payment, Some(701)) };
+    assert_eq!(violations(harness.billing.api.payments.refund_payment(more).await), ["amount.minor_units"]);
+    let back = RefundPaymentRequest { provider_charge_id: charge.clone(), ..refund_request("r1", &payment, None) };
+    let back = refund(&harness, back).await.expect("it is accepted");
+    refund_in(&harness, &back.id, RefundState::Succeeded).await;
+    harness.all_delivered().await;
+    assert_eq!(captured_and_refunded(&harness, &charge), (700, 700), "the overpayment is refunded");
+    assert_eq!(captured_and_refunded(&harness, &payment.attempts[0].provider_charge_id), (4900, 0), "and nothing else");
+    // A refund of the surplus in the Stripe Dashboard also counts for the payment.
+    let again = harness.sandbox().pay_in_dashboard(&dashboard_payment).expect("it is paid");
+    until("the second overpayment is reported", async || {
+        (harness.event_count("payment.overpaid", "inv").await == 2).then_some(())
+    })
+    .await;
+    post_to_stripe(&harness, REFUNDS, &format!("payment_intent={}", again["id"].as_str().expect("an id"))).await;
     let both = |it: &Payment| it.amount_refunded.as_ref().is_some_and(|money| money.minor_units == 1400);
-    let after = cashier.payment_when("inv", "counts both", both).await;
+    let after = harness.payment_when("inv", "counts both", both).await;
     assert_eq!(after.state(), PaymentState::Succeeded);
-    end(cashier).await;
+    finish(harness).await;
 }
 
-/// Shuffled and doubled while the answers come, too: every refund ends as Stripe has it, each state told once.
+/// Every refund ends as at Stripe, and each of its states is reported once.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_shuffled_and_doubled_webhooks_of_refunds_end_in_the_same_state() {
-    let (mut cashier, payment) = paid_till("refund orders", "pm_card_refundFail", Options::default()).await;
+    let (mut harness, payment) = paid_harness("refund orders", "pm_card_refundFail", Options::default()).await;
     for action in [WebhookAction::Shuffle { within_milliseconds: 1_000 }, WebhookAction::Double] {
         for event in ["refund.*", "charge.refunded"] {
             let event = event.to_owned();
-            cashier.sandbox().add_webhook_fault(WebhookFault { event, action, ..WebhookFault::default() });
+            harness.sandbox().add_webhook_fault(WebhookFault { event, action, ..WebhookFault::default() });
         }
     }
-    let mut asked = Vec::new();
+    let mut requested = Vec::new();
     for number in 0..4 {
-        let request = ask(&format!("r{number}"), &payment, Some(500 + number));
-        asked.push(refund(&cashier, request).await.expect("it is accepted"));
+        let request = refund_request(&format!("r{number}"), &payment, Some(500 + number));
+        requested.push(refund(&harness, request).await.expect("it is accepted"));
     }
-    for refund in &asked {
-        refund_in(&cashier, &refund.id, RefundState::Succeeded).await;
+    for refund in &requested {
+        refund_in(&harness, &refund.id, RefundState::Succeeded).await;
     }
-    cashier.all_delivered().await;
+    harness.all_delivered().await;
     let all = |it: &Payment| it.amount_refunded.as_ref().is_some_and(|money| money.minor_units == 2006);
-    cashier.payment_when("inv", "counts all", all).await;
-    cashier.advance(Duration::days(2));
-    for refund in &asked {
-        refund_in(&cashier, &refund.id, RefundState::Failed).await;
+    harness.payment_when("inv", "counts all", all).await;
+    harness.advance(Duration::days(2));
+    for refund in &requested {
+        refund_in(&harness, &refund.id, RefundState::Failed).await;
     }
-    cashier.all_delivered().await;
-    // Once more, the old ones last.
-    let events = cashier.sandbox().events(&cashier.player.account);
+    harness.all_delivered().await;
+    // All again, in reverse order.
+    let events = harness.sandbox().events(&harness.billing.account);
     for event in events.iter().rev().filter(|event| event["type"].as_str().is_some_and(|it| it.contains("refund"))) {
-        cashier.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
+        harness.sandbox().resend(event["id"].as_str().expect("an id")).expect("it is sent");
     }
-    cashier.all_delivered().await;
-    for refund in &asked {
-        assert_eq!(read(&cashier, &refund.id).await.state(), RefundState::Failed);
-        assert_eq!(states_told(&cashier, refund).await, ["succeeded", "failed"], "each state once, in Stripe's order");
+    harness.all_delivered().await;
+    for refund in &requested {
+        assert_eq!(get_refund(&harness, &refund.id).await.state(), RefundState::Failed);
+        assert_eq!(
+            emitted_states(&harness, refund).await,
+            ["succeeded", "failed"],
+            "each state once, in Stripe's order"
+        );
     }
-    let after = cashier.payment("inv").await;
+    let after = harness.payment("inv").await;
     assert_eq!((after.state(), after.amount_refunded.expect("an amount").minor_units), (PaymentState::Succeeded, 0));
-    assert_eq!(listed(&cashier, &payment).await.len(), 4, "four rows, whoever told of them");
-    end(cashier).await;
+    assert_eq!(list_refunds(&harness, &payment).await.len(), 4, "one row for each refund");
+    finish(harness).await;
 }
 
-/// An answer that was under way for long tells what was; what is known since counts.
+/// The response to a read is slow, and the refund changes meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p6_a_read_that_is_older_than_what_is_known_changes_nothing() {
-    let (cashier, payment) = paid_till("old read", "pm_card_refundFail", Options::default()).await;
+async fn p6_a_read_older_than_the_known_state_changes_nothing() {
+    let (harness, payment) = paid_harness("old read", "pm_card_refundFail", Options::default()).await;
     let slow = Action::Delay { milliseconds: 10 * 24 * 60 * 60 * 1_000, after_work: true };
-    cashier.sandbox().add_fault(Fault::once("GET", "/v1/refunds/*", slow));
-    let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
+    harness.sandbox().add_fault(Fault::once("GET", "/v1/refunds/*", slow));
+    let requested = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
     let reads = || {
-        let requests = cashier.sandbox().requests();
+        let requests = harness.sandbox().requests();
         requests.into_iter().filter(|it| it.method == "GET" && it.path.starts_with("/v1/refunds/")).collect::<Vec<_>>()
     };
-    refund_in(&cashier, &asked.id, RefundState::Succeeded).await;
-    cashier.advance(Duration::days(2));
-    refund_in(&cashier, &asked.id, RefundState::Failed).await;
-    assert!(reads().iter().any(|read| read.status.is_none()), "one answer is still under way");
-    cashier.advance(Duration::days(10));
-    cashier.all_delivered().await;
-    cashier.at_rest(&["refund_payment"]).await;
-    assert!(reads().iter().all(|read| read.status.is_some()), "it has come");
-    assert_eq!(read(&cashier, &asked.id).await.state(), RefundState::Failed);
-    assert_eq!(states_told(&cashier, &asked).await, ["succeeded", "failed"]);
-    end(cashier).await;
+    refund_in(&harness, &requested.id, RefundState::Succeeded).await;
+    harness.advance(Duration::days(2));
+    refund_in(&harness, &requested.id, RefundState::Failed).await;
+    assert!(reads().iter().any(|read| read.status.is_none()), "one response is still pending");
+    harness.advance(Duration::days(10));
+    harness.all_delivered().await;
+    harness.drain_jobs(&["refund_payment"]).await;
+    assert!(reads().iter().all(|read| read.status.is_some()), "the response has arrived");
+    assert_eq!(get_refund(&harness, &requested.id).await.state(), RefundState::Failed);
+    assert_eq!(emitted_states(&harness, &requested).await, ["succeeded", "failed"]);
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p3_nothing_is_open_or_locked_while_a_refund_is_sent() {
-    let (cashier, payment) = paid_till("refund locks", "pm_card_visa", Options::default()).await;
-    let database = cashier.database().await;
-    cashier.fault(REFUNDS, 1, Action::Delay { milliseconds: 8_000, after_work: false });
-    let asked = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    let in_flight = || cashier.posts(REFUNDS).iter().any(|request| request.status.is_none());
-    until("the call is in flight", || async { in_flight().then_some(()) }).await;
+    let (harness, payment) = paid_harness("refund locks", "pm_card_visa", Options::default()).await;
+    let database = harness.database().await;
+    harness.fault(REFUNDS, 1, Action::Delay { milliseconds: 8_000, after_work: false });
+    let requested = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    let in_flight = || harness.posts(REFUNDS).iter().any(|request| request.status.is_none());
+    until("the call is in flight", async || in_flight().then_some(())).await;
     for row in [
         "SELECT FROM payments WHERE invoice_id = 'inv' FOR UPDATE NOWAIT",
         "SELECT FROM refunds FOR UPDATE NOWAIT",
@@ -281,111 +298,92 @@ async fn p3_nothing_is_open_or_locked_while_a_refund_is_sent() {
     }
     let open = "SELECT query FROM pg_stat_activity WHERE datname = current_database() AND usename = 'paybridge' \
         AND state LIKE 'idle in transaction%' AND query LIKE '%refund%'";
-    assert!(database.query(open, &[]).await.expect("a look").is_empty(), "nothing is open");
+    assert!(database.query(open, &[]).await.expect("a result").is_empty(), "nothing is open");
     assert!(in_flight(), "it is still in flight");
-    cashier.advance(Duration::seconds(9));
-    made_once(&cashier, &asked).await;
-    end(cashier).await;
+    harness.advance(Duration::seconds(9));
+    refunded_once(&harness, &requested).await;
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p4_a_refund_does_not_change_without_its_event() {
-    let (cashier, payment) = paid_till("refund together", "pm_card_visa", Options::default()).await;
-    silence(&cashier);
-    let database = cashier.database().await;
+    let (harness, payment) = paid_harness("refund together", "pm_card_visa", Options::default()).await;
+    lose_refund_webhooks(&harness);
+    let database = harness.database().await;
     let block = "CREATE FUNCTION no_events() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
             RAISE EXCEPTION 'no event today'; END $$; \
         CREATE TRIGGER no_events BEFORE INSERT ON events FOR EACH ROW EXECUTE FUNCTION no_events();";
     database.batch_execute(block).await.expect("events are blocked");
-    let made = refund(&cashier, ask("r1", &payment, Some(4900))).await.expect("accepting tells nothing");
-    until("the job has failed", || async {
+    let accepted =
+        refund(&harness, refund_request("r1", &payment, Some(4900))).await.expect("accepting emits no event");
+    until("the job has failed", async || {
         let query = "SELECT FROM jobs WHERE kind = 'refund_payment' AND failures >= 1";
-        (!database.query(query, &[]).await.expect("a look").is_empty()).then_some(())
+        (!database.query(query, &[]).await.expect("a result").is_empty()).then_some(())
     })
     .await;
-    assert_eq!(read(&cashier, &made.id).await.state(), RefundState::Pending, "not without its event");
-    database.batch_execute("DROP TRIGGER no_events ON events").await.expect("events flow again");
-    made_once(&cashier, &made).await;
-    end(cashier).await;
-}
-
-/// While releases change, the one before this one writes what it hears of refunds its own way.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refund_written_by_the_release_before_is_a_refund_like_any_other() {
-    let (cashier, payment) = paid_till("refund before", "pm_card_visa", Options::default()).await;
-    let database = cashier.database().await;
-    let insert = "INSERT INTO refunds (organization_id, provider_refund_id, payment_id, provider_charge_id, amount, \
-            currency, status, failure_reason, update_time) \
-        SELECT organization_id, $1, id, 'ch_1', 100, 'EUR', 'succeeded', NULL, update_time FROM payments \
-        ON CONFLICT (organization_id, provider_refund_id) DO UPDATE SET status = excluded.status";
-    for id in ["re_1", "re_2", "re_1"] {
-        database.execute(insert, &[&id]).await.expect("it is written");
-    }
-    let list = listed(&cashier, &payment).await;
-    let ids: BTreeSet<_> = list.iter().map(|refund| refund.provider_refund_id.as_str()).collect();
-    assert_eq!((list.len(), ids), (2, BTreeSet::from(["re_1", "re_2"])), "each once");
-    assert!(list.iter().all(|refund| refund.integration_id == cashier.integration.id), "{list:#?}");
-    assert!(list[0].create_time.is_some() && read(&cashier, &list[0].id).await == list[0]);
-    // It noted no charges: the attempt that settled the payment knows its own.
-    database.execute("DELETE FROM charges", &[]).await.expect("they are gone");
-    let back = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    assert_eq!(back.provider_charge_id, payment.attempts[0].provider_charge_id);
-    refund_in(&cashier, &back.id, RefundState::Succeeded).await;
-    end(cashier).await;
+    assert_eq!(get_refund(&harness, &accepted.id).await.state(), RefundState::Pending, "not without its event");
+    database.batch_execute("DROP TRIGGER no_events ON events").await.expect("events are unblocked");
+    refunded_once(&harness, &accepted).await;
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_disconnect_waits_for_refunds_and_afterwards_none_is_accepted() {
-    let (mut cashier, payment) = paid_till("refund disconnect", "pm_card_pendingRefund", Options::default()).await;
-    let slow = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    cashier.disconnect(false).await;
-    let late = refund(&cashier, ask("r2", &payment, Some(500))).await.expect("still accepted");
+    let (mut harness, payment) = paid_harness("refund disconnect", "pm_card_pendingRefund", Options::default()).await;
+    let slow = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    harness.disconnect(false).await;
+    let late = refund(&harness, refund_request("r2", &payment, Some(500))).await.expect("still accepted");
     for refund in [&slow, &late] {
-        until("Stripe has made it", || async {
-            (!read(&cashier, &refund.id).await.provider_refund_id.is_empty()).then_some(())
+        until("Stripe has created it", async || {
+            (!get_refund(&harness, &refund.id).await.provider_refund_id.is_empty()).then_some(())
         })
         .await;
     }
-    cashier.advance(Duration::minutes(2));
-    assert_eq!(cashier.integration_now().await.state(), IntegrationState::Disconnecting, "it waits for what moves");
-    cashier.advance(Duration::days(2));
-    refund_in(&cashier, &slow.id, RefundState::Succeeded).await;
-    refund_in(&cashier, &late.id, RefundState::Succeeded).await;
-    until("it is disconnected", || async {
-        cashier.advance(Duration::minutes(1));
-        (cashier.integration_now().await.state() == IntegrationState::Disconnected).then_some(())
+    harness.advance(Duration::minutes(2));
+    assert_eq!(
+        harness.read_integration().await.state(),
+        IntegrationState::Disconnecting,
+        "it waits for pending refunds"
+    );
+    harness.advance(Duration::days(2));
+    refund_in(&harness, &slow.id, RefundState::Succeeded).await;
+    refund_in(&harness, &late.id, RefundState::Succeeded).await;
+    until("it is disconnected", async || {
+        harness.advance(Duration::minutes(1));
+        (harness.read_integration().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;
-    let answer = cashier.player.api.payments.refund_payment(ask("r3", &payment, Some(100))).await;
-    refused(answer, Code::FailedPrecondition, "INTEGRATION_DISCONNECTED");
-    end(cashier).await;
+    let response = harness.billing.api.payments.refund_payment(refund_request("r3", &payment, Some(100))).await;
+    expect_error(response, Code::FailedPrecondition, "INTEGRATION_DISCONNECTED");
+    finish(harness).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_forced_disconnect_leaves_no_refund_waiting_for_ever() {
-    let (mut cashier, payment) = paid_till("refund forced", "pm_card_pendingRefund", Options::default()).await;
-    let known = refund(&cashier, ask("r1", &payment, Some(1000))).await.expect("it is accepted");
-    until("Stripe has made it", || async {
-        (!read(&cashier, &known.id).await.provider_refund_id.is_empty()).then_some(())
+async fn a_forced_disconnect_marks_pending_refunds_as_unknown() {
+    let (mut harness, payment) = paid_harness("refund forced", "pm_card_pendingRefund", Options::default()).await;
+    let known = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    until("Stripe has created it", async || {
+        (!get_refund(&harness, &known.id).await.provider_refund_id.is_empty()).then_some(())
     })
     .await;
-    cashier.cut(REFUNDS, 1_000, Effect::NotDone);
-    let lost = refund(&cashier, ask("r2", &payment, Some(500))).await.expect("it is accepted");
-    until("its outcome is unknown", || async { read(&cashier, &lost.id).await.outcome_unknown_time.map(|_| ()) }).await;
-    cashier.disconnect(true).await;
-    cashier
-        .player
-        .event("the end", |event| (event.webhook_type == "payment_provider.disconnected").then_some(()))
+    harness.cut(REFUNDS, 1_000, Effect::NotDone);
+    let lost = refund(&harness, refund_request("r2", &payment, Some(500))).await.expect("it is accepted");
+    until("its outcome is unknown", async || get_refund(&harness, &lost.id).await.outcome_unknown_time.map(|_| ()))
+        .await;
+    harness.disconnect(true).await;
+    harness
+        .billing
+        .wait_for("the end", |event| (event.webhook_type == "payment_provider.disconnected").then_some(()))
         .await
-        .expect("it is told");
-    cashier.at_rest(&["refund_payment"]).await;
+        .expect("the event is emitted");
+    harness.drain_jobs(&["refund_payment"]).await;
     for refund in [&known, &lost] {
-        let left = read(&cashier, &refund.id).await;
-        assert_eq!(left.state(), RefundState::Pending, "nobody knows how it ended");
-        assert!(left.outcome_unknown_time.is_some(), "and that is visible");
-        let mut told =
-            told(&cashier).await.into_iter().filter(|told| told.lago_refund_id.as_deref() == Some(&refund.id));
-        assert!(told.next_back().expect("it is told").outcome_unknown_at.is_some(), "and told");
+        let current = get_refund(&harness, &refund.id).await;
+        assert_eq!(current.state(), RefundState::Pending, "its outcome is unknown");
+        assert!(current.outcome_unknown_time.is_some(), "and visibly so");
+        let mut events =
+            refund_events(&harness).await.into_iter().filter(|it| it.lago_refund_id.as_deref() == Some(&refund.id));
+        assert!(events.next_back().expect("the event is emitted").outcome_unknown_at.is_some(), "and reported");
     }
-    end(cashier).await;
+    finish(harness).await;
 }

@@ -8,16 +8,16 @@ use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 use uuid::Uuid;
 
-use crate::hands::superuser;
 use crate::support::database;
+use crate::support::sql::superuser;
 
-/// The tenant's column of a table.
-fn key_of(table: &str) -> &'static str {
+/// The column that holds the tenant.
+fn tenant_column(table: &str) -> &'static str {
     if table == "organizations" { "id" } else { "organization_id" }
 }
 
-/// All tables that hold rows of tenants, each with whether it is a partition of another one.
-async fn tables(client: &Client) -> Vec<(String, bool)> {
+/// All tables with rows of tenants, each with whether it is a partition.
+async fn tenant_tables(client: &Client) -> Vec<(String, bool)> {
     let rows = client
         .query(
             "SELECT c.relname::text, c.relispartition FROM pg_class AS c JOIN information_schema.columns AS i \
@@ -31,17 +31,18 @@ async fn tables(client: &Client) -> Vec<(String, bool)> {
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// These hold nothing of a tenant's: what Stripe allows an account, which organizations may share; what is done by the
-/// clock alone; and what processes check at their start.
-const OF_NOBODY: [&str; 4] = ["stripe_budgets", "timers", "schema_minimum", "encryption_keys"];
+/// Tables without rows of tenants: rate limits of Stripe accounts, which organizations may share; timers; and what
+/// processes check at startup.
+const SHARED_TABLES: [&str; 4] = ["stripe_budgets", "timers", "schema_minimum", "encryption_keys"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p10_what_belongs_to_no_tenant_is_out_of_every_tenants_reach() {
+async fn p10_tenants_cannot_access_shared_tables() {
     let client = superuser(&database().await).await;
-    for table in OF_NOBODY {
-        for right in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
-            let row = client.query_one("SELECT has_table_privilege('paybridge_app', $1, $2)", &[&table, &right]).await;
-            assert!(!row.unwrap().get::<_, bool>(0), "the app may {right} {table}");
+    for table in SHARED_TABLES {
+        for privilege in ["SELECT", "INSERT", "UPDATE", "DELETE"] {
+            let row =
+                client.query_one("SELECT has_table_privilege('paybridge_app', $1, $2)", &[&table, &privilege]).await;
+            assert!(!row.unwrap().get::<_, bool>(0), "paybridge_app may {privilege} {table}");
         }
     }
 }
@@ -50,7 +51,7 @@ async fn p10_what_belongs_to_no_tenant_is_out_of_every_tenants_reach() {
 async fn p10_every_table_of_a_tenant_forces_row_level_security() {
     let client = superuser(&database().await).await;
     client.execute("SELECT ensure_delivery_partitions('2026-01-01', '2026-01-02')", &[]).await.unwrap();
-    let tables = tables(&client).await;
+    let tables = tenant_tables(&client).await;
     assert!(tables.len() >= 18 + 3, "{tables:?}");
     assert!(tables.iter().any(|(name, is_partition)| name == "deliveries_20260101" && *is_partition));
     let others = client
@@ -62,9 +63,9 @@ async fn p10_every_table_of_a_tenant_forces_row_level_security() {
         .unwrap();
     for row in others {
         let name: String = row.get(0);
-        let is_of_nobody = OF_NOBODY.contains(&name.as_str()) || name == "__diesel_schema_migrations";
-        let is_known = tables.iter().any(|(table, _)| *table == name) || is_of_nobody;
-        assert!(is_known, "{name} belongs to no tenant");
+        let is_shared = SHARED_TABLES.contains(&name.as_str()) || name == "__diesel_schema_migrations";
+        let is_known = tables.iter().any(|(table, _)| *table == name) || is_shared;
+        assert!(is_known, "{name} has no tenant column and is not a known shared table");
     }
     for (table, is_partition) in tables {
         let row = client
@@ -83,19 +84,23 @@ async fn p10_every_table_of_a_tenant_forces_row_level_security() {
             .map(|row| (row.get(0), row.get(1)))
             .collect();
         if is_partition {
-            assert!(policies.is_empty(), "{table} is reached through its parent alone: {policies:?}");
+            assert!(policies.is_empty(), "rows of {table} are visible through its parent only: {policies:?}");
             continue;
         }
-        let held = policies.get("paybridge_app").unwrap_or_else(|| panic!("{table} has no policy for the app"));
+        let app = policies.get("paybridge_app").unwrap_or_else(|| panic!("{table} has no policy for paybridge_app"));
         let tenant = "NULLIF(current_setting('paybridge.organization_id'::text, true), ''::text))::uuid";
-        assert!(held.contains(&format!("{} = ", key_of(&table))) && held.contains(tenant), "{table}: {held}");
-        assert_eq!(policies.get("paybridge_owner").map(String::as_str), Some("true"), "{table}: backfills");
-        assert_eq!(policies.len(), 3, "{table}: app, owner, system and nobody else: {policies:?}");
+        assert!(app.contains(&format!("{} = ", tenant_column(&table))) && app.contains(tenant), "{table}: {app}");
+        assert_eq!(
+            policies.get("paybridge_owner").map(String::as_str),
+            Some("true"),
+            "{table}: the owner's backfills see all rows"
+        );
+        assert_eq!(policies.len(), 3, "{table}: policies for app, owner and system only: {policies:?}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p10_none_of_the_roles_is_above_row_level_security() {
+async fn p10_no_role_bypasses_row_level_security() {
     let client = superuser(&database().await).await;
     let roles = client
         .query(
@@ -109,7 +114,7 @@ async fn p10_none_of_the_roles_is_above_row_level_security() {
         let name: String = role.get(0);
         assert!(!role.get::<_, bool>(1), "{name} is a superuser");
         assert!(!role.get::<_, bool>(2), "{name} bypasses row level security");
-        assert_eq!(role.get::<_, bool>(3), name == "paybridge", "only the login logs in: {name}");
+        assert_eq!(role.get::<_, bool>(3), name == "paybridge", "only `paybridge` can log in: {name}");
         names.push(name);
     }
     names.sort();
@@ -123,16 +128,16 @@ async fn p10_none_of_the_roles_is_above_row_level_security() {
         .await
         .unwrap();
     let owners: Vec<String> = owners.iter().map(|row| row.get(0)).collect();
-    assert_eq!(owners, ["paybridge_owner"], "neither the login nor the app owns a table, and could turn it off");
+    assert_eq!(owners, ["paybridge_owner"], "a table's owner could turn row level security off");
 }
 
-/// A value for a column that must not be empty, unlike any other.
+/// A random value for a NOT NULL column.
 fn value(column: &str, kind: &str) -> String {
     match (column, kind) {
         ("link_state", _) => "'none'".to_owned(),
         ("currency", _) => "'EUR'".to_owned(),
         ("state", _) => "STATE".to_owned(),
-        ("way", _) => "'link'".to_owned(),
+        ("kind", _) => "'link'".to_owned(),
         ("created", _) => "'2026-01-01 12:00+00'".to_owned(),
         (_, "uuid") => format!("'{}'", Uuid::from_u128(getrandom::u64().unwrap().into())),
         (_, "text") => format!("'{}'", getrandom::u64().unwrap()),
@@ -142,11 +147,11 @@ fn value(column: &str, kind: &str) -> String {
         (_, "int4" | "int8") => "1".to_owned(),
         (_, "jsonb") => "'{}'".to_owned(),
         (_, "bytea") => "'\\x00'".to_owned(),
-        _ => panic!("a column {column} of the type {kind} is new here: say what to fill in"),
+        _ => panic!("no value is defined for the column {column} of type {kind}"),
     }
 }
 
-/// The statement that inserts a row of `organization` into `table`.
+/// A statement that inserts a row of `organization` into `table`.
 async fn insertion(client: &Client, table: &str, organization: Uuid) -> String {
     let columns = client
         .query(
@@ -165,14 +170,14 @@ async fn insertion(client: &Client, table: &str, organization: Uuid) -> String {
     let (mut names, mut values) = (Vec::new(), Vec::new());
     for column in columns {
         let (name, kind): (String, String) = (column.get(0), column.get(1));
-        let is_key = name == key_of(table);
+        let is_key = name == tenant_column(table);
         values.push(if is_key { format!("'{organization}'") } else { value(&name, &kind).replace("STATE", state) });
         names.push(name);
     }
     format!("INSERT INTO {table} ({}) VALUES ({})", names.join(", "), values.join(", "))
 }
 
-/// Runs a statement as the app on behalf of `organization` (none: nobody's), and takes it back.
+/// Runs a statement as paybridge_app for `organization`, or without a tenant, and rolls it back.
 async fn as_app(client: &Client, organization: Option<Uuid>, sql: &str) -> Result<u64, tokio_postgres::Error> {
     let tenant = organization.map(|id| id.to_string()).unwrap_or_default();
     let set = format!("BEGIN; SET LOCAL ROLE paybridge_app; SET LOCAL paybridge.organization_id = '{tenant}'");
@@ -183,14 +188,14 @@ async fn as_app(client: &Client, organization: Option<Uuid>, sql: &str) -> Resul
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn p10_a_query_without_where_sees_and_touches_ones_own_rows_only() {
+async fn p10_a_query_without_where_affects_the_tenants_own_rows_only() {
     let client = superuser(&database().await).await;
     client.execute("SELECT ensure_delivery_partitions('2026-01-01', '2026-01-01')", &[]).await.unwrap();
-    // Rows are made without their relatives, and the app may do everything that row level security does not forbid.
+    // Foreign keys are off, and paybridge_app may do everything that row level security does not forbid.
     client.batch_execute("SET session_replication_role = replica").await.unwrap();
     client.batch_execute("GRANT ALL ON ALL TABLES IN SCHEMA public TO paybridge_app").await.unwrap();
     let (ours, theirs) = (Uuid::from_u128(0xa), Uuid::from_u128(0xb));
-    let tables = tables(&client).await;
+    let tables = tenant_tables(&client).await;
     for (table, is_partition) in tables.iter().filter(|(_, is_partition)| !is_partition) {
         assert!(!is_partition);
         for organization in [ours, theirs] {
@@ -199,30 +204,30 @@ async fn p10_a_query_without_where_sees_and_touches_ones_own_rows_only() {
         }
     }
     for (table, is_partition) in &tables {
-        let key = key_of(table);
-        // A partition is reached through its parent: by its own name there is nothing to see.
+        let key = tenant_column(table);
+        // By its own name a partition shows no rows.
         let seen = u64::from(!is_partition);
         let select = format!("SELECT * FROM {table}");
         let update = format!("UPDATE {table} SET {key} = {key}");
         let delete = format!("DELETE FROM {table}");
         for sql in [&select, &update, &delete] {
             assert_eq!(as_app(&client, Some(ours), sql).await.unwrap(), seen, "{sql}");
-            assert_eq!(as_app(&client, None, sql).await.unwrap(), 0, "of nobody: {sql}");
+            assert_eq!(as_app(&client, None, sql).await.unwrap(), 0, "without a tenant: {sql}");
         }
         let row = client.query(&format!("SELECT {key} FROM {table}"), &[]).await.unwrap();
-        assert!(*is_partition || row.len() == 2, "{table} holds both, and the superuser sees them");
-        let smuggle = insertion(&client, table, theirs).await;
-        let give_away = format!("UPDATE {table} SET {key} = '{theirs}'");
-        for sql in [&smuggle, &give_away] {
+        assert!(*is_partition || row.len() == 2, "the superuser sees both rows of {table}");
+        let foreign_insert = insertion(&client, table, theirs).await;
+        let foreign_update = format!("UPDATE {table} SET {key} = '{theirs}'");
+        for sql in [&foreign_insert, &foreign_update] {
             match as_app(&client, Some(ours), sql).await {
                 Err(error) => assert_eq!(error.code(), Some(&SqlState::INSUFFICIENT_PRIVILEGE), "{sql}: {error:?}"),
-                Ok(touched) => assert!(*is_partition && touched == 0, "{sql} was let through"),
+                Ok(touched) => assert!(*is_partition && touched == 0, "{sql} succeeded"),
             }
         }
     }
 }
 
-/// The columns and types of each table, as diesel sees them.
+/// The columns and types of each table in `schema.rs`.
 fn diesel_tables() -> BTreeMap<String, Vec<(String, String)>> {
     let source = include_str!("../../src/store/schema.rs");
     let mut tables = BTreeMap::new();
@@ -253,12 +258,12 @@ fn diesel_type(udt_name: &str, is_nullable: bool) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_tables_that_diesel_sees_are_those_of_the_database() {
+async fn schema_rs_matches_the_database() {
     let client = superuser(&database().await).await;
-    let seen = diesel_tables();
-    assert_eq!(seen.len(), 17, "{:?}", seen.keys());
-    for (table, columns) in seen {
-        let there = client
+    let expected = diesel_tables();
+    assert_eq!(expected.len(), 17, "{:?}", expected.keys());
+    for (table, columns) in expected {
+        let rows = client
             .query(
                 "SELECT column_name::text, udt_name::text, is_nullable = 'YES' FROM information_schema.columns \
                  WHERE table_schema = 'public' AND table_name = $1 ORDER BY ordinal_position",
@@ -266,8 +271,8 @@ async fn the_tables_that_diesel_sees_are_those_of_the_database() {
             )
             .await
             .unwrap();
-        let there: Vec<(String, String)> =
-            there.iter().map(|row| (row.get(0), diesel_type(row.get(1), row.get(2)))).collect();
-        assert_eq!(columns, there, "{table}");
+        let actual: Vec<(String, String)> =
+            rows.iter().map(|row| (row.get(0), diesel_type(row.get(1), row.get(2)))).collect();
+        assert_eq!(columns, actual, "{table}");
     }
 }

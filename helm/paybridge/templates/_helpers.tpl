@@ -2,7 +2,7 @@
 {{- default .Chart.Name .Values.nameOverride | trunc 50 | trimSuffix "-" }}
 {{- end }}
 
-{{/* At most 50 characters, so that `-webhook` and `-migrate` fit behind it. */}}
+{{/* At most 50 characters, so that the suffixes `-webhook` and `-migrate` fit. */}}
 {{- define "paybridge.fullname" -}}
 {{- if .Values.fullnameOverride }}
 {{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" }}
@@ -41,7 +41,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 {{- end }}
 
-{{/* What the "restricted" pod security standard asks for. */}}
+{{/* Required by the "restricted" pod security standard. */}}
 {{- define "paybridge.podSecurityContext" -}}
 runAsNonRoot: true
 runAsUser: 65532
@@ -68,8 +68,8 @@ capabilities:
 {{- end }}
 
 {{/*
-How kubelet asks for health: `service` is the name in the gRPC health protocol (`liveness` is serving while the process
-lives; the empty name only while it can do its work), `path` the same question at the HTTP door.
+A health probe: `service` is the name in the gRPC health protocol (`liveness` is SERVING while the process lives, the empty
+name while it can do its work), `path` the equivalent on the HTTP listener.
 */}}
 {{- define "paybridge.probe" -}}
 {{- if .top.Values.grpc.tlsSecretName -}}

@@ -1,18 +1,18 @@
-//! Cards that expire this month: each is reported once for its month of expiry.
+//! Reports cards that expire this month, each once per month of expiry.
 
-use crate::app::{App, tell};
+use crate::app::{App, event_payloads};
 use crate::domain::Result;
 use crate::domain::error::Error;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::store;
 
-/// How many cards of an integration are reported at one look (P11); the others are found by the next.
+/// How many cards of an integration one run reports (P11). The next run reports the others.
 const BATCH: i64 = 100;
 
 impl App {
-    /// Reports an integration's cards whose last month is the present one, in UTC. What changes about a card after that, as
-    /// where the network renews it, leads to another report in its new month.
+    /// Reports an integration's cards that expire in the current month, in UTC. A card whose month of expiry changes,
+    /// such as one renewed by its network, is reported again in its new month.
     pub(in crate::app) async fn report_expiring(&self, lease: &Lease, integration: &Integration) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
         let (org, month) = (work.org, work.now.year() * 12 + i32::from(u8::from(work.now.month())));
@@ -20,7 +20,9 @@ impl App {
         for id in cards {
             let card = store::payment_methods::get(&mut work.tx, org, id).await?;
             match store::customers::get(&mut work.tx, org, card.customer_id).await {
-                Ok(customer) => work.tell(tell::method("payment_method.expiring", &card, &customer, integration)),
+                Ok(customer) => {
+                    work.record_event(event_payloads::method("payment_method.expiring", &card, &customer, integration));
+                }
                 Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),
             }

@@ -1,25 +1,25 @@
-//! What Stripe shows of the mandates of SEPA methods. They may come from a SetupIntent or from a charge; a key may not be
-//! allowed to read either, and then the mandate is unknown, which stops nothing.
+//! Reads of the mandates of SEPA methods. A mandate may come from a SetupIntent or from a charge. A key may lack the
+//! permission to read either; then the mandate is unknown, which blocks nothing.
 
-use crate::app::{Access, App};
+use crate::app::{App, StripeAccount};
 use crate::domain::signals::MandateSnapshot;
 use crate::stripe;
 
-/// Of how many mandates of a method the state is read, newest first (P11).
+/// How many mandates of a method are read, newest first (P11).
 const READS_MAX: usize = 3;
 
 impl App {
-    /// The mandates of these SEPA methods of a customer, as far as the key may read them.
+    /// The mandates of a customer's SEPA methods, as far as the key may read them.
     pub(in crate::app) async fn mandates_of(
         &self,
-        access: &Access,
+        account: &StripeAccount,
         provider_customer: &str,
         methods: &[&str],
     ) -> Result<Vec<MandateSnapshot>, stripe::Error> {
         if methods.is_empty() {
             return Ok(Vec::new());
         }
-        let (stripe, key) = (&self.0.stripe, &access.key);
+        let (stripe, key) = (&self.0.stripe, &account.key);
         let setups = if_allowed(stripe.setup_intents_of(key, provider_customer).await)?.unwrap_or_default();
         let from_setup = setups.into_iter().filter_map(|setup| {
             let (id, method) = (setup.provider_mandate_id?, setup.provider_payment_method_id?);
@@ -36,7 +36,7 @@ impl App {
                 }
             }
             for id in own.into_iter().take(READS_MAX) {
-                // It was active when it was named; what has become of it is read, where that is allowed.
+                // It was active when it was named. Its present state is read if the key may.
                 let is_active = match if_allowed(stripe.is_mandate_active(key, id).await) {
                     Ok(is_active) => is_active.unwrap_or(true),
                     Err(error) if error.is_missing() => false,
@@ -56,7 +56,7 @@ impl App {
     }
 }
 
-/// What a read found, or nothing where the key lacks the permission to read it.
+/// The result of a read, or `None` if the key lacks the permission.
 pub(in crate::app) fn if_allowed<T>(read: Result<T, stripe::Error>) -> Result<Option<T>, stripe::Error> {
     match read {
         Ok(found) => Ok(Some(found)),

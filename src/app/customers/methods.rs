@@ -1,34 +1,34 @@
-//! Payment methods, and which of them is the default. What is stored are dated facts; the default follows from them by
-//! a rule of the domain, so that the order in which Stripe tells them does not matter (P6).
+//! Payment methods and the choice of the default. The rows hold dated facts from which a domain rule derives the
+//! default, so the order in which Stripe reports them does not matter (P6).
 
 use time::OffsetDateTime;
 
-use crate::app::work::Work;
-use crate::app::{Access, App, tell};
+use crate::app::unit_of_work::UnitOfWork;
+use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method, time_of_choice};
+use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method, next_choice_time};
 use crate::domain::signals::{MandateSnapshot, MethodSnapshot};
 use crate::domain::{CustomerId, Error, OrganizationId, Page, PaymentMethodId, Result};
 use crate::{store, stripe};
 
-/// What is learnt about a method at once.
+/// New facts about a method.
 #[derive(Clone, Copy)]
-pub(in crate::app) struct Learnt<'a> {
+pub(in crate::app) struct MethodUpdate<'a> {
     pub snapshot: &'a MethodSnapshot,
-    /// When it was attached, as far as this source knows.
+    /// When it was attached, if this source says so.
     pub attach_time: Option<OffsetDateTime>,
     /// When it was chosen as the default, if it was.
     pub choose_time: Option<OffsetDateTime>,
-    /// When it was unset as the default in favour of none, if it was.
+    /// When it was unset as the default without a successor, if it was.
     pub unset_time: Option<OffsetDateTime>,
-    /// Whether a read has found that, at that time.
+    /// Whether a read found it unset, so that `unset_time` is when it was read.
     pub is_unset_read: bool,
-    /// The mandates that this source names, of this method and of others.
+    /// The mandates that this source names, of this method and others.
     pub mandates: &'a [MandateSnapshot],
-    /// Whether a method that was unlinked here is taken into use again, because its customer is linked anew. Nothing else
-    /// revives one: it may be on its way to be detached at Stripe.
+    /// Whether a method that was unlinked here becomes usable again, because its customer is linked again. Nothing else
+    /// revives one: its detachment at Stripe may be in progress.
     pub revives: bool,
 }
 
@@ -46,18 +46,19 @@ impl App {
         Ok((customer, methods))
     }
 
-    /// Chooses the default; it is pushed to Stripe by a job.
+    /// Chooses the default. A job pushes it to Stripe.
     pub async fn set_default_payment_method(&self, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
         let mut work = self.begin(org).await?;
         let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
         let mut customer = store::customers::lock(&mut work.tx, org, customer_id).await?;
-        let methods = store::payment_methods::all(&mut work.tx, org, customer_id).await?;
-        let choose_time = time_of_choice(&methods, work.now);
+        let methods = store::payment_methods::list_all(&mut work.tx, org, customer_id).await?;
+        let choose_time = next_choice_time(&methods, work.now);
         let Some(mut method) = methods.into_iter().find(|known| known.id == id) else {
             return Err(Error::not_found("payment method", id));
         };
         if !method.is_eligible(&customer.provider_payment_methods) {
-            let message = "the payment method is detached, or its kind is not allowed for the customer";
+            let message =
+                "the payment method is detached, or its kind is not allowed for the customer; use another one";
             return Err(Error::precondition("PAYMENT_METHOD_NOT_USABLE", format!("payment_method/{id}"), message));
         }
         method.choose_time = Some(choose_time);
@@ -68,7 +69,7 @@ impl App {
         Ok(method)
     }
 
-    /// Takes a method out of use; it is detached at Stripe by a job.
+    /// Detaches a method. A job detaches it at Stripe.
     pub async fn delete_payment_method(&self, org: OrganizationId, id: PaymentMethodId) -> Result<PaymentMethod> {
         let mut work = self.begin(org).await?;
         let customer_id = store::payment_methods::get(&mut work.tx, org, id).await?.customer_id;
@@ -78,16 +79,16 @@ impl App {
             let integration = store::integrations::get(&mut work.tx, org, method.integration_id).await?;
             let now = work.now;
             self.detach(&mut work, &mut customer, &integration, &mut method, now).await?;
-            work.ask(JobKind::DetachMethod, id.0);
+            work.enqueue(JobKind::DetachMethod, id.0);
         }
         work.commit().await?;
         Ok(method)
     }
 
-    /// Notes that a method is detached. The customer is locked.
+    /// Records that a method is detached. The customer must be locked.
     pub(in crate::app) async fn detach(
         &self,
-        work: &mut Work,
+        work: &mut UnitOfWork,
         customer: &mut Customer,
         integration: &Integration,
         method: &mut PaymentMethod,
@@ -98,48 +99,48 @@ impl App {
         }
         method.detach_time = Some(time);
         store::payment_methods::upsert(&mut work.tx, method).await?;
-        // The version rises even where the default stays: whoever read the method before reads it again.
+        // The version increases even if the default stays: a concurrent read of the method must be repeated.
         store::customers::save(&mut work.tx, customer, work.now).await?;
         self.choose_default(work, customer, integration).await?;
-        work.tell(tell::method("payment_method.detached", method, customer, integration));
+        work.record_event(event_payloads::method("payment_method.detached", method, customer, integration));
         Ok(())
     }
 
-    /// Stores what is learnt about a method of a locked customer, and lets the default follow.
-    pub(in crate::app) async fn learn_method(
+    /// Stores new facts about a method of a locked customer, and updates the default.
+    pub(in crate::app) async fn apply_method_update(
         &self,
-        work: &mut Work,
+        work: &mut UnitOfWork,
         customer: &mut Customer,
         integration: &Integration,
-        learnt: Learnt<'_>,
+        update: MethodUpdate<'_>,
     ) -> Result<()> {
-        let gone = self.store_method(work, customer, integration, learnt).await?;
+        let detached = self.upsert_method(work, customer, integration, update).await?;
         self.choose_default(work, customer, integration).await?;
-        if let Some(gone) = gone {
-            // Read before the event that tells so has come: that one will find nothing new.
-            work.tell(tell::method("payment_method.detached", &gone, customer, integration));
+        if let Some(detached) = detached {
+            // The read came before Stripe's event, which will change nothing.
+            work.record_event(event_payloads::method("payment_method.detached", &detached, customer, integration));
         }
         Ok(())
     }
 
     /// The earliest attachment and the latest choice count, so that repeats and other orders change nothing. A method
-    /// that Stripe shows as attached is this customer's, whosever it was here before: of one that was relinked or
-    /// deleted, say. Returns the method if it was attached here, and Stripe shows that it is no more.
-    async fn store_method(
+    /// that Stripe shows as attached belongs to this customer, even if it belonged to another one here, such as one
+    /// relinked or deleted since. Returns the method if it was attached here and Stripe shows that it no longer is.
+    async fn upsert_method(
         &self,
-        work: &mut Work,
+        work: &mut UnitOfWork,
         customer: &Customer,
         integration: &Integration,
-        learnt: Learnt<'_>,
+        update: MethodUpdate<'_>,
     ) -> Result<Option<PaymentMethod>> {
-        let snapshot = learnt.snapshot;
+        let snapshot = update.snapshot;
         let known =
             store::payment_methods::get_by_provider_id(&mut work.tx, work.org, integration.id, &snapshot.id).await?;
-        let is_anothers = known.as_ref().is_some_and(|known| known.customer_id != customer.id);
-        if is_anothers && snapshot.provider_customer_id.is_none() {
+        let is_of_other_customer = known.as_ref().is_some_and(|known| known.customer_id != customer.id);
+        if is_of_other_customer && snapshot.provider_customer_id.is_none() {
             return Ok(None);
         }
-        let is_new = is_anothers || known.as_ref().is_none_or(|known| known.detach_time.is_some());
+        let is_new = is_of_other_customer || known.as_ref().is_none_or(|known| known.detach_time.is_some());
         let mut method = known.unwrap_or_else(|| PaymentMethod {
             id: self.clock().new_id().into(),
             organization_id: work.org,
@@ -160,38 +161,38 @@ impl App {
         let is_updated = !is_new && method.details != snapshot.details;
         method.customer_id = customer.id;
         method.details = snapshot.details.clone();
-        method.attach_time = earlier(method.attach_time, learnt.attach_time);
-        method.choose_time = method.choose_time.max(learnt.choose_time);
-        if method.unset_time < learnt.unset_time {
-            (method.unset_time, method.is_unset_read) = (learnt.unset_time, learnt.is_unset_read);
+        method.attach_time = earlier(method.attach_time, update.attach_time);
+        method.choose_time = method.choose_time.max(update.choose_time);
+        if method.unset_time < update.unset_time {
+            (method.unset_time, method.is_unset_read) = (update.unset_time, update.is_unset_read);
         }
-        for mandate in learnt.mandates.iter().filter(|mandate| mandate.provider_payment_method_id == snapshot.id) {
-            method.mandates.note(&mandate.id, mandate.is_active);
+        for mandate in update.mandates.iter().filter(|mandate| mandate.provider_payment_method_id == snapshot.id) {
+            method.mandates.record(&mandate.id, mandate.is_active);
         }
         let is_attached = snapshot.provider_customer_id.is_some();
-        if is_attached && (learnt.revives || is_anothers) {
+        if is_attached && (update.revives || is_of_other_customer) {
             (method.detach_time, method.is_detach_read) = (None, false);
         } else if !is_attached && method.detach_time.is_none() {
             (method.detach_time, method.is_detach_read) = (Some(work.now), true);
         }
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         if is_new && method.detach_time.is_none() {
-            work.tell(tell::method("payment_method.created", &method, customer, integration));
+            work.record_event(event_payloads::method("payment_method.created", &method, customer, integration));
         } else if is_updated && method.detach_time.is_none() {
-            work.tell(tell::method("payment_method.updated", &method, customer, integration));
+            work.record_event(event_payloads::method("payment_method.updated", &method, customer, integration));
         }
         Ok(Some(method).filter(|method| !is_new && method.detach_time.is_some()))
     }
 
-    /// Lets the default follow from the facts. If it changes: told, written to Stripe by a job, and payments that lack a
-    /// method are tried once more.
+    /// Derives the default from the stored facts. If it changed, reports it, enqueues the write to Stripe, and enqueues
+    /// payments that lacked a method.
     pub(in crate::app) async fn choose_default(
         &self,
-        work: &mut Work,
+        work: &mut UnitOfWork,
         customer: &mut Customer,
         integration: &Integration,
     ) -> Result<()> {
-        let methods = store::payment_methods::all(&mut work.tx, work.org, customer.id).await?;
+        let methods = store::payment_methods::list_all(&mut work.tx, work.org, customer.id).await?;
         let default = default_method(&methods, &customer.provider_payment_methods);
         let default_id = default.map(|method| method.id);
         if default_id == customer.default_payment_method_id {
@@ -201,60 +202,60 @@ impl App {
         customer.default_payment_method_id = default_id;
         store::customers::save(&mut work.tx, customer, work.now).await?;
         if let Some(default) = default {
-            work.tell(tell::method("payment_method.set_as_default", default, customer, integration));
-            work.ask(JobKind::PushDefaultMethod, customer.id.0);
-            super::sync::ask_for_waiting(work, customer).await?;
+            work.record_event(event_payloads::method("payment_method.set_as_default", default, customer, integration));
+            work.enqueue(JobKind::PushDefaultMethod, customer.id.0);
+            super::sync::enqueue_waiting_payments(work, customer).await?;
         } else if let Some(before) = before.filter(|before| before.detach_time.is_none()) {
-            work.tell(tell::method("payment_method.unset_as_default", before, customer, integration));
-            work.ask(JobKind::PushDefaultMethod, customer.id.0);
+            work.record_event(event_payloads::method("payment_method.unset_as_default", before, customer, integration));
+            work.enqueue(JobKind::PushDefaultMethod, customer.id.0);
         }
         Ok(())
     }
 
-    /// The job of a customer whose methods and default are to be read from Stripe: it was linked just now.
+    /// Runs the job that imports the methods and the default of a customer just linked.
     pub(in crate::app) async fn import_payment_methods(&self, lease: &Lease) -> Result<()> {
-        self.learn_payment_methods(lease, lease.object_id.into(), true).await?;
+        self.refresh_payment_methods(lease, lease.object_id.into(), true).await?;
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// Reads a linked customer's methods and default from Stripe, for a payment that would fail for lack of one. One that
-    /// was detached here stays so.
+    /// Reads a linked customer's methods and default from Stripe, before a payment fails for lack of one. A method that
+    /// was detached here stays detached.
     pub(in crate::app) async fn read_payment_methods(&self, lease: &Lease, id: CustomerId) -> Result<()> {
-        self.learn_payment_methods(lease, id, false).await
+        self.refresh_payment_methods(lease, id, false).await
     }
 
-    async fn learn_payment_methods(&self, lease: &Lease, id: CustomerId, revives: bool) -> Result<()> {
+    async fn refresh_payment_methods(&self, lease: &Lease, id: CustomerId, revives: bool) -> Result<()> {
         let org = lease.organization_id;
-        let Some((integration, provider_id, access)) = self.linked_customer(org, id).await? else { return Ok(()) };
+        let Some((integration, provider_id, account)) = self.linked_customer(org, id).await? else { return Ok(()) };
         let mut tx = self.read(org).await?;
         let before = store::customers::provider_default(&mut tx, org, id).await?;
         tx.close().await?;
         let read = async {
             let kinds = [MethodKind::Card, MethodKind::SepaDebit];
-            let found = self.0.stripe.payment_methods_of(&access.key, &provider_id, &kinds).await?;
+            let found = self.0.stripe.payment_methods_of(&account.key, &provider_id, &kinds).await?;
             let sepa = found.iter().filter(|method| method.kind == MethodKind::SepaDebit.as_str());
             let sepa: Vec<&str> = sepa.map(|method| method.id.as_str()).collect();
-            let mandates = self.mandates_of(&access, &provider_id, &sepa).await?;
-            let chosen = self.0.stripe.customer(&access.key, &provider_id).await?.default_method;
+            let mandates = self.mandates_of(&account, &provider_id, &sepa).await?;
+            let chosen = self.0.stripe.customer(&account.key, &provider_id).await?.default_method;
             Ok::<_, stripe::Error>((found, mandates, chosen))
         };
         let (found, mandates, chosen) = match read.await {
             Ok(read) => read,
-            // Deleted at Stripe: nothing can be charged, and the event that says so is on its way.
+            // The customer was deleted at Stripe: nothing can be charged, and the event that reports it will arrive.
             Err(error) if error.is_missing() => return Ok(()),
-            Err(error) => return Err(self.stripe_trouble(&access, "payment_method.list", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, "payment_method.list", &error).await),
         };
         let mut work = self.begin_leased(lease).await?;
         let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
         if customer.linked_provider_id() != Some(provider_id.as_str()) {
-            // Linked anew meanwhile: what was read is of another Stripe customer.
-            return work.abandon().await;
+            // The customer was relinked meanwhile: the read is of another Stripe customer.
+            return work.rollback().await;
         }
-        let change = super::default::default_read(&mut work, &customer, &before, chosen.as_ref()).await?;
-        let known = store::payment_methods::all(&mut work.tx, org, id).await?;
-        let read_time = time_of_choice(&known, work.now);
+        let change = super::default::apply_default_read(&mut work, &customer, &before, chosen.as_ref()).await?;
+        let known = store::payment_methods::list_all(&mut work.tx, org, id).await?;
+        let read_time = next_choice_time(&known, work.now);
         for snapshot in &found {
-            let learnt = Learnt {
+            let update = MethodUpdate {
                 snapshot,
                 attach_time: Some(snapshot.created),
                 choose_time: (change.to.as_ref() == Some(&snapshot.id)).then_some(read_time),
@@ -263,41 +264,41 @@ impl App {
                 mandates: &mandates,
                 revives,
             };
-            self.store_method(&mut work, &customer, &integration, learnt).await?;
+            self.upsert_method(&mut work, &customer, &integration, update).await?;
         }
         self.choose_default(&mut work, &mut customer, &integration).await?;
         work.commit().await
     }
 
-    /// The job of a method to be detached at Stripe.
+    /// Runs the job that detaches a method at Stripe.
     pub(in crate::app) async fn detach_method(&self, lease: &Lease) -> Result<()> {
         let org = lease.organization_id;
         let mut tx = self.read(org).await?;
         let method = store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?;
         tx.close().await?;
-        let access = self.access(org, method.integration_id).await?;
-        // With the number of the try, so that none is answered with a stored 500 for a day.
+        let account = self.stripe_account(org, method.integration_id).await?;
+        // The key names the attempt: otherwise Stripe would replay a stored 500 for a day.
         let idempotency_key = format!("paybridge-detach-{}-{}", method.id, lease.failures);
         let detached = self
             .0
             .stripe
-            .detach_payment_method(&access.key, &method.provider_payment_method_id, &idempotency_key)
+            .detach_payment_method(&account.key, &method.provider_payment_method_id, &idempotency_key)
             .await;
         match detached {
             Ok(_) => {}
-            // It is detached already, or gone.
-            Err(error) if error.verdict() == stripe::Verdict::Refused => {}
-            Err(error) => return Err(self.stripe_trouble(&access, "payment_method.detach", &error).await),
+            // It is already detached or deleted.
+            Err(error) if error.disposition() == stripe::Disposition::Refused => {}
+            Err(error) => return Err(self.map_stripe_error(&account, "payment_method.detach", &error).await),
         }
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// The integration, Stripe id and access of a customer, if it is there and linked.
+    /// The integration, Stripe customer id and account of a customer, if it exists and is linked.
     pub(super) async fn linked_customer(
         &self,
         org: OrganizationId,
         id: CustomerId,
-    ) -> Result<Option<(Integration, String, Access)>> {
+    ) -> Result<Option<(Integration, String, StripeAccount)>> {
         let mut tx = self.read(org).await?;
         let customer = match store::customers::get(&mut tx, org, id).await {
             Err(Error::NotFound { .. }) => return Ok(None),
@@ -308,12 +309,12 @@ impl App {
         };
         let integration = store::integrations::get(&mut tx, org, integration).await?;
         tx.close().await?;
-        let access = self.access(org, integration.id).await?;
-        Ok(Some((integration, provider_id.to_owned(), access)))
+        let account = self.stripe_account(org, integration.id).await?;
+        Ok(Some((integration, provider_id.to_owned(), account)))
     }
 }
 
-/// The earlier of two times of which either may be unknown.
+/// The earlier of two times, either of which may be unknown.
 fn earlier(left: Option<OffsetDateTime>, right: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
     match (left, right) {
         (Some(left), Some(right)) => Some(left.min(right)),

@@ -1,5 +1,5 @@
-//! Customers: what callers can ask for. Linking, creating and pushing to Stripe are done by a job (`sync`); payment
-//! methods and the default are in `methods`, links to Checkout in `checkout`.
+//! Customers: what callers can request. Jobs create, link and push customers at Stripe (`sync`); payment methods are in
+//! `methods`, Stripe's default in `default`, setup-mode Checkout sessions in `checkout`.
 
 mod checkout;
 mod default;
@@ -8,15 +8,15 @@ mod mandates;
 mod methods;
 mod sync;
 
-pub(super) use self::default::{Noted, forget_unset_read, may_be_ours, note_provider_default};
+pub(super) use self::default::{DefaultUpdate, clear_unset_read, may_be_our_write, record_provider_default};
 pub(super) use self::mandates::if_allowed;
-pub(super) use self::methods::Learnt;
+pub(super) use self::methods::MethodUpdate;
 
 use time::OffsetDateTime;
 
 use super::App;
 use super::payments::hash_request;
-use super::work::Work;
+use super::unit_of_work::UnitOfWork;
 use crate::domain::customers::{Customer, CustomerRef, CustomerUpdate, IntegrationRef, LinkState, NewCustomer};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::JobKind;
@@ -26,8 +26,8 @@ use crate::domain::{CustomerId, Error, OrganizationId, Page, Result};
 use crate::store;
 
 impl App {
-    /// Makes a customer. With `sync_with_provider` it is created in Stripe, with a `provider_customer_id` linked, by a
-    /// job; with neither it lives here only.
+    /// Creates a customer. A job creates it at Stripe if `sync_with_provider` is set, or links it if
+    /// `provider_customer_id` is. With neither it exists here only.
     pub async fn create_customer(
         &self,
         org: OrganizationId,
@@ -38,8 +38,8 @@ impl App {
         let hash = customer_hash(&new);
         let mut work = self.begin(org).await?;
         if let Some(request_id) = &request_id {
-            store::requests::claim(&mut work.tx, org, request_id).await?;
-            if let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await? {
+            store::request_ids::lock(&mut work.tx, org, request_id).await?;
+            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request_id, &hash).await? {
                 return store::customers::get(&mut work.tx, org, known.into()).await;
             }
         }
@@ -55,16 +55,16 @@ impl App {
             });
         }
         if let Some(request_id) = &request_id {
-            store::requests::take(&mut work.tx, org, request_id, &hash, customer.id.0, work.now).await?;
+            store::request_ids::insert(&mut work.tx, org, request_id, &hash, customer.id.0, work.now).await?;
         }
         if wants_link {
-            work.ask(JobKind::SyncCustomer, customer.id.0);
+            work.enqueue(JobKind::SyncCustomer, customer.id.0);
         }
         work.commit().await?;
         Ok(customer)
     }
 
-    /// A customer.
+    /// Reads a customer, by its id or its external id.
     pub async fn get_customer(&self, org: OrganizationId, which: CustomerRef) -> Result<Customer> {
         let mut tx = self.read(org).await?;
         match which {
@@ -80,7 +80,7 @@ impl App {
         store::customers::list(&mut *self.read(org).await?, org, None, page).await
     }
 
-    /// Changes a customer. What Stripe knows of it is pushed by a job. `version` is the etag, if the caller gave one.
+    /// Changes a customer. A job pushes the fields that Stripe has, too. `version` is the etag, if the caller gave one.
     pub async fn update_customer(
         &self,
         org: OrganizationId,
@@ -103,16 +103,16 @@ impl App {
             self.choose_default(&mut work, &mut customer, &integration).await?;
         }
         if before.link_state == LinkState::Pending && customer.link_state != LinkState::Pending {
-            sync::ask_for_waiting(&mut work, &customer).await?;
+            sync::enqueue_waiting_payments(&mut work, &customer).await?;
         }
         if customer.link_state == LinkState::Pending || customer.unpushed_fields != before.unpushed_fields {
-            work.ask(JobKind::SyncCustomer, id.0);
+            work.enqueue(JobKind::SyncCustomer, id.0);
         }
         work.commit().await?;
         Ok(customer)
     }
 
-    async fn apply_update(&self, work: &mut Work, customer: &mut Customer, update: CustomerUpdate) -> Result<()> {
+    async fn apply_update(&self, work: &mut UnitOfWork, customer: &mut Customer, update: CustomerUpdate) -> Result<()> {
         let is_linked = customer.link_state == LinkState::Linked;
         let mut changed = Vec::new();
         let mut set = |field: &str, old: &mut String, new: Option<String>| {
@@ -166,9 +166,14 @@ impl App {
         Ok(())
     }
 
-    /// The customer has no counterpart at Stripe any more: its methods can't be charged.
-    pub(super) async fn unlink(&self, work: &mut Work, customer: &mut Customer, time: OffsetDateTime) -> Result<()> {
-        for mut method in store::payment_methods::all(&mut work.tx, work.org, customer.id).await? {
+    /// Unlinks a customer: it no longer has a Stripe customer, so its methods cannot be charged.
+    pub(super) async fn unlink(
+        &self,
+        work: &mut UnitOfWork,
+        customer: &mut Customer,
+        time: OffsetDateTime,
+    ) -> Result<()> {
+        for mut method in store::payment_methods::list_all(&mut work.tx, work.org, customer.id).await? {
             if method.detach_time.is_none() {
                 method.detach_time = Some(time);
                 store::payment_methods::upsert(&mut work.tx, &method).await?;
@@ -183,7 +188,7 @@ impl App {
         Ok(())
     }
 
-    /// Deletes a customer here; its history stays, and so does its counterpart at Stripe.
+    /// Deletes a customer here. Its history is kept, and so is its Stripe customer.
     pub async fn delete_customer(&self, org: OrganizationId, id: CustomerId) -> Result<()> {
         let mut work = self.begin(org).await?;
         let customer = store::customers::lock(&mut work.tx, org, id).await?;
@@ -194,7 +199,7 @@ impl App {
         };
         let found = store::payments::list(&mut work.tx, org, &moving, Page { size: 1, after: None }).await?;
         if let Some(payment) = found.first() {
-            let message = format!("the payment {} is not settled; cancel it or wait for it first", payment.id);
+            let message = format!("the payment {} is not settled; cancel it or wait for its outcome first", payment.id);
             return Err(Error::precondition("CUSTOMER_HAS_OPEN_PAYMENTS", format!("customer/{id}"), message));
         }
         store::customers::delete(&mut work.tx, &customer, work.now).await?;
@@ -204,15 +209,15 @@ impl App {
 
 fn check_one_link(provider_customer_id: Option<&str>, sync_with_provider: bool) -> Result<()> {
     if provider_customer_id.is_some() && sync_with_provider {
-        let text = "either link an existing Stripe customer by its id, or have one created, not both";
+        let text = "set either provider_customer_id, to link a Stripe customer, or sync_with_provider, to create one";
         return Err(Error::invalid("provider_customer_id", text));
     }
     Ok(())
 }
 
-/// The integration that a caller means; where none is named and a link needs one, the organization's only one.
+/// The integration that a caller names. If none is named and a link needs one, it is the organization's only one.
 async fn find_integration(
-    work: &mut Work,
+    work: &mut UnitOfWork,
     which: Option<&IntegrationRef>,
     is_needed: bool,
 ) -> Result<Option<Integration>> {
@@ -229,7 +234,7 @@ async fn find_integration(
         }
         None if live.len() == 1 => Ok(live.pop()),
         None if is_needed => {
-            let text = "name the integration: the organization does not have exactly one that takes new work";
+            let text = "name the integration: the organization does not have exactly one that accepts new work";
             Err(Error::invalid("integration_id", text))
         }
         None => Ok(None),
@@ -246,7 +251,7 @@ fn or_card(kinds: Vec<MethodKind>) -> Vec<MethodKind> {
     if distinct.is_empty() { vec![MethodKind::Card] } else { distinct }
 }
 
-fn new_customer(work: &Work, id: CustomerId, new: NewCustomer, integration: Option<&Integration>) -> Customer {
+fn new_customer(work: &UnitOfWork, id: CustomerId, new: NewCustomer, integration: Option<&Integration>) -> Customer {
     let wants_link = new.sync_with_provider || new.provider_customer_id.is_some();
     Customer {
         id,

@@ -1,72 +1,72 @@
-//! Makes webhooks durable, many with one commit: whatever waits while a commit is under way goes with the next one.
-//! A webhook is answered only after its commit (P6).
+//! Stores webhooks in batches: those that arrive during a commit share the next one. A webhook is acknowledged only
+//! after its commit (P6).
 
 use std::collections::HashSet;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Taken;
-use crate::app::wake::Wake;
+use super::Ingested;
+use crate::app::notifications::Notifier;
 use crate::clock::Clock;
-use crate::crash::{self, Point};
 use crate::domain::deliveries::Delivery;
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, Result};
-use crate::store::jobs::{By, NewJob};
-use crate::store::{self, Hint, Pool, Scope};
+use crate::failpoints::{self, Failpoint};
+use crate::store::jobs::{NewJob, RequestedBy};
+use crate::store::{self, Notification, Pool, Scope};
 
-/// How many webhooks may wait for a commit; more make the door wait (P11).
+/// How many webhooks may wait for a commit. When the queue is full, requests wait for a place in it (P11).
 const WAITING_MAX: usize = 1_024;
-/// How many go with one commit.
+/// The maximum number of webhooks per commit.
 const BATCH_MAX: usize = 128;
 
-type Waiting = (Delivery, oneshot::Sender<Result<Taken, ()>>);
+type Waiting = (Delivery, oneshot::Sender<Result<Ingested, ()>>);
 
-/// Takes deliveries and answers each once it is durable.
+/// Stores deliveries, and answers each once it is durable.
 pub(in crate::app) struct Inbox(mpsc::Sender<Waiting>);
 
 impl Inbox {
-    /// Starts the task that writes; it ends when the inbox is dropped.
-    pub(in crate::app) fn start(pool: Pool, clock: Clock, wake: Wake) -> Self {
+    /// Starts the task that writes. It ends when the inbox is dropped.
+    pub(in crate::app) fn start(pool: Pool, clock: Clock, notifier: Notifier) -> Self {
         let (sender, mut receiver) = mpsc::channel::<Waiting>(WAITING_MAX);
         tokio::spawn(async move {
             let mut batch = Vec::new();
             while receiver.recv_many(&mut batch, BATCH_MAX).await > 0 {
-                write(&pool, &clock, &wake, std::mem::take(&mut batch)).await;
+                write(&pool, &clock, &notifier, std::mem::take(&mut batch)).await;
             }
         });
         Self(sender)
     }
 
-    /// Stores a delivery; returns after the commit.
-    pub(super) async fn put(&self, delivery: Delivery) -> Result<Taken> {
-        let (answer, answered) = oneshot::channel();
-        let gone = || Error::internal(anyhow::anyhow!("the inbox has stopped"));
-        self.0.send((delivery, answer)).await.map_err(|_| gone())?;
-        answered.await.map_err(|_| gone())?.map_err(|()| gone())
+    /// Stores a delivery. Returns after the commit.
+    pub(super) async fn put(&self, delivery: Delivery) -> Result<Ingested> {
+        let (reply, replied) = oneshot::channel();
+        let stopped = || Error::internal(anyhow::anyhow!("the inbox has stopped"));
+        self.0.send((delivery, reply)).await.map_err(|_| stopped())?;
+        replied.await.map_err(|_| stopped())?.map_err(|()| stopped())
     }
 }
 
-async fn write(pool: &Pool, clock: &Clock, wake: &Wake, batch: Vec<Waiting>) {
+async fn write(pool: &Pool, clock: &Clock, notifier: &Notifier, batch: Vec<Waiting>) {
     let deliveries: Vec<&Delivery> = batch.iter().map(|(delivery, _)| delivery).collect();
     let written = write_once(pool, clock, &deliveries).await;
     match written {
         Ok(new) => {
             if !new.is_empty() {
-                wake.tell(Hint::Jobs);
+                notifier.notify(Notification::Jobs);
             }
-            // Of two repeats in one batch both are durable; which of them counts as the new one does not matter.
-            for (delivery, answer) in batch {
+            // If one batch contains an event twice, both copies are durable; it does not matter which counts as new.
+            for (delivery, reply) in batch {
                 let key = (delivery.integration_id.0, delivery.provider_event_id);
-                let _ = answer.send(Ok(if new.contains(&key) { Taken::New } else { Taken::Known }));
+                let _ = reply.send(Ok(if new.contains(&key) { Ingested::New } else { Ingested::Duplicate }));
             }
         }
         Err(error) => {
-            if !error.is_database_away() {
-                tracing::warn!(%error, webhooks = batch.len(), "webhooks could not be stored; Stripe will send them again");
+            if !error.is_database_unavailable() {
+                tracing::warn!(%error, webhooks = batch.len(), "webhooks not stored; Stripe retries them");
             }
-            for (_, answer) in batch {
-                let _ = answer.send(Err(()));
+            for (_, reply) in batch {
+                let _ = reply.send(Err(()));
             }
         }
     }
@@ -80,10 +80,10 @@ async fn write_once(pool: &Pool, clock: &Clock, batch: &[&Delivery]) -> Result<H
         .filter(|delivery| new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())))
         .map(|delivery| job_for(delivery, clock))
         .collect();
-    store::jobs::ask(&mut tx, &jobs, By::Ourselves, clock.now(), || clock.new_id()).await?;
-    crash::point(Point::BeforeInboxCommit);
+    store::jobs::enqueue(&mut tx, &jobs, RequestedBy::Paybridge, clock.now(), || clock.new_id()).await?;
+    failpoints::hit(Failpoint::BeforeInboxCommit);
     tx.commit().await?;
-    crash::point(Point::AfterInboxCommit);
+    failpoints::hit(Failpoint::AfterInboxCommit);
     Ok(new)
 }
 

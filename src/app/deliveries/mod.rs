@@ -1,8 +1,8 @@
-//! Deliveries: Stripe's webhooks, taken in (`inbox`), understood and applied (`apply`, `facts`), or read from the events
-//! list: where Stripe has no address to post to, and for what webhooks missed (`poll`).
+//! Deliveries: Stripe's events, ingested as webhooks (`inbox`) and applied (`apply`, `customer_events`). They are also
+//! read from the events list (`poll`): if Stripe has no address to post to, and to find what webhooks missed.
 
 mod apply;
-mod facts;
+mod customer_events;
 mod inbox;
 mod poll;
 
@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
-pub(super) use self::facts::About;
+pub(super) use self::customer_events::SignalOrigin;
 pub(super) use self::inbox::Inbox;
 use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
@@ -21,37 +21,37 @@ use crate::store::integrations::Secret;
 use crate::stripe::events::EventEnvelope;
 use crate::{store, stripe};
 
-/// How long an opened webhook secret is kept in memory.
+/// How long an unsealed webhook secret is cached.
 const SECRET_PERIOD: Duration = Duration::seconds(10);
-/// How many are kept (P11).
+/// The maximum number of cached integrations (P11).
 const SECRETS_MAX: usize = 10_000;
 
-/// A webhook that is durable.
+/// A webhook was stored durably.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// It was not known before.
+pub enum Ingested {
+    /// It is new.
     New,
-    /// It is a repeat.
-    Known,
+    /// Its event was stored before.
+    Duplicate,
 }
 
-/// A webhook that was not taken; nothing is stored.
+/// Why a webhook was rejected. Nothing is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Rejection {
-    /// No such integration, or one that takes no webhooks.
+    /// The integration does not exist, or accepts no webhooks.
     UnknownIntegration,
-    /// The signature is missing, wrong, or too old.
+    /// The signature is missing, wrong or too old.
     BadSignature(String),
-    /// It is signed, and no event.
+    /// The signature is valid, but the body is not an event.
     NotAnEvent(String),
-    /// The database is not there: Stripe will try again.
+    /// The database is unavailable. Stripe will retry.
     Unavailable,
 }
 
-/// How old a secret in memory is at least when a signature that it did not make leads to another look.
+/// The minimum age of a cached secret before a signature that it does not match causes another read.
 const SECRET_AGE_MIN: Duration = Duration::SECOND;
 
-/// An integration's webhook secrets, opened: two while its endpoint is being replaced.
+/// An integration's webhook secrets, unsealed: two while its endpoint is being replaced.
 #[derive(Clone)]
 struct Secrets {
     org: OrganizationId,
@@ -59,12 +59,12 @@ struct Secrets {
     read_time: OffsetDateTime,
 }
 
-/// Webhook secrets opened a moment ago.
+/// Webhook secrets read recently.
 #[derive(Default)]
 pub(super) struct SecretCache(Mutex<HashMap<IntegrationId, Secrets>>);
 
 impl SecretCache {
-    /// Secrets that are at most so old.
+    /// Cached secrets no older than `age`.
     fn get(&self, org: OrganizationId, id: IntegrationId, now: OffsetDateTime, age: Duration) -> Option<Secrets> {
         let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         cache.get(&id).filter(|secrets| secrets.org == org && now < secrets.read_time + age).cloned()
@@ -80,24 +80,25 @@ impl SecretCache {
 }
 
 impl App {
-    /// Takes in a webhook: verified over the raw bytes, stored once, and only then answered (P6).
-    pub async fn take_in(
+    /// Ingests a webhook: verifies the signature over the raw bytes and stores the event once. It may be acknowledged
+    /// only after this returns (P6).
+    pub async fn ingest_webhook(
         &self,
         org: OrganizationId,
         integration: IntegrationId,
         signature: &str,
         body: Vec<u8>,
-    ) -> Result<Taken, Rejection> {
+    ) -> Result<Ingested, Rejection> {
         let now = self.clock().now();
-        let mut verified = Err("no secret was looked at".to_owned());
-        // A signature that no secret in memory has made may be that of an endpoint which was made since.
+        let mut verified = Err("no secret was read".to_owned());
+        // A signature that matches no cached secret may belong to an endpoint created since.
         for age in [SECRET_PERIOD, SECRET_AGE_MIN] {
             let secrets = match self.webhook_secrets(org, integration, now, age).await {
                 Ok(secrets) if secrets.is_empty() => return Err(Rejection::UnknownIntegration),
                 Ok(secrets) => secrets,
                 Err(error) => {
-                    if !error.is_database_away() {
-                        tracing::warn!(%error, "a webhook could not be checked");
+                    if !error.is_database_unavailable() {
+                        tracing::warn!(%error, "webhook signature not verified: secrets could not be read");
                     }
                     return Err(Rejection::Unavailable);
                 }
@@ -114,7 +115,7 @@ impl App {
         self.0.inbox.put(delivery).await.map_err(|_| Rejection::Unavailable)
     }
 
-    /// The secrets that an integration's webhooks may be signed with, none of them read longer than `age` ago.
+    /// The secrets that may have signed an integration's webhooks, read no longer than `age` ago.
     async fn webhook_secrets(
         &self,
         org: OrganizationId,
@@ -154,7 +155,7 @@ fn new_delivery(
         provider_event_id: envelope.id,
         created: envelope.created,
         event_type: envelope.event_type,
-        body: stripe::redact::without_client_secrets(body),
+        body: stripe::redact::redact_client_secrets(body),
         polled,
         state: DeliveryState::Received,
         receive_time: now,

@@ -1,37 +1,38 @@
-//! Reading of Stripe's events list: instead of webhooks where Stripe has no address to post to, and beside them for what
-//! they have missed. What is read takes the same way as a webhook; repeats are known by their event id, so that the reads
+//! Polling of Stripe's events list: instead of webhooks if Stripe has no address to post to, and in addition to them to
+//! find missed events. An event read here is stored and applied like a webhook. Events are identified by id, so reads
 //! may overlap.
 
 use time::{Duration, OffsetDateTime};
 
 use super::inbox::job_for;
 use super::new_delivery;
-use crate::app::reconcile::mended;
-use crate::app::{Access, App, stripe_unavailable};
+use crate::app::reconcile::record_repair;
+use crate::app::{App, StripeAccount, stripe_unavailable};
 use crate::domain::deliveries::Delivery;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::{Error, Result};
-use crate::store::upkeep::ListProgress;
+use crate::store::integration_health::ListProgress;
 use crate::stripe::events::{EventPage, EventQuery, ListedEvent};
 use crate::{store, stripe};
 
-/// How far a read goes back behind the newest event seen: events may be listed late.
+/// How far a read reaches back before the newest event seen: events may be listed late.
 const OVERLAP: Duration = Duration::minutes(2);
 
-/// How long a webhook may be on its way before its event is taken from the list.
+/// How long a webhook may take to arrive before its event is read from the list.
 const LATE_PERIOD: Duration = Duration::MINUTE;
 
-/// How far the first read goes back at most: for so long Stripe itself repeats a webhook.
+/// How far the first read reaches back at most. Stripe retries a webhook for this long.
 const FIRST_READ_PERIOD: Duration = Duration::days(3);
 
-/// After how long without a read, beyond the usual, something was down; and how fast and how long the list is read then.
+/// A longer gap between reads, beyond the usual interval, means that Paybridge or Stripe was down. The list is then
+/// read at the fast interval for a while.
 const GAP_PERIOD: Duration = Duration::minutes(10);
 const FAST_READS: Duration = Duration::seconds(15);
 const FAST_PERIOD: Duration = Duration::minutes(5);
 
 impl App {
-    /// The job of an integration whose events list is to be read.
+    /// Runs the job that reads an integration's events list.
     pub(in crate::app) async fn poll_events(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, lease.object_id.into());
         let integration = self.get_integration(org, id).await?;
@@ -39,25 +40,25 @@ impl App {
         match integration.state {
             IntegrationState::Disconnected => return self.begin_leased(lease).await?.end(Outcome::Done).await,
             IntegrationState::Connecting | IntegrationState::Paused => {
-                return self.begin_leased(lease).await?.end(Outcome::Again(now + Duration::MINUTE)).await;
+                return self.begin_leased(lease).await?.end(Outcome::RunAgain(now + Duration::MINUTE)).await;
             }
             IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
         let mut tx = self.read(org).await?;
-        let mut progress = store::upkeep::list_progress(&mut tx, org, id).await?;
+        let mut progress = store::integration_health::list_progress(&mut tx, org, id).await?;
         tx.close().await?;
         self.read_events(lease, &integration, &mut progress, now).await?;
         let usual = self.list_period(&integration);
         progress.list_fast_until = fast_until(&progress, integration.create_time, usual, now);
         progress.list_read_time = Some(now);
         let mut work = self.begin_leased(lease).await?;
-        store::upkeep::set_list_progress(&mut work.tx, org, id, &progress).await?;
+        store::integration_health::set_list_progress(&mut work.tx, org, id, &progress).await?;
         let is_fast = progress.list_fast_until.is_some_and(|until| now < until);
-        let again = self.look_again(work.now, if is_fast { usual.min(FAST_READS) } else { usual });
+        let again = self.next_run(work.now, if is_fast { usual.min(FAST_READS) } else { usual });
         work.end(again).await
     }
 
-    /// How far apart the reads are, in the clock's time.
+    /// The interval between reads, in clock time.
     pub(in crate::app) fn list_period(&self, integration: &Integration) -> Duration {
         let periods = &self.0.settings.periods;
         match (integration.polls_events, integration.livemode) {
@@ -68,8 +69,8 @@ impl App {
         }
     }
 
-    /// Reads the list to its end: from the newest event back, or from where the last read was cut off. Only at the end
-    /// does the time that was read up to move on.
+    /// Reads the list to its end: from the newest event back, or from where the last read was interrupted. `poll_time`
+    /// advances only when the end is reached.
     async fn read_events(
         &self,
         lease: &Lease,
@@ -77,47 +78,53 @@ impl App {
         progress: &mut ListProgress,
         now: OffsetDateTime,
     ) -> Result<()> {
-        let access = self.access(integration.organization_id, integration.id).await?;
-        let mut has_begun_anew = false;
+        let account = self.stripe_account(integration.organization_id, integration.id).await?;
+        let mut has_restarted = false;
         loop {
             let since = *progress.list_walk_since.get_or_insert_with(|| {
                 progress.poll_time.unwrap_or(integration.create_time.max(now - FIRST_READ_PERIOD)) - OVERLAP
             });
             let after = progress.list_walk_after.as_deref();
             let query = EventQuery { created_gte: Some(since), starting_after: after, ..EventQuery::default() };
-            let has_more = match self.0.stripe.events(&access.key, &query).await {
-                Ok(page) => self.keep_page(lease, integration, page, progress, now).await?,
-                // An event is listed for 30 days: a read that was cut off before that begins anew.
-                Err(error) if after.is_some() && error.verdict() == stripe::Verdict::Refused && !has_begun_anew => {
-                    tracing::info!(integration.id = %integration.id, %error, "the events list is read from its newest on");
-                    forget_walk(progress);
-                    has_begun_anew = true;
+            let has_more = match self.0.stripe.events(&account.key, &query).await {
+                Ok(page) => self.store_page(lease, integration, page, progress, now).await?,
+                // Stripe lists an event for 30 days. A read that was interrupted longer ago has lost its place and
+                // restarts.
+                Err(error)
+                    if after.is_some() && error.disposition() == stripe::Disposition::Refused && !has_restarted =>
+                {
+                    let id = integration.id;
+                    tracing::info!(integration.id = %id, %error, "events list read restarted from the newest event");
+                    reset_walk(progress);
+                    has_restarted = true;
                     true
                 }
-                Err(error) => return Err(self.list_trouble(integration, &access, &error).await),
+                Err(error) => return Err(self.map_list_error(integration, &account, &error).await),
             };
             if !has_more {
                 progress.poll_time = progress.poll_time.max(progress.list_walk_newest);
-                forget_walk(progress);
+                reset_walk(progress);
                 return Ok(());
             }
         }
     }
 
-    /// A page can't be read. Where nobody else brings events, nothing may be collected of which nothing would be heard.
-    async fn list_trouble(&self, integration: &Integration, access: &Access, error: &stripe::Error) -> Error {
-        let is_deaf = integration.polls_events && integration.state == IntegrationState::Active;
-        if !is_deaf || !error.is_key_trouble() {
-            return self.stripe_trouble(access, "event.list", error).await;
+    /// A page could not be read. If the list is the only source of events, the integration is paused: nothing may be
+    /// collected whose outcome would not be noticed.
+    async fn map_list_error(&self, integration: &Integration, account: &StripeAccount, error: &stripe::Error) -> Error {
+        let is_only_source = integration.polls_events && integration.state == IntegrationState::Active;
+        if !is_only_source || !error.is_key_error() {
+            return self.map_stripe_error(account, "event.list", error).await;
         }
-        match self.pause_integration(access, "event.list", error).await {
+        match self.pause_integration(account, "event.list", error).await {
             Ok(()) => stripe_unavailable(error),
             Err(error) => error,
         }
     }
 
-    /// Stores the events of a page and where the next one begins, in one transaction. Tells whether there is a next one.
-    async fn keep_page(
+    /// Stores a page's events and the position of the next page in one transaction. Returns whether there is a next
+    /// page.
+    async fn store_page(
         &self,
         lease: &Lease,
         integration: &Integration,
@@ -126,14 +133,15 @@ impl App {
         now: OffsetDateTime,
     ) -> Result<bool> {
         let (org, id) = (integration.organization_id, integration.id);
-        progress.list_walk_after = page.last;
-        // One of others is passed over, and not read again at the next look; one that a webhook may still bring is.
+        progress.list_walk_after = page.last_id;
+        // Events of unsubscribed types are skipped and not read again. One whose webhook may still arrive is read again
+        // next time.
         let is_due = |event: &ListedEvent| integration.polls_events || event.envelope.created <= now - LATE_PERIOD;
-        let is_wanted = |event: &ListedEvent| integration.polls_events || is_handled(event);
+        let is_stored = |event: &ListedEvent| integration.polls_events || is_subscribed(event);
         let due: Vec<ListedEvent> = page.events.into_iter().rev().filter(is_due).collect();
         let newest = due.iter().map(|event| event.envelope.created).max();
         progress.list_walk_newest = progress.list_walk_newest.max(newest);
-        let listed: Vec<ListedEvent> = due.into_iter().filter(is_wanted).collect();
+        let listed: Vec<ListedEvent> = due.into_iter().filter(is_stored).collect();
 
         let mut work = self.begin_leased(lease).await?;
         let now = work.now;
@@ -142,33 +150,33 @@ impl App {
         let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
         for delivery in &found {
             if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {
-                work.ask_for(job_for(delivery, self.clock()));
+                work.enqueue_job(job_for(delivery, self.clock()));
             }
         }
         if page.has_more {
-            store::upkeep::set_list_progress(&mut work.tx, org, id, progress).await?;
+            store::integration_health::set_list_progress(&mut work.tx, org, id, progress).await?;
         }
         work.commit().await?;
         if !integration.polls_events && !new.is_empty() {
-            tracing::info!(integration.id = %id, events = new.len(), "the events list has what no webhook brought");
-            mended("event", new.len());
+            tracing::info!(integration.id = %id, events = new.len(), "events found that no webhook delivered");
+            record_repair("event", new.len());
         }
         Ok(page.has_more)
     }
 }
 
-/// No read is on its way any more.
-fn forget_walk(progress: &mut ListProgress) {
+/// Clears the position of an interrupted read.
+fn reset_walk(progress: &mut ListProgress) {
     (progress.list_walk_after, progress.list_walk_since, progress.list_walk_newest) = (None, None, None);
 }
 
-/// Whether the endpoint is registered for the event, so that a webhook should have brought it.
-fn is_handled(event: &ListedEvent) -> bool {
+/// Whether the endpoint is subscribed to the event, so that a webhook should have delivered it.
+fn is_subscribed(event: &ListedEvent) -> bool {
     stripe::signals::handled_types().any(|name| name == event.envelope.event_type)
 }
 
-/// Until when the list is read fast. Where it was not read for long, we or Stripe were down, and so perhaps were
-/// webhooks.
+/// Until when the list is read at the fast interval. After a long gap, Paybridge or Stripe was down, and webhooks may
+/// have been missed.
 fn fast_until(
     before: &ListProgress,
     connected: OffsetDateTime,
@@ -197,8 +205,8 @@ mod tests {
         assert_eq!(fast_until(&ListProgress::default(), connected, usual, at(90)), Some(at(95)), "never read");
         assert_eq!(fast_until(&read(60, None), connected, usual, at(70)), None, "as usual");
         assert_eq!(fast_until(&read(60, None), connected, usual, at(79)), None, "a little late");
-        assert_eq!(fast_until(&read(60, None), connected, usual, at(81)), Some(at(86)), "it was down");
+        assert_eq!(fast_until(&read(60, None), connected, usual, at(81)), Some(at(86)), "after downtime");
         assert_eq!(fast_until(&read(84, Some(at(86))), connected, usual, at(85)), Some(at(86)), "still");
-        assert_eq!(fast_until(&read(85, Some(at(86))), connected, usual, at(86)), None, "no more");
+        assert_eq!(fast_until(&read(85, Some(at(86))), connected, usual, at(86)), None, "over");
     }
 }

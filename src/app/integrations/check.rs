@@ -1,4 +1,4 @@
-//! Looking at an integration with Stripe's eyes: key, permissions, endpoint.
+//! Checks an integration with Stripe: key, permissions, endpoint.
 
 use crate::app::App;
 use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integration, IntegrationState};
@@ -11,16 +11,16 @@ use super::key::scope_finding;
 use super::{resume, stripe_unavailable};
 
 impl App {
-    /// What is right and what is wrong. A paused integration whose key turns out good for collecting is resumed.
+    /// Reports what works and what does not. A paused integration whose key is found to work is resumed.
     pub async fn check_integration(
         &self,
         org: OrganizationId,
         id: IntegrationId,
     ) -> Result<(Integration, Vec<Finding>)> {
-        let (integration, access) = self.any_access(org, id).await?;
+        let (integration, account) = self.stripe_account_even_paused(org, id).await?;
         let mut findings = Vec::new();
-        match self.0.stripe.account(&access.key).await {
-            // To read the account is not what a restricted key is for.
+        match self.0.stripe.account(&account.key).await {
+            // A restricted key need not have the permission to read the account.
             Ok(_) | Err(stripe::Error::Forbidden { .. }) => {
                 findings.push(finding(FindingSubject::Key, "", FindingState::Ok, ""));
             }
@@ -32,8 +32,8 @@ impl App {
             Err(error) => return Err(stripe_unavailable(&error)),
         }
         let mut can_collect = true;
-        if KeyClass::of(&access.key).is_ok_and(|class| class.restricted) {
-            let probed = self.0.stripe.probe_scopes(&access.key).await.map_err(|error| stripe_unavailable(&error))?;
+        if KeyClass::of(&account.key).is_ok_and(|class| class.restricted) {
+            let probed = self.0.stripe.probe_scopes(&account.key).await.map_err(|error| stripe_unavailable(&error))?;
             let has_endpoint = integration.provider_endpoint_id.is_some();
             let is_needed =
                 |found: &stripe::scopes::Finding| found.scope.is_needed(integration.polls_events, has_endpoint);
@@ -41,13 +41,13 @@ impl App {
             findings.extend(probed.findings.iter().map(scope_finding));
         }
         if let Some(endpoint) = &integration.provider_endpoint_id {
-            findings.push(self.check_endpoint(&integration, &access.key, endpoint).await?);
+            findings.push(self.check_endpoint(&integration, &account.key, endpoint).await?);
         }
         if integration.state != IntegrationState::Paused || !can_collect {
             return Ok((integration, findings));
         }
-        let (mut work, mut integration, is_present) = self.lock_with_key(&access).await?;
-        // Another key may have taken its place meanwhile, of which this says nothing.
+        let (mut work, mut integration, is_present) = self.lock_with_key(&account).await?;
+        // The key may have been replaced meanwhile; this check says nothing about the new one.
         if is_present {
             resume(&mut work, &mut integration).await?;
             work.commit().await?;
@@ -69,7 +69,7 @@ impl App {
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, state, &faults.join("; ")))
             }
             Err(error) if error.is_missing() => {
-                let message = "Stripe does not know the endpoint any more; another one is made within the hour";
+                let message = "the endpoint was deleted at Stripe; a new one is created within the hour";
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, FindingState::Missing, message))
             }
             Err(error @ stripe::Error::Forbidden { .. }) => {

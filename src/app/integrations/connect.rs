@@ -1,29 +1,29 @@
-//! Connecting a Stripe account, and giving it another key. The integration is committed as `CONNECTING`, with the
-//! endpoint's frozen body and key, before the endpoint is registered: after a crash the same key replays the endpoint
-//! together with its secret, which Stripe tells only once.
+//! Connects Stripe accounts, and rotates keys. The integration is committed as `CONNECTING`, with the body and key of
+//! the request for its endpoint, before the endpoint is registered. After a crash the same key replays the response
+//! with the endpoint's secret, which Stripe returns only once.
 
 use secrecy::{ExposeSecret, SecretString};
 use time::Duration;
 
-use super::key::{CheckedKey, Sameness, scope_finding};
+use super::key::{AccountMatch, CheckedKey, scope_finding};
 use super::{resume, stripe_unavailable};
 use crate::app::payments::hash_request;
-use crate::app::work::Work;
-use crate::app::{Access, App, KEY_AGE_MAX, tell};
+use crate::app::unit_of_work::UnitOfWork;
+use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
 use crate::domain::integrations::{Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
+use crate::store::integration_health::ListProgress;
 use crate::store::integrations::Secret;
-use crate::store::requests::{FrozenRequest, Purpose};
-use crate::store::upkeep::ListProgress;
+use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
-/// After how long a job looks whether the call that connects came to its end.
+/// After how long a job checks that the connecting call completed.
 const CONNECT_PERIOD: Duration = Duration::seconds(30);
 
 impl App {
-    /// Connects a Stripe account: the key is checked at once, and webhooks are registered. Of a restricted key, what it may
-    /// do comes along, unless the same request was answered before.
+    /// Connects a Stripe account: checks the key and registers the webhook endpoint. Also returns the permissions of a
+    /// restricted key, unless the request is a repeat.
     pub async fn create_integration(
         &self,
         org: OrganizationId,
@@ -33,26 +33,27 @@ impl App {
         let hash = integration_hash(&new);
         if let Some(request_id) = &request_id {
             let mut tx = self.read(org).await?;
-            if let Some(known) = store::requests::known(&mut tx, org, request_id, &hash).await? {
+            if let Some(known) = store::request_ids::resource_of(&mut tx, org, request_id, &hash).await? {
                 return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
             }
             tx.close().await?;
         }
         let polls_events = self.0.settings.webhook_base_url.is_none();
         let checked = self.check_key(&new.secret_key, |scope| scope.is_needed(polls_events, false)).await?;
-        // It may be this very request that holds the account since a moment ago: its id is looked at first.
-        let compared = self.refuse_connected(org, &checked).await;
+        // A concurrent repeat of this request may hold the account. So the request id is looked up before this result
+        // counts.
+        let compared = self.check_not_connected(org, &checked).await;
         let mut work = self.begin(org).await?;
         if let Some(request_id) = &request_id {
-            // The same request may have come twice, and the other one may have been quicker.
-            store::requests::claim(&mut work.tx, org, request_id).await?;
-            if let Some(known) = store::requests::known(&mut work.tx, org, request_id, &hash).await? {
+            // A concurrent repeat of this request may have been faster.
+            store::request_ids::lock(&mut work.tx, org, request_id).await?;
+            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request_id, &hash).await? {
                 return Ok((store::integrations::get(&mut work.tx, org, known.into()).await?, Vec::new()));
             }
         }
         let integration = self.insert_integration(&mut work, &new, &checked, &compared?).await?;
         if let Some(request_id) = &request_id {
-            store::requests::take(&mut work.tx, org, request_id, &hash, integration.id.0, work.now).await?;
+            store::request_ids::insert(&mut work.tx, org, request_id, &hash, integration.id.0, work.now).await?;
         }
         work.commit().await?;
         let findings = checked.findings.iter().map(scope_finding).collect();
@@ -65,7 +66,7 @@ impl App {
 
     async fn insert_integration(
         &self,
-        work: &mut Work,
+        work: &mut UnitOfWork,
         new: &NewIntegration,
         checked: &CheckedKey,
         compared: &[IntegrationId],
@@ -91,52 +92,53 @@ impl App {
             create_time: work.now,
             update_time: work.now,
         };
-        self.refuse_connected_since(&mut work.tx, &integration, compared).await?;
+        self.check_not_connected_since(&mut work.tx, &integration, compared).await?;
         store::integrations::insert(&mut work.tx, &integration).await?;
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
         if polls_events {
-            // Reading begins a little before now: what happened while we connected is not lost.
+            // Polling starts a little in the past, so that events during the connecting call are not lost.
             let from = work.now - Duration::minutes(5);
             let progress = ListProgress { poll_time: Some(from), ..ListProgress::default() };
-            store::upkeep::set_list_progress(&mut work.tx, work.org, id, &progress).await?;
+            store::integration_health::set_list_progress(&mut work.tx, work.org, id, &progress).await?;
             self.start_reconcilers(work, &integration);
-            work.tell(tell::provider("payment_provider.connected", &integration));
+            work.record_event(event_payloads::provider("payment_provider.connected", &integration));
         } else {
-            self.freeze_endpoint(work, id, 1).await?;
-            work.ask_at(JobKind::ConnectIntegration, id.0, work.now + CONNECT_PERIOD);
+            self.prepare_endpoint(work, id, 1).await?;
+            work.enqueue_at(JobKind::ConnectIntegration, id.0, work.now + CONNECT_PERIOD);
         }
         Ok(integration)
     }
 
-    async fn freeze_endpoint(&self, work: &mut Work, id: IntegrationId, number: i32) -> Result<FrozenRequest> {
+    async fn prepare_endpoint(&self, work: &mut UnitOfWork, id: IntegrationId, number: i32) -> Result<StripeRequest> {
         let body = stripe::webhook_endpoints::create_body(&self.endpoint_url(work.org, id), work.org, id);
-        work.freeze(Purpose::WebhookEndpoint, id.0, number, body).await
+        work.prepare(Purpose::WebhookEndpoint, id.0, number, body).await
     }
 
-    /// Where Stripe posts an integration's webhooks. It names the tenant, so that row level security holds from the
-    /// first query on (P10); nothing in it ever changes.
+    /// The URL to which Stripe posts an integration's webhooks. It names the organization, so that row-level security
+    /// applies from the first query (P10). It never changes.
     pub(super) fn endpoint_url(&self, org: OrganizationId, id: IntegrationId) -> String {
         let base = self.0.settings.webhook_base_url.as_deref().unwrap_or_default();
         format!("{}/webhooks/stripe/{org}/{id}", base.trim_end_matches('/'))
     }
 
-    /// Registers the endpoint, or learns what became of an earlier try, and makes the integration `ACTIVE`.
+    /// Registers the endpoint, or learns the outcome of an earlier attempt, and makes the integration `ACTIVE`.
     async fn register_endpoint(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
-        let access = self.access(org, id).await?;
-        let frozen = self.endpoint_request(org, id, &access.key).await?;
-        let answer = self.0.stripe.create_webhook_endpoint(&access.key, &frozen.idempotency_key, &frozen.body).await;
-        match answer {
+        let account = self.stripe_account(org, id).await?;
+        let request = self.endpoint_request(org, id, &account.key).await?;
+        let response =
+            self.0.stripe.create_webhook_endpoint(&account.key, &request.idempotency_key, &request.body).await;
+        match response {
             Ok(endpoint) => {
-                self.activate(&access, endpoint).await?;
-                // Whatever was given in while it was connecting is looked at.
+                self.activate(&account, endpoint).await?;
+                // Enqueues what was accepted while it was connecting.
                 let mut work = self.begin(org).await?;
                 let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
                 resume(&mut work, &mut integration).await?;
                 work.commit().await
             }
-            Err(error) if error.verdict() == stripe::Verdict::Refused || error.is_key_trouble() => {
-                self.give_up_connecting(org, id).await?;
+            Err(error) if error.disposition() == stripe::Disposition::Refused || error.is_key_error() => {
+                self.abandon_connecting(org, id).await?;
                 let message = format!("the webhook endpoint could not be registered: {error}");
                 Err(Error::precondition("ENDPOINT_REFUSED", format!("integration/{id}"), message))
             }
@@ -144,20 +146,20 @@ impl App {
         }
     }
 
-    /// The frozen request to send. Once its key is too old, endpoints that an earlier try left behind are deleted, and
-    /// one is made anew: their secret is lost.
+    /// The prepared request to send. If its key is too old, endpoints left behind by an earlier attempt are deleted,
+    /// since their secret is lost, and a new request is prepared.
     async fn endpoint_request(
         &self,
         org: OrganizationId,
         id: IntegrationId,
         key: &stripe::ApiKey,
-    ) -> Result<FrozenRequest> {
+    ) -> Result<StripeRequest> {
         let mut tx = self.read(org).await?;
-        let newest = store::requests::newest_frozen(&mut tx, org, Purpose::WebhookEndpoint, id.0).await?;
+        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::WebhookEndpoint, id.0).await?;
         tx.close().await?;
         let number = match newest {
-            Some(frozen) if self.clock().now() - frozen.create_time <= KEY_AGE_MAX => return Ok(frozen),
-            Some(frozen) => frozen.number + 1,
+            Some(request) if self.clock().now() - request.create_time <= KEY_AGE_MAX => return Ok(request),
+            Some(request) => request.number + 1,
             None => 1,
         };
         let endpoints = self.0.stripe.webhook_endpoints(key).await.map_err(|error| stripe_unavailable(&error))?;
@@ -166,15 +168,19 @@ impl App {
             deleted.map_err(|error| stripe_unavailable(&error))?;
         }
         let mut work = self.begin(org).await?;
-        let frozen = self.freeze_endpoint(&mut work, id, number).await?;
+        let request = self.prepare_endpoint(&mut work, id, number).await?;
         work.commit().await?;
-        Ok(frozen)
+        Ok(request)
     }
 
-    async fn activate(&self, access: &Access, endpoint: stripe::webhook_endpoints::WebhookEndpoint) -> Result<()> {
-        let (org, id) = (access.org, access.integration);
+    async fn activate(
+        &self,
+        account: &StripeAccount,
+        endpoint: stripe::webhook_endpoints::WebhookEndpoint,
+    ) -> Result<()> {
+        let (org, id) = (account.org, account.integration_id);
         let Some(secret) = &endpoint.secret else {
-            return Err(Error::internal(anyhow::anyhow!("Stripe made an endpoint and did not tell its secret")));
+            return Err(Error::internal(anyhow::anyhow!("Stripe created an endpoint and did not return its secret")));
         };
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
@@ -182,14 +188,14 @@ impl App {
             IntegrationState::Connecting => {
                 integration.state = IntegrationState::Active;
                 self.start_reconcilers(&mut work, &integration);
-                work.tell(tell::provider("payment_provider.connected", &integration));
+                work.record_event(event_payloads::provider("payment_provider.connected", &integration));
             }
-            // It is to go again already: the disconnect removes the endpoint, if it knows of it.
+            // It is being disconnected already, which removes the endpoint if it is known.
             IntegrationState::Disconnecting => {}
             IntegrationState::Active | IntegrationState::Paused => return Ok(()),
             IntegrationState::Disconnected => {
-                work.abandon().await?;
-                let deleted = self.0.stripe.delete_webhook_endpoint(&access.key, &endpoint.id).await;
+                work.rollback().await?;
+                let deleted = self.0.stripe.delete_webhook_endpoint(&account.key, &endpoint.id).await;
                 return deleted.map_err(|error| stripe_unavailable(&error));
             }
         }
@@ -200,8 +206,8 @@ impl App {
         work.commit().await
     }
 
-    /// Nothing was made at Stripe, and nothing will be: the row stays as history, without secrets.
-    async fn give_up_connecting(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
+    /// Nothing was created at Stripe, and nothing will be. The row is kept as history, without secrets.
+    async fn abandon_connecting(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
         let mut work = self.begin(org).await?;
         let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
         if integration.state == IntegrationState::Connecting {
@@ -212,7 +218,7 @@ impl App {
         work.commit().await
     }
 
-    /// The job of an integration whose connecting was cut short.
+    /// Runs the job that completes an interrupted connecting call.
     pub(in crate::app) async fn finish_connecting(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, lease.object_id.into());
         if self.get_integration(org, id).await?.state == IntegrationState::Connecting {
@@ -224,8 +230,8 @@ impl App {
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
-    /// Gives an integration another key of the same account, and resumes what waited for it. Of a restricted key, what it
-    /// may do comes along.
+    /// Replaces the key with another one of the same account, and resumes what waited for it. Also returns the
+    /// permissions of a restricted key.
     pub async fn rotate_integration_key(
         &self,
         org: OrganizationId,
@@ -235,22 +241,22 @@ impl App {
         let known = self.get_integration(org, id).await?;
         let subject = format!("integration/{id}");
         if known.state == IntegrationState::Disconnected {
-            let message = "the integration is disconnected; connect the Stripe account anew";
+            let message = "the integration is disconnected; connect the Stripe account again";
             return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
         }
         let has_endpoint = known.provider_endpoint_id.is_some();
         let checked = self.check_key(&key, |scope| scope.is_needed(known.polls_events, has_endpoint)).await?;
-        match self.same_account(&known, &checked).await? {
-            Sameness::Same => {}
-            Sameness::Other => {
+        match self.match_account(&known, &checked).await? {
+            AccountMatch::Same => {}
+            AccountMatch::Other => {
                 let message =
-                    "the key belongs to another Stripe account or mode; connect that one as an integration of its own";
+                    "the key belongs to another Stripe account or mode; connect that account as a new integration";
                 return Err(Error::precondition("KEY_OF_OTHER_ACCOUNT", subject, message));
             }
-            Sameness::Unproved(why) => {
+            AccountMatch::Unproved(why) => {
                 let message = format!(
-                    "it is not proved that the key is of this integration's Stripe account: {why}. Take a key that may \
-                     read it, or one of another account: connect that as an integration of its own"
+                    "it is not proved that the key belongs to this integration's Stripe account: {why}. Use a key that \
+                     may read it, or connect the key's account as a new integration"
                 );
                 return Err(Error::precondition("ACCOUNT_NOT_PROVED", subject, message));
             }
@@ -262,21 +268,21 @@ impl App {
         }
         if integration.provider_account_id.is_none() {
             integration.provider_account_id = checked.account;
-            store::integrations::refuse_held(&mut work.tx, &integration).await?;
+            store::integrations::check_unique(&mut work.tx, &integration).await?;
         }
         integration.key_hint = hint(&checked.key);
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
-        store::upkeep::forget_forbidden(&mut work.tx, org, id).await?;
+        store::integration_health::clear_key_faults(&mut work.tx, org, id).await?;
         resume(&mut work, &mut integration).await?;
         work.commit().await?;
-        tracing::info!(integration.id = %id, key.hint = integration.key_hint, "the integration has another key");
+        tracing::info!(integration.id = %id, key.hint = integration.key_hint, "API key rotated");
         Ok((integration, checked.findings.iter().map(scope_finding).collect()))
     }
 }
 
-/// The last four characters.
+/// The last four characters of a key.
 fn hint(key: &SecretString) -> String {
     let key = key.expose_secret();
     key.char_indices().rev().nth(3).map(|(start, _)| key[start..].to_owned()).unwrap_or_default()

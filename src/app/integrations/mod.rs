@@ -1,6 +1,5 @@
-//! Integrations: connecting, reading, changing. Connecting and rotating check the key with Stripe within the call
-//! (`connect`, `key`); winding down is a job (`disconnect`), and so is looking after the webhook endpoint (`endpoint`); `check`
-//! looks and changes nothing.
+//! Integrations: connect, read, change. Connecting and rotating check the key with Stripe within the call (`connect`,
+//! `key`). Jobs disconnect (`disconnect`) and maintain the webhook endpoint (`endpoint`). `check` reports problems.
 
 mod check;
 mod connect;
@@ -12,49 +11,49 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret;
 
-use super::tell;
-use super::work::Work;
-use super::{Access, App};
+use super::event_payloads;
+use super::unit_of_work::UnitOfWork;
+use super::{App, StripeAccount};
 use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpdate};
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 use crate::store::integrations::Secret;
-use crate::stripe::scopes::is_beside_collecting;
+use crate::stripe::scopes::is_optional;
 use crate::{store, stripe};
 
-/// What a caller is told when a call to Stripe did not bring a definite answer.
+/// The error for a call to Stripe without a definite response.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
-    if let Some(retry_after) = error.held_back() {
-        return Error::HeldBack { message: error.to_string(), retry_after };
+    if let Some(retry_after) = error.retry_delay() {
+        return Error::Throttled { message: error.to_string(), retry_after };
     }
     Error::Unavailable { reason: "STRIPE_UNAVAILABLE", message: error.to_string(), retry_after: Duration::from_secs(5) }
 }
 
-/// What a failed call means for a job. It is tried again later in any case, since unknown is not failed (P2); but a
-/// refusal that the job did not expect is a failure of its own.
-fn job_trouble(action: &str, error: &stripe::Error) -> Error {
-    match error.verdict() {
-        stripe::Verdict::Refused => Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}")),
-        stripe::Verdict::NotDone | stripe::Verdict::Unknown => stripe_unavailable(error),
+/// What a failed call means for a job: it is retried in any case, since unknown is not failed (P2). An unexpected
+/// refusal counts as the job's own failure.
+fn map_job_error(action: &str, error: &stripe::Error) -> Error {
+    match error.disposition() {
+        stripe::Disposition::Refused => Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}")),
+        stripe::Disposition::NotDone | stripe::Disposition::Unknown => stripe_unavailable(error),
     }
 }
 
 impl App {
-    /// An integration.
+    /// Reads an integration. Disconnected ones are kept, too.
     pub async fn get_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
         let mut tx = self.read(org).await?;
         let integration = store::integrations::get(&mut tx, org, id).await?;
-        // Most who ask call Stripe next (P3).
+        // Most callers call Stripe next (P3).
         tx.close().await?;
         Ok(integration)
     }
 
-    /// A page of integrations, newest first, disconnected ones too.
+    /// A page of integrations, newest first, including disconnected ones.
     pub async fn list_integrations(&self, org: OrganizationId, page: Page) -> Result<Vec<Integration>> {
         store::integrations::list(&mut *self.read(org).await?, org, page).await
     }
 
-    /// Changes what may be changed without Stripe. `version` is the etag, if the caller gave one.
+    /// Changes the settings, which needs no call to Stripe. `version` is the etag, if the caller gave one.
     pub async fn update_integration(
         &self,
         org: OrganizationId,
@@ -68,7 +67,7 @@ impl App {
             return Err(Error::EtagMismatch { kind: "integration", id: id.to_string() });
         }
         if integration.state == IntegrationState::Disconnected {
-            let message = "the integration is disconnected; connect the Stripe account anew";
+            let message = "the integration is disconnected; connect the Stripe account again";
             return Err(Error::precondition("INTEGRATION_DISCONNECTED", format!("integration/{id}"), message));
         }
         if let Some(name) = update.name {
@@ -88,49 +87,54 @@ impl App {
         Ok(integration)
     }
 
-    /// What a failed call means for a job; besides, a key that must be mended pauses the integration, or, where nothing is
-    /// collected with the call, no more than what needs it.
-    pub(super) async fn stripe_trouble(&self, access: &Access, action: &str, error: &stripe::Error) -> Error {
-        let is_beside = action.split_once('.').is_some_and(|(object, _)| is_beside_collecting(object));
-        let told = match error {
-            stripe::Error::Forbidden { .. } if is_beside => self.tell_forbidden(access, action, error).await,
-            _ if error.is_key_trouble() => self.pause_integration(access, action, error).await,
+    /// What a failed call means for a job. A rejected key also pauses the integration. A missing permission that
+    /// collecting does not need pauses only what needs it.
+    pub(super) async fn map_stripe_error(&self, account: &StripeAccount, action: &str, error: &stripe::Error) -> Error {
+        let is_optional = action.split_once('.').is_some_and(|(object, _)| is_optional(object));
+        let reported = match error {
+            stripe::Error::Forbidden { .. } if is_optional => self.report_forbidden(account, action, error).await,
+            _ if error.is_key_error() => self.pause_integration(account, action, error).await,
             _ => Ok(()),
         };
-        match told {
-            Ok(()) => job_trouble(action, error),
+        match reported {
+            Ok(()) => map_job_error(action, error),
             Err(error) => error,
         }
     }
 
-    /// The key may not make a call without which everything else can go on: told once for each key.
-    async fn tell_forbidden(&self, access: &Access, action: &str, error: &stripe::Error) -> Result<()> {
-        let (org, id) = (access.org, access.integration);
-        let (mut work, integration, is_present) = self.lock_with_key(access).await?;
-        if !is_present || !store::upkeep::note_forbidden(&mut work.tx, org, id, action).await? {
+    /// The key lacks a permission that collecting does not need: reported once per key.
+    async fn report_forbidden(&self, account: &StripeAccount, action: &str, error: &stripe::Error) -> Result<()> {
+        let (org, id) = (account.org, account.integration_id);
+        let (mut work, integration, is_present) = self.lock_with_key(account).await?;
+        if !is_present || !store::integration_health::record_forbidden_action(&mut work.tx, org, id, action).await? {
             return Ok(());
         }
         let code = error.code().unwrap_or("permission_missing");
-        work.tell(tell::provider_error(&integration, action, &error.to_string(), code));
-        tracing::warn!(integration.id = %id, %error, action, "what needs a permission waits until the key is mended");
+        work.record_event(event_payloads::provider_error(&integration, action, &error.to_string(), code));
+        tracing::warn!(integration.id = %id, %error, action, "API key lacks a permission; what needs it is suspended");
         work.commit().await
     }
 
-    /// Locks an integration, within a new change; whether the key that a call was made with is still its key.
-    async fn lock_with_key(&self, access: &Access) -> Result<(Work, Integration, bool)> {
-        let (org, id) = (access.org, access.integration);
+    /// Begins a change and locks an integration. Returns whether the key that a call was made with is still its key.
+    async fn lock_with_key(&self, account: &StripeAccount) -> Result<(UnitOfWork, Integration, bool)> {
+        let (org, id) = (account.org, account.integration_id);
         let mut work = self.begin(org).await?;
         let integration = store::integrations::lock(&mut work.tx, org, id).await?;
         let present = store::integrations::secret(&mut work.tx, &self.0.sealer, org, id, Secret::Key).await?;
-        let is_present = present.is_some_and(|key| key.expose_secret() == access.key.expose_secret());
+        let is_present = present.is_some_and(|key| key.expose_secret() == account.key.expose_secret());
         Ok((work, integration, is_present))
     }
 
-    /// Stripe does not accept the key, or it lacks a permission: what needs the key waits until it is mended. Told once,
-    /// and not at all if another key has taken its place meanwhile.
-    pub(super) async fn pause_integration(&self, access: &Access, action: &str, error: &stripe::Error) -> Result<()> {
-        let id = access.integration;
-        let (mut work, mut integration, is_present) = self.lock_with_key(access).await?;
+    /// Stripe rejects the key, or it lacks a permission that collecting needs: the integration is paused until the key
+    /// is repaired. Reported once, and not at all if the key was replaced meanwhile.
+    pub(super) async fn pause_integration(
+        &self,
+        account: &StripeAccount,
+        action: &str,
+        error: &stripe::Error,
+    ) -> Result<()> {
+        let id = account.integration_id;
+        let (mut work, mut integration, is_present) = self.lock_with_key(account).await?;
         if integration.state != IntegrationState::Active || !is_present {
             return Ok(());
         }
@@ -142,35 +146,35 @@ impl App {
         } else {
             "permission_missing"
         });
-        work.tell(tell::provider_error(&integration, action, &error.to_string(), code));
-        tracing::warn!(integration.id = %id, %error, action, "the integration is paused until its key is mended");
+        work.record_event(event_payloads::provider_error(&integration, action, &error.to_string(), code));
+        tracing::warn!(integration.id = %id, %error, action, "integration paused until its API key is repaired");
         work.commit().await
     }
 }
 
-/// The key of a locked integration is good again: everything that waited for it is looked at.
-async fn resume(work: &mut Work, integration: &mut Integration) -> Result<()> {
+/// The key of a locked integration works again: enqueues everything that waited for it.
+async fn resume(work: &mut UnitOfWork, integration: &mut Integration) -> Result<()> {
     let (org, id) = (work.org, integration.id);
-    // Listed under the lock: whoever found the integration paused before has committed its wait by now.
+    // Listed under the lock: a transaction that found the integration paused has committed its wait by now.
     let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
     let customers = store::customers::pending_links(&mut work.tx, org, id).await?;
-    store::jobs::hurry(&mut work.tx, org, work.now).await?;
-    work.ask(JobKind::CheckEndpoint, id.0);
+    store::jobs::run_now(&mut work.tx, org, work.now).await?;
+    work.enqueue(JobKind::CheckEndpoint, id.0);
     if integration.state == IntegrationState::Paused {
         integration.state = IntegrationState::Active;
         integration.pause_reason = None;
         store::integrations::save(&mut work.tx, integration, work.now).await?;
-        work.tell(tell::provider("payment_provider.recovered", integration));
-        tracing::info!(integration.id = %id, "the integration becomes active again: its key is good");
+        work.record_event(event_payloads::provider("payment_provider.recovered", integration));
+        tracing::info!(integration.id = %id, "integration resumed: its API key works");
     }
     for (payment, _) in payments {
-        work.ask(JobKind::SubmitPayment, payment);
+        work.enqueue(JobKind::SubmitPayment, payment);
     }
     for customer in customers {
-        work.ask(JobKind::SyncCustomer, customer);
+        work.enqueue(JobKind::SyncCustomer, customer);
     }
     if integration.state == IntegrationState::Disconnecting {
-        work.ask(JobKind::DisconnectIntegration, id.0);
+        work.enqueue(JobKind::DisconnectIntegration, id.0);
     }
     Ok(())
 }

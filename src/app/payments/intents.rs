@@ -1,188 +1,190 @@
-//! Making a payment's intent, unconfirmed: no money can move yet. Its id is committed before anything else is done with
-//! it. A creation whose outcome stays unknown is looked for in the customer's list (P2).
+//! Creates a payment's intent, unconfirmed: no money can move yet. Its id is committed before anything else is done
+//! with it. An intent whose creation stays unknown is looked up in the customer's list (P2).
 
 use time::Duration;
 
-use super::Scene;
-use super::submit::Flow;
-use crate::app::work::Work;
-use crate::app::{Access, App, KEY_AGE_MAX};
+use super::PaymentContext;
+use super::submit::JobFlow;
+use crate::app::unit_of_work::UnitOfWork;
+use crate::app::{App, KEY_AGE_MAX, StripeAccount};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::payments::{Failure, News, PaymentState, PendingReason};
+use crate::domain::payments::{Failure, PaymentInput, PaymentState, PendingReason};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 use crate::domain::{Error, Result};
-use crate::store::requests::{FrozenRequest, Purpose};
+use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
 impl App {
-    /// Makes the intent. `Break`: the job has been ended.
+    /// Creates the intent. `Break`: the job has ended.
     pub(super) async fn create_intent(
         &self,
         lease: &Lease,
-        mut work: Work,
-        scene: Scene,
+        mut work: UnitOfWork,
+        context: PaymentContext,
         kinds: Vec<MethodKind>,
-    ) -> Result<Flow> {
-        let (org, payment) = (work.org, &scene.payment);
-        let provider_customer = scene.provider_customer()?.to_owned();
-        let newest = store::requests::newest_frozen(&mut work.tx, org, Purpose::PaymentIntent, payment.id.0).await?;
-        let frozen = if let Some(frozen) = newest.filter(|frozen| frozen.number >= payment.intent_number) {
-            frozen
+    ) -> Result<JobFlow> {
+        let (org, payment) = (work.org, &context.payment);
+        let provider_customer = context.provider_customer()?.to_owned();
+        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::PaymentIntent, payment.id.0).await?;
+        let request = if let Some(request) = newest.filter(|request| request.number >= payment.intent_number) {
+            request
         } else {
             let body = stripe::payment_intents::create_body(payment, &provider_customer, &kinds);
-            work.freeze(Purpose::PaymentIntent, payment.id.0, payment.intent_number, body).await?
+            work.prepare(Purpose::PaymentIntent, payment.id.0, payment.intent_number, body).await?
         };
         let now = work.now;
         work.commit().await?;
-        let access = self.access(org, payment.integration_id).await?;
-        if now - frozen.create_time > KEY_AGE_MAX {
-            return self.look_for_intent(lease, scene, &access, &frozen, &provider_customer).await;
+        let account = self.stripe_account(org, payment.integration_id).await?;
+        if now - request.create_time > KEY_AGE_MAX {
+            return self.find_created_intent(lease, context, &account, &request, &provider_customer).await;
         }
-        let answer = self.0.stripe.create_payment_intent(&access.key, &frozen.idempotency_key, &frozen.body).await;
-        match answer {
-            Ok(intent) => self.adopt_intent(lease, &scene, &frozen, &intent).await,
+        let response = self.0.stripe.create_payment_intent(&account.key, &request.idempotency_key, &request.body).await;
+        match response {
+            Ok(intent) => self.adopt_intent(lease, &context, &request, &intent).await,
             Err(stripe::Error::Unknown { replayed: true, .. }) => {
-                self.look_for_intent(lease, scene, &access, &frozen, &provider_customer).await
+                self.find_created_intent(lease, context, &account, &request, &provider_customer).await
             }
-            Err(error) => self.creation_refused(lease, &scene, &access, &frozen, &error).await,
+            Err(error) => self.on_creation_error(lease, &context, &account, &request, &error).await,
         }
     }
 
-    /// The intent exists: its id is committed before anything else is done with it. An answer that comes after the payment
-    /// was canceled and given in anew is of an earlier round, perhaps for another amount: its intent is left alone,
-    /// unconfirmed, and takes no money.
+    /// Stores the id of the intent, before anything else is done with it. A response that arrives after the payment was
+    /// canceled and reopened is of an earlier round, perhaps for another amount: its intent stays unconfirmed and takes
+    /// no money.
     async fn adopt_intent(
         &self,
         lease: &Lease,
-        scene: &Scene,
-        frozen: &FrozenRequest,
+        context: &PaymentContext,
+        request: &StripeRequest,
         intent: &IntentSnapshot,
-    ) -> Result<Flow> {
+    ) -> Result<JobFlow> {
         let mut work = self.begin_leased(lease).await?;
-        let mut now_scene = Scene::load(&mut work, scene.payment.id).await?;
-        if !now_scene.awaits(frozen) {
+        let mut current = PaymentContext::load(&mut work, context.payment.id).await?;
+        if !current.awaits(request) {
             work.commit().await?;
-            return Ok(Flow::Continue(()));
+            return Ok(JobFlow::Continue(()));
         }
-        let is_ours = intent.amount == now_scene.payment.amount
-            && intent.provider_customer_id.as_deref() == now_scene.customer.linked_provider_id();
-        let payment = &mut now_scene.payment;
+        let is_ours = intent.amount == current.payment.amount
+            && intent.provider_customer_id.as_deref() == current.customer.linked_provider_id();
+        let payment = &mut current.payment;
         if is_ours {
             payment.provider_payment_intent_id = Some(intent.id.clone());
         } else {
-            payment.intent_number = frozen.number + 1;
+            payment.intent_number = request.number + 1;
         }
         payment.unknown_since = None;
         store::payments::save(&mut work.tx, payment, work.now).await?;
         work.commit().await?;
-        Ok(Flow::Continue(()))
+        Ok(JobFlow::Continue(()))
     }
 
-    /// The creation's outcome will never be known from its key: the intent is looked for in the customer's list, and if
-    /// it is not there, it is made anew under a new key. Of twins one is kept, the others are canceled.
-    async fn look_for_intent(
+    /// The key no longer reveals the creation's outcome: the intent is looked up in the customer's list and, if
+    /// absent, created under a new key. Of duplicates one is kept and the others are canceled.
+    async fn find_created_intent(
         &self,
         lease: &Lease,
-        scene: Scene,
-        access: &Access,
-        frozen: &FrozenRequest,
+        context: PaymentContext,
+        account: &StripeAccount,
+        request: &StripeRequest,
         provider_customer: &str,
-    ) -> Result<Flow> {
-        let since = frozen.create_time - Duration::minutes(5);
-        let found = self.0.stripe.find_payment_intents(&access.key, provider_customer, since, scene.payment.id).await;
+    ) -> Result<JobFlow> {
+        let since = request.create_time - Duration::minutes(5);
+        let found =
+            self.0.stripe.find_payment_intents(&account.key, provider_customer, since, context.payment.id).await;
         let found = match found {
             Ok(found) => found,
-            Err(error) => return Err(self.stripe_trouble(access, "payment_intent.list", &error).await),
+            Err(error) => return Err(self.map_stripe_error(account, "payment_intent.list", &error).await),
         };
-        // Those of earlier attempts, and of links, are known and closed.
+        // Intents of earlier attempts and of links are known and closed.
         let mut tx = self.read(lease.organization_id).await?;
-        let attempts = store::attempts::list(&mut tx, lease.organization_id, scene.payment.id).await?;
+        let attempts = store::attempts::list(&mut tx, lease.organization_id, context.payment.id).await?;
         tx.close().await?;
         let is_known =
             |id: &str| attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id));
         let is_open = |intent: &&IntentSnapshot| {
-            intent.status != IntentStatus::Canceled && intent.amount == scene.payment.amount && !is_known(&intent.id)
+            intent.status != IntentStatus::Canceled && intent.amount == context.payment.amount && !is_known(&intent.id)
         };
         let mut open = found.iter().filter(is_open);
         let Some(kept) = open.next() else {
             let mut work = self.begin_leased(lease).await?;
-            let mut scene = Scene::load(&mut work, scene.payment.id).await?;
-            if scene.awaits(frozen) {
-                scene.payment.intent_number = frozen.number + 1;
-                store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
+            let mut context = PaymentContext::load(&mut work, context.payment.id).await?;
+            if context.awaits(request) {
+                context.payment.intent_number = request.number + 1;
+                store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
             }
             work.commit().await?;
-            return Ok(Flow::Continue(()));
+            return Ok(JobFlow::Continue(()));
         };
-        for twin in open {
-            let idempotency_key = format!("paybridge-cancel_twin-{}", twin.id);
-            if let Err(error) = self.0.stripe.cancel_payment_intent(&access.key, &twin.id, &idempotency_key).await {
-                tracing::warn!(intent.id = %twin.id, %error, "an unconfirmed twin of an intent could not be canceled");
+        for duplicate in open {
+            let idempotency_key = format!("paybridge-cancel_duplicate-{}", duplicate.id);
+            if let Err(error) = self.0.stripe.cancel_payment_intent(&account.key, &duplicate.id, &idempotency_key).await
+            {
+                tracing::warn!(intent.id = %duplicate.id, %error, "unconfirmed duplicate intent not canceled");
             }
         }
-        self.adopt_intent(lease, &scene, frozen, kept).await
+        self.adopt_intent(lease, &context, request, kept).await
     }
 
-    /// The intent was not made, or may not have been.
-    async fn creation_refused(
+    /// The creation failed, or its outcome is unknown.
+    async fn on_creation_error(
         &self,
         lease: &Lease,
-        scene: &Scene,
-        access: &Access,
-        frozen: &FrozenRequest,
+        context: &PaymentContext,
+        account: &StripeAccount,
+        request: &StripeRequest,
         error: &stripe::Error,
-    ) -> Result<Flow> {
-        let id = scene.payment.id;
-        if error.is_key_trouble() {
-            self.pause_integration(access, "payment_intent.create", error).await?;
+    ) -> Result<JobFlow> {
+        let id = context.payment.id;
+        if error.is_key_error() {
+            self.pause_integration(account, "payment_intent.create", error).await?;
             let mut work = self.begin_leased(lease).await?;
-            let mut scene = Scene::load(&mut work, id).await?;
-            if scene.integration.state != IntegrationState::Paused {
-                // Another key has taken its place, or the integration is not in use yet: later.
+            let mut context = PaymentContext::load(&mut work, id).await?;
+            if context.integration.state != IntegrationState::Paused {
+                // The key was replaced meanwhile, or the integration is not active yet: retried later.
                 work.end(Outcome::Retry(error.to_string())).await?;
-                return Ok(Flow::Break(()));
+                return Ok(JobFlow::Break(()));
             }
-            scene.news(&mut work, News::Waits(PendingReason::IntegrationPaused)).await?;
+            context.apply(&mut work, PaymentInput::Wait(PendingReason::IntegrationPaused)).await?;
             work.end(Outcome::Done).await?;
-            return Ok(Flow::Break(()));
+            return Ok(JobFlow::Break(()));
         }
         let mut work = self.begin_leased(lease).await?;
-        let mut scene = Scene::load(&mut work, id).await?;
-        if !scene.awaits(frozen) {
-            // The answer is of an earlier round of the payment.
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        if !context.awaits(request) {
+            // The response is of an earlier round of the payment.
             work.commit().await?;
-            return Ok(Flow::Continue(()));
+            return Ok(JobFlow::Continue(()));
         }
-        match error.verdict() {
-            stripe::Verdict::Refused => {
-                let news = if error.code() == Some("amount_too_small") {
-                    News::Waits(PendingReason::AmountTooSmall)
+        match error.disposition() {
+            stripe::Disposition::Refused => {
+                let input = if error.code() == Some("amount_too_small") {
+                    PaymentInput::Wait(PendingReason::AmountTooSmall)
                 } else {
-                    News::Refused(Failure::from(error.detail()))
+                    PaymentInput::Refused(Failure::from(error.detail()))
                 };
-                // The next try has another body, or meets another minimum: so it needs another key.
-                scene.payment.intent_number = frozen.number + 1;
-                scene.news(&mut work, news).await?;
+                // The next attempt may have another body or another minimum amount, so it needs another key.
+                context.payment.intent_number = request.number + 1;
+                context.apply(&mut work, input).await?;
                 work.end(Outcome::Done).await?;
             }
-            stripe::Verdict::NotDone => work.end(self.outcome_of(error)).await?,
-            stripe::Verdict::Unknown => {
-                scene.news(&mut work, News::Unknown).await?;
+            stripe::Disposition::NotDone => work.end(self.outcome_of(error)).await?,
+            stripe::Disposition::Unknown => {
+                context.apply(&mut work, PaymentInput::Unknown).await?;
                 work.end(Outcome::Retry(error.to_string())).await?;
             }
         }
-        Ok(Flow::Break(()))
+        Ok(JobFlow::Break(()))
     }
 }
 
-impl Scene {
-    /// Whether the payment still waits for the intent that this request makes.
-    fn awaits(&self, frozen: &FrozenRequest) -> bool {
+impl PaymentContext {
+    /// Whether the payment still waits for the intent that `request` creates.
+    fn awaits(&self, request: &StripeRequest) -> bool {
         self.payment.state == PaymentState::Pending
             && self.payment.provider_payment_intent_id.is_none()
-            && self.payment.intent_number == frozen.number
+            && self.payment.intent_number == request.number
     }
 
     fn provider_customer(&self) -> Result<&str> {

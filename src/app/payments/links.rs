@@ -1,33 +1,34 @@
-//! Links: pages of Stripe's on which a payer pays one invoice. A link holds the payment's one slot from before it is made
-//! (P1): it opens only after the payment's intent is closed, and while it is open nothing else can take money. It ends when
-//! it is used, after Stripe's 24 hours, or when the payment is canceled, retried, settled or changes its amount.
+//! Payment links: Checkout sessions in payment mode, on which a payer pays one invoice. A link holds the payment's slot
+//! from before it is created (P1): it opens only after the payment's intent is closed, and while it is open nothing
+//! else can take money. It ends when it is used, after Stripe's 24 hours, or when the payment is canceled, retried,
+//! settled or changes its amount.
 
 use time::Duration;
 
 use super::close::{LINK, refused};
-use super::{Scene, hash_request};
-use crate::app::work::{Hand, Work};
+use super::{PaymentContext, hash_request};
+use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, KEY_AGE_MAX};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
-    Attempt, AttemptState, Failure, Link, News, Payment, PaymentState, Step, Way, link_objection,
+    Attempt, AttemptKind, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
 };
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::{store, stripe};
 
-/// After how long a job looks whether the call that makes a link came to its end.
+/// After how long a job checks that the call that creates a link completed.
 const LINK_PERIOD: Duration = Duration::seconds(30);
 
-/// How long after its end a link is looked at, should nobody tell.
+/// How long after its expiry a link is read if no event reports it.
 pub(super) const LINK_END_PERIOD: Duration = Duration::MINUTE;
 
-/// Steps of one call: the intent is closed, the link made.
+/// The maximum number of steps per call: close the intent, create the link.
 const STEPS_MAX: usize = 4;
 
 impl App {
-    /// Makes a link to a page where the payer pays the invoice; the open one, if there is one. A repeated request stands for
-    /// its own link, whatever links came after it.
+    /// Creates a payment link, or returns the open one. A repeated request returns its own link, even if newer links
+    /// exist.
     pub async fn create_payment_url(
         &self,
         org: OrganizationId,
@@ -37,35 +38,35 @@ impl App {
     ) -> Result<(Payment, Option<Link>)> {
         let hash = hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]);
         let mut work = self.begin(org).await?;
-        store::requests::claim(&mut work.tx, org, &request_id).await?;
-        let is_known = store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some();
-        let mut scene = Scene::load(&mut work, id).await?;
+        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
+        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await?.is_some();
+        let mut context = PaymentContext::load(&mut work, id).await?;
         let number = if is_known {
-            store::requests::attempt_of(&mut work.tx, org, &request_id).await?.unwrap_or(scene.payment.attempt_number)
+            store::request_ids::attempt_of(&mut work.tx, org, &request_id).await?
         } else {
-            if scene.open_link().is_none() {
-                self.freeze_link(&mut work, &mut scene, success_url).await?;
+            if context.open_link().is_none() {
+                self.prepare_link(&mut work, &mut context, success_url).await?;
             }
-            let number = scene.payment.attempt_number;
-            store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
-            store::requests::note_attempt(&mut work.tx, org, &request_id, number).await?;
+            let number = context.payment.attempt_number;
+            store::request_ids::insert(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+            store::request_ids::set_attempt(&mut work.tx, org, &request_id, number).await?;
             number
         };
         work.commit().await?;
         for _ in 0..STEPS_MAX {
             let mut work = self.begin(org).await?;
-            let scene = Scene::load(&mut work, id).await?;
-            work.abandon().await?;
-            if scene.payment.attempt_number != number {
+            let context = PaymentContext::load(&mut work, id).await?;
+            work.rollback().await?;
+            if context.payment.attempt_number != number {
                 break;
             }
-            match scene.plan() {
+            match context.plan() {
                 Step::CloseIntent => {
-                    if self.close_intent(Hand::Caller(org), scene).await?.is_break() {
+                    if self.close_intent(Actor::Caller(org), context).await?.is_break() {
                         break;
                     }
                 }
-                Step::MakeLink => self.make_link(Hand::Caller(org), scene).await?,
+                Step::CreateLink => self.create_link(Actor::Caller(org), context).await?,
                 _ => break,
             }
         }
@@ -77,34 +78,39 @@ impl App {
         Ok((payment, link))
     }
 
-    /// Writes the link that is to be made, with its frozen request. From here on it holds the slot.
-    async fn freeze_link(&self, work: &mut Work, scene: &mut Scene, success_url: Option<String>) -> Result<()> {
-        let payment = &scene.payment;
-        if let Some(objection) = link_objection(payment, scene.attempt.as_ref()) {
-            return Err(refused(objection, payment, &LINK));
+    /// Writes a link and its prepared request, to be created at Stripe. From here on it holds the slot.
+    async fn prepare_link(
+        &self,
+        work: &mut UnitOfWork,
+        context: &mut PaymentContext,
+        success_url: Option<String>,
+    ) -> Result<()> {
+        let payment = &context.payment;
+        if let Some(rejection) = link_rejection(payment, context.attempt.as_ref()) {
+            return Err(refused(rejection, payment, &LINK));
         }
         let subject = format!("payment/{}", payment.id);
-        scene.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
-        let provider_customer = scene.customer.linked_provider_id();
+        context.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
+        let provider_customer = context.customer.linked_provider_id();
         let Some(provider_customer) =
-            provider_customer.filter(|_| scene.customer.integration_id == Some(payment.integration_id))
+            provider_customer.filter(|_| context.customer.integration_id == Some(payment.integration_id))
         else {
-            let message = "the customer has no Stripe customer yet; have one created, or link one, first";
+            let message = "the customer has no Stripe customer yet; create or link one first";
             return Err(Error::precondition("CUSTOMER_NOT_LINKED", subject, message));
         };
-        let kinds = scene.customer.kinds_for(payment.amount.currency);
+        let kinds = context.customer.kinds_for(payment.amount.currency);
         if payment.amount.minor_units == 0 || kinds.is_empty() {
             let message =
-                "there is nothing to be paid, or none of the customer's kinds of payment method takes its currency";
+                "there is nothing to pay, or none of the customer's kinds of payment method supports its currency";
             return Err(Error::precondition("PAYMENT_URL_REFUSED", subject, message));
         }
-        let success_url = self.success_url(success_url, &scene.integration);
+        let success_url = self.success_url(success_url, &context.integration);
         let number = payment.attempt_number + 1;
         let attempt = Attempt {
             payment_id: payment.id,
             number,
             amount: payment.amount,
-            way: Way::Link(Link::default()),
+            kind: AttemptKind::Link(Link::default()),
             provider_payment_intent_id: None,
             idempotency_key: format!("paybridge-link-{}-{number}", payment.id),
             body: stripe::checkout_sessions::payment_body(payment, number, provider_customer, &kinds, &success_url),
@@ -117,93 +123,98 @@ impl App {
             finish_time: None,
         };
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
-        scene.payment.attempt_number = number;
-        if scene.payment.provider_payment_intent_id.is_none() {
-            // An intent that is in the making just now is not waited for, and will never be confirmed.
-            scene.payment.intent_number += 1;
+        context.payment.attempt_number = number;
+        if context.payment.provider_payment_intent_id.is_none() {
+            // An intent being created concurrently is not waited for, and will never be confirmed.
+            context.payment.intent_number += 1;
         }
-        store::payments::save(&mut work.tx, &mut scene.payment, work.now).await?;
+        store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
         let at = work.now + LINK_PERIOD;
-        work.ask_at(JobKind::SubmitPayment, scene.payment.id.0, at);
-        scene.attempt = Some(attempt);
+        work.enqueue_at(JobKind::SubmitPayment, context.payment.id.0, at);
+        context.attempt = Some(attempt);
         Ok(())
     }
 
-    /// Makes the page at Stripe. Until its id is committed nobody has the link, so a creation whose outcome stays unknown
-    /// is given up without harm.
-    pub(super) async fn make_link(&self, hand: Hand<'_>, scene: Scene) -> Result<()> {
-        let Some(attempt) = scene.attempt.as_ref().filter(|attempt| attempt.open_link().is_some()) else {
+    /// Creates the session at Stripe. Until its id is committed nobody has its URL, so a creation whose outcome stays
+    /// unknown is abandoned without harm.
+    pub(super) async fn create_link(&self, actor: Actor<'_>, context: PaymentContext) -> Result<()> {
+        let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.open_link().is_some()) else {
             return Ok(());
         };
-        let id = scene.payment.id;
+        let id = context.payment.id;
         if self.clock().now() - attempt.create_time > KEY_AGE_MAX {
-            let text = "Stripe could not be reached for too long; ask for a new link";
-            return self.link_refused(hand, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
+            let text = "Stripe was unreachable for too long; request a new link";
+            return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
         }
-        let access = self.access(hand.org(), scene.payment.integration_id).await?;
-        let made = self.0.stripe.create_checkout_session(&access.key, &attempt.idempotency_key, &attempt.body).await;
-        let made = match made {
-            Ok(made) => made,
-            Err(error) if error.verdict() == stripe::Verdict::Refused => {
-                return self.link_refused(hand, id, attempt.number, Failure::from(error.detail())).await;
+        let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
+        let created =
+            self.0.stripe.create_checkout_session(&account.key, &attempt.idempotency_key, &attempt.body).await;
+        let created = match created {
+            Ok(created) => created,
+            Err(error) if error.disposition() == stripe::Disposition::Refused => {
+                return self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
             }
             Err(stripe::Error::Unknown { replayed: true, .. }) => {
-                let text = "Stripe had an error of its own; ask for a new link";
-                return self.link_refused(hand, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
+                let text = "Stripe returned an internal error; request a new link";
+                return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
             }
-            Err(error) => return Err(self.stripe_trouble(&access, "checkout_session.create", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
         };
-        let mut work = self.begin_by(hand).await?;
-        let mut now_scene = Scene::load(&mut work, id).await?;
-        let is_wanted = now_scene.payment.attempt_number == attempt.number && now_scene.plan() == Step::MakeLink;
+        let mut work = self.begin_as(actor).await?;
+        let mut current = PaymentContext::load(&mut work, id).await?;
+        let is_wanted = current.payment.attempt_number == attempt.number && current.plan() == Step::CreateLink;
         if is_wanted {
-            now_scene.news(&mut work, News::LinkMade(&made)).await?;
-            work.ask_at(JobKind::ReconcilePayment, id.0, made.expire_time + LINK_END_PERIOD);
+            current.apply(&mut work, PaymentInput::LinkCreated(&created)).await?;
+            work.enqueue_at(JobKind::ReconcilePayment, id.0, created.expire_time + LINK_END_PERIOD);
             return work.commit().await;
         }
-        let is_there =
-            now_scene.open_link().is_some_and(|link| link.provider_session_id.as_deref() == Some(made.id.as_str()));
-        work.abandon().await?;
-        if !is_there {
-            // It was withdrawn meanwhile, and has left nobody's hands. It ends by itself in a day, should this not succeed.
+        let is_current =
+            current.open_link().is_some_and(|link| link.provider_session_id.as_deref() == Some(created.id.as_str()));
+        work.rollback().await?;
+        if !is_current {
+            // It was withdrawn meanwhile, and its URL has never left Paybridge. If this fails, it expires within a day.
             let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
-            if let Err(error) = self.0.stripe.expire_checkout_session(&access.key, &made.id, &idempotency_key).await {
-                tracing::info!(payment.id = %id, %error, "a link that nobody has could not be ended");
+            if let Err(error) = self.0.stripe.expire_checkout_session(&account.key, &created.id, &idempotency_key).await
+            {
+                tracing::info!(payment.id = %id, %error, "unused payment link not expired");
             }
         }
         Ok(())
     }
 
-    async fn link_refused(&self, hand: Hand<'_>, id: PaymentId, number: i32, failure: Failure) -> Result<()> {
+    async fn fail_link(&self, actor: Actor<'_>, id: PaymentId, number: i32, failure: Failure) -> Result<()> {
         let message = failure.message.clone();
-        let mut work = self.begin_by(hand).await?;
-        let mut scene = Scene::load(&mut work, id).await?;
-        if scene.payment.attempt_number == number {
-            scene.news(&mut work, News::LinkRefused(failure)).await?;
-            if scene.payment.state == PaymentState::Pending {
-                work.ask(JobKind::SubmitPayment, id.0);
+        let mut work = self.begin_as(actor).await?;
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        if context.payment.attempt_number == number {
+            context.apply(&mut work, PaymentInput::LinkRefused(failure)).await?;
+            if context.payment.state == PaymentState::Pending {
+                work.enqueue(JobKind::SubmitPayment, id.0);
             }
         }
         work.commit().await?;
         Err(Error::precondition("PAYMENT_URL_REFUSED", format!("payment/{id}"), message))
     }
 
-    /// Where Stripe sends the customer afterwards: the call's own address, else the integration's, else the service's.
-    pub(in crate::app) fn success_url(&self, asked: Option<String>, integration: &Integration) -> String {
-        asked
+    /// Where Stripe redirects the customer afterwards: the call's own URL, else the integration's, else the service's.
+    pub(in crate::app) fn success_url(&self, requested: Option<String>, integration: &Integration) -> String {
+        requested
             .or_else(|| integration.success_redirect_url.clone())
             .unwrap_or_else(|| self.0.settings.default_success_url.clone())
     }
 }
 
-/// The link that an attempt stands for: none if it was used or has ended; and why, if it never came to be.
+/// The link of an attempt: `None` if it was used or has ended, an error if it was never created.
 fn link_of(payment: &Payment, attempt: &Attempt) -> Result<Option<Link>> {
     if attempt.link().is_none_or(|link| link.provider_session_id.is_some()) {
         return Ok(attempt.open_link().cloned());
     }
     let message = match &attempt.state {
         AttemptState::Failed(failure) => failure.message.clone(),
-        _ => format!("the payment was {} before the link was there; read it", payment.state.as_str().to_uppercase()),
+        _ => format!(
+            "the payment became {} before the link was created; read the payment",
+            payment.state.as_str().to_uppercase()
+        ),
     };
     Err(Error::precondition("PAYMENT_URL_REFUSED", format!("payment/{}", payment.id), message))
 }

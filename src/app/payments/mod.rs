@@ -1,34 +1,34 @@
-//! Payments: what callers can ask for. A payment is accepted, and a job sends it (`submit`, `intents`), closes what is open
-//! before another way to pay is opened (`close`), or asks Stripe about it (`refresh`); only a link is made within its call
-//! (`links`). All of them change a payment through [`Scene::news`]. Money that goes back (`refunds`) and what else stands
-//! beside a payment's state (`settlements`) never does.
+//! Payments: what callers can request. A payment is accepted; a job collects it (`submit`, `intents`), closes what is
+//! open before another payment path is opened (`close`), or reads its state from Stripe (`refresh`). Only a payment
+//! link is created within its call (`links`). All of them change a payment through [`PaymentContext::apply`]. Refunds
+//! (`refunds`), charges and disputes (`charges_and_disputes`) never change a payment's state.
 
+mod charges_and_disputes;
 mod close;
+mod context;
 mod intents;
 mod links;
 mod refresh;
 mod refunds;
-mod scene;
-mod settlements;
 mod submit;
 
-pub(super) use self::scene::Scene;
-pub(super) use self::settlements::Fetch;
+pub(super) use self::charges_and_disputes::ReadTarget;
+pub(super) use self::context::PaymentContext;
 
 use sha2::{Digest, Sha256};
 
 use super::App;
-use super::work::Work;
+use super::unit_of_work::UnitOfWork;
 use crate::domain::customers::{Customer, CustomerRef};
 use crate::domain::integrations::{Integration, MOVE_CUSTOMER, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
-    Attempt, AttemptState, Errand, NewPayment, News, Payment, PaymentFilter, PaymentRef, PaymentState,
+    Attempt, AttemptState, NewPayment, Payment, PaymentFilter, PaymentInput, PaymentRef, PaymentState, PendingOperation,
 };
 use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
 use crate::store;
 
-/// A hash over a request's parts, each with its length before it, so that no two requests share one.
+/// A hash over a request's parts. Each part is preceded by its length, so that different requests have different input.
 pub(super) fn hash_request(method: &str, parts: &[&str]) -> [u8; 32] {
     let mut hash = Sha256::new();
     for part in [&[method], parts].concat() {
@@ -39,14 +39,14 @@ pub(super) fn hash_request(method: &str, parts: &[&str]) -> [u8; 32] {
 }
 
 impl App {
-    /// Accepts an invoice to be collected. The answer is the payment's present state: `PENDING` when it is new.
+    /// Accepts an invoice for collection. Returns the payment's present state: `PENDING` if it is new.
     pub async fn create_payment(&self, org: OrganizationId, request_id: String, new: NewPayment) -> Result<Payment> {
-        if let Some(objection) = new.amount.objection() {
-            return Err(Error::invalid("amount.minor_units", objection));
+        if let Some(rejection) = new.amount.rejection() {
+            return Err(Error::invalid("amount.minor_units", rejection));
         }
         let hash = payment_hash(&new);
         let mut work = self.begin(org).await?;
-        if let Some(known) = store::requests::known(&mut work.tx, org, &request_id, &hash).await? {
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await? {
             return store::payments::get(&mut work.tx, org, known.into())
                 .await?
                 .ok_or_else(|| Error::not_found("payment", known));
@@ -56,10 +56,10 @@ impl App {
         check_currency(&customer, &new)?;
         let fresh = new_payment(&work, self.clock().new_id().into(), &new, &customer, &integration);
         let is_new = store::payments::insert(&mut work.tx, &fresh).await?;
-        let payment = if is_new { fresh } else { take_over(&mut work, fresh).await? };
-        store::requests::take(&mut work.tx, org, &request_id, &hash, payment.id.0, work.now).await?;
+        let payment = if is_new { fresh } else { reuse_payment(&mut work, fresh).await? };
+        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, payment.id.0, work.now).await?;
         if payment.state == PaymentState::Pending {
-            work.ask(JobKind::SubmitPayment, payment.id.0);
+            work.enqueue(JobKind::SubmitPayment, payment.id.0);
         }
         work.commit().await?;
         Ok(payment)
@@ -86,7 +86,7 @@ impl App {
         store::payments::list(&mut tx, org, &filter, page).await
     }
 
-    /// Tries a failed payment again, with another method if one is given.
+    /// Retries a failed payment, with another method if one is given.
     pub async fn retry_payment(
         &self,
         org: OrganizationId,
@@ -98,33 +98,34 @@ impl App {
         let method_text = method.map(|id| id.to_string()).unwrap_or_default();
         let hash = hash_request("RetryPayment", &[&id.to_string(), &method_text, if force { "force" } else { "" }]);
         let mut work = self.begin(org).await?;
-        store::requests::claim(&mut work.tx, org, &request_id).await?;
-        if store::requests::known(&mut work.tx, org, &request_id, &hash).await?.is_some() {
+        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
+        if store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await?.is_some() {
             return store::payments::get(&mut work.tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id));
         }
-        let mut scene = Scene::load(&mut work, id).await?;
-        store::requests::take(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
-        check_retry(&mut work, &scene, method, force).await?;
-        if scene.open_link().is_some() {
-            // It is ended first.
-            close::ask(&mut work, &mut scene, Errand::Retry { method }, &close::RETRY).await?;
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+        check_retry(&mut work, &context, method, force).await?;
+        if context.open_link().is_some() {
+            // The link is closed first.
+            close::request_operation(&mut work, &mut context, PendingOperation::Retry { method }, &close::RETRY)
+                .await?;
         } else {
-            scene.news(&mut work, News::Retried(method)).await?;
-            work.ask(JobKind::SubmitPayment, id.0);
+            context.apply(&mut work, PaymentInput::Retried(method)).await?;
+            work.enqueue(JobKind::SubmitPayment, id.0);
         }
         work.commit().await?;
-        Ok(scene.payment)
+        Ok(context.payment)
     }
 }
 
-/// The invoice has a payment already. A canceled one is opened again, in the same row; one for the same amount from the
-/// same customer is the answer as it is; any other is in the way.
-async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
+/// Resolves a new payment for an invoice that has one already. A canceled one is reopened in the same row. One for the
+/// same amount and customer is returned as it is. Any other is an error.
+async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment> {
     let Some(known) = store::payments::lock_by_invoice(&mut work.tx, work.org, &fresh.invoice_id).await? else {
-        return Err(Error::internal(anyhow::anyhow!("a payment was in the way, and is not there")));
+        return Err(Error::internal(anyhow::anyhow!("a conflicting payment was not found")));
     };
     if known.state == PaymentState::Canceled {
-        // Numbers go on, so that no idempotency key is ever used for another body (P2).
+        // The numbers continue, so that no idempotency key is ever used for another body (P2).
         let mut payment = Payment {
             id: known.id,
             intent_number: known.intent_number + 1,
@@ -142,7 +143,7 @@ async fn take_over(work: &mut Work, fresh: Payment) -> Result<Payment> {
         return Ok(known);
     }
     let advice = match known.state {
-        PaymentState::Succeeded => "it is paid: refund it, or give what else is due an invoice of its own",
+        PaymentState::Succeeded => "it is paid: refund it, or collect what else is due with another invoice",
         PaymentState::Failed => "retry it, change its amount, or cancel it first",
         _ => "wait for its outcome, change its amount, or cancel it first",
     };
@@ -169,7 +170,7 @@ fn payment_hash(new: &NewPayment) -> [u8; 32] {
     hash_request("CreatePayment", &parts.map(|part| part as &str))
 }
 
-async fn find_customer(work: &mut Work, which: &CustomerRef) -> Result<Customer> {
+async fn find_customer(work: &mut UnitOfWork, which: &CustomerRef) -> Result<Customer> {
     match which {
         CustomerRef::Id(id) => store::customers::get(&mut work.tx, work.org, *id).await,
         CustomerRef::ExternalId(external_id) => {
@@ -180,9 +181,9 @@ async fn find_customer(work: &mut Work, which: &CustomerRef) -> Result<Customer>
     }
 }
 
-/// The integration that collects from this customer: its own, or, where it has none, the organization's only one, so
-/// that the payment can be accepted and can fail with a reason.
-async fn collecting_integration(work: &mut Work, customer: &Customer) -> Result<Integration> {
+/// The integration that collects from a customer: its own or, if it has none, the organization's only one, so that the
+/// payment can be accepted and then fail with a reason.
+async fn collecting_integration(work: &mut UnitOfWork, customer: &Customer) -> Result<Integration> {
     let integration = if let Some(id) = customer.integration_id {
         store::integrations::get(&mut work.tx, work.org, id).await?
     } else {
@@ -193,7 +194,7 @@ async fn collecting_integration(work: &mut Work, customer: &Customer) -> Result<
                 return Err(Error::precondition(
                     "CUSTOMER_HAS_NO_INTEGRATION",
                     format!("customer/{}", customer.id),
-                    "the customer belongs to no integration, and there is not exactly one to take; link the customer",
+                    "the customer has no integration, and the organization has none or several; link the customer",
                 ));
             }
         }
@@ -212,7 +213,7 @@ fn check_currency(customer: &Customer, new: &NewPayment) -> Result<()> {
         "CURRENCY_NOT_SUPPORTED",
         format!("customer/{}", customer.id),
         format!(
-            "none of the customer's kinds of payment method ({}) takes {}; allow another kind first",
+            "none of the customer's kinds of payment method ({}) supports {}; allow another kind first",
             kinds.join(", "),
             new.amount.currency
         ),
@@ -220,7 +221,7 @@ fn check_currency(customer: &Customer, new: &NewPayment) -> Result<()> {
 }
 
 fn new_payment(
-    work: &Work,
+    work: &UnitOfWork,
     id: PaymentId,
     new: &NewPayment,
     customer: &Customer,
@@ -250,7 +251,7 @@ fn new_payment(
         part_received: 0,
         amount_refunded: 0,
         cancel_request_time: None,
-        errand: None,
+        pending_operation: None,
         refused_amount: None,
         manual: None,
         unknown_since: None,
@@ -260,27 +261,32 @@ fn new_payment(
     }
 }
 
-/// Whether a retry is allowed now. Stripe's networks fine merchants who repeat what was refused for good: what counts is
-/// the newest try of the same method, whatever ways to pay were opened after it.
-async fn check_retry(work: &mut Work, scene: &Scene, method: Option<PaymentMethodId>, force: bool) -> Result<()> {
-    let payment = &scene.payment;
+/// Checks whether a retry is allowed now. Card networks fine merchants who repeat what was refused permanently. What
+/// counts is the newest attempt with the same method, whatever payment paths were opened after it.
+async fn check_retry(
+    work: &mut UnitOfWork,
+    context: &PaymentContext,
+    method: Option<PaymentMethodId>,
+    force: bool,
+) -> Result<()> {
+    let payment = &context.payment;
     let subject = format!("payment/{}", payment.id);
-    scene.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
-    if let Some(objection) = payment.objection(scene.attempt.as_ref(), &Errand::Retry { method }) {
-        return Err(close::refused(objection, payment, &close::RETRY));
+    context.integration.check_accepts_work(subject.clone(), MOVE_PAYMENT)?;
+    if let Some(rejection) = payment.rejection(context.attempt.as_ref(), &PendingOperation::Retry { method }) {
+        return Err(close::refused(rejection, payment, &close::RETRY));
     }
     if let Some(wanted) = method
-        && !scene.methods.iter().any(|known| known.id == wanted && known.detach_time.is_none())
+        && !context.methods.iter().any(|known| known.id == wanted && known.detach_time.is_none())
     {
         return Err(Error::not_found("payment method", wanted));
     }
-    let wanted = method.or(scene.customer.default_payment_method_id);
+    let wanted = method.or(context.customer.default_payment_method_id);
     let attempts = store::attempts::list(&mut work.tx, work.org, payment.id).await?;
     let newest = attempts.iter().rev().find(|attempt| attempt.method().is_some_and(|method| Some(method) == wanted));
     let is_hard = newest
         .is_some_and(|attempt| matches!(&attempt.state, AttemptState::Failed(failure) if failure.forbids_retry()));
     if is_hard && !force {
-        let message = "the bank advised not to try this payment method again; use another one, or set force";
+        let message = "the bank advised against retrying this payment method; use another one, or set force";
         return Err(Error::precondition("DO_NOT_TRY_AGAIN", subject, message));
     }
     Ok(())

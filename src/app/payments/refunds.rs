@@ -1,46 +1,47 @@
-//! Refunds on request. A call accepts one: a row of its own, whose id Stripe's refund will bear as a mark. A job sends it,
-//! with a frozen body under a key of its own (P2): one request never makes two refunds.
+//! Refunds on request. A call accepts a refund as a row, whose id is in the metadata of Stripe's refund. A job sends
+//! it, with a stored body under a key of its own (P2): one request never causes two refunds.
 //!
-//! Whatever the answer, the refund is read before its state is believed, for a repeated key answers with what was true
-//! when it was first sent. A key that says nothing any more (a stored 500, or older than 20 h) is settled by the list of
-//! the charge's refunds, where ours bears its mark; if it is not there after the reads that P2 names, another key follows:
-//! for a part of a charge only once the first key is forgotten, since a second part would go through.
+//! Whatever the response, the refund is read before its state is stored, since a repeated key replays what was true
+//! when it was first sent. A *dead key* no longer reveals the outcome: Stripe replays a stored 500, or it is older than
+//! 20 h. The list of the charge's refunds resolves it: ours has the row's id. If it is absent after the reads that P2
+//! requires, a new key follows. For a part of a charge it follows only once Stripe has forgotten the first key, since a
+//! second part would succeed.
 
 use time::Duration;
 
-use super::{Fetch, Scene, hash_request};
-use crate::app::reconcile::mended;
-use crate::app::{Access, App, KEY_AGE_MAX, tell};
+use super::{PaymentContext, ReadTarget, hash_request};
+use crate::app::reconcile::record_repair;
+use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::DEAD_KEY_READS;
 use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
-use crate::store::requests::{FrozenRequest, Purpose};
+use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
 /// How long Stripe keeps a key at least.
-const KEY_KEPT: Duration = Duration::DAY;
+const KEY_RETENTION: Duration = Duration::DAY;
 
 impl App {
-    /// Accepts a refund. The answer is its present state: `pending` when it is new.
+    /// Accepts a refund. Returns its present state: `pending` if it is new.
     pub async fn refund_payment(&self, org: OrganizationId, request_id: String, new: NewRefund) -> Result<Refund> {
         let hash = refund_hash(&new);
         let mut work = self.begin(org).await?;
-        store::requests::claim(&mut work.tx, org, &request_id).await?;
-        if let Some(known) = store::requests::known(&mut work.tx, org, &request_id, &hash).await? {
+        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await? {
             return store::refunds::get(&mut work.tx, org, known.into()).await;
         }
         let payment = store::payments::lock(&mut work.tx, org, new.payment_id).await?;
-        let charges = store::settlements::charges(&mut work.tx, &payment).await?;
-        let charge = new.choose(&charges)?;
-        let integration = store::integrations::share(&mut work.tx, org, charge.integration_id).await?;
+        let charges = store::charges_and_disputes::charges(&mut work.tx, &payment).await?;
+        let charge = new.select_charge(&charges)?;
+        let integration = store::integrations::lock_shared(&mut work.tx, org, charge.integration_id).await?;
         if integration.state == IntegrationState::Disconnected {
             let message = format!("the integration {} that took the money is disconnected", integration.code);
             return Err(Error::precondition(
                 "INTEGRATION_DISCONNECTED",
                 format!("integration/{}", integration.id),
-                format!("{message}; refund it in Stripe's dashboard"),
+                format!("{message}; refund it in the Stripe Dashboard"),
             ));
         }
         let refund = Refund {
@@ -60,18 +61,18 @@ impl App {
             update_time: work.now,
         };
         store::refunds::insert(&mut work.tx, &refund).await?;
-        store::requests::take(&mut work.tx, org, &request_id, &hash, refund.id.0, work.now).await?;
-        work.ask(JobKind::RefundPayment, refund.id.0);
+        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, refund.id.0, work.now).await?;
+        work.enqueue(JobKind::RefundPayment, refund.id.0);
         work.commit().await?;
         Ok(refund)
     }
 
-    /// A refund.
+    /// Reads a refund, requested here or made in the Stripe Dashboard.
     pub async fn get_refund(&self, org: OrganizationId, id: RefundId) -> Result<Refund> {
         store::refunds::get(&mut *self.read(org).await?, org, id).await
     }
 
-    /// A page of a payment's refunds, newest first: those asked for here, and those made by hand at Stripe.
+    /// A page of a payment's refunds, newest first: those requested here, and those made in the Stripe Dashboard.
     pub async fn list_refunds(&self, org: OrganizationId, payment: PaymentId, page: Page) -> Result<Vec<Refund>> {
         let mut tx = self.read(org).await?;
         if store::payments::get(&mut tx, org, payment).await?.is_none() {
@@ -80,7 +81,7 @@ impl App {
         store::refunds::list(&mut tx, org, payment, page).await
     }
 
-    /// The job of a refund that is to be made at Stripe, or that has been moving for long.
+    /// Runs the job of a refund that is to be created at Stripe, or has been in flight for long.
     pub(in crate::app) async fn finish_refund(&self, lease: &Lease) -> Result<()> {
         let (org, id) = (lease.organization_id, RefundId::from(lease.object_id));
         let mut work = self.begin_leased(lease).await?;
@@ -88,136 +89,145 @@ impl App {
         if !refund.is_moving() {
             return work.end(Outcome::Done).await;
         }
-        let newest = store::requests::newest_frozen(&mut work.tx, org, Purpose::Refund, id.0).await?;
+        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Refund, id.0).await?;
         match store::integrations::get(&mut work.tx, org, refund.integration_id).await?.state {
             IntegrationState::Disconnected => {
-                work.abandon().await?;
-                return self.give_refund_up(lease, &refund, newest.is_some()).await;
+                work.rollback().await?;
+                return self.abandon_refund(lease, &refund, newest.is_some()).await;
             }
             IntegrationState::Paused => {
-                return work.end(Outcome::Retry("the integration is paused until its key is mended".to_owned())).await;
+                return work
+                    .end(Outcome::Retry("the integration is paused until its API key is repaired".to_owned()))
+                    .await;
             }
             IntegrationState::Connecting | IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
         if let Some(provider_id) = &refund.provider_refund_id {
-            work.abandon().await?;
-            let access = self.access(org, refund.integration_id).await?;
-            return self.settle_refund(lease, &refund, &access, provider_id).await;
+            work.rollback().await?;
+            let account = self.stripe_account(org, refund.integration_id).await?;
+            return self.record_refund(lease, &refund, &account, provider_id).await;
         }
-        let frozen = if let Some(frozen) = newest {
-            frozen
+        let request = if let Some(request) = newest {
+            request
         } else {
-            // Frozen only now, so that the key's age counts from its first send; from here on it may have been sent.
+            // Stored only now, so that the key's age counts from its first send. From here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            work.freeze(Purpose::Refund, id.0, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
+            work.prepare(Purpose::Refund, id.0, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
         };
         let now = work.now;
         work.commit().await?;
-        let access = self.access(org, refund.integration_id).await?;
-        if refund.dead_key_time.is_some() || now - frozen.create_time > KEY_AGE_MAX {
-            return self.settle_dead_key(lease, refund, &access, frozen).await;
+        let account = self.stripe_account(org, refund.integration_id).await?;
+        if refund.dead_key_time.is_some() || now - request.create_time > KEY_AGE_MAX {
+            return self.resolve_dead_key(lease, refund, &account, request).await;
         }
-        self.send_refund(lease, refund, &access, frozen).await
+        self.send_refund(lease, refund, &account, request).await
     }
 
-    /// Sends the frozen body under its key.
+    /// Sends the stored body under its key.
     async fn send_refund(
         &self,
         lease: &Lease,
         mut refund: Refund,
-        access: &Access,
-        frozen: FrozenRequest,
+        account: &StripeAccount,
+        request: StripeRequest,
     ) -> Result<()> {
-        let answer = self.0.stripe.create_refund(&access.key, &frozen.idempotency_key, &frozen.body).await;
-        let error = match answer {
-            Ok(made) => return self.settle_refund(lease, &refund, access, &made.id).await,
+        let response = self.0.stripe.create_refund(&account.key, &request.idempotency_key, &request.body).await;
+        let error = match response {
+            Ok(created) => return self.record_refund(lease, &refund, account, &created.id).await,
             Err(error) => error,
         };
-        match error.verdict() {
-            stripe::Verdict::Refused => self.refund_refused(lease, &refund, access, &error).await,
-            stripe::Verdict::NotDone => Err(self.stripe_trouble(access, "refund.create", &error).await),
-            stripe::Verdict::Unknown => {
+        match error.disposition() {
+            stripe::Disposition::Refused => self.refund_refused(lease, &refund, account, &error).await,
+            stripe::Disposition::NotDone => Err(self.map_stripe_error(account, "refund.create", &error).await),
+            stripe::Disposition::Unknown => {
                 if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
-                    return self.settle_dead_key(lease, refund, access, frozen).await;
+                    return self.resolve_dead_key(lease, refund, account, request).await;
                 }
                 let mut work = self.begin_leased(lease).await?;
                 refund.unknown_since.get_or_insert(work.now);
-                store::refunds::note_doubt(&mut work.tx, &refund).await?;
+                store::refunds::save_unknown(&mut work.tx, &refund).await?;
                 work.end(Outcome::Retry(error.to_string())).await
             }
         }
     }
 
-    /// Stripe has made the refund: what it is now is read, and the job rests, or looks again should nobody tell.
-    async fn settle_refund(&self, lease: &Lease, refund: &Refund, access: &Access, provider_id: &str) -> Result<()> {
-        self.read_settlement(lease, refund.payment_id, access, &Fetch::Refund(provider_id)).await?;
+    /// Stripe has created the refund: reads its present state, and ends the job.
+    async fn record_refund(
+        &self,
+        lease: &Lease,
+        refund: &Refund,
+        account: &StripeAccount,
+        provider_id: &str,
+    ) -> Result<()> {
+        self.read_refunds_or_dispute(lease, refund.payment_id, account, &ReadTarget::Refund(provider_id)).await?;
         let mut work = self.begin_leased(lease).await?;
-        let now_refund = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
-        if refund.provider_refund_id.is_some() && now_refund.status != refund.status {
-            mended("refund", 1);
+        let current = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
+        if refund.provider_refund_id.is_some() && current.status != refund.status {
+            record_repair("refund", 1);
         }
-        // One that still moves is asked about by the sweep, should nobody tell.
+        // A refund still in flight is read by the sweep if no event reports it.
         work.end(Outcome::Done).await
     }
 
-    /// Looks through the charge's refunds for the one with our mark; its Stripe id.
-    async fn find_refund(&self, access: &Access, refund: &Refund) -> Result<Option<String>> {
+    /// Looks up this refund in the list of the charge's refunds, by its metadata. Returns its Stripe id.
+    async fn find_refund(&self, account: &StripeAccount, refund: &Refund) -> Result<Option<String>> {
         let charge = refund.provider_charge_id.as_deref().unwrap_or_default();
-        match self.0.stripe.refunds_of(&access.key, charge).await {
+        match self.0.stripe.refunds_of(&account.key, charge).await {
             Ok(found) => Ok(found.into_iter().find(|found| found.refund_id == Some(refund.id.0)).map(|found| found.id)),
-            // The charge is not there, so nothing of it went back.
+            // The charge does not exist, so nothing of it was refunded.
             Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(self.stripe_trouble(access, "refund.list", &error).await),
+            Err(error) => Err(self.map_stripe_error(account, "refund.list", &error).await),
         }
     }
 
-    /// The newest key will never say what became of the request. The list settles it; where the mark is not in it, Stripe
-    /// may still roll the work forward, so it is read a few times before the same body goes under a new key (P2).
-    async fn settle_dead_key(
+    /// The newest key is dead. The list of refunds resolves it. While the refund is absent, Stripe may still complete
+    /// the request, so the list is read several times before the same body is sent under a new key (P2).
+    async fn resolve_dead_key(
         &self,
         lease: &Lease,
         mut refund: Refund,
-        access: &Access,
-        frozen: FrozenRequest,
+        account: &StripeAccount,
+        request: StripeRequest,
     ) -> Result<()> {
         let now = self.clock().now();
-        if let Some(provider_id) = self.find_refund(access, &refund).await? {
-            return self.settle_refund(lease, &refund, access, &provider_id).await;
+        if let Some(provider_id) = self.find_refund(account, &refund).await? {
+            return self.record_refund(lease, &refund, account, &provider_id).await;
         }
-        let dead = *refund.dead_key_time.get_or_insert(now);
+        let dead_time = *refund.dead_key_time.get_or_insert(now);
         refund.unknown_since.get_or_insert(now);
-        // Of a part, a second one would go through beside the first: not before Stripe has forgotten the old key.
-        let last_send = dead.min(frozen.create_time + KEY_AGE_MAX);
-        let last_read = refund.amount.map(|_| last_send + KEY_KEPT);
-        let reads = DEAD_KEY_READS.iter().map(|wait| dead + *wait).chain(last_read);
+        // For a part, a second refund would succeed in addition to the first: wait until Stripe has forgotten the old
+        // key.
+        let last_send = dead_time.min(request.create_time + KEY_AGE_MAX);
+        let last_read = refund.amount.map(|_| last_send + KEY_RETENTION);
+        let reads = DEAD_KEY_READS.iter().map(|wait| dead_time + *wait).chain(last_read);
         let next_read = reads.filter(|read| *read > now).min();
         let mut work = self.begin_leased(lease).await?;
         let next = if let Some(next_read) = next_read {
             next_read
         } else {
-            work.freeze(Purpose::Refund, refund.id.0, frozen.number + 1, frozen.body).await?;
+            work.prepare(Purpose::Refund, refund.id.0, request.number + 1, request.body).await?;
             refund.dead_key_time = None;
             work.now
         };
-        store::refunds::note_doubt(&mut work.tx, &refund).await?;
-        work.end(Outcome::Again(next)).await
+        store::refunds::save_unknown(&mut work.tx, &refund).await?;
+        work.end(Outcome::RunAgain(next)).await
     }
 
-    /// Stripe refused, which is its word. But the work of an earlier key may be what is in the way ("already refunded"),
-    /// so the list is looked through first.
+    /// Stripe refused, which is definite. But the effect of an earlier key may be the cause ("already refunded"), so
+    /// the list is read first.
     async fn refund_refused(
         &self,
         lease: &Lease,
         refund: &Refund,
-        access: &Access,
+        account: &StripeAccount,
         error: &stripe::Error,
     ) -> Result<()> {
-        if let Some(provider_id) = self.find_refund(access, refund).await? {
-            return self.settle_refund(lease, refund, access, &provider_id).await;
+        if let Some(provider_id) = self.find_refund(account, refund).await? {
+            return self.record_refund(lease, refund, account, &provider_id).await;
         }
         let detail = error.detail();
-        tracing::info!(refund.id = %refund.id, payment.id = %refund.payment_id, %error, "Stripe refused a refund");
+        tracing::info!(refund.id = %refund.id, payment.id = %refund.payment_id, %error, "refund refused by Stripe");
         let reason = match (&detail.code, detail.param.as_deref()) {
             (Some(code), _) => code.clone(),
             (None, Some("amount")) => Refund::MORE_THAN_IS_LEFT.to_owned(),
@@ -228,9 +238,9 @@ impl App {
 
     async fn fail_refund(&self, lease: &Lease, refund: &Refund, reason: String) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
-        let mut scene = Scene::load(&mut work, refund.payment_id).await?;
+        let mut context = PaymentContext::load(&mut work, refund.payment_id).await?;
         let mut refund = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
-        // Stripe may have told of it meanwhile: then that counts.
+        // If Stripe has reported the refund meanwhile, its state counts.
         if refund.provider_refund_id.is_none() {
             "failed".clone_into(&mut refund.status);
             refund.failure_reason = Some(reason);
@@ -238,26 +248,26 @@ impl App {
             refund.dead_key_time = None;
             let now = work.now;
             store::refunds::save(&mut work.tx, &mut refund, now).await?;
-            store::payments::save(&mut work.tx, &mut scene.payment, now).await?;
-            work.tell(tell::refund_updated(&scene.about(), &refund));
+            store::payments::save(&mut work.tx, &mut context.payment, now).await?;
+            work.record_event(event_payloads::refund_updated(&context.view(), &refund));
         }
         work.end(Outcome::Done).await
     }
 
-    /// The integration is disconnected, by force or in the very moment: one that was never sent has failed, of any other
-    /// nothing will be heard any more.
-    async fn give_refund_up(&self, lease: &Lease, refund: &Refund, was_sent: bool) -> Result<()> {
+    /// The integration was disconnected, by force or concurrently. A refund that was never sent has failed; the outcome
+    /// of any other stays unknown.
+    async fn abandon_refund(&self, lease: &Lease, refund: &Refund, was_sent: bool) -> Result<()> {
         if !was_sent && refund.provider_refund_id.is_none() {
             return self.fail_refund(lease, refund, Refund::INTEGRATION_DISCONNECTED.to_owned()).await;
         }
         let mut work = self.begin_leased(lease).await?;
-        let scene = Scene::load(&mut work, refund.payment_id).await?;
+        let context = PaymentContext::load(&mut work, refund.payment_id).await?;
         let mut refund = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
         if refund.is_moving() {
             let now = work.now;
             refund.unknown_since.get_or_insert(now);
             store::refunds::save(&mut work.tx, &mut refund, now).await?;
-            work.tell(tell::refund_updated(&scene.about(), &refund));
+            work.record_event(event_payloads::refund_updated(&context.view(), &refund));
         }
         work.end(Outcome::Done).await
     }

@@ -1,5 +1,5 @@
-//! The billing systems' way in: calls that go to any of the processes, and again to another one, under the same
-//! `request_id`, where no answer came.
+//! Calls of the billing systems: they go to any of the processes, and are repeated at another one, under the same
+//! `request_id`, if there was no response.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,90 +12,90 @@ use tonic::{Code, Response, Status};
 
 use super::{lock, pause};
 use crate::dev::rng::Rng;
-use crate::dev::story::Api;
+use crate::dev::scenarios::Api;
 use crate::domain::OrganizationId;
 
-/// How long a caller waits for an answer. A process that was stopped in the middle gives none.
-const PATIENCE: Duration = Duration::from_secs(4);
-/// How long it waits before it asks another process.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
-/// After how many tries without an answer it gives up; a run's own time limit comes first.
-const TRIES_MAX: u32 = 3_000;
+/// The timeout of a call. A stopped process never responds.
+const CALL_TIMEOUT: Duration = Duration::from_secs(4);
+/// The pause before a retry.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
+/// The number of attempts without a response after which a call fails. The run's own time limit comes first.
+const ATTEMPTS_MAX: u32 = 3_000;
 
-/// An organization, its way in, and its Stripe account.
+/// An organization, its API clients and its Stripe account.
 pub(super) struct Organization {
     pub id: OrganizationId,
     pub token: String,
     pub account: String,
-    /// Of its connected account.
+    /// The id of its integration.
     pub integration: String,
-    /// All secret keys that the account ever had; the last one is in use.
+    /// All secret keys that the account ever had, oldest first; the last one is in use.
     keys: Mutex<Vec<String>>,
-    /// One for each process.
+    /// One for each process that serves the API.
     apis: Vec<Api>,
 }
 
 impl Organization {
-    /// One whose account is not connected yet. `servers` are the processes' gRPC addresses.
+    /// An organization whose account is not connected yet. `servers` are the gRPC URLs of the processes.
     pub fn new(id: OrganizationId, token: String, account: String, key: String, servers: &[String]) -> Result<Self> {
         let api = |url: &String| {
-            let channel = Channel::from_shared(url.clone())?.connect_timeout(PATIENCE).connect_lazy();
+            let channel = Channel::from_shared(url.clone())?.connect_timeout(CALL_TIMEOUT).connect_lazy();
             Api::over(&channel, &token)
         };
         let apis = servers.iter().map(api).collect::<Result<_>>()?;
         Ok(Self { id, token, account, integration: String::new(), keys: Mutex::new(vec![key]), apis })
     }
 
-    /// All secret keys that its account ever had, oldest first.
+    /// All secret keys that the account ever had, oldest first.
     pub fn keys(&self) -> Vec<String> {
         lock(&self.keys).clone()
     }
 
-    /// Its account has a new key.
+    /// Adds the account's new key.
     pub fn add_key(&self, key: &str) {
         lock(&self.keys).push(key.to_owned());
     }
 
-    /// The way in at one of the processes.
+    /// A client of a random process.
     pub fn any_api(&self, rng: &mut Rng) -> Api {
         rng.pick(&self.apis).clone()
     }
 }
 
-/// How often calls were repeated, over all callers.
+/// How often calls were retried, by all callers.
 #[derive(Debug, Default)]
-pub(super) struct Repeats(AtomicU64);
+pub(super) struct CallRetries(AtomicU64);
 
-impl Repeats {
+impl CallRetries {
     pub fn count(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
 
-/// Sends a request until there is an answer that another process would give, too.
+/// Sends a request until there is a final response, the same that another process would give.
 pub(super) async fn call<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
     organization: &Organization,
     rng: &mut Rng,
-    repeats: &Repeats,
+    call_retries: &CallRetries,
     request: &R,
     send: impl Fn(Api, R) -> F,
 ) -> Result<T, Status> {
-    let mut last = Status::unavailable("nobody was asked");
-    for _ in 0..TRIES_MAX {
-        match timeout(PATIENCE, send(organization.any_api(rng), request.clone())).await {
-            Ok(Ok(answer)) => return Ok(answer.into_inner()),
-            Ok(Err(status)) if is_an_answer(&status) => return Err(status),
+    let mut last = Status::unavailable("no call was made");
+    for _ in 0..ATTEMPTS_MAX {
+        match timeout(CALL_TIMEOUT, send(organization.any_api(rng), request.clone())).await {
+            Ok(Ok(response)) => return Ok(response.into_inner()),
+            Ok(Err(status)) if is_final(&status) => return Err(status),
             Ok(Err(status)) => last = status,
-            Err(_) => last = Status::deadline_exceeded("no answer in time"),
+            Err(_) => last = Status::deadline_exceeded("no response in time"),
         }
-        repeats.0.fetch_add(1, Ordering::Relaxed);
-        pause(AGAIN_AFTER).await;
+        call_retries.0.fetch_add(1, Ordering::Relaxed);
+        pause(RETRY_DELAY).await;
     }
     Err(last)
 }
 
-/// Whether a status is Paybridge's word about the request, and not about the moment.
-fn is_an_answer(status: &Status) -> bool {
+/// Whether a status is about the request, and not about the moment.
+fn is_final(status: &Status) -> bool {
     matches!(
         status.code(),
         Code::InvalidArgument

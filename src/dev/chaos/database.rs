@@ -1,5 +1,4 @@
-//! The embedded Postgres, which is made to crash and starts again in its place, and a way past all proxies to it for
-//! those who only look.
+//! The embedded Postgres, which is crashed and restarted, and a connection past the proxy for the checks.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as StdMutex};
@@ -15,27 +14,25 @@ use super::proxy::{Proxy, Target};
 use super::{lock, pause};
 use crate::dev::postgres::{self, Postgres};
 use crate::dev::rng::Rng;
-use crate::dev::stage::prepare_database;
+use crate::dev::test_environment::prepare_database;
 
-/// The database's name.
 const NAME: &str = "paybridge";
 
-/// See the module's text.
 pub(super) struct Database {
     folder: PathBuf,
     options: postgres::Options,
-    /// Empty while it is down.
+    /// `None` while it is down.
     server: Mutex<Option<Postgres>>,
-    /// How its superuser reaches it.
+    /// The superuser's connection string.
     address: StdMutex<String>,
     /// The superuser's connection, for as long as it lasts.
     client: Mutex<Option<Arc<Client>>>,
-    /// What the processes under test come through.
+    /// The proxy that the processes under test connect to.
     pub proxy: Proxy,
 }
 
 impl Database {
-    /// Starts Postgres in `folder` and makes the database. A commit survives a crash: nothing else would be fair.
+    /// Starts a durable Postgres in `folder` and creates the database.
     pub async fn start(folder: PathBuf, programs: Option<PathBuf>, rng: Rng) -> Result<Self> {
         let options = postgres::Options { programs, ..postgres::Options::default() };
         let server = start(folder.clone(), options.clone()).await?;
@@ -46,47 +43,48 @@ impl Database {
         Ok(Self { folder, options, server, address, client, proxy })
     }
 
-    /// How the processes under test reach it.
+    /// The connection string for the processes under test.
     pub fn url(&self) -> String {
         let address = self.proxy.address();
         format!("host={} port={} user=paybridge dbname={NAME}", address.ip(), address.port())
     }
 
-    /// Crashes it, and starts it again after `down`. Returns once it takes connections.
-    pub async fn crash(&self, signal: Signal, down: Duration) -> Result<()> {
+    /// Crashes Postgres and restarts it after `downtime`. Returns once it accepts connections.
+    pub async fn crash(&self, signal: Signal, downtime: Duration) -> Result<()> {
         let mut server = self.server.lock().await;
         if let Some(running) = server.take() {
             spawn_blocking(move || running.crash(signal)).await??;
         }
-        pause(down).await;
+        pause(downtime).await;
         let started = start(self.folder.clone(), self.options.clone()).await?;
-        self.proxy.lead_to(Target::Unix(started.socket_file()));
+        self.proxy.set_target(Target::Unix(started.socket_file()));
         *lock(&self.address) = started.connection_string(NAME);
         *server = Some(started);
         Ok(())
     }
 
-    /// A connection of its superuser's, past the proxy.
+    /// The superuser's connection, past the proxy.
     pub async fn connect(&self) -> Result<Arc<Client>> {
         let mut kept = self.client.lock().await;
         if let Some(client) = kept.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
         let address = lock(&self.address).clone();
-        let (client, connection) = tokio_postgres::connect(&address, NoTls).await.context("the database is away")?;
-        // It ends with the client.
+        let (client, connection) =
+            tokio_postgres::connect(&address, NoTls).await.context("the database is unavailable")?;
+        // The task ends with the client.
         tokio::spawn(connection);
         let client = Arc::new(client);
         *kept = Some(Arc::clone(&client));
         Ok(client)
     }
 
-    /// Its log, which is searched for secrets, too.
+    /// The server's log, which is also searched for secrets.
     pub async fn log_file(&self) -> Option<PathBuf> {
         self.server.lock().await.as_ref().map(Postgres::log_file)
     }
 
-    /// Stops it in order.
+    /// Stops Postgres gracefully.
     pub async fn stop(&self) -> Result<()> {
         if let Some(running) = self.server.lock().await.take() {
             spawn_blocking(move || running.stop()).await??;

@@ -1,5 +1,5 @@
-//! What is known at the end, from all witnesses: the database as its superuser reads it, the sandbox's ledger, objects and
-//! events, the book, and the logs. Collected here, judged by the `checker`. Nothing here goes through `app` or `store`.
+//! The evidence at the end of a run: the database as its superuser reads it, the sandbox's ledger, objects and events,
+//! the history, and the logs. It is collected here without `app` and `store`, and checked by the `checker`.
 
 mod database;
 mod stripe;
@@ -11,8 +11,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::book::{Invoices, Outside, Reader};
-use super::watcher::Sighting;
+use super::history::{ExternalRecord, Invoices, SubscriberRecord};
+use super::monitor::Overlap;
 use crate::dev::sandbox::LedgerEntry;
 
 /// An organization and its Stripe account, by their ids.
@@ -36,7 +36,7 @@ pub(super) struct PaymentRow {
     pub received: i64,
     pub refunded: i64,
     pub intent: String,
-    /// Somebody has recorded that it was paid elsewhere.
+    /// Whether a manual payment was recorded.
     pub is_manual: bool,
 }
 
@@ -46,7 +46,7 @@ pub(super) struct AttemptRow {
     pub payment: String,
     pub number: i32,
     pub is_open: bool,
-    /// The Checkout page, of a link.
+    /// The Checkout session of a payment link.
     pub session: String,
 }
 
@@ -57,21 +57,21 @@ pub(super) struct RefundRow {
     pub payment: String,
     /// Stripe's id; empty if it has none.
     pub refund: String,
-    /// Minor units; 0 if it is not known.
+    /// Minor units; 0 if unknown.
     pub amount: i64,
     pub status: String,
     pub failure: String,
 }
 
-/// A refund at Stripe.
+/// A refund in Stripe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct StripeRefund {
     pub id: String,
     pub charge: String,
     pub amount: i64,
     pub status: String,
-    /// The id of our refund that it bears.
-    pub mark: String,
+    /// Our refund's id in its metadata.
+    pub refund_id: String,
 }
 
 /// A row of `customers`, with its default method.
@@ -86,23 +86,23 @@ pub(super) struct CustomerRow {
     pub default: String,
 }
 
-/// A customer at Stripe.
+/// A customer in Stripe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct StripeCustomer {
-    /// Its default for invoices; empty if there is none.
+    /// `invoice_settings.default_payment_method`; empty if there is none.
     pub chosen: String,
-    /// The legacy default, which counts where the other is empty.
+    /// The legacy `default_source`, which counts if the other is empty.
     pub source: String,
 }
 
 impl StripeCustomer {
-    /// What counts as its default; empty if there is none.
+    /// The effective default; empty if there is none.
     pub fn effective_default(&self) -> &str {
         if self.chosen.is_empty() { &self.source } else { &self.chosen }
     }
 }
 
-/// A row of `events`, with the payment and the intent, or the refund and its status, that it is about.
+/// A row of `events`, with what its payload says of a payment, refund, customer or method.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct EventRow {
     pub organization: String,
@@ -113,9 +113,9 @@ pub(super) struct EventRow {
     pub intent: String,
     pub refund: String,
     pub status: String,
-    /// Of a payment, minor units.
+    /// The payment's amount, in minor units.
     pub amount: i64,
-    /// What somebody wanted to change it to, minor units; 0 if nobody does.
+    /// The requested amount, in minor units; 0 if there is none.
     pub requested: i64,
     /// The billing system's id of the customer.
     pub customer: String,
@@ -132,9 +132,9 @@ pub(super) struct JobRow {
     pub object: String,
     pub failures: i32,
     pub last_error: String,
-    /// Seconds of the clock since it was to run; negative: it is for later.
+    /// Seconds since it was due; negative if it is scheduled for later.
     pub overdue: f64,
-    pub is_held: bool,
+    pub is_leased: bool,
     pub is_parked: bool,
 }
 
@@ -143,7 +143,7 @@ pub(super) struct JobRow {
 pub(super) struct DeliveryRow {
     pub state: String,
     pub reason: String,
-    /// When it was taken in, in microseconds since 1970.
+    /// When it was received, in microseconds since 1970.
     pub received: i64,
 }
 
@@ -154,27 +154,26 @@ pub(super) struct OverpaymentRow {
     pub payment: String,
 }
 
-/// A PaymentIntent at Stripe.
+/// A PaymentIntent in Stripe.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Intent {
     pub status: String,
-    /// Our payment, by the intent's metadata.
+    /// Our payment's id in its metadata.
     pub payment: String,
 }
 
-/// An event of Stripe's that an endpoint of ours has asked for.
+/// A Stripe event that our webhook endpoints subscribe to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct StripeEvent {
     pub account: String,
     pub id: String,
     pub kind: String,
-    /// What it is about.
+    /// The id of its object.
     pub object: String,
-    /// When a webhook of it was acknowledged first, in microseconds since 1970.
+    /// When its webhook was first acknowledged, in microseconds since 1970.
     pub acknowledged: Option<i64>,
 }
 
-/// See the module's text.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Evidence {
     pub tenants: Vec<Tenant>,
@@ -188,43 +187,43 @@ pub(super) struct Evidence {
     /// By organization and Stripe's event id.
     pub deliveries: BTreeMap<(String, String), DeliveryRow>,
     pub events: Vec<EventRow>,
-    /// The counter of each organization's log.
+    /// The position counter of each organization's log.
     pub heads: BTreeMap<String, i64>,
     pub jobs: Vec<JobRow>,
     pub charges: Vec<LedgerEntry>,
-    /// The method of each charge.
+    /// The payment method of each charge.
     pub charged_methods: BTreeMap<String, String>,
     pub stripe_customers: BTreeMap<String, StripeCustomer>,
-    /// The mandates of each bank account, as id and status.
+    /// The mandates of each bank account, with their status.
     pub mandates: BTreeMap<String, BTreeMap<String, String>>,
-    /// Customers whose default became a method, as Stripe's events say, with that method.
+    /// Customers and the methods that became their default, according to Stripe's events.
     pub became_default: BTreeSet<(String, String)>,
     pub intents: BTreeMap<String, Intent>,
     pub stripe_refunds: Vec<StripeRefund>,
-    /// The charge and the status of each dispute at Stripe, by its id.
+    /// The charge and the status of each dispute in Stripe, by its id.
     pub stripe_disputes: BTreeMap<String, (String, String)>,
     pub stripe_events: Vec<StripeEvent>,
-    /// Stripe's events that a fault kept from being sent.
+    /// Stripe events whose webhooks a fault dropped.
     pub lost: BTreeSet<String>,
     /// Webhooks that were never acknowledged.
     pub undelivered: Vec<String>,
     pub invoices: Invoices,
-    pub readers: Vec<Reader>,
-    pub outside: Outside,
-    /// Payments with several ways to pay at once, and how often somebody looked.
-    pub sightings: BTreeSet<Sighting>,
-    pub looks: u64,
-    /// Where a secret stands in a log.
+    pub subscribers: Vec<SubscriberRecord>,
+    pub external: ExternalRecord,
+    /// Moments at which a payment had several open payment paths, and the number of samples taken.
+    pub overlaps: BTreeSet<Overlap>,
+    pub samples: u64,
+    /// Secrets found in logs, with file and line.
     pub secrets: Vec<String>,
-    /// How often a process died at each of the named points of the code.
-    pub crash_points: BTreeMap<String, usize>,
-    /// What did not come to its end in time.
-    pub unrest: Vec<String>,
+    /// How often a process was killed at each failpoint.
+    pub failpoint_crashes: BTreeMap<String, usize>,
+    /// What did not finish in time.
+    pub incomplete: Vec<String>,
 }
 
 impl Evidence {
-    /// Looks for secrets in a log: those given, by name and value, and whatever looks like one of Stripe's; and for the
-    /// last words of processes that died at a point of the code.
+    /// Searches a log for secrets: those given, by name and value, and whatever looks like one of Stripe's; and counts
+    /// the processes killed at failpoints.
     pub fn read_log(&mut self, path: &Path, secrets: &[(String, String)]) -> Result<()> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let mut reader = BufReader::with_capacity(1 << 20, File::open(path)?);
@@ -235,21 +234,21 @@ impl Evidence {
                 break;
             }
             let text = String::from_utf8_lossy(&line);
-            self.secrets.extend(found(&text, secrets).map(|what| format!("{name}:{number} holds {what}")));
-            if let Some((_, point)) = text.split_once("crash point ").filter(|_| text.contains(": dying")) {
+            self.secrets.extend(find_secrets(&text, secrets).map(|what| format!("{name}:{number} contains {what}")));
+            if let Some((_, point)) = text.split_once("failpoint ").filter(|_| text.contains(": killing the process")) {
                 let point = point.split(':').next().unwrap_or_default().to_owned();
-                *self.crash_points.entry(point).or_default() += 1;
+                *self.failpoint_crashes.entry(point).or_default() += 1;
             }
         }
         Ok(())
     }
 }
 
-/// What stands in every secret of a kind.
-const MARKS: [&str; 5] = ["sk_test_", "rk_test_", "whsec_", "_secret_", "Bearer pbt_"];
+/// What every secret of a kind contains.
+const SECRET_PATTERNS: [&str; 5] = ["sk_test_", "rk_test_", "whsec_", "_secret_", "Bearer pbt_"];
 
-/// The secrets in a line, by name.
-pub(super) fn found<'a>(line: &'a str, secrets: &'a [(String, String)]) -> impl Iterator<Item = &'a str> {
+/// The names of the secrets in a line.
+pub(super) fn find_secrets<'a>(line: &'a str, secrets: &'a [(String, String)]) -> impl Iterator<Item = &'a str> {
     let known = secrets.iter().filter(move |(_, value)| line.contains(value.as_str())).map(|(name, _)| name.as_str());
-    known.chain(MARKS.into_iter().filter(move |mark| line.contains(mark)))
+    known.chain(SECRET_PATTERNS.into_iter().filter(move |pattern| line.contains(pattern)))
 }

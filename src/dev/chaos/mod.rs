@@ -1,30 +1,31 @@
-//! `paybridge chaos`: breaks everything that can break, and shows that no money was taken twice and nothing was lost.
+//! `paybridge chaos`: breaks everything that can break, and checks that no money was taken twice and nothing was lost.
 //!
-//! Actors: the *replicas* are real `paybridge serve` processes; Postgres is real, too; the sandbox stands for Stripe, in
-//! this process, so that nothing under test can influence it. *Callers* and *people* play the billing systems and those
-//! around them by a seeded *plan*; *subscribers* follow the logs; the *book* keeps what they were told. The *storm* rages
-//! over all of it. Then it ends, days pass until the banks have answered, the system has to come to rest, and the
-//! *checker* compares what the sandbox, the database and the book hold.
+//! The *replicas* are real `paybridge serve` and `paybridge worker` processes. Postgres is real, too. The sandbox
+//! stands in for Stripe, in this process, so that nothing under test can influence it. *Callers* and other *actors*
+//! play billing systems, payers and Stripe Dashboard users by a seeded *plan*; *subscribers* follow the event logs; the
+//! *history* records what they observed. The *fault injector* disturbs all of it. Then the faults stop, the clock is
+//! moved until the banks have answered, the system has to become quiescent, and the *checker* compares the sandbox, the
+//! database and the history.
 
-mod book;
+mod actors;
 mod callers;
 mod checker;
 mod dashboard;
 mod database;
 mod evidence;
-mod measures;
-mod moves;
-mod people;
+mod faults;
+mod history;
+mod monitor;
+mod operations;
 mod plan;
 mod proxy;
+mod quiescence;
+mod recovery;
 mod replicas;
 mod report;
-mod rest;
 mod setup;
-mod storm;
 mod subscribers;
 mod time;
-mod watcher;
 mod workload;
 
 use std::fs::Permissions;
@@ -42,32 +43,33 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::book::Book;
 use self::callers::Organization;
 use self::database::Database;
 use self::evidence::Evidence;
-use self::measures::Measures;
+use self::faults::{Counts, FaultInjector};
+use self::history::History;
+use self::monitor::Monitor;
 use self::proxy::Proxy;
+use self::recovery::RecoveryTimes;
 use self::replicas::Replicas;
-use self::storm::{Counts, Storm};
-use self::subscribers::{Subscriber, Temper};
+use self::subscribers::{Subscriber, SubscriberKind};
 use self::time::Time;
-use self::watcher::Watcher;
 use self::workload::Workload;
 use crate::clock::pause;
 use crate::config;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
 
-/// A key that seals what is of no worth; it must not stand in any log all the same.
+/// Seals test secrets only. Even so it must not appear in any log.
 const SEAL_KEY: [u8; 32] = *b"paybridge-chaos-seals-no-secrets";
-/// The storm lasts at least this long, so that each of its kinds has struck.
-const STORM_MIN: Duration = Duration::from_secs(40);
-/// Which part of a run's time may pass before the storm is ended, whatever is unsettled, in percent.
-const STORM_PERCENT_MAX: u32 = 65;
-/// How long the system may take to do what is due, real time.
-const REST_WITHIN: Duration = Duration::from_mins(1);
-/// A run, set up.
+/// The faults last at least this long, so that each kind of fault occurs.
+const FAULTS_MIN: Duration = Duration::from_secs(40);
+/// The share of a run's time after which the faults stop, whatever is unsettled, in percent.
+const FAULTS_PERCENT_MAX: u32 = 65;
+/// How long the system may take to finish what is due. Real time.
+const QUIESCE_TIMEOUT: Duration = Duration::from_mins(1);
+
+/// A run.
 struct Run {
     settings: config::Chaos,
     seed: u64,
@@ -80,67 +82,66 @@ struct Run {
     webhooks: Proxy,
     replicas: Replicas,
     organizations: Vec<Arc<Organization>>,
-    book: Arc<Book>,
+    history: Arc<History>,
     backlog: Arc<AtomicUsize>,
     workload: Arc<Workload>,
-    watcher: Arc<Watcher>,
+    monitor: Arc<Monitor>,
     counts: Arc<Counts>,
     phase: Mutex<&'static str>,
-    /// What did not come to its end in time.
-    unrest: Mutex<Vec<String>>,
+    /// What did not finish in time.
+    incomplete: Mutex<Vec<String>>,
 }
 
-/// Runs it, prints what happens, and succeeds only if nothing was breached.
+/// Runs the workload and the checks, prints what happens, and succeeds only without a violation.
 pub async fn run_chaos(settings: config::Chaos) -> Result<ExitCode> {
     let seed = settings.seed.unwrap_or_else(Rng::fresh_seed);
     println!(
-        "paybridge chaos: seed {seed}, {} payments, {} replicas, faults {}%, a kill every {:?}; the clock runs {} times as \
-         fast as the machine's",
+        "paybridge chaos: seed {seed}, {} payments, {} replicas, faults {}%, a kill every {:?}, clock speed {}",
         settings.payments, settings.replicas, settings.faults, settings.kill_every, settings.clock_speed
     );
     let folder = tempfile::Builder::new().prefix("paybridge-chaos-").tempdir()?;
-    // Postgres may run under another account than ours, and has to come by.
+    // Postgres may run as another account, which has to enter this folder.
     std::fs::set_permissions(folder.path(), Permissions::from_mode(0o711))?;
     let began = Instant::now();
     let ended = async {
         let run = Run::set_up(settings, seed, folder.path()).await?;
-        let ended = run.play().await;
+        let ended = run.run_to_end().await;
         finish(&run, ended).await
     };
     let ended = ended.await;
     if matches!(ended, Ok(true)) {
-        println!("\nNo breach after {:.0} s, with seed {seed}.", began.elapsed().as_secs_f32());
+        println!("\nNo violation after {:.0} s, with seed {seed}.", began.elapsed().as_secs_f32());
         return Ok(ExitCode::SUCCESS);
     }
-    let kept = folder.keep();
-    println!("\nSeed {seed}. The logs, every breach and the database are kept in {}.", kept.display());
+    let folder = folder.keep();
+    println!("\nSeed {seed}. The logs, all violations and the database are kept in {}.", folder.display());
     ended.map(|_| ExitCode::FAILURE)
 }
 
-/// Judges, prints the verdict, and stops what still runs. `true`: no breach.
-async fn finish(run: &Run, ended: Result<Measures>) -> Result<bool> {
-    let measures = ended.unwrap_or_else(|error| {
-        run.note(format!("the run broke off: {error:#}"));
-        Measures::default()
+/// Stops what still runs, checks the evidence and prints the results. `true`: no violation.
+async fn finish(run: &Run, ended: Result<RecoveryTimes>) -> Result<bool> {
+    let recovery_times = ended.unwrap_or_else(|error| {
+        run.add_incomplete(format!("the run failed: {error:#}"));
+        RecoveryTimes::default()
     });
-    // What falls due after this, while the processes end, is nobody's to do.
+    // Jobs that become due after this, while the processes stop, are not counted.
     let ended_at = run.time.seconds();
-    if !run.replicas.end().await {
-        run.note("a process did not end in order".to_owned());
+    if !run.replicas.stop().await {
+        run.add_incomplete("a process did not shut down gracefully".to_owned());
     }
     let evidence = run.evidence(ended_at).await;
     let stopped = run.database.stop().await;
     run.sandbox.stop().await;
     let evidence = evidence?;
-    let verdicts = checker::judge(&evidence);
+    let results = checker::check(&evidence);
     stopped?;
-    print!("{}", report::table(&verdicts));
-    run.print_measures(&measures, &evidence);
-    let is_whole = verdicts.iter().all(|verdict| verdict.breaches.is_empty());
-    if !is_whole {
-        std::fs::write(run.folder.join("breaches.txt"), report::all_breaches(&verdicts))?;
+    print!("{}", report::table(&results));
+    run.print_recovery_times(&recovery_times, &evidence);
+    let is_clean = results.iter().all(|result| result.violations.is_empty());
+    if !is_clean {
+        std::fs::write(run.folder.join("violations.txt"), report::all_violations(&results))?;
     }
-    Ok(is_whole)
+    Ok(is_clean)
 }
 
 impl Run {
@@ -148,66 +149,66 @@ impl Run {
         *lock(&self.phase)
     }
 
-    fn enter(&self, phase: &'static str) {
+    fn set_phase(&self, phase: &'static str) {
         *lock(&self.phase) = phase;
     }
 
-    fn note(&self, unrest: String) {
-        lock(&self.unrest).push(unrest);
+    fn add_incomplete(&self, incomplete: String) {
+        lock(&self.incomplete).push(incomplete);
     }
 
-    /// The run itself, while a line a second tells how it goes.
-    async fn play(&self) -> Result<Measures> {
-        let left = self.settings.within.saturating_sub(self.began.elapsed());
+    /// Runs all phases within the time limit, and prints a line a second.
+    async fn run_to_end(&self) -> Result<RecoveryTimes> {
+        let left = self.settings.time_limit.saturating_sub(self.began.elapsed());
         tokio::select! {
-            ended = self.act() => ended,
-            () = report::tell(self) => bail!("nobody tells any more"),
-            () = pause(left) => bail!("it was not over after {:?}", self.settings.within),
+            ended = self.run_phases() => ended,
+            () = report::print_progress(self) => bail!("the progress report stopped"),
+            () = pause(left) => bail!("it was not finished after {:?}", self.settings.time_limit),
             _ = tokio::signal::ctrl_c() => bail!("it was interrupted"),
         }
     }
 
-    async fn act(&self) -> Result<Measures> {
-        let (events, heard) = mpsc::unbounded_channel();
-        let (subscribers, hang_up) = (TaskTracker::new(), CancellationToken::new());
+    async fn run_phases(&self) -> Result<RecoveryTimes> {
+        let (events, received) = mpsc::unbounded_channel();
+        let (subscribers, stop_following) = (TaskTracker::new(), CancellationToken::new());
         for (number, organization) in self.organizations.iter().enumerate() {
-            for temper in [Temper::Billing(events.clone()), Temper::Slow, Temper::Restless] {
-                let subscriber = Subscriber::new(organization, number, temper, &self.book, self.seed);
-                subscribers.spawn(subscriber.follow(hang_up.clone()));
+            for kind in [SubscriberKind::Billing(events.clone()), SubscriberKind::Slow, SubscriberKind::Reconnecting] {
+                let subscriber = Subscriber::new(organization, number, kind, &self.history, self.seed);
+                subscribers.spawn(subscriber.follow(stop_following.clone()));
             }
         }
         drop(events);
-        tokio::spawn(Arc::clone(&self.workload).act_on(heard));
-        tokio::spawn(Arc::clone(&self.watcher).watch(self.sandbox.clone()));
+        tokio::spawn(Arc::clone(&self.workload).handle_events(received));
+        tokio::spawn(Arc::clone(&self.monitor).run(self.sandbox.clone()));
 
-        self.storm().await;
-        self.enter("calm");
-        self.come_to_rest().await?;
-        self.enter("measure");
-        let measures = self.measure().await?;
-        self.enter("days");
-        self.let_days_pass().await?;
-        self.enter("rest");
-        if !until(REST_WITHIN, async || self.all_read().await).await {
-            self.note(format!("not every subscriber has read the whole log after {REST_WITHIN:?}"));
+        self.inject_faults().await;
+        self.set_phase("recover");
+        self.quiesce().await?;
+        self.set_phase("measure");
+        let recovery_times = self.measure().await?;
+        self.set_phase("days");
+        self.advance_until_settled().await?;
+        self.set_phase("settle");
+        if !poll_until(QUIESCE_TIMEOUT, async || self.all_caught_up().await).await {
+            self.add_incomplete(format!("not every subscriber had read the whole log after {QUIESCE_TIMEOUT:?}"));
         }
-        // Reconcilers end and begin all the time; but one whose process was killed at the last move of the clock is held
-        // until its lease has run out.
+        // Reconcilers start and finish all the time. But one whose process was killed when the clock was last moved
+        // keeps its lease until that expires.
         let is_free = async || {
-            self.leases().await.is_ok_and(|held| held == 0) && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
+            self.held_leases().await.is_ok_and(|held| held == 0) && self.open_jobs().await.is_ok_and(|jobs| jobs == 0)
         };
-        if !until(REST_WITHIN, is_free).await {
-            self.note(format!("there was no moment without a lease in {REST_WITHIN:?}"));
+        if !poll_until(QUIESCE_TIMEOUT, is_free).await {
+            self.add_incomplete(format!("jobs were leased at every moment for {QUIESCE_TIMEOUT:?}"));
         }
-        hang_up.cancel();
+        stop_following.cancel();
         subscribers.close();
         subscribers.wait().await;
-        Ok(measures)
+        Ok(recovery_times)
     }
 
-    /// The storm, for as long as invoices are given in and settled under it.
-    async fn storm(&self) {
-        let storm = Arc::new(Storm {
+    /// Injects faults while invoices are submitted and settled.
+    async fn inject_faults(&self) {
+        let injector = Arc::new(FaultInjector {
             seed: self.seed,
             faults: self.settings.faults,
             kill_every: self.settings.kill_every,
@@ -221,32 +222,32 @@ impl Run {
             counts: Arc::clone(&self.counts),
         });
         let stop = CancellationToken::new();
-        let _ends_with_us = stop.clone().drop_guard();
-        let raging = tokio::spawn(storm.rage(stop.clone()));
+        let _stops_on_drop = stop.clone().drop_guard();
+        let injecting = tokio::spawn(injector.run(stop.clone()));
         let began = Instant::now();
-        let at_most = (self.settings.within * STORM_PERCENT_MAX / 100).saturating_sub(self.began.elapsed());
-        if tokio::time::timeout(at_most, self.workload.give_all_in(STORM_MIN * 4 / 5)).await.is_err() {
-            self.note(format!("not every invoice was answered within {at_most:?}"));
+        let at_most = (self.settings.time_limit * FAULTS_PERCENT_MAX / 100).saturating_sub(self.began.elapsed());
+        if tokio::time::timeout(at_most, self.workload.submit_invoices(FAULTS_MIN * 4 / 5)).await.is_err() {
+            self.add_incomplete(format!("not every invoice was accepted within {at_most:?}"));
         }
-        pause(STORM_MIN.saturating_sub(began.elapsed())).await;
+        pause(FAULTS_MIN.saturating_sub(began.elapsed())).await;
         stop.cancel();
-        let _ = raging.await;
-        // The last stroke, which also removes a trap that is still set.
-        if let Err(error) = self.replicas.begin_again(self.time.setting()).await {
-            self.note(format!("{error:#}"));
+        let _ = injecting.await;
+        // The last restart also removes a failpoint that is still set.
+        if let Err(error) = self.replicas.restart_all(self.time.setting()).await {
+            self.add_incomplete(format!("{error:#}"));
         }
     }
 
-    /// All that the witnesses say; jobs are judged by when they should have run before `ended_at`, unix seconds.
+    /// Collects all evidence. Jobs are judged by when they should have run before `ended_at`, in Unix seconds.
     async fn evidence(&self, ended_at: i64) -> Result<Evidence> {
         let mut evidence = Evidence::default();
         let client = self.database.connect().await?;
-        #[expect(clippy::cast_precision_loss, reason = "a second more or less does not matter")]
+        #[expect(clippy::cast_precision_loss, reason = "one second more or less does not matter")]
         let now = ended_at as f64;
         evidence.read_database(&client, now).await?;
         evidence.read_sandbox(&self.sandbox, &self.organizations);
-        (evidence.invoices, evidence.readers, evidence.outside) = self.book.read();
-        (evidence.sightings, evidence.looks) = self.watcher.read();
+        (evidence.invoices, evidence.subscribers, evidence.external) = self.history.read();
+        (evidence.overlaps, evidence.samples) = self.monitor.read();
         let mut secrets = vec![
             ("the encryption key".to_owned(), STANDARD.encode(SEAL_KEY)),
             ("the encryption key, in plain".to_owned(), String::from_utf8_lossy(&SEAL_KEY).into_owned()),
@@ -262,46 +263,52 @@ impl Run {
         if let Some(log) = self.database.log_file().await {
             evidence.read_log(&log, &secrets)?;
         }
-        evidence.unrest.clone_from(&lock(&self.unrest));
+        evidence.incomplete.clone_from(&lock(&self.incomplete));
         Ok(evidence)
     }
 
-    fn print_measures(&self, measures: &Measures, evidence: &Evidence) {
-        let shown = |time: &Option<Duration>| {
+    fn print_recovery_times(&self, recovery_times: &RecoveryTimes, evidence: &Evidence) {
+        let format_time = |time: &Option<Duration>| {
             time.map_or("not measured".to_owned(), |time| format!("{:.2} s", time.as_secs_f32()))
         };
         println!("\nRecovery, in real time:");
         println!(
-            "  from a process' start to its being ready: {}",
-            self.replicas.records(|it| report::spread(&it.ready_after))
+            "  from a process start to readiness: {}",
+            self.replicas.records(|it| report::format_spread(&it.ready_after))
         );
-        println!("  from kill -9 of one to its work being taken up: {}", shown(&measures.take_over));
-        println!("  from Postgres' restart to the first accepted payment: {}", shown(&measures.accept_after_postgres));
-        println!("  from Stripe's return to the first settled payment: {}", shown(&measures.settle_after_stripe));
-        let points = evidence.crash_points.iter().map(|(point, count)| format!("{point} {count}"));
-        println!("Processes died at these points of the code: {}", points.collect::<Vec<_>>().join(", "));
-        let by_hand = self.workload.paid_by_hand.load(Ordering::Relaxed);
+        println!("  from kill -9 of a process to the takeover of its jobs: {}", format_time(&recovery_times.take_over));
         println!(
-            "Clerks paid {by_hand} of our intents by hand, and made {} of their own.",
-            evidence.outside.beside.len()
+            "  from the restart of Postgres to the first accepted payment: {}",
+            format_time(&recovery_times.accept_after_postgres)
         );
-        println!("The most memory of this process, sandbox and all: {}", report::memory());
-        for end in self.replicas.records(|it| it.own_ends.clone()) {
-            println!("  {end}");
+        println!(
+            "  from the end of a Stripe outage to the first settled payment: {}",
+            format_time(&recovery_times.settle_after_stripe)
+        );
+        let crashes = evidence.failpoint_crashes.iter().map(|(point, count)| format!("{point} {count}"));
+        println!("Crashes at failpoints: {}", crashes.collect::<Vec<_>>().join(", "));
+        let paid_in_dashboard = self.workload.paid_in_dashboard.load(Ordering::Relaxed);
+        println!(
+            "In the Stripe Dashboard, {paid_in_dashboard} of our PaymentIntents were paid and {} others created.",
+            evidence.external.dashboard_intents.len()
+        );
+        println!("Peak memory of this process, including the sandbox: {}", report::peak_memory());
+        for exit in self.replicas.records(|it| it.unexpected_exits.clone()) {
+            println!("  {exit}");
         }
     }
 }
 
-/// What a mutex guards, also after a holder has panicked.
+/// Locks a mutex, also after a holder has panicked.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Looks until it is so, or the time is over. `false`: it never was.
-async fn until(within: Duration, is_so: impl AsyncFn() -> bool) -> bool {
+/// Polls until `condition` returns `true`. `false`: it did not within the time.
+async fn poll_until(within: Duration, condition: impl AsyncFn() -> bool) -> bool {
     let began = Instant::now();
     loop {
-        if is_so().await {
+        if condition().await {
             return true;
         }
         if began.elapsed() > within {

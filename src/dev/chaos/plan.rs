@@ -1,109 +1,120 @@
-//! What a run is going to do, decided by its seed before it begins: organizations, their customers and what is in their
-//! wallets, and invoices with what their callers do.
+//! The plan of a run, generated from its seed: organizations, their customers, and invoices with what callers do about
+//! them.
 //!
-//! Whatever a webhook brings may be lost on its way, by any organization: the reconcilers have to find it.
+//! Any webhook of any organization may be lost: the reconcilers have to find what it reported.
 
 #[cfg(test)]
 mod tests;
 
 use crate::dev::rng::Rng;
 
-/// What a customer pays with.
+/// How a customer pays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wallet {
-    /// A card that pays. An invoice that nobody withdraws must be paid in the end.
-    Good,
-    /// A good card that is stored late, after invoices have failed for want of it. They must be paid in the end.
-    Late,
-    /// Nothing, ever.
-    Empty,
-    /// A card that is refused, then a better one.
-    Refused,
-    /// A card that wants its holder to prove who they are, which nobody does off session; then a better one.
-    WantsProof,
-    /// A card that pays, and is disputed.
-    Disputed,
-    /// Bank accounts: what follows is the IBAN.
-    Bank(&'static str),
-    /// A card that pays; then another is chosen and one detached by hand at Stripe, while invoices are charged.
-    Fickle,
-    /// Nothing on the first page. The first invoice is paid on a page of its own with this IBAN, whose mandate only the
-    /// charge names; later invoices are debited by it.
-    DebitsByLink(&'static str),
-    /// A bank account, saved at Stripe before the import: no SetupIntent names its mandate.
-    ImportedDebit,
-    /// Imported with a legacy `default_source`, a card that pays, and with a newer card that nobody has ever chosen.
+pub(super) enum CustomerProfile {
+    /// A card that succeeds. Invoices that nobody cancels must be paid.
+    GoodCard,
+    /// A card that succeeds and is stored late, after invoices have failed without one. They must be paid.
+    LateCard,
+    /// No payment method, ever.
+    NoMethod,
+    /// A card that is declined, later a good one.
+    DeclinedCard,
+    /// A card that requires authentication, which fails off session; later a good one.
+    NeedsAuthentication,
+    /// A card that succeeds and is disputed.
+    DisputedCard,
+    /// A bank account with this IBAN.
+    BankAccount(&'static str),
+    /// A card that succeeds; while invoices are charged, another default is chosen and detached in the Stripe
+    /// Dashboard.
+    ChangingDefault,
+    /// No method on the first Checkout page. The first invoice is paid by a payment link with this IBAN, whose mandate
+    /// only the charge names; later invoices are debited by it.
+    BankAccountByLink(&'static str),
+    /// A bank account that was stored in Stripe before the import: no SetupIntent names its mandate.
+    ImportedBankAccount,
+    /// Imported with a legacy `default_source`, a card that succeeds, and with a newer card that nobody chose.
     DefaultSource,
-    /// A card that pays, until somebody unsets it as the default at Stripe.
-    Unset(Afterwards),
+    /// A card that succeeds, until somebody unsets it as the default in Stripe.
+    UnsetDefault(AfterUnset),
 }
 
-/// What happens after a default was unset at Stripe.
+/// What happens after a default was unset in Stripe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Afterwards {
+pub(super) enum AfterUnset {
     /// The same method is chosen again.
-    Chosen,
+    ChosenAgain,
     /// Another card is added.
-    Added,
-    /// Nothing: the customer stays without a default.
+    CardAdded,
+    /// The customer stays without a default.
     Nothing,
 }
 
-impl Wallet {
+impl CustomerProfile {
     /// The card number or IBAN that is entered on the first Checkout page.
     pub fn first_method(self) -> Option<&'static str> {
         match self {
-            Self::Good | Self::Late | Self::Fickle | Self::Unset(_) => Some("4242424242424242"),
-            Self::Empty | Self::DebitsByLink(_) | Self::ImportedDebit | Self::DefaultSource => None,
-            Self::Refused => Some("4000000000000341"),
-            Self::WantsProof => Some("4000002760003184"),
-            Self::Disputed => Some("4000000000000259"),
-            Self::Bank(iban) => Some(iban),
+            Self::GoodCard | Self::LateCard | Self::ChangingDefault | Self::UnsetDefault(_) => Some("4242424242424242"),
+            Self::NoMethod | Self::BankAccountByLink(_) | Self::ImportedBankAccount | Self::DefaultSource => None,
+            Self::DeclinedCard => Some("4000000000000341"),
+            Self::NeedsAuthentication => Some("4000002760003184"),
+            Self::DisputedCard => Some("4000000000000259"),
+            Self::BankAccount(iban) => Some(iban),
         }
     }
 
-    /// Whether invoices that nobody withdraws must be paid in the end.
+    /// Whether invoices that nobody cancels must be paid in the end.
     pub fn must_pay(self) -> bool {
         match self {
-            Self::Good | Self::Late | Self::Disputed | Self::ImportedDebit | Self::DefaultSource => true,
-            Self::DebitsByLink(iban) => PAYING_IBANS.contains(&iban),
-            Self::Unset(afterwards) => afterwards != Afterwards::Nothing,
-            Self::Empty | Self::Refused | Self::WantsProof | Self::Bank(_) | Self::Fickle => false,
+            Self::GoodCard | Self::LateCard | Self::DisputedCard | Self::ImportedBankAccount | Self::DefaultSource => {
+                true
+            }
+            Self::BankAccountByLink(iban) => PAYING_IBANS.contains(&iban),
+            Self::UnsetDefault(after_unset) => after_unset != AfterUnset::Nothing,
+            Self::NoMethod
+            | Self::DeclinedCard
+            | Self::NeedsAuthentication
+            | Self::BankAccount(_)
+            | Self::ChangingDefault => false,
         }
     }
 
-    /// Whether a better card is added after a refusal.
-    pub fn mends(self) -> bool {
-        matches!(self, Self::Refused | Self::WantsProof | Self::Bank(_) | Self::DebitsByLink(_))
+    /// Whether a good card is added after a decline.
+    pub fn changes_card(self) -> bool {
+        matches!(
+            self,
+            Self::DeclinedCard | Self::NeedsAuthentication | Self::BankAccount(_) | Self::BankAccountByLink(_)
+        )
     }
 
-    /// A payer, as this customer would be: one who must pay in the end gives no bank account that fails later.
-    pub fn as_payer(self, payer: Payer) -> Payer {
-        match payer {
-            Payer::Debits(_) if self.must_pay() => Payer::Debits(PAYING_IBANS[0]),
-            payer => payer,
+    /// Adjusts a payer's action: a customer who must pay gives no bank account that fails later.
+    pub fn limit_action(self, action: PayerAction) -> PayerAction {
+        match action {
+            PayerAction::PayByDebit(_) if self.must_pay() => PayerAction::PayByDebit(PAYING_IBANS[0]),
+            action => action,
         }
     }
 
-    /// Whether bank debits are allowed, too; such a customer pays in euros.
-    pub fn takes_debits(self) -> bool {
-        matches!(self, Self::Bank(_) | Self::DebitsByLink(_) | Self::ImportedDebit)
+    /// Whether bank debits are allowed as well. Such a customer pays in euros.
+    pub fn allows_debits(self) -> bool {
+        matches!(self, Self::BankAccount(_) | Self::BankAccountByLink(_) | Self::ImportedBankAccount)
     }
 
-    /// Whether the customer exists at Stripe before Paybridge knows it.
+    /// Whether the customer exists in Stripe before Paybridge knows it.
     fn is_imported(self, rng: &mut Rng) -> bool {
         match self {
-            Self::ImportedDebit | Self::DefaultSource => true,
-            Self::Good | Self::Refused | Self::Unset(_) => rng.chance(30),
+            Self::ImportedBankAccount | Self::DefaultSource => true,
+            Self::GoodCard | Self::DeclinedCard | Self::UnsetDefault(_) => rng.chance(30),
             _ => false,
         }
     }
 }
 
-/// Bank accounts that pay: at once, and late.
+/// Bank accounts whose debits succeed: soon, and late.
 pub(super) const PAYING_IBANS: [&str; 2] = ["DE89370400440532013000", "DE08370400440532013003"];
 
-/// Bank accounts that pay, pay late, fail, fail late, lack the money, and dispute.
+/// Bank accounts whose debits succeed (twice, for its weight), succeed late, fail, fail late, lack funds, and are
+/// disputed.
 const IBANS: [&str; 7] = [
     "DE89370400440532013000",
     "DE89370400440532013000",
@@ -114,96 +125,97 @@ const IBANS: [&str; 7] = [
     "DE35370400440532013002",
 ];
 
-/// A customer.
+/// A customer of the plan.
 #[derive(Clone, Debug)]
 pub(super) struct CustomerPlan {
     pub external_id: String,
-    pub wallet: Wallet,
-    /// Exists at Stripe with its card before it is linked; else it is created there, and pays through the link.
+    pub profile: CustomerProfile,
+    /// Whether it exists in Stripe with its payment method before it is linked. Otherwise Paybridge creates it, and the
+    /// customer stores a method by the Checkout link.
     pub is_linked: bool,
 }
 
-/// What a payer does with a link on which one invoice can be paid.
+/// What a payer does with a payment link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Payer {
+pub(super) enum PayerAction {
     /// Pays with a card.
-    Pays,
-    /// Pays with a card, after another one was declined.
-    IsDeclinedFirst,
-    /// Gives an IBAN, where the page takes one; else a card.
-    Debits(&'static str),
-    /// Pays with a card whose bank wants a proof first, which takes a while.
-    Proves,
-    /// Leaves it until it ends.
-    Leaves,
+    Pay,
+    /// Pays with a card after another one was declined.
+    PayAfterDecline,
+    /// Enters this IBAN if the page accepts one, else a card.
+    PayByDebit(&'static str),
+    /// Pays with a card that requires 3-D Secure, which takes a while.
+    PayWith3ds,
+    /// Lets the session expire.
+    Abandon,
 }
 
-/// What somebody does about a payment that is there.
+/// An operation on an existing payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Move {
-    /// Gives the invoice in once more.
-    Again,
-    /// Tries it again.
+pub(super) enum Operation {
+    /// Submits the invoice again.
+    Resubmit,
+    /// Retries the payment.
     Retry,
-    /// Asks for a link, which a payer gets.
-    Link(Payer),
-    /// Changes the amount to this one.
-    Change(i64),
-    /// Gives it up.
+    /// Requests a payment link and sends it to a payer.
+    SendLink(PayerAction),
+    /// Changes the amount to this one, in minor units.
+    ChangeAmount(i64),
+    /// Cancels the payment.
     Cancel,
-    /// Records that it was paid elsewhere.
-    Manual,
-    /// Pays its own intent in Stripe's dashboard.
-    ByHand,
+    /// Records a manual payment.
+    RecordManual,
+    /// Pays the payment's intent in the Stripe Dashboard.
+    PayInDashboard,
 }
 
-/// What happens around an invoice.
+/// What happens to an invoice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Script {
-    /// It is given in once, though perhaps repeated where no answer came.
+    /// Submitted once, and repeated only if there is no response.
     Plain,
-    /// Several callers give it in at once, some under the same `request_id`, some under others.
+    /// Submitted by several callers at once, some with the same `request_id`, some with others.
     Repeated,
-    /// Nothing is due.
-    Nothing,
-    /// Less than Stripe takes.
+    /// The amount is zero.
+    ZeroAmount,
+    /// The amount is below Stripe's minimum.
     TooSmall,
-    /// It is canceled soon.
+    /// Canceled soon.
     Canceled,
-    /// It is canceled soon, and given in anew.
+    /// Canceled soon, then submitted again.
     Reopened,
-    /// Somebody pays our own intent in Stripe's dashboard.
-    PaidByHand,
-    /// Somebody makes a payment of their own for it in Stripe's dashboard.
-    PaidBeside,
-    /// One or two moves are made, two at the same time, on any of the processes.
-    Moves(Move, Option<Move>),
-    /// Its amount is changed to this one while a page is open on which this payer pays it.
-    Repriced(Payer, i64),
+    /// Somebody pays our intent in the Stripe Dashboard.
+    PaidInDashboard,
+    /// Somebody creates another payment for it in the Stripe Dashboard.
+    PaidByOtherIntent,
+    /// One operation, or two at once, on any of the processes.
+    Operations(Operation, Option<Operation>),
+    /// The amount is changed to this one while the payer acts on an open payment link.
+    AmountChanged(PayerAction, i64),
 }
 
 impl Script {
-    /// Whether somebody asks for it to be given up.
-    pub fn withdraws(self) -> bool {
-        let cancels = |one: Move| one == Move::Cancel;
+    /// Whether somebody requests the cancellation.
+    pub fn cancels(self) -> bool {
+        let is_cancel = |one: Operation| one == Operation::Cancel;
         match self {
             Self::Canceled | Self::Reopened => true,
-            Self::Moves(first, second) => cancels(first) || second.is_some_and(cancels),
+            Self::Operations(first, second) => is_cancel(first) || second.is_some_and(is_cancel),
             _ => false,
         }
     }
 
-    /// Whether it says nothing against the invoice's being paid in the end by a customer who can.
-    pub fn lets_be_paid(self) -> bool {
-        !self.withdraws() && !matches!(self, Self::TooSmall | Self::Moves(..) | Self::Repriced(..))
+    /// Whether a customer who can pay must pay the invoice in the end.
+    pub fn allows_payment(self) -> bool {
+        !self.cancels() && !matches!(self, Self::TooSmall | Self::Operations(..) | Self::AmountChanged(..))
     }
 }
 
-/// An invoice.
+/// An invoice of the plan.
 #[derive(Clone, Debug)]
 pub(super) struct InvoicePlan {
     pub organization: usize,
-    /// Which of the organization's customers.
+    /// The index among the organization's customers.
     pub customer: usize,
     pub id: String,
     pub amount: i64,
@@ -211,27 +223,27 @@ pub(super) struct InvoicePlan {
     pub script: Script,
 }
 
-/// All of it.
+/// A complete plan.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     /// The customers of each organization.
     pub organizations: Vec<Vec<CustomerPlan>>,
-    /// In the order in which they are given in.
+    /// In the order of submission.
     pub invoices: Vec<InvoicePlan>,
 }
 
-/// Whether an organization's integration asks customers to prove who they are, where their bank wants it.
+/// Whether an organization's integration supports 3-D Secure.
 pub(super) fn supports_3ds(organization: usize) -> bool {
     organization % 2 == 1
 }
 
-/// Whether an organization's integration reads Stripe's list of events in place of webhooks.
+/// Whether an organization's integration polls Stripe's events list instead of receiving webhooks.
 pub(super) fn polls(organization: usize) -> bool {
     organization % 3 == 2
 }
 
 impl Plan {
-    /// The plan of a seed.
+    /// Generates the plan of a seed.
     pub fn new(seed: u64, payments: usize) -> Self {
         let mut rng = Rng::named(seed, "plan");
         let count = (payments / 200).clamp(3, 6);
@@ -244,10 +256,10 @@ impl Plan {
             let of = &organizations[organization];
             let customer = usize::try_from(rng.below(of.len() as u64)).unwrap_or_default();
             let script = script(&mut rng);
-            let is_foreign = !of[customer].wallet.takes_debits() && rng.chance(20);
-            let currency = if is_foreign { "USD" } else { "EUR" };
+            let is_usd = !of[customer].profile.allows_debits() && rng.chance(20);
+            let currency = if is_usd { "USD" } else { "EUR" };
             let amount = match script {
-                Script::Nothing => 0,
+                Script::ZeroAmount => 0,
                 Script::TooSmall => 10,
                 _ => any_amount(&mut rng),
             };
@@ -265,78 +277,78 @@ impl Plan {
 }
 
 fn customer(rng: &mut Rng, number: usize) -> CustomerPlan {
-    let wallet = match rng.below(100) {
-        // The first ones are there whatever chance says.
-        _ if number < 2 => Wallet::Good,
-        _ if number == 2 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
-        _ if number == 3 => Wallet::Refused,
-        _ if number == 4 => Wallet::DebitsByLink(PAYING_IBANS[0]),
-        _ if number == 5 => Wallet::DefaultSource,
-        _ if number == 6 => Wallet::Unset(afterwards(rng)),
-        0..30 => Wallet::Good,
-        30..37 => Wallet::Late,
-        37..40 => Wallet::Empty,
-        40..49 => Wallet::Refused,
-        49..56 => Wallet::WantsProof,
-        56..59 => Wallet::Disputed,
-        59..75 => Wallet::Bank(rng.pick::<&str>(&IBANS)),
-        75..81 => Wallet::Fickle,
-        81..84 => Wallet::DebitsByLink(rng.pick::<&str>(&PAYING_IBANS)),
-        84..87 => Wallet::DebitsByLink(rng.pick::<&str>(&IBANS)),
-        87..90 => Wallet::ImportedDebit,
-        90..95 => Wallet::DefaultSource,
-        _ => Wallet::Unset(afterwards(rng)),
+    let profile = match rng.below(100) {
+        // Every plan has these.
+        _ if number < 2 => CustomerProfile::GoodCard,
+        _ if number == 2 => CustomerProfile::BankAccount(rng.pick::<&str>(&IBANS)),
+        _ if number == 3 => CustomerProfile::DeclinedCard,
+        _ if number == 4 => CustomerProfile::BankAccountByLink(PAYING_IBANS[0]),
+        _ if number == 5 => CustomerProfile::DefaultSource,
+        _ if number == 6 => CustomerProfile::UnsetDefault(after_unset(rng)),
+        0..30 => CustomerProfile::GoodCard,
+        30..37 => CustomerProfile::LateCard,
+        37..40 => CustomerProfile::NoMethod,
+        40..49 => CustomerProfile::DeclinedCard,
+        49..56 => CustomerProfile::NeedsAuthentication,
+        56..59 => CustomerProfile::DisputedCard,
+        59..75 => CustomerProfile::BankAccount(rng.pick::<&str>(&IBANS)),
+        75..81 => CustomerProfile::ChangingDefault,
+        81..84 => CustomerProfile::BankAccountByLink(rng.pick::<&str>(&PAYING_IBANS)),
+        84..87 => CustomerProfile::BankAccountByLink(rng.pick::<&str>(&IBANS)),
+        87..90 => CustomerProfile::ImportedBankAccount,
+        90..95 => CustomerProfile::DefaultSource,
+        _ => CustomerProfile::UnsetDefault(after_unset(rng)),
     };
-    CustomerPlan { external_id: format!("customer-{number}"), wallet, is_linked: wallet.is_imported(rng) }
+    CustomerPlan { external_id: format!("customer-{number}"), profile, is_linked: profile.is_imported(rng) }
 }
 
-fn afterwards(rng: &mut Rng) -> Afterwards {
-    *rng.pick(&[Afterwards::Chosen, Afterwards::Added, Afterwards::Nothing])
+fn after_unset(rng: &mut Rng) -> AfterUnset {
+    *rng.pick(&[AfterUnset::ChosenAgain, AfterUnset::CardAdded, AfterUnset::Nothing])
 }
 
 fn script(rng: &mut Rng) -> Script {
     match rng.below(100) {
         0..10 => Script::Repeated,
-        10..12 => Script::Nothing,
+        10..12 => Script::ZeroAmount,
         12..15 => Script::TooSmall,
         15..18 => Script::Canceled,
         18..20 => Script::Reopened,
-        20..23 => Script::PaidByHand,
-        23..27 => Script::PaidBeside,
-        27..33 => Script::Moves(any_move(rng), None),
-        33..55 => Script::Moves(any_move(rng), Some(any_move(rng))),
-        55..63 => Script::Repriced(payer_who_pays(rng), any_amount(rng)),
+        20..23 => Script::PaidInDashboard,
+        23..27 => Script::PaidByOtherIntent,
+        27..33 => Script::Operations(any_operation(rng), None),
+        33..55 => Script::Operations(any_operation(rng), Some(any_operation(rng))),
+        55..63 => Script::AmountChanged(paying_action(rng), any_amount(rng)),
         _ => Script::Plain,
     }
 }
 
-fn any_move(rng: &mut Rng) -> Move {
+fn any_operation(rng: &mut Rng) -> Operation {
     match rng.below(12) {
-        0..4 => Move::Link(payer(rng)),
-        4..6 => Move::Change(any_amount(rng)),
-        6 => Move::Again,
-        7..9 => Move::Retry,
-        9 => Move::Cancel,
-        10 => Move::Manual,
-        _ => Move::ByHand,
+        0..4 => Operation::SendLink(any_payer_action(rng)),
+        4..6 => Operation::ChangeAmount(any_amount(rng)),
+        6 => Operation::Resubmit,
+        7..9 => Operation::Retry,
+        9 => Operation::Cancel,
+        10 => Operation::RecordManual,
+        _ => Operation::PayInDashboard,
     }
 }
 
-/// Minor units.
+/// An amount in minor units.
 fn any_amount(rng: &mut Rng) -> i64 {
     i64::try_from(rng.between(100, 90_000)).unwrap_or(100)
 }
 
-/// Somebody who gets a link.
-pub(super) fn payer(rng: &mut Rng) -> Payer {
-    if rng.chance(20) { Payer::Leaves } else { payer_who_pays(rng) }
+/// What somebody who gets a link does.
+pub(super) fn any_payer_action(rng: &mut Rng) -> PayerAction {
+    if rng.chance(20) { PayerAction::Abandon } else { paying_action(rng) }
 }
 
-fn payer_who_pays(rng: &mut Rng) -> Payer {
+fn paying_action(rng: &mut Rng) -> PayerAction {
     match rng.below(10) {
-        0..4 => Payer::Pays,
-        4..6 => Payer::IsDeclinedFirst,
-        6..8 => Payer::Debits(rng.pick::<&str>(&IBANS)),
-        _ => Payer::Proves,
+        0..4 => PayerAction::Pay,
+        4..6 => PayerAction::PayAfterDecline,
+        6..8 => PayerAction::PayByDebit(rng.pick::<&str>(&IBANS)),
+        _ => PayerAction::PayWith3ds,
     }
 }

@@ -1,4 +1,4 @@
-//! A small TCP proxy that stands between two who talk, and can cut what they say, or hold it up.
+//! A small TCP proxy that can cut or stall connections.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -13,16 +13,16 @@ use tokio::sync::watch;
 use super::{lock, pause};
 use crate::dev::rng::Rng;
 
-/// Where a connection leads.
+/// Where connections are forwarded to.
 #[derive(Clone)]
 pub(super) enum Target {
     /// A Unix socket.
     Unix(PathBuf),
-    /// One of several addresses by chance, and the others if it takes no connections: a load balancer.
+    /// A random one of several addresses, and the others if it refuses connections, like a load balancer.
     Tcp(Vec<SocketAddr>),
 }
 
-/// A running proxy; clones are the same.
+/// A running proxy. Clones share it.
 #[derive(Clone)]
 pub(super) struct Proxy(Arc<Shared>);
 
@@ -30,13 +30,13 @@ struct Shared {
     address: SocketAddr,
     target: Mutex<Target>,
     rng: Mutex<Rng>,
-    /// Rises with every cut.
+    /// Counts the cuts.
     cuts: watch::Sender<u64>,
     stalled: watch::Sender<bool>,
 }
 
 impl Proxy {
-    /// Listens on a port of its own.
+    /// Starts a proxy on a free port.
     pub async fn start(target: Target, rng: Rng) -> Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let proxy = Self(Arc::new(Shared {
@@ -49,7 +49,7 @@ impl Proxy {
         let shared = Arc::clone(&proxy.0);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                tokio::spawn(carry(Arc::clone(&shared), client));
+                tokio::spawn(forward(Arc::clone(&shared), client));
             }
         });
         Ok(proxy)
@@ -59,37 +59,37 @@ impl Proxy {
         self.0.address
     }
 
-    /// Leads new connections elsewhere.
-    pub fn lead_to(&self, target: Target) {
+    /// Changes the target of new connections.
+    pub fn set_target(&self, target: Target) {
         *lock(&self.0.target) = target;
     }
 
-    /// Cuts all connections, whatever is under way on them.
+    /// Cuts all connections, whatever is in flight.
     pub fn cut(&self) {
         self.0.cuts.send_modify(|cuts| *cuts += 1);
     }
 
-    /// Holds everything up for a while; nothing is lost.
+    /// Stalls all connections for a while. Nothing is lost.
     pub async fn stall(&self, period: Duration) {
         self.0.stalled.send_replace(true);
         pause(period).await;
         self.0.stalled.send_replace(false);
     }
 
-    /// Whatever was held up goes on.
+    /// Ends a stall.
     pub fn release(&self) {
         self.0.stalled.send_replace(false);
     }
 }
 
-/// Carries one connection, until either side ends it or it is cut.
-async fn carry(shared: Arc<Shared>, client: TcpStream) {
+/// Forwards one connection until either side closes it or it is cut.
+async fn forward(shared: Arc<Shared>, client: TcpStream) {
     let _ = client.set_nodelay(true);
     let target = lock(&shared.target).clone();
     match target {
         Target::Unix(path) => {
             if let Ok(server) = UnixStream::connect(path).await {
-                join(&shared, client, server).await;
+                relay(&shared, client, server).await;
             }
         }
         Target::Tcp(addresses) => {
@@ -99,7 +99,7 @@ async fn carry(shared: Arc<Shared>, client: TcpStream) {
             for address in (0..count).map(|step| addresses[(first + step) % count]) {
                 if let Ok(server) = TcpStream::connect(address).await {
                     let _ = server.set_nodelay(true);
-                    join(&shared, client, server).await;
+                    relay(&shared, client, server).await;
                     return;
                 }
             }
@@ -107,19 +107,19 @@ async fn carry(shared: Arc<Shared>, client: TcpStream) {
     }
 }
 
-async fn join(shared: &Shared, client: TcpStream, server: impl AsyncRead + AsyncWrite) {
+async fn relay(shared: &Shared, client: TcpStream, server: impl AsyncRead + AsyncWrite) {
     let mut cuts = shared.cuts.subscribe();
     let (from_client, to_client) = tokio::io::split(client);
     let (from_server, to_server) = tokio::io::split(server);
     tokio::select! {
-        _ = pump(from_client, to_server, shared.stalled.subscribe()) => {}
-        _ = pump(from_server, to_client, shared.stalled.subscribe()) => {}
+        _ = copy(from_client, to_server, shared.stalled.subscribe()) => {}
+        _ = copy(from_server, to_client, shared.stalled.subscribe()) => {}
         _ = cuts.changed() => {}
     }
 }
 
-/// Passes on what comes, in one direction.
-async fn pump(
+/// Copies one direction of a connection.
+async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut stalled: watch::Receiver<bool>,
@@ -153,29 +153,29 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_said_passes_until_it_is_cut() {
+    async fn bytes_pass_until_a_cut() {
         let dead = SocketAddr::from((Ipv4Addr::LOCALHOST, 1));
         let proxy = Proxy::start(Target::Tcp(vec![dead, echo().await]), Rng::new(1)).await.unwrap();
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
-        let mut heard = [0; 5];
+        let mut received = [0; 5];
         client.write_all(b"hello").await.unwrap();
-        client.read_exact(&mut heard).await.unwrap();
-        assert_eq!(&heard, b"hello");
+        client.read_exact(&mut received).await.unwrap();
+        assert_eq!(&received, b"hello");
         proxy.cut();
-        assert!(matches!(client.read(&mut heard).await, Ok(0) | Err(_)));
+        assert!(matches!(client.read(&mut received).await, Ok(0) | Err(_)));
     }
 
     #[tokio::test]
-    async fn what_is_held_up_comes_later() {
+    async fn a_stall_delays_bytes() {
         let proxy = Proxy::start(Target::Tcp(vec![echo().await]), Rng::new(1)).await.unwrap();
         let mut client = TcpStream::connect(proxy.address()).await.unwrap();
         let stalled = proxy.clone();
-        let hold = tokio::spawn(async move { stalled.stall(Duration::from_millis(200)).await });
+        let stall = tokio::spawn(async move { stalled.stall(Duration::from_millis(200)).await });
         proxy.0.stalled.subscribe().wait_for(|stalled| *stalled).await.unwrap();
         client.write_all(b"x").await.unwrap();
-        let mut heard = [0; 1];
-        client.read_exact(&mut heard).await.unwrap();
-        hold.await.unwrap();
-        assert_eq!(&heard, b"x");
+        let mut received = [0; 1];
+        client.read_exact(&mut received).await.unwrap();
+        stall.await.unwrap();
+        assert_eq!(&received, b"x");
     }
 }

@@ -1,4 +1,4 @@
-//! Setting a run up: Postgres, the sandbox, proxies between all of them, processes, and connected organizations.
+//! Setup of a run: Postgres, the sandbox, proxies between all of them, processes, and connected organizations.
 
 use std::path::Path;
 use std::sync::atomic::AtomicUsize;
@@ -11,9 +11,9 @@ use base64::engine::general_purpose::STANDARD;
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 
-use super::book::Book;
 use super::callers::Organization;
 use super::database::Database;
+use super::history::History;
 use super::plan::{Plan, polls, supports_3ds};
 use super::proxy::{Proxy, Target};
 use super::replicas::{Launch, Replicas};
@@ -26,9 +26,9 @@ use crate::dev::sandbox::{self, Sandbox};
 use crate::grpc::proto::CreateIntegrationRequest;
 use crate::server;
 
-/// Where Stripe's webhooks are sent to.
+/// The setting for the public webhook URL.
 const WEBHOOK_URL: &str = "PAYBRIDGE_PUBLIC_WEBHOOK_URL";
-/// How long a process may take over one request to Stripe, in seconds of real time.
+/// The timeout of a request to Stripe, in seconds of real time.
 const STRIPE_TIMEOUT: &str = "2";
 
 impl Run {
@@ -37,16 +37,16 @@ impl Run {
         let logs = folder.join("logs");
         std::fs::create_dir(&logs)?;
         let programs = settings.postgres_programs.clone();
-        let chance = |name: &str| Rng::named(seed, name);
-        let database = Database::start(folder.join("postgres"), programs, chance("to postgres")).await?;
+        let rng = |name: &str| Rng::named(seed, name);
+        let database = Database::start(folder.join("postgres"), programs, rng("to postgres")).await?;
         let time = Time::new(settings.clock_speed);
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let options = sandbox::Options { requests_kept: 0, seed, ..sandbox::Options::default() };
         let to_sandbox = Target::Tcp(vec![listener.local_addr()?]);
         let sandbox = Sandbox::start(listener, time.clock.clone(), options)?;
-        let stripe = Proxy::start(to_sandbox, chance("to stripe")).await?;
-        let webhooks = Proxy::start(Target::Tcp(Vec::new()), chance("to webhooks")).await?;
-        let program = std::env::current_exe().context("this program's own file can't be found")?;
+        let stripe = Proxy::start(to_sandbox, rng("to stripe")).await?;
+        let webhooks = Proxy::start(Target::Tcp(Vec::new()), rng("to webhooks")).await?;
+        let program = std::env::current_exe().context("the path of the running program is unknown")?;
         let launch = |name, environment: Vec<(&'static str, String)>| Launch {
             name,
             program: program.clone(),
@@ -55,23 +55,23 @@ impl Run {
             clock: Mutex::new(time.setting()),
         };
         let environment = environment(&database, &stripe, &webhooks, &sandbox);
-        let beginner = environment.iter().filter(|(name, _)| *name != WEBHOOK_URL).cloned().collect();
-        let replicas = Replicas::start(settings.replicas, launch("replica", environment), &mut chance("ports"))?;
-        webhooks.lead_to(Target::Tcp(replicas.doors().map(|replica| replica.http).collect()));
+        let poller = environment.iter().filter(|(name, _)| *name != WEBHOOK_URL).cloned().collect();
+        let replicas = Replicas::start(settings.replicas, launch("replica", environment), &mut rng("ports"))?;
+        webhooks.set_target(Target::Tcp(replicas.serving().map(|replica| replica.http).collect()));
         replicas.all_ready().await?;
-        // Who is connected by a process without an address for webhooks reads the events list for ever.
-        let beginner = Replicas::start(1, launch("beginner", beginner), &mut chance("another port"))?;
-        beginner.all_ready().await?;
+        // An integration that is connected by a process without a webhook URL polls the events list from then on.
+        let poller = Replicas::start(1, launch("poller", poller), &mut rng("another port"))?;
+        poller.all_ready().await?;
 
         let plan = Plan::new(seed, settings.payments);
         let mut organizations = Vec::new();
         for number in 0..plan.organizations.len() {
-            let through = if polls(number) { &beginner } else { &replicas };
-            organizations.push(Arc::new(connect(&database, &sandbox, (&replicas, through), number).await?));
+            let connecting = if polls(number) { &poller } else { &replicas };
+            organizations.push(Arc::new(connect(&database, &sandbox, (&replicas, connecting), number).await?));
         }
-        beginner.end().await;
-        let (book, backlog) = (Arc::<Book>::default(), Arc::<AtomicUsize>::default());
-        let shared = (organizations.clone(), Arc::clone(&book), sandbox.clone(), Arc::clone(&backlog));
+        poller.stop().await;
+        let (history, backlog) = (Arc::<History>::default(), Arc::<AtomicUsize>::default());
+        let shared = (organizations.clone(), Arc::clone(&history), sandbox.clone(), Arc::clone(&backlog));
         let workload = Workload::new(plan, shared.0, shared.1, shared.2, seed, shared.3);
         Ok(Self {
             settings,
@@ -85,18 +85,18 @@ impl Run {
             webhooks,
             replicas,
             organizations,
-            book,
+            history,
             backlog,
             workload: Arc::new(workload),
-            watcher: Arc::default(),
+            monitor: Arc::default(),
             counts: Arc::default(),
-            phase: Mutex::new("storm"),
-            unrest: Mutex::default(),
+            phase: Mutex::new("faults"),
+            incomplete: Mutex::default(),
         })
     }
 }
 
-/// What every process under test is told.
+/// The environment of every process under test.
 fn environment(
     database: &Database,
     stripe: &Proxy,
@@ -117,8 +117,8 @@ fn environment(
     ]
 }
 
-/// An organization with a token and a Stripe account, connected through a process of its choice: `replicas` are those that
-/// it talks to, and those that connect it.
+/// Creates an organization with a token and a Stripe account. Of `replicas`, it calls the first ones and is connected
+/// by the second ones.
 async fn connect(
     database: &Database,
     sandbox: &Sandbox,
@@ -130,11 +130,11 @@ async fn connect(
     let (_, token) = administration.create_token(organization.id, "chaos").await?;
     let account = format!("acct_chaos{number}");
     let key = sandbox.add_account(&account, "DE", "eur");
-    let servers = |of: &Replicas| of.doors().map(|replica| format!("http://{}", replica.grpc)).collect::<Vec<_>>();
+    let servers = |of: &Replicas| of.serving().map(|replica| format!("http://{}", replica.grpc)).collect::<Vec<_>>();
     let token = token.expose_secret().to_owned();
-    let member =
+    let with_servers =
         |servers: &[String]| Organization::new(organization.id, token.clone(), account.clone(), key.clone(), servers);
-    let (mut made, connecting) = (member(&servers(replicas.0))?, member(&servers(replicas.1))?);
+    let (mut created, connecting) = (with_servers(&servers(replicas.0))?, with_servers(&servers(replicas.1))?);
     let request = CreateIntegrationRequest {
         request_id: "connect".to_owned(),
         code: "stripe".to_owned(),
@@ -144,7 +144,7 @@ async fn connect(
         ..CreateIntegrationRequest::default()
     };
     let mut api = connecting.any_api(&mut Rng::new(0));
-    let connected = api.integrations.create_integration(request).await.context("a Stripe account was not connected")?;
-    made.integration = connected.into_inner().integration.unwrap_or_default().id;
-    Ok(made)
+    let connected = api.integrations.create_integration(request).await.context("connecting a Stripe account failed")?;
+    created.integration = connected.into_inner().integration.unwrap_or_default().id;
+    Ok(created)
 }

@@ -1,5 +1,5 @@
-//! Subscribers: each follows an organization's log on whichever process takes it, owns its cursor, and writes down every
-//! event that it sees. They differ in temper.
+//! Subscribers: each follows an organization's log on any process, owns its cursor, and records every event that it
+//! receives.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,57 +9,63 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Status};
 
-use super::book::{Book, Seen};
 use super::callers::Organization;
+use super::history::{History, SeenEvent};
 use super::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::stream_events_request::Start;
 use crate::grpc::proto::stream_events_response::Message;
 use crate::grpc::proto::{Event, StreamEventsRequest};
 
-/// How long a stream may be silent before it is given up: its process may have been stopped.
-const SILENCE_MAX: Duration = Duration::from_secs(5);
-/// How long a subscriber waits before it tries another process.
-const AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How long a stream may be silent before it is closed: its process may have been paused.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The pause before a reconnect.
+const RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// What a subscriber is like.
-pub(super) enum Temper {
-    /// The billing system itself: reads on, and acts on what it reads.
+/// How a subscriber behaves.
+pub(super) enum SubscriberKind {
+    /// The billing system: reads continuously and reacts to events.
     Billing(mpsc::UnboundedSender<(usize, Event)>),
-    /// Takes its time with each event.
+    /// Reads slowly.
     Slow,
-    /// Hangs up all the time, and goes back a little, or to the start.
-    Restless,
+    /// Reconnects all the time, a few positions back or at the start.
+    Reconnecting,
 }
 
-impl Temper {
+impl SubscriberKind {
     fn name(&self) -> &'static str {
         match self {
             Self::Billing(_) => "billing",
             Self::Slow => "slow",
-            Self::Restless => "restless",
+            Self::Reconnecting => "reconnecting",
         }
     }
 }
 
-/// One that follows a log.
+/// A subscriber of a log.
 pub(super) struct Subscriber {
     organization: Arc<Organization>,
     number: usize,
-    temper: Temper,
-    book: Arc<Book>,
-    page: usize,
+    kind: SubscriberKind,
+    history: Arc<History>,
+    record: usize,
     cursor: i64,
     rng: Rng,
 }
 
 impl Subscriber {
-    /// Opens a page in the book for one more subscriber of an organization.
-    pub fn new(organization: &Arc<Organization>, number: usize, temper: Temper, book: &Arc<Book>, seed: u64) -> Self {
-        let page = book.add_reader(number, temper.name());
-        let rng = Rng::named(seed, &format!("subscriber {page}"));
-        let (organization, book) = (Arc::clone(organization), Arc::clone(book));
-        Self { organization, number, temper, book, page, cursor: 0, rng }
+    /// Adds a subscriber of an organization to the history.
+    pub fn new(
+        organization: &Arc<Organization>,
+        number: usize,
+        kind: SubscriberKind,
+        history: &Arc<History>,
+        seed: u64,
+    ) -> Self {
+        let record = history.add_subscriber(number, kind.name());
+        let rng = Rng::named(seed, &format!("subscriber {record}"));
+        let (organization, history) = (Arc::clone(organization), Arc::clone(history));
+        Self { organization, number, kind, history, record, cursor: 0, rng }
     }
 
     /// Follows the log until `stop` is cancelled.
@@ -69,11 +75,11 @@ impl Subscriber {
                 if let Err(status) = self.follow_once().await
                     && matches!(status.code(), Code::OutOfRange | Code::InvalidArgument | Code::Unauthenticated)
                 {
-                    // The log can't be where a subscriber has been already: that is no weather.
-                    let fault = format!("after {}: {:?} {}", self.cursor, status.code(), status.message());
-                    self.book.reader(self.page, |reader| reader.blame(fault));
+                    // Its cursor is a position that it received: these errors are not transient.
+                    let error = format!("after {}: {:?} {}", self.cursor, status.code(), status.message());
+                    self.history.subscriber(self.record, |subscriber| subscriber.add_error(error));
                 }
-                pause(AGAIN_AFTER).await;
+                pause(RETRY_DELAY).await;
             }
         };
         tokio::select! {
@@ -82,44 +88,47 @@ impl Subscriber {
         }
     }
 
-    /// One stream, from the cursor on, for as long as it or this subscriber's patience lasts.
+    /// Reads one stream from the cursor until it breaks or the subscriber closes it.
     async fn follow_once(&mut self) -> Result<(), Status> {
-        if matches!(self.temper, Temper::Restless) {
+        if matches!(self.kind, SubscriberKind::Reconnecting) {
             let back = if self.rng.chance(5) { self.cursor } else { i64::try_from(self.rng.below(40)).unwrap_or(0) };
             self.cursor -= back.min(self.cursor);
         }
-        let restless_after = self.rng.between(20, 400);
+        let reconnect_after = self.rng.between(20, 400);
         let request = StreamEventsRequest { start: Some(Start::AfterPosition(self.cursor)), webhook_types: Vec::new() };
         let mut events = self.organization.any_api(&mut self.rng).events;
-        let silent = |_| Status::deadline_exceeded("silence");
-        let mut stream = timeout(SILENCE_MAX, events.stream_events(request)).await.map_err(silent)??.into_inner();
+        let silent = |_| Status::deadline_exceeded("no message in time");
+        let mut stream = timeout(IDLE_TIMEOUT, events.stream_events(request)).await.map_err(silent)??.into_inner();
         for count in 0_u64.. {
-            let answer = timeout(SILENCE_MAX, stream.message()).await.map_err(silent)??;
-            match answer.and_then(|answer| answer.message) {
+            let response = timeout(IDLE_TIMEOUT, stream.message()).await.map_err(silent)??;
+            match response.and_then(|response| response.message) {
                 None => return Ok(()),
                 Some(Message::Heartbeat(heartbeat)) if heartbeat.position != self.cursor => {
-                    let fault = format!("after {} a heartbeat says {}", self.cursor, heartbeat.position);
-                    self.book.reader(self.page, |reader| reader.blame(fault));
+                    let error = format!(
+                        "position {} was followed by a heartbeat with position {}",
+                        self.cursor, heartbeat.position
+                    );
+                    self.history.subscriber(self.record, |subscriber| subscriber.add_error(error));
                     return Ok(());
                 }
                 Some(Message::Heartbeat(_)) => {}
-                Some(Message::Event(event)) => self.take(event),
+                Some(Message::Event(event)) => self.handle(event),
             }
-            match self.temper {
-                Temper::Slow => pause(Duration::from_millis(self.rng.below(20))).await,
-                Temper::Restless if count > restless_after => return Ok(()),
+            match self.kind {
+                SubscriberKind::Slow => pause(Duration::from_millis(self.rng.below(20))).await,
+                SubscriberKind::Reconnecting if count > reconnect_after => return Ok(()),
                 _ => {}
             }
         }
         Ok(())
     }
 
-    fn take(&mut self, event: Event) {
-        let seen = Seen { id: event.id.parse().unwrap_or_default(), webhook_type: event.webhook_type.clone() };
-        self.book.reader(self.page, |reader| reader.note(self.cursor, event.position, seen));
+    fn handle(&mut self, event: Event) {
+        let seen = SeenEvent { id: event.id.parse().unwrap_or_default(), webhook_type: event.webhook_type.clone() };
+        self.history.subscriber(self.record, |subscriber| subscriber.record_event(self.cursor, event.position, seen));
         self.cursor = event.position;
-        if let Temper::Billing(act) = &self.temper {
-            let _ = act.send((self.number, event));
+        if let SubscriberKind::Billing(events) = &self.kind {
+            let _ = events.send((self.number, event));
         }
     }
 }

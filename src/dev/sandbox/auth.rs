@@ -1,16 +1,16 @@
-//! API keys: whose they are and what they may do.
+//! API keys: authentication, and the permissions of restricted keys.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
+use super::api_error::ApiError;
 use super::parameters::Endpoint;
-use super::refusal::Refusal;
 use super::state::{Key, State, is_live, slot};
 
-/// Who calls.
+/// The authenticated caller of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Caller {
-    /// Where the account's mode is kept.
+    /// The account's key in the state, see [`slot`].
     pub slot: String,
     pub account: String,
     pub livemode: bool,
@@ -20,7 +20,7 @@ pub(super) struct Caller {
 }
 
 /// The key of an `Authorization` header: a bearer token, or the user name of basic authentication.
-pub(super) fn key_of(header: &str) -> Option<String> {
+pub(super) fn key_from_header(header: &str) -> Option<String> {
     if let Some(key) = header.strip_prefix("Bearer ") {
         return Some(key.trim().to_owned()).filter(|key| !key.is_empty());
     }
@@ -30,11 +30,11 @@ pub(super) fn key_of(header: &str) -> Option<String> {
     Some(user.to_owned()).filter(|key| !key.is_empty())
 }
 
-/// Finds the account behind the request, or says why there is none (401).
-pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller, Refusal> {
-    let refuse = |message: String| Refusal::new(401, "invalid_request_error", message).early();
-    let Some(key) = header.and_then(key_of) else {
-        return Err(refuse(
+/// Authenticates a request, or returns a 401.
+pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller, ApiError> {
+    let unauthorized = |message: String| ApiError::new(401, "invalid_request_error", message).early();
+    let Some(key) = header.and_then(key_from_header) else {
+        return Err(unauthorized(
             "You did not provide an API key. You need to provide your API key in the Authorization header, using Bearer \
              auth (e.g. 'Authorization: Bearer YOUR_SECRET_KEY')."
                 .to_owned(),
@@ -43,12 +43,12 @@ pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller
     if key.starts_with("pk_") {
         let message = "This API call cannot be made with a publishable API key. Please use a secret API key. You can find \
                        a list of your API keys at https://dashboard.stripe.com/account/apikeys.";
-        return Err(refuse(message.to_owned()).code("secret_key_required"));
+        return Err(unauthorized(message.to_owned()).code("secret_key_required"));
     }
     match state.keys.get(&key) {
-        None => Err(refuse(format!("Invalid API Key provided: {}", masked(&key)))),
+        None => Err(unauthorized(format!("Invalid API Key provided: {}", masked(&key)))),
         Some(Key { revoked: true, .. }) => {
-            Err(refuse(format!("Expired API Key provided: {}", masked(&key))).code("api_key_expired"))
+            Err(unauthorized(format!("Expired API Key provided: {}", masked(&key))).code("api_key_expired"))
         }
         Some(known) => {
             let livemode = is_live(&key);
@@ -64,29 +64,29 @@ pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller
     }
 }
 
-/// 403 where a restricted key lacks the endpoint's permission. Write implies read; charges and refunds are one row of
-/// Stripe's dashboard, "Charges and Refunds".
-pub(super) fn permit(caller: &Caller, endpoint: &Endpoint) -> Result<(), Refusal> {
+/// Returns a 403 if a restricted key lacks the endpoint's permission. Write implies read. Charges and refunds share one
+/// permission, as in the Dashboard ("Charges and Refunds").
+pub(super) fn check_permission(caller: &Caller, endpoint: &Endpoint) -> Result<(), ApiError> {
     let Some(scopes) = &caller.scopes else { return Ok(()) };
-    let wanted = format!("rak_{}", endpoint.permission);
-    let writing = wanted.replace("_read", "_write");
-    let row = |scope: &str| scope.replace("rak_refund_", "rak_charge_");
-    if scopes.iter().any(|scope| [row(&wanted), row(&writing)].contains(&row(scope))) {
+    let required = format!("rak_{}", endpoint.permission);
+    let write = required.replace("_read", "_write");
+    let merged = |scope: &str| scope.replace("rak_refund_", "rak_charge_");
+    if scopes.iter().any(|scope| [merged(&required), merged(&write)].contains(&merged(scope))) {
         return Ok(());
     }
     let account = if caller.hides_account { String::new() } else { format!(" on account '{}'", caller.account) };
     let message = format!(
-        "The provided key '{}' does not have the required permissions for this endpoint{account}. Having the '{wanted}' \
+        "The provided key '{}' does not have the required permissions for this endpoint{account}. Having the '{required}' \
          permission would allow this request to continue.",
         masked(&caller.key),
     );
-    Err(Refusal::new(403, "invalid_request_error", message).early())
+    Err(ApiError::new(403, "invalid_request_error", message).early())
 }
 
-/// A key as error messages show it.
+/// A key with its middle masked, for error messages.
 fn masked(key: &str) -> String {
     let letters: Vec<char> = key.chars().collect();
-    let shown = letters.len().min(8);
-    let end = letters.len().saturating_sub(4).max(shown);
-    letters[..shown].iter().chain(&vec!['*'; end - shown]).chain(&letters[end..]).collect()
+    let visible = letters.len().min(8);
+    let end = letters.len().saturating_sub(4).max(visible);
+    letters[..visible].iter().chain(&vec!['*'; end - visible]).chain(&letters[end..]).collect()
 }

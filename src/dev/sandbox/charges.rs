@@ -1,36 +1,36 @@
-//! Charges: what was, or was not, taken; and the ledger that is read from them.
+//! Charges, and the ledger that is derived from them.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::act::{Act, Call};
+use super::api_error::ApiResult;
 use super::lists;
-use super::refusal::Answer;
 use super::state::{Account, flag, new_id, number, text};
 use super::test_methods::Decline;
+use super::transaction::{Call, Transaction};
 
 /// `GET /v1/charges/{id}`
-pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
-    act.find("charge", call.id())
+pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
+    tx.find("charge", call.id())
 }
 
 /// `GET /v1/charges`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
     let (customer, intent) = (text(&call.params, "/customer"), text(&call.params, "/payment_intent"));
-    lists::list(act, call, "charge", |charge| {
+    lists::list(tx, call, "charge", |charge| {
         (customer.is_empty() || text(charge, "/customer") == customer)
             && (intent.is_empty() || text(charge, "/payment_intent") == intent)
     })
 }
 
-/// Makes the charge of an attempt. The intent's metadata is copied to it, once.
-pub(super) fn make(act: &mut Act, intent: &Value, method: &Value, status: &str) -> Value {
+/// Creates the charge of an attempt. It gets a copy of the intent's metadata, which later updates do not change.
+pub(super) fn create(tx: &mut Transaction, intent: &Value, method: &Value, status: &str) -> Value {
     let (id, kind) = (new_id("ch"), text(method, "/type"));
-    let taken = status == "succeeded";
+    let is_succeeded = status == "succeeded";
     let mut details = json!({ "type": kind });
     details[kind] = method[kind].clone();
     if kind == "sepa_debit" {
-        details[kind]["mandate"] = act.hidden_of(text(method, "/id")).mandate.into();
+        details[kind]["mandate"] = tx.internals(text(method, "/id")).mandate.into();
     }
     let charge = json!({
         "id": id,
@@ -41,11 +41,11 @@ pub(super) fn make(act: &mut Act, intent: &Value, method: &Value, status: &str) 
         "application": null,
         "application_fee": null,
         "application_fee_amount": null,
-        "balance_transaction": if taken { json!(new_id("txn")) } else { Value::Null },
+        "balance_transaction": if is_succeeded { json!(new_id("txn")) } else { Value::Null },
         "billing_details": method["billing_details"],
         "calculated_statement_descriptor": "PAYBRIDGE SANDBOX",
         "captured": status != "failed",
-        "created": act.now,
+        "created": tx.now,
         "currency": intent["currency"],
         "customer": intent["customer"],
         "description": intent["description"],
@@ -54,10 +54,10 @@ pub(super) fn make(act: &mut Act, intent: &Value, method: &Value, status: &str) 
         "failure_code": null,
         "failure_message": null,
         "fraud_details": {},
-        "livemode": act.account.livemode,
+        "livemode": tx.account.livemode,
         "metadata": intent["metadata"],
         "on_behalf_of": null,
-        "outcome": if taken { authorized() } else { Value::Null },
+        "outcome": if is_succeeded { authorized() } else { Value::Null },
         "paid": status != "failed",
         "payment_intent": intent["id"],
         "payment_method": method["id"],
@@ -75,11 +75,11 @@ pub(super) fn make(act: &mut Act, intent: &Value, method: &Value, status: &str) 
         "transfer_data": null,
         "transfer_group": null,
     });
-    act.insert(charge.clone());
+    tx.insert(charge.clone());
     charge
 }
 
-/// The outcome of a charge that went through.
+/// The `outcome` of a successful charge.
 pub(super) fn authorized() -> Value {
     json!({
         "advice_code": null,
@@ -94,8 +94,8 @@ pub(super) fn authorized() -> Value {
     })
 }
 
-/// Writes why a bank declined onto its charge.
-pub(super) fn explain(charge: &mut Value, decline: &Decline) {
+/// Sets the failure and the outcome of a declined charge.
+pub(super) fn set_decline(charge: &mut Value, decline: &Decline) {
     let advice = if decline.advice.is_empty() { Value::Null } else { decline.advice.into() };
     charge["failure_code"] = decline.code.into();
     charge["failure_message"] = decline.message.into();
@@ -111,32 +111,32 @@ pub(super) fn explain(charge: &mut Value, decline: &Decline) {
     });
 }
 
-/// One line of the ledger: the truth about money.
+/// One charge, as the ledger reports it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LedgerEntry {
     /// `acct_…`
     pub account: String,
-    /// Live or test mode.
+    /// Live mode, not test mode.
     pub livemode: bool,
     /// `ch_…`
     pub charge: String,
     /// `pi_…`
     pub payment_intent: String,
-    /// `cus_…`, if there was a customer.
+    /// `cus_…`
     pub customer: Option<String>,
-    /// Minor units; what was captured of it, once it is.
+    /// In minor units; the captured amount once it is captured.
     pub amount: i64,
-    /// Lower case.
+    /// ISO 4217, in lower case.
     pub currency: String,
-    /// `succeeded`, `pending` or `failed`; `authorized` where the money was held and has not been captured.
+    /// `succeeded`, `pending`, `failed`, or `authorized` before the capture of an authorization.
     pub status: String,
-    /// Why it failed.
+    /// The charge's `failure_code`.
     pub failure_code: Option<String>,
-    /// Minor units given back so far.
+    /// In minor units, so far. The released part of an authorization does not count.
     pub amount_refunded: i64,
-    /// Whether it is, or was, disputed.
+    /// Whether there is, or was, a dispute.
     pub disputed: bool,
-    /// The payment intent's metadata as it is now.
+    /// The current metadata of the PaymentIntent.
     pub metadata: std::collections::BTreeMap<String, String>,
     /// Unix seconds of the clock.
     pub created: i64,
@@ -154,8 +154,8 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
     let intent = account.objects.get(text(charge, "/payment_intent"));
     let metadata = intent.and_then(|intent| intent["metadata"].as_object()).cloned().unwrap_or_default();
     let captured = flag(charge, "/captured");
-    let held = text(charge, "/status") == "succeeded" && !captured;
-    // What was held and not captured was never taken.
+    let is_authorized = text(charge, "/status") == "succeeded" && !captured;
+    // The uncaptured part of an authorization was never taken.
     let released = number(charge, "/amount") - number(charge, "/amount_captured");
     let refunded = if captured { number(charge, "/amount_refunded") - released } else { 0 };
     LedgerEntry {
@@ -166,7 +166,7 @@ fn entry(account: &Account, charge: &Value) -> LedgerEntry {
         customer: optional("/customer"),
         amount: number(charge, if captured { "/amount_captured" } else { "/amount" }),
         currency: owned("/currency"),
-        status: if held { "authorized".to_owned() } else { owned("/status") },
+        status: if is_authorized { "authorized".to_owned() } else { owned("/status") },
         failure_code: optional("/failure_code"),
         amount_refunded: refunded,
         disputed: flag(charge, "/disputed"),

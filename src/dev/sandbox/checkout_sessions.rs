@@ -1,10 +1,10 @@
-//! Checkout sessions: the API, and what the payer does on the hosted page.
+//! Checkout Sessions: the endpoints, and the payer's actions on the hosted page.
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use super::act::{Act, Call, take_over, take_over_metadata};
-use super::confirmation::{self, Mode};
+use super::api_error::{ApiError, ApiResult};
+use super::confirmation::{self, AttemptOptions};
 use super::customers;
 use super::line_items;
 use super::lists;
@@ -12,23 +12,23 @@ use super::method_types;
 use super::money;
 use super::payment_intents;
 use super::payment_methods;
-use super::refusal::{Answer, Refusal};
 use super::setup_intents;
 use super::state::{new_id, text};
-use super::timers::Due;
+use super::timers::TimerAction;
+use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
 
 const DAY: i64 = 24 * 60 * 60;
 
 /// `POST /v1/checkout/sessions`
-pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     let params = &call.params;
-    let mode = check(act, params)?;
-    let currency = line_items::currency(act, params);
-    let types = method_types::of_session(&currency, params)?;
-    let expires_at = expiry(act, params)?;
-    let items = if mode == "payment" { Some(line_items::make(act, params, &types)?) } else { None };
+    let mode = check(tx, params)?;
+    let currency = line_items::currency(tx, params);
+    let types = method_types::for_session(&currency, params)?;
+    let expires_at = expiry(tx, params)?;
+    let items = if mode == "payment" { Some(line_items::create(tx, params, &types)?) } else { None };
     let total = items.as_deref().map(line_items::total);
-    let id = new_id(if act.account.livemode { "cs_live" } else { "cs_test" });
+    let id = new_id(if tx.account.livemode { "cs_live" } else { "cs_test" });
     let mut session = json!({
         "id": id,
         "object": "checkout.session",
@@ -41,7 +41,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "cancel_url": null,
         "client_reference_id": null,
         "client_secret": null,
-        "created": act.now,
+        "created": tx.now,
         "currency": Some(currency).filter(|currency| !currency.is_empty()),
         "custom_fields": [],
         "custom_text": {
@@ -53,7 +53,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "customer_email": null,
         "expires_at": expires_at,
         "invoice": null,
-        "livemode": act.account.livemode,
+        "livemode": tx.account.livemode,
         "locale": null,
         "metadata": {},
         "mode": mode,
@@ -72,7 +72,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "success_url": null,
         "total_details": null,
         "ui_mode": "hosted_page",
-        "url": format!("{}/c/pay/{id}", act.settings.url),
+        "url": format!("{}/c/pay/{id}", tx.settings.url),
     });
     session["allowed_payment_method_types"] = params.get("allowed_payment_method_types").cloned().unwrap_or_default();
     fill(&mut session, params)?;
@@ -80,61 +80,61 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         session["total_details"] = json!({ "amount_discount": 0, "amount_shipping": 0, "amount_tax": 0 });
     }
     if mode == "setup" {
-        session["setup_intent"] = setup_intent(act, &session, params)?.into();
+        session["setup_intent"] = setup_intent(tx, &session, params)?.into();
     } else {
-        act.hidden(&id).asked = json!({ "intent": params.get("payment_intent_data"), "line_items": items });
+        tx.internals_mut(&id).requested = json!({ "intent": params.get("payment_intent_data"), "line_items": items });
     }
-    act.insert(session.clone());
-    act.later(expires_at - act.now, Due::ExpireSession { session: id });
+    tx.insert(session.clone());
+    tx.schedule(expires_at - tx.now, TimerAction::ExpireSession { session: id });
     Ok(session)
 }
 
-/// Takes over what the parameters say as it is.
-fn fill(session: &mut Value, params: &Value) -> Result<(), Refusal> {
+/// Copies the parameters that need no conversion.
+fn fill(session: &mut Value, params: &Value) -> Result<(), ApiError> {
     let plain = ["cancel_url", "client_reference_id", "customer", "customer_creation", "customer_email", "locale"];
-    take_over(session, params, &plain);
-    take_over(session, params, &["submit_type", "success_url"]);
+    copy_fields(session, params, &plain);
+    copy_fields(session, params, &["submit_type", "success_url"]);
     if let Some(given) = params.get("custom_text") {
-        take_over(&mut session["custom_text"], given, &["after_submit", "submit"]);
+        copy_fields(&mut session["custom_text"], given, &["after_submit", "submit"]);
     }
-    take_over_metadata(session, params)
+    merge_metadata(session, params)
 }
 
-fn expiry(act: &Act, params: &Value) -> Result<i64, Refusal> {
-    let expires_at = params.get("expires_at").and_then(Value::as_i64).unwrap_or(act.now + DAY);
-    if (act.now + 30 * 60..=act.now + DAY).contains(&expires_at) {
+fn expiry(tx: &Transaction, params: &Value) -> Result<i64, ApiError> {
+    let expires_at = params.get("expires_at").and_then(Value::as_i64).unwrap_or(tx.now + DAY);
+    if (tx.now + 30 * 60..=tx.now + DAY).contains(&expires_at) {
         return Ok(expires_at);
     }
     let message = "The `expires_at` timestamp must be between 30 minutes and 24 hours from Checkout Session creation.";
-    Err(Refusal::invalid(message).at("expires_at").early())
+    Err(ApiError::invalid(message).at("expires_at").early())
 }
 
-/// The rules that bind several parameters; gives the mode.
-fn check<'a>(act: &Act, params: &'a Value) -> Result<&'a str, Refusal> {
+/// Checks the rules for several parameters together. Returns the mode.
+fn check<'a>(tx: &Transaction, params: &'a Value) -> Result<&'a str, ApiError> {
     let missing = |param: &str| {
         let message = format!("Missing required param: {param}.");
-        Err(Refusal::invalid(message).code("parameter_missing").at(param).early())
+        Err(ApiError::invalid(message).code("parameter_missing").at(param).early())
     };
-    let clash = |message: &str, param: &str| Err(Refusal::invalid(message).at(param).early());
+    let clash = |message: &str, param: &str| Err(ApiError::invalid(message).at(param).early());
     let mode = text(params, "/mode");
     let given = |param: &str| params.get(param).is_some();
     if mode.is_empty() {
         return missing("mode");
     }
     if mode == "subscription" {
-        return clash("This sandbox has no subscriptions: mode must be payment or setup.", "mode");
+        return clash("This sandbox does not have subscriptions: mode must be payment or setup.", "mode");
     }
     for param in ["success_url", "cancel_url"] {
         let url = text(params, &format!("/{param}"));
         if given(param) && !(url.starts_with("https://") || url.starts_with("http://")) {
-            return Err(Refusal::invalid("Not a valid URL").code("url_invalid").at(param).early());
+            return Err(ApiError::invalid("Not a valid URL").code("url_invalid").at(param).early());
         }
     }
     if given("customer") && given("customer_email") {
         return clash("You may only specify one of these parameters: customer, customer_email.", "customer");
     }
     if given("customer") {
-        act.referenced("customer", text(params, "/customer"), "customer")?;
+        tx.referenced("customer", text(params, "/customer"), "customer")?;
     }
     if text(params, "/client_reference_id").chars().count() > 200 {
         return clash("client_reference_id must be at most 200 characters.", "client_reference_id");
@@ -160,191 +160,192 @@ fn check<'a>(act: &Act, params: &'a Value) -> Result<&'a str, Refusal> {
     }
 }
 
-/// A setup session has its intent from the start.
-fn setup_intent(act: &mut Act, session: &Value, params: &Value) -> Result<String, Refusal> {
-    let mut wanted = json!({ "payment_method_types": session["payment_method_types"] });
+/// Creates the SetupIntent of a setup session, which exists from the start.
+fn setup_intent(tx: &mut Transaction, session: &Value, params: &Value) -> Result<String, ApiError> {
+    let mut intent_params = json!({ "payment_method_types": session["payment_method_types"] });
     if let Some(customer) = params.get("customer") {
-        wanted["customer"] = customer.clone();
+        intent_params["customer"] = customer.clone();
     }
     if let Some(data) = params.get("setup_intent_data") {
         for (field, value) in data.as_object().into_iter().flatten() {
-            wanted[field] = value.clone();
+            intent_params[field] = value.clone();
         }
     }
-    let intent = setup_intents::blank(act, &wanted)?;
+    let intent = setup_intents::blank(tx, &intent_params)?;
     let id = text(&intent, "/id").to_owned();
-    act.hidden(&id).session = Some(text(session, "/id").to_owned());
-    act.hidden(&id).return_url = Some(format!("{}/c/pay/{}", act.settings.url, text(session, "/id")));
-    act.insert(intent.clone());
-    act.emit("setup_intent.created", &intent);
+    tx.internals_mut(&id).session = Some(text(session, "/id").to_owned());
+    tx.internals_mut(&id).return_url = Some(format!("{}/c/pay/{}", tx.settings.url, text(session, "/id")));
+    tx.insert(intent.clone());
+    tx.emit("setup_intent.created", &intent);
     Ok(id)
 }
 
 /// `GET /v1/checkout/sessions/{id}`
-pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
-    act.find("checkout.session", call.id())
+pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
+    tx.find("checkout.session", call.id())
 }
 
 /// `GET /v1/checkout/sessions`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
-    let wanted = |field: &str| text(&call.params, &format!("/{field}")).to_owned();
-    let filters = ["customer", "payment_intent", "status"].map(|field| (field, wanted(field)));
-    lists::list(act, call, "checkout.session", |session| {
-        filters.iter().all(|(field, wanted)| wanted.is_empty() || session[field] == wanted.as_str())
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let requested = |field: &str| text(&call.params, &format!("/{field}")).to_owned();
+    let filters = ["customer", "payment_intent", "status"].map(|field| (field, requested(field)));
+    lists::list(tx, call, "checkout.session", |session| {
+        filters.iter().all(|(field, requested)| requested.is_empty() || session[field] == requested.as_str())
     })
 }
 
 /// `POST /v1/checkout/sessions/{id}/expire`
-pub(super) fn expire(act: &mut Act, call: &Call) -> Answer {
-    let session = act.find("checkout.session", call.id())?;
+pub(super) fn expire(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let session = tx.find("checkout.session", call.id())?;
     if text(&session, "/status") != "open" {
         let message = format!(
             "Only Checkout Sessions with a status in [\"open\"] can be expired. This Checkout Session has a status of \
              {}.",
             text(&session, "/status")
         );
-        return Err(Refusal::invalid(message));
+        return Err(ApiError::invalid(message));
     }
-    Ok(close(act, &session))
+    Ok(close(tx, &session))
 }
 
-/// Expires an open session, and with it the intent that nobody can confirm any more.
-pub(super) fn close(act: &mut Act, session: &Value) -> Value {
+/// Expires an open session and cancels its intent.
+pub(super) fn close(tx: &mut Transaction, session: &Value) -> Value {
     let mut session = session.clone();
     session["status"] = "expired".into();
     session["url"] = Value::Null;
-    act.put(&session);
-    if let Some(intent) = act.get("setup_intent", text(&session, "/setup_intent")).filter(setup_intents::is_open) {
-        setup_intents::close(act, &intent, Value::Null);
+    tx.put(&session);
+    if let Some(intent) = tx.get("setup_intent", text(&session, "/setup_intent")).filter(setup_intents::is_open) {
+        setup_intents::close(tx, &intent, Value::Null);
     }
-    if let Some(intent) = act.get("payment_intent", text(&session, "/payment_intent")).filter(payment_intents::is_open)
-    {
-        payment_intents::close(act, &intent, "automatic".into());
+    if let Some(intent) = tx.get("payment_intent", text(&session, "/payment_intent")).filter(payment_intents::is_open) {
+        payment_intents::close(tx, &intent, "automatic".into());
     }
-    act.emit("checkout.session.expired", &session);
+    tx.emit("checkout.session.expired", &session);
     session
 }
 
-/// What a payer enters on the page.
+/// What a payer enters on the hosted page.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Payer {
-    /// A card number; else `iban` is given.
+    /// The card number; empty if `iban` is given.
     pub card: String,
-    /// The card's month and year as typed, `12 / 34`; may be empty.
+    /// The card's expiry as entered, such as `12 / 34`. May be empty.
     pub expiry: String,
     pub iban: String,
     pub name: String,
     pub email: String,
 }
 
-/// The payer presses the button. Gives the intent: succeeded, processing, or waiting for the payer's proof.
-pub(super) fn submit(act: &mut Act, session: &str, payer: &Payer) -> Answer {
-    let session = act.find("checkout.session", session)?;
+/// Submits the hosted page. Returns the intent, which has succeeded, is processing, or requires authentication.
+pub(super) fn submit(tx: &mut Transaction, session: &str, payer: &Payer) -> ApiResult {
+    let session = tx.find("checkout.session", session)?;
     let kind = if payer.iban.is_empty() { "card" } else { "sepa_debit" };
-    check_payable(act, &session, kind)?;
+    check_payable(tx, &session, kind)?;
     let filled = |value: &str| Some(value.to_owned()).filter(|value| !value.is_empty());
     let details = json!({ "name": filled(&payer.name), "email": filled(&payer.email) });
     let mut method = match kind {
-        "card" => card(act, payer)?,
-        _ => payment_methods::by_iban(act, &payer.iban, &details)?,
+        "card" => card(tx, payer)?,
+        _ => payment_methods::from_iban(tx, &payer.iban, &details)?,
     };
-    take_over(&mut method["billing_details"], &details, &["name", "email"]);
-    act.put(&method);
-    attempt(act, &session, &method)
+    copy_fields(&mut method["billing_details"], &details, &["name", "email"]);
+    tx.put(&method);
+    attempt(tx, &session, &method)
 }
 
-/// The payer confirms with a method that is there already.
-pub(super) fn confirm(act: &mut Act, session: &str, method: &Value) -> Answer {
-    let session = act.find("checkout.session", session)?;
-    check_payable(act, &session, text(method, "/type"))?;
-    attempt(act, &session, method)
+/// Confirms a session with an existing payment method.
+pub(super) fn confirm(tx: &mut Transaction, session: &str, method: &Value) -> ApiResult {
+    let session = tx.find("checkout.session", session)?;
+    check_payable(tx, &session, text(method, "/type"))?;
+    attempt(tx, &session, method)
 }
 
-/// Whether a session can be completed, and by this kind of method.
-fn check_payable(act: &Act, session: &Value, kind: &str) -> Result<(), Refusal> {
+/// Checks that a session is open and accepts this type of payment method.
+fn check_payable(tx: &Transaction, session: &Value, kind: &str) -> Result<(), ApiError> {
     if text(session, "/status") != "open" {
-        return Err(Refusal::invalid(format!("This Checkout Session is {}.", text(session, "/status"))));
+        return Err(ApiError::invalid(format!("This Checkout Session is {}.", text(session, "/status"))));
     }
     if !session["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|known| known == kind)) {
-        return Err(Refusal::invalid(format!("This Checkout Session doesn't take {kind}.")));
+        return Err(ApiError::invalid(format!("This Checkout Session doesn't take {kind}.")));
     }
     let customer = text(session, "/customer");
-    if !customer.is_empty() && customers::existing(act, customer).is_err() {
-        return Err(Refusal::invalid("The customer of this Checkout Session has been deleted."));
+    if !customer.is_empty() && customers::existing(tx, customer).is_err() {
+        return Err(ApiError::invalid("The customer of this Checkout Session has been deleted."));
     }
     Ok(())
 }
 
-fn attempt(act: &mut Act, session: &Value, method: &Value) -> Answer {
+fn attempt(tx: &mut Transaction, session: &Value, method: &Value) -> ApiResult {
     if text(session, "/mode") == "setup" {
-        let intent = act.find("setup_intent", text(session, "/setup_intent"))?;
-        return setup_intents::attempt(act, &intent, method, true);
+        let intent = tx.find("setup_intent", text(session, "/setup_intent"))?;
+        return setup_intents::attempt(tx, &intent, method, true);
     }
-    let intent = payment_intent(act, session, method)?;
-    confirmation::attempt(act, intent, method, Mode { mandate: true, ..Mode::default() })
+    let intent = payment_intent(tx, session, method)?;
+    confirmation::attempt(tx, intent, method, AttemptOptions { mandate: true, ..AttemptOptions::default() })
 }
 
-/// The card that a payer typed.
-fn card(act: &mut Act, payer: &Payer) -> Answer {
-    let refuse = |code: &str, what: &str| {
+/// Creates the card that a payer entered.
+fn card(tx: &mut Transaction, payer: &Payer) -> ApiResult {
+    let invalid = |code: &str, what: &str| {
         let message = format!("Your card's expiration date is {what}.");
-        Err(Refusal::new(402, "card_error", message).code(code).at("exp_year"))
+        Err(ApiError::new(402, "card_error", message).code(code).at("exp_year"))
     };
     if payer.expiry.is_empty() {
-        return payment_methods::from_card_entry(act, &payer.card);
+        return payment_methods::from_card_entry(tx, &payer.card);
     }
     let typed = payer.expiry.split_once('/').map(|(month, year)| (month.trim().parse(), year.trim().parse::<i64>()));
     let Some((Ok(month @ 1..=12), Ok(year @ (0..=99 | 2000..=2099)))) = typed else {
-        return refuse("incomplete_expiry", "incomplete: write it as 12 / 34");
+        return invalid("incomplete_expiry", "incomplete: write it as 12 / 34");
     };
     let year = if year < 100 { 2000 + year } else { year };
-    let today = OffsetDateTime::from_unix_timestamp(act.now).unwrap_or(OffsetDateTime::UNIX_EPOCH);
+    let today = OffsetDateTime::from_unix_timestamp(tx.now).unwrap_or(OffsetDateTime::UNIX_EPOCH);
     if (year, month) < (i64::from(today.year()), i64::from(u8::from(today.month()))) {
-        return refuse("expired_card", "in the past");
+        return invalid("expired_card", "in the past");
     }
-    let mut method = payment_methods::from_card_entry(act, &payer.card)?;
+    let mut method = payment_methods::from_card_entry(tx, &payer.card)?;
     method["card"]["exp_month"] = month.into();
     method["card"]["exp_year"] = year.into();
     Ok(method)
 }
 
-/// A payment session's intent is made when the payer first confirms.
-fn payment_intent(act: &mut Act, session: &Value, method: &Value) -> Answer {
-    if let Some(intent) = act.get("payment_intent", text(session, "/payment_intent")) {
+/// The PaymentIntent of a payment session, created when the payer first confirms.
+fn payment_intent(tx: &mut Transaction, session: &Value, method: &Value) -> ApiResult {
+    if let Some(intent) = tx.get("payment_intent", text(session, "/payment_intent")) {
         return Ok(intent);
     }
     let id = text(session, "/id").to_owned();
-    let asked = act.hidden_of(&id).asked;
-    let mut wanted = asked.get("intent").filter(|intent| intent.is_object()).cloned().unwrap_or_else(|| json!({}));
-    wanted["amount"] = session["amount_total"].clone();
-    wanted["currency"] = session["currency"].clone();
-    wanted["payment_method_types"] = session["payment_method_types"].clone();
+    let requested = tx.internals(&id).requested;
+    let mut intent_params =
+        requested.get("intent").filter(|intent| intent.is_object()).cloned().unwrap_or_else(|| json!({}));
+    intent_params["amount"] = session["amount_total"].clone();
+    intent_params["currency"] = session["currency"].clone();
+    intent_params["payment_method_types"] = session["payment_method_types"].clone();
     let mut session = session.clone();
-    let keeps = text(&session, "/customer_creation") == "always" || !text(&wanted, "/setup_future_usage").is_empty();
-    if keeps && text(&session, "/customer").is_empty() {
+    let creates_customer =
+        text(&session, "/customer_creation") == "always" || !text(&intent_params, "/setup_future_usage").is_empty();
+    if creates_customer && text(&session, "/customer").is_empty() {
         let details = &method["billing_details"];
         let params = json!({ "name": details["name"], "email": details["email"], "phone": details["phone"] });
-        let customer = customers::create(act, &Call { ids: Vec::new(), path: String::new(), params })?;
+        let customer = customers::create(tx, &Call { ids: Vec::new(), path: String::new(), params })?;
         session["customer"] = customer["id"].clone();
     }
     if !text(&session, "/customer").is_empty() {
-        wanted["customer"] = session["customer"].clone();
+        intent_params["customer"] = session["customer"].clone();
     }
-    let intent = payment_intents::blank(act, &wanted)?;
-    act.insert(intent.clone());
-    act.emit("payment_intent.created", &intent);
-    let page = format!("{}/c/pay/{id}", act.settings.url);
-    let hidden = act.hidden(text(&intent, "/id"));
-    hidden.session = Some(id);
-    hidden.return_url = Some(page);
+    let intent = payment_intents::blank(tx, &intent_params)?;
+    tx.insert(intent.clone());
+    tx.emit("payment_intent.created", &intent);
+    let page = format!("{}/c/pay/{id}", tx.settings.url);
+    let internals = tx.internals_mut(text(&intent, "/id"));
+    internals.session = Some(id);
+    internals.return_url = Some(page);
     session["payment_intent"] = intent["id"].clone();
-    act.put(&session);
+    tx.put(&session);
     Ok(intent)
 }
 
-/// The payer is through; `payment_status` says whether the money is there.
-pub(super) fn finish(act: &mut Act, session: &str, method: &Value, payment_status: &str) {
-    let Some(mut session) = act.get("checkout.session", session) else { return };
+/// Completes a session. `payment_status` says whether it is paid.
+pub(super) fn complete(tx: &mut Transaction, session: &str, method: &Value, payment_status: &str) {
+    let Some(mut session) = tx.get("checkout.session", session) else { return };
     session["status"] = "complete".into();
     session["payment_status"] = payment_status.into();
     session["url"] = Value::Null;
@@ -356,32 +357,32 @@ pub(super) fn finish(act: &mut Act, session: &str, method: &Value, payment_statu
         "tax_exempt": "none",
         "tax_ids": [],
     });
-    act.put(&session);
-    act.emit("checkout.session.completed", &session);
+    tx.put(&session);
+    tx.emit("checkout.session.completed", &session);
 }
 
-/// The money is there: at once, or days after the payer was through.
-pub(super) fn paid(act: &mut Act, session: &str, method: &Value) {
-    let Some(mut found) = act.get("checkout.session", session) else { return };
+/// Marks a session as paid, and completes it if a debit has not done so days before.
+pub(super) fn mark_paid(tx: &mut Transaction, session: &str, method: &Value) {
+    let Some(mut found) = tx.get("checkout.session", session) else { return };
     if text(&found, "/status") != "complete" {
-        finish(act, session, method, "paid");
+        complete(tx, session, method, "paid");
         return;
     }
     found["payment_status"] = "paid".into();
-    act.put(&found);
-    act.emit("checkout.session.async_payment_succeeded", &found);
+    tx.put(&found);
+    tx.emit("checkout.session.async_payment_succeeded", &found);
 }
 
-/// The bank refused days later.
-pub(super) fn not_paid(act: &mut Act, session: &str) {
-    if let Some(found) = act.get("checkout.session", session) {
-        act.emit("checkout.session.async_payment_failed", &found);
+/// Reports that a bank refused the debit of a completed session.
+pub(super) fn fail_payment(tx: &mut Transaction, session: &str) {
+    if let Some(found) = tx.get("checkout.session", session) {
+        tx.emit("checkout.session.async_payment_failed", &found);
     }
 }
 
-/// A session's time is over.
-pub(super) fn time_over(act: &mut Act, session: &str) {
-    if let Some(session) = act.get("checkout.session", session).filter(|session| text(session, "/status") == "open") {
-        close(act, &session);
+/// Expires a session, if it is still open, when its time is over.
+pub(super) fn expire_if_open(tx: &mut Transaction, session: &str) {
+    if let Some(session) = tx.get("checkout.session", session).filter(|session| text(session, "/status") == "open") {
+        close(tx, &session);
     }
 }

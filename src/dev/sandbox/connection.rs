@@ -1,4 +1,4 @@
-//! A listener whose connections can be cut in the middle, as a network does.
+//! A listener whose connections can be reset before a response is sent, to simulate network failures.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,13 +12,13 @@ use axum::serve::IncomingStream;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Cuts one connection.
+/// Resets one connection.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Scissors(Arc<AtomicBool>);
+pub(super) struct ResetHandle(Arc<AtomicBool>);
 
-impl Scissors {
-    /// Nothing that is written from now on reaches the other side.
-    pub fn cut(&self) {
+impl ResetHandle {
+    /// Fails all further writes, so that the client gets no response.
+    pub fn reset(&self) {
         self.0.store(true, Ordering::SeqCst);
     }
 
@@ -27,7 +27,7 @@ impl Scissors {
     }
 }
 
-/// The sandbox's listener.
+/// A TCP listener whose connections have a [`ResetHandle`].
 pub(super) struct Listener(pub TcpListener);
 
 impl axum::serve::Listener for Listener {
@@ -38,12 +38,12 @@ impl axum::serve::Listener for Listener {
         loop {
             match self.0.accept().await {
                 Ok((stream, address)) => {
-                    // Without it small answers wait for the other side's acknowledgement.
+                    // Otherwise small responses wait for the client's TCP acknowledgement.
                     let _ = stream.set_nodelay(true);
-                    return (Stream { stream, scissors: Scissors::default() }, address);
+                    return (Stream { stream, reset_handle: ResetHandle::default() }, address);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the sandbox could not accept a connection");
+                    tracing::warn!(%error, "the sandbox cannot accept a connection");
                     tokio::task::yield_now().await;
                 }
             }
@@ -55,16 +55,16 @@ impl axum::serve::Listener for Listener {
     }
 }
 
-impl Connected<IncomingStream<'_, Listener>> for Scissors {
+impl Connected<IncomingStream<'_, Listener>> for ResetHandle {
     fn connect_info(stream: IncomingStream<'_, Listener>) -> Self {
-        stream.io().scissors.clone()
+        stream.io().reset_handle.clone()
     }
 }
 
-/// A connection and its scissors.
+/// A connection with its [`ResetHandle`].
 pub(super) struct Stream {
     stream: TcpStream,
-    scissors: Scissors,
+    reset_handle: ResetHandle,
 }
 
 impl AsyncRead for Stream {
@@ -75,7 +75,7 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.scissors.check()?;
+        self.reset_handle.check()?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 

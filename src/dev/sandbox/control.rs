@@ -1,4 +1,4 @@
-//! The control plane: what [`Sandbox`] offers in Rust, as JSON over HTTP under `/_sandbox`, for other processes.
+//! The control plane: the methods of [`Sandbox`] as JSON over HTTP under `/_sandbox`, for other processes.
 
 use axum::body::{Body, Bytes};
 use axum::extract::State as Extract;
@@ -10,20 +10,20 @@ use time::Duration;
 
 use super::Sandbox;
 use super::faults::{Fault, WebhookFault};
-use super::handle::HandPayment;
+use super::handle::DashboardPayment;
 use super::state::{new_id, text};
 
-/// What can be asked for; also the answer to `GET /_sandbox`.
+/// The requests of the control plane; the response to `GET /_sandbox`.
 const HELP: &[&str] = &[
     "GET    /_sandbox/ledger                              every charge",
-    "GET    /_sandbox/requests                            recorded requests; DELETE forgets them",
-    "GET    /_sandbox/faults                              rules that are not used up; DELETE clears them",
+    "GET    /_sandbox/requests                            recorded requests; DELETE discards them",
+    "GET    /_sandbox/faults                              active faults; DELETE removes them",
     "POST   /_sandbox/faults                              {method, path, account, skip, times, percent, action}",
     "POST   /_sandbox/webhook_faults                      {event, account, times, percent, action}",
     "GET    /_sandbox/clock                               {now}",
     "POST   /_sandbox/advance                             {seconds}",
-    "POST   /_sandbox/accounts                            {id, country, default_currency} gives {key}",
-    "POST   /_sandbox/keys                                {account, key, scopes, hides_account} gives {key}",
+    "POST   /_sandbox/accounts                            {id, country, default_currency} returns {key}",
+    "POST   /_sandbox/keys                                {account, key, scopes, hides_account} returns {key}",
     "POST   /_sandbox/keys/revoke                         {key}",
     "GET    /_sandbox/objects/ID                          an object as it is now",
     "GET    /_sandbox/deliveries                          webhooks that are not acknowledged yet",
@@ -32,7 +32,7 @@ const HELP: &[&str] = &[
     "POST   /_sandbox/customers/ID/default                {payment_method}",
     "POST   /_sandbox/customers/ID/delete",
     "POST   /_sandbox/payment_methods/ID/detach",
-    "POST   /_sandbox/payment_methods/ID/renew            {exp_month, exp_year}, as a card's network does",
+    "POST   /_sandbox/payment_methods/ID/renew            {exp_month, exp_year}, as a card network does",
     "POST   /_sandbox/payments                            {customer, payment_method, amount, currency, metadata}",
     "POST   /_sandbox/payment_intents/ID/pay              {payment_method}",
     "POST   /_sandbox/payment_intents/ID/authenticate     {succeeds}",
@@ -40,10 +40,10 @@ const HELP: &[&str] = &[
     "POST   /_sandbox/checkout/ID/complete                {method: a card number or IBAN, prove}",
     "POST   /_sandbox/checkout/ID/expire",
     "POST   /_sandbox/checkout/ID/abandon",
-    "POST   /_sandbox/settle                              {payment_intent, or nothing for all}",
+    "POST   /_sandbox/settle                              {payment_intent}; empty for all",
 ];
 
-/// Answers every request under `/_sandbox`.
+/// Serves every request under `/_sandbox`.
 pub(super) async fn serve(
     Extract(shared): Extract<std::sync::Arc<super::shared::Shared>>,
     method: Method,
@@ -52,11 +52,11 @@ pub(super) async fn serve(
 ) -> Response<Body> {
     let path = uri.path().trim_start_matches("/_sandbox").trim_matches('/').to_owned();
     let parts: Vec<&str> = path.split('/').collect();
-    let answer = parse::<Value>(if body.is_empty() { b"{}" } else { &body }).and_then(|body| {
+    let result = parse::<Value>(if body.is_empty() { b"{}" } else { &body }).and_then(|body| {
         let sandbox = Sandbox(shared);
-        if method == Method::POST { act(&sandbox, &parts, &body) } else { read(&sandbox, &method, &parts) }
+        if method == Method::POST { post(&sandbox, &parts, &body) } else { get_or_delete(&sandbox, &method, &parts) }
     });
-    let (status, body) = match answer {
+    let (status, body) = match result {
         Ok(value) => (StatusCode::OK, value),
         Err(error) => (StatusCode::BAD_REQUEST, json!({ "error": format!("{error:#}") })),
     };
@@ -70,17 +70,17 @@ fn parse<T: DeserializeOwned>(bytes: &[u8]) -> anyhow::Result<T> {
     Ok(serde_json::from_slice(bytes)?)
 }
 
-fn shown(value: impl Serialize) -> anyhow::Result<Value> {
+fn to_json(value: impl Serialize) -> anyhow::Result<Value> {
     Ok(serde_json::to_value(value)?)
 }
 
-fn read(sandbox: &Sandbox, method: &Method, parts: &[&str]) -> anyhow::Result<Value> {
+fn get_or_delete(sandbox: &Sandbox, method: &Method, parts: &[&str]) -> anyhow::Result<Value> {
     let done = || Ok(json!({}));
     match (method.as_str(), parts) {
-        ("GET", [""]) => shown(HELP),
-        ("GET", ["ledger"]) => shown(sandbox.ledger()),
-        ("GET", ["requests"]) => shown(sandbox.requests()),
-        ("GET", ["deliveries"]) => shown(sandbox.deliveries()),
+        ("GET", [""]) => to_json(HELP),
+        ("GET", ["ledger"]) => to_json(sandbox.ledger()),
+        ("GET", ["requests"]) => to_json(sandbox.requests()),
+        ("GET", ["deliveries"]) => to_json(sandbox.deliveries()),
         ("GET", ["clock"]) => Ok(json!({ "now": sandbox.0.seconds() })),
         ("GET", ["objects", id]) => sandbox.object(id).ok_or_else(|| anyhow::anyhow!("no account has {id}")),
         ("GET", ["faults"]) => {
@@ -92,18 +92,18 @@ fn read(sandbox: &Sandbox, method: &Method, parts: &[&str]) -> anyhow::Result<Va
             done()
         }
         ("DELETE", ["requests"]) => {
-            sandbox.forget_requests();
+            sandbox.clear_requests();
             done()
         }
-        _ => Err(unknown()),
+        _ => Err(unknown_request()),
     }
 }
 
-fn unknown() -> anyhow::Error {
-    anyhow::anyhow!("nothing answers this; GET /_sandbox lists what there is")
+fn unknown_request() -> anyhow::Error {
+    anyhow::anyhow!("no such request: GET /_sandbox lists all requests")
 }
 
-/// A body that makes a key.
+/// The body of `POST /_sandbox/keys`.
 #[derive(Debug, Deserialize)]
 struct NewKey {
     account: String,
@@ -113,7 +113,7 @@ struct NewKey {
     hides_account: bool,
 }
 
-fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value> {
+fn post(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value> {
     let done = || Ok(json!({}));
     let named = |field: &str| text(body, &format!("/{field}")).to_owned();
     match parts {
@@ -126,7 +126,8 @@ fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value>
             done()
         }
         ["advance"] => {
-            let seconds = body["seconds"].as_i64().ok_or_else(|| anyhow::anyhow!("say how many seconds"))?;
+            let seconds =
+                body["seconds"].as_i64().ok_or_else(|| anyhow::anyhow!("the body must have `seconds`, an integer"))?;
             sandbox.advance(Duration::seconds(seconds));
             Ok(json!({ "now": sandbox.0.seconds() }))
         }
@@ -138,13 +139,13 @@ fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value>
             Ok(json!({ "id": id, "key": key }))
         }
         ["keys"] => {
-            let wanted: NewKey = serde_json::from_value(body.clone())?;
-            let prefix = if wanted.scopes.is_some() { "rk_test" } else { "sk_test" };
-            let key = wanted.key.unwrap_or_else(|| new_id(prefix));
+            let new: NewKey = serde_json::from_value(body.clone())?;
+            let prefix = if new.scopes.is_some() { "rk_test" } else { "sk_test" };
+            let key = new.key.unwrap_or_else(|| new_id(prefix));
             let scopes: Option<Vec<&str>> =
-                wanted.scopes.as_ref().map(|scopes| scopes.iter().map(String::as_str).collect());
-            sandbox.add_key(&key, &wanted.account, scopes.as_deref());
-            if wanted.hides_account {
+                new.scopes.as_ref().map(|scopes| scopes.iter().map(String::as_str).collect());
+            sandbox.add_key(&key, &new.account, scopes.as_deref());
+            if new.hides_account {
                 sandbox.hide_account(&key);
             }
             Ok(json!({ "key": key }))
@@ -157,38 +158,41 @@ fn act(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value>
             let intent = named("payment_intent");
             Ok(json!({ "settled": sandbox.settle(Some(intent.as_str()).filter(|intent| !intent.is_empty())) }))
         }
-        ["payments"] => sandbox.pay_by_hand(&serde_json::from_value::<HandPayment>(body.clone())?),
+        ["payments"] => sandbox.pay_in_dashboard(&serde_json::from_value::<DashboardPayment>(body.clone())?),
         ["events", id, "resend"] => {
             sandbox.resend(id)?;
             done()
         }
-        [_, _, _] => at_object(sandbox, parts, body),
-        _ => Err(unknown()),
+        [_, _, _] => post_to_object(sandbox, parts, body),
+        _ => Err(unknown_request()),
     }
 }
 
-fn at_object(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value> {
+fn post_to_object(sandbox: &Sandbox, parts: &[&str], body: &Value) -> anyhow::Result<Value> {
     let named = |field: &str| text(body, &format!("/{field}")).to_owned();
     match parts {
-        ["customers", id, "attach"] => sandbox.attach_by_hand(id, &named("method")),
+        ["customers", id, "attach"] => sandbox.attach_in_dashboard(id, &named("method")),
         ["customers", id, "default"] => {
             let method = named("payment_method");
-            sandbox.set_default_by_hand(id, Some(method.as_str()).filter(|method| !method.is_empty()))
+            sandbox.set_default_in_dashboard(id, Some(method.as_str()).filter(|method| !method.is_empty()))
         }
-        ["customers", id, "delete"] => sandbox.delete_customer_by_hand(id),
-        ["payment_methods", id, "detach"] => sandbox.detach_by_hand(id),
+        ["customers", id, "delete"] => sandbox.delete_customer_in_dashboard(id),
+        ["payment_methods", id, "detach"] => sandbox.detach_in_dashboard(id),
         ["payment_methods", id, "renew"] => {
-            let number =
-                |field: &str| body[field].as_i64().ok_or_else(|| anyhow::anyhow!("say exp_month and exp_year"));
-            sandbox.renew_card_by_hand(id, number("exp_month")?, number("exp_year")?)
+            let number = |field: &str| {
+                body[field]
+                    .as_i64()
+                    .ok_or_else(|| anyhow::anyhow!("the body must have `exp_month` and `exp_year`, integers"))
+            };
+            sandbox.renew_card(id, number("exp_month")?, number("exp_year")?)
         }
-        ["payment_intents", id, "pay"] => sandbox.pay_intent_by_hand(id, &named("payment_method")),
+        ["payment_intents", id, "pay"] => sandbox.pay_intent_in_dashboard(id, &named("payment_method")),
         ["payment_intents" | "setup_intents", id, "authenticate"] => {
             sandbox.authenticate(id, body["succeeds"] != false)
         }
         ["checkout", id, "complete"] => sandbox.complete_session(id, &named("method"), body["prove"] != false),
         ["checkout", id, "expire"] => sandbox.expire_session(id),
         ["checkout", id, "abandon"] => sandbox.abandon_session(id),
-        _ => Err(unknown()),
+        _ => Err(unknown_request()),
     }
 }

@@ -1,18 +1,19 @@
-//! Customers.
+//! Customers, and the payment methods of a customer.
 
 use serde_json::{Value, json};
 
-use super::act::{Act, Call, take_over, take_over_metadata};
+use super::api_error::{ApiError, ApiResult};
 use super::lists;
 use super::payment_methods;
-use super::refusal::{Answer, Refusal};
 use super::sources;
 use super::state::{flag, new_id, text};
+use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
 
+/// The fields that are copied from parameters unchanged.
 const PLAIN: &[&str] = &["name", "email", "phone", "description", "address", "shipping", "balance"];
 
 /// `POST /v1/customers`
-pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     check(&call.params)?;
     let id = new_id("cus");
     let mut customer = json!({
@@ -20,7 +21,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "object": "customer",
         "address": null,
         "balance": 0,
-        "created": act.now,
+        "created": tx.now,
         "currency": null,
         "default_source": null,
         "delinquent": false,
@@ -30,7 +31,7 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "invoice_settings": {
             "custom_fields": null, "default_payment_method": null, "footer": null, "rendering_options": null,
         },
-        "livemode": act.account.livemode,
+        "livemode": tx.account.livemode,
         "metadata": {},
         "name": null,
         "next_invoice_sequence": 1,
@@ -40,9 +41,9 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
         "tax_exempt": "none",
         "test_clock": null,
     });
-    take_over(&mut customer, &call.params, PLAIN);
-    take_over(&mut customer, &call.params, &["preferred_locales", "tax_exempt"]);
-    take_over_metadata(&mut customer, &call.params)?;
+    copy_fields(&mut customer, &call.params, PLAIN);
+    copy_fields(&mut customer, &call.params, &["preferred_locales", "tax_exempt"]);
+    merge_metadata(&mut customer, &call.params)?;
     if !text(&call.params, "/invoice_settings/default_payment_method").is_empty()
         && text(&call.params, "/payment_method") != text(&call.params, "/invoice_settings/default_payment_method")
     {
@@ -50,127 +51,127 @@ pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
     }
     let source = text(&call.params, "/source");
     if !source.is_empty() {
-        sources::check(act, source)?;
+        sources::check(tx, source)?;
     }
-    act.insert(customer.clone());
+    tx.insert(customer.clone());
     let given = text(&call.params, "/payment_method");
     if !given.is_empty() {
-        let method = match payment_methods::attach_to(act, given, &id) {
+        let method = match payment_methods::attach_to(tx, given, &id) {
             Ok(method) => method,
-            Err(refusal) => {
-                act.account.objects.remove(&id);
-                act.account.order.entry("customer".to_owned()).or_default().pop();
-                return Err(refusal);
+            Err(api_error) => {
+                tx.account.objects.remove(&id);
+                tx.account.order.entry("customer".to_owned()).or_default().pop();
+                return Err(api_error);
             }
         };
         if !text(&call.params, "/invoice_settings/default_payment_method").is_empty() {
             customer["invoice_settings"]["default_payment_method"] = method["id"].clone();
-            act.put(&customer);
+            tx.put(&customer);
         }
     }
-    act.emit("customer.created", &customer);
+    tx.emit("customer.created", &customer);
     if !source.is_empty() {
-        sources::attach_to(act, source, &id)?;
+        sources::attach_to(tx, source, &id)?;
     }
-    act.find("customer", &id)
+    tx.find("customer", &id)
 }
 
-/// `GET /v1/customers/{id}`; a deleted one is still there, as a stub.
-pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
-    act.find("customer", call.id())
+/// `GET /v1/customers/{id}`. Returns a stub for a deleted customer.
+pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
+    tx.find("customer", call.id())
 }
 
 /// `GET /v1/customers`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
     let email = text(&call.params, "/email");
-    lists::list(act, call, "customer", |customer| {
+    lists::list(tx, call, "customer", |customer| {
         !flag(customer, "/deleted") && (email.is_empty() || text(customer, "/email") == email)
     })
 }
 
 /// `POST /v1/customers/{id}`
-pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
-    let old = existing(act, call.id())?;
+pub(super) fn update(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let old = existing(tx, call.id())?;
     check(&call.params)?;
     let mut customer = old.clone();
-    take_over(&mut customer, &call.params, PLAIN);
-    take_over(&mut customer, &call.params, &["preferred_locales"]);
-    take_over_metadata(&mut customer, &call.params)?;
+    copy_fields(&mut customer, &call.params, PLAIN);
+    copy_fields(&mut customer, &call.params, &["preferred_locales"]);
+    merge_metadata(&mut customer, &call.params)?;
     if let Some(exempt) = call.params.get("tax_exempt") {
         customer["tax_exempt"] = if exempt.is_null() { "none".into() } else { exempt.clone() };
     }
     if let Some(settings) = call.params.get("invoice_settings") {
-        take_over(&mut customer["invoice_settings"], settings, &["footer"]);
+        copy_fields(&mut customer["invoice_settings"], settings, &["footer"]);
         if let Some(method) = settings.get("default_payment_method") {
-            check_attached(act, method, call.id())?;
+            check_attached(tx, method, call.id())?;
             customer["invoice_settings"]["default_payment_method"] = method.clone();
         }
     }
     if let Some(source) = call.params.get("default_source").and_then(Value::as_str) {
-        sources::check_default(act, source, call.id())?;
+        sources::check_default(tx, source, call.id())?;
         customer["default_source"] = source.into();
     }
-    act.change("customer.updated", &old, &customer);
+    tx.change("customer.updated", &old, &customer);
     Ok(customer)
 }
 
-/// Sets the default method as someone in the dashboard would; `null` for none.
-pub(super) fn set_default(act: &mut Act, customer: &str, method: &Value) -> Answer {
-    let old = existing(act, customer)?;
-    check_attached(act, method, customer)?;
+/// Sets the default payment method, as the Dashboard does; `null` clears it.
+pub(super) fn set_default(tx: &mut Transaction, customer: &str, method: &Value) -> ApiResult {
+    let old = existing(tx, customer)?;
+    check_attached(tx, method, customer)?;
     let mut new = old.clone();
     new["invoice_settings"]["default_payment_method"] = method.clone();
-    act.change("customer.updated", &old, &new);
+    tx.change("customer.updated", &old, &new);
     Ok(new)
 }
 
-/// `DELETE /v1/customers/{id}`: detaches its payment methods, and leaves a stub.
-pub(super) fn delete(act: &mut Act, call: &Call) -> Answer {
-    let customer = existing(act, call.id())?;
-    for method in act.all("payment_method", |method| text(method, "/customer") == call.id()) {
-        payment_methods::let_go(act, &method);
+/// `DELETE /v1/customers/{id}`. Detaches the payment methods and leaves a stub.
+pub(super) fn delete(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let customer = existing(tx, call.id())?;
+    for method in tx.all("payment_method", |method| text(method, "/customer") == call.id()) {
+        payment_methods::detach_method(tx, &method);
     }
     let stub = json!({ "id": call.id(), "object": "customer", "deleted": true });
-    act.put(&stub);
-    act.emit("customer.deleted", &customer);
+    tx.put(&stub);
+    tx.emit("customer.deleted", &customer);
     Ok(stub)
 }
 
 /// `GET /v1/customers/{id}/payment_methods`
-pub(super) fn list_payment_methods(act: &mut Act, call: &Call) -> Answer {
-    existing(act, call.id())?;
+pub(super) fn list_payment_methods(tx: &mut Transaction, call: &Call) -> ApiResult {
+    existing(tx, call.id())?;
     let kind = text(&call.params, "/type");
-    lists::list(act, call, "payment_method", |method| {
+    lists::list(tx, call, "payment_method", |method| {
         text(method, "/customer") == call.id() && (kind.is_empty() || text(method, "/type") == kind)
     })
 }
 
 /// `GET /v1/customers/{id}/payment_methods/{id}`
-pub(super) fn retrieve_payment_method(act: &mut Act, call: &Call) -> Answer {
-    existing(act, call.id())?;
+pub(super) fn retrieve_payment_method(tx: &mut Transaction, call: &Call) -> ApiResult {
+    existing(tx, call.id())?;
     let id = call.ids.get(1).map_or("", String::as_str);
     let method =
-        act.get("payment_method", id).ok_or_else(|| Refusal::missing("payment_method", id, "payment_method"))?;
+        tx.get("payment_method", id).ok_or_else(|| ApiError::missing("payment_method", id, "payment_method"))?;
     if text(&method, "/customer") != call.id() {
-        return Err(Refusal::new(404, "invalid_request_error", "Invalid request").at("customer"));
+        return Err(ApiError::new(404, "invalid_request_error", "Invalid request").at("customer"));
     }
     Ok(method)
 }
 
 /// A customer that has not been deleted.
-pub(super) fn existing(act: &Act, id: &str) -> Answer {
-    let customer = act.find("customer", id)?;
-    if flag(&customer, "/deleted") { Err(Refusal::missing("customer", id, "id")) } else { Ok(customer) }
+pub(super) fn existing(tx: &Transaction, id: &str) -> ApiResult {
+    let customer = tx.find("customer", id)?;
+    if flag(&customer, "/deleted") { Err(ApiError::missing("customer", id, "id")) } else { Ok(customer) }
 }
 
-fn check(params: &Value) -> Result<(), Refusal> {
+fn check(params: &Value) -> Result<(), ApiError> {
     let email = text(params, "/email");
     let plausible = |email: &str| {
         let split = email.split_once('@');
         split.is_some_and(|(name, host)| !name.is_empty() && host.contains('.') && !email.contains(' '))
     };
     if !email.is_empty() && !plausible(email) {
-        return Err(Refusal::invalid(format!("Invalid email address: {email}"))
+        return Err(ApiError::invalid(format!("Invalid email address: {email}"))
             .code("email_invalid")
             .at("email")
             .early());
@@ -179,26 +180,26 @@ fn check(params: &Value) -> Result<(), Refusal> {
         let length = params.get(field).and_then(Value::as_str).map_or(0, |value| value.chars().count());
         if length > longest {
             let message = format!("Invalid string: {field} must be at most {longest} characters");
-            return Err(Refusal::invalid(message).code("parameter_invalid_string").at(field).early());
+            return Err(ApiError::invalid(message).code("parameter_invalid_string").at(field).early());
         }
     }
     Ok(())
 }
 
-fn check_attached(act: &Act, method: &Value, customer: &str) -> Result<(), Refusal> {
+fn check_attached(tx: &Transaction, method: &Value, customer: &str) -> Result<(), ApiError> {
     match method.as_str() {
         None => Ok(()),
-        Some(id) => match act.get("payment_method", id) {
+        Some(id) => match tx.get("payment_method", id) {
             Some(method) if text(&method, "/customer") == customer => Ok(()),
             _ => Err(not_attached(id)),
         },
     }
 }
 
-fn not_attached(method: &str) -> Refusal {
+fn not_attached(method: &str) -> ApiError {
     let message = format!(
         "The customer does not have a payment method with the ID {method}. The payment method must be attached to the \
          customer."
     );
-    Refusal::invalid(message).code("resource_missing").at("invoice_settings[default_payment_method]")
+    ApiError::invalid(message).code("resource_missing").at("invoice_settings[default_payment_method]")
 }

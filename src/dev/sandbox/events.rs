@@ -1,17 +1,17 @@
-//! The events list, which keeps 30 days.
+//! Events: retrieval, and the list of the last 30 days.
 
 use serde_json::Value;
 
-use super::act::{Act, Call};
+use super::api_error::{ApiError, ApiResult};
 use super::lists;
-use super::refusal::{Answer, Refusal};
 use super::state::{Account, Event, text};
+use super::transaction::{Call, Transaction};
 use super::versions;
 
-/// How long events can be read, in seconds.
-const KEPT: i64 = 30 * 24 * 60 * 60;
+/// How long events are kept, in seconds.
+const RETENTION: i64 = 30 * 24 * 60 * 60;
 
-/// The types that an endpoint can ask for: those that the sandbox tells, and those of Stripe's that stand near them.
+/// The types to which an endpoint can subscribe: those that the sandbox emits, and related ones of Stripe's.
 pub(super) const TYPES: &[&str] = &[
     "account.application.authorized",
     "account.application.deauthorized",
@@ -78,62 +78,62 @@ pub(super) const TYPES: &[&str] = &[
 ];
 
 /// `GET /v1/events/{id}`
-pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
-    prune(act.account, act.now);
-    let event = act.account.events.iter().find(|event| event.id == call.id());
-    let shown = event.map(|event| versions::render(act.account, shown(event)));
-    shown.ok_or_else(|| Refusal::missing("event", call.id(), "id"))
+pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
+    prune(tx.account, tx.now);
+    let event = tx.account.events.iter().find(|event| event.id == call.id());
+    let rendered = event.map(|event| versions::render(tx.account, to_object(event)));
+    rendered.ok_or_else(|| ApiError::missing("event", call.id(), "id"))
 }
 
 /// `GET /v1/events`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
-    prune(act.account, act.now);
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
+    prune(tx.account, tx.now);
     let params = &call.params;
     let one = text(params, "/type");
     let several: Option<Vec<&str>> =
         params.get("types").and_then(Value::as_array).map(|types| types.iter().filter_map(Value::as_str).collect());
     if !one.is_empty() && several.is_some() {
         let message = "You may only specify one of these parameters: type, types.";
-        return Err(Refusal::invalid(message).at("types").early());
+        return Err(ApiError::invalid(message).at("types").early());
     }
     if several.as_ref().is_some_and(|types| types.len() > 20) {
-        return Err(Refusal::invalid("types can hold at most 20 event types.").at("types").early());
+        return Err(ApiError::invalid("types can hold at most 20 event types.").at("types").early());
     }
     let delivered = params.get("delivery_success").and_then(Value::as_bool);
     let named = |kind: &str| one.is_empty() || one == kind || wildcard(one, kind);
-    let keep = |event: &&Event| {
+    let matches = |event: &&Event| {
         named(&event.kind)
             && several.as_ref().is_none_or(|types| types.contains(&event.kind.as_str()))
             && delivered.is_none_or(|delivered| delivered == (event.pending == 0))
             && lists::within(params, event.created)
     };
-    let matching: Vec<&Event> = act.account.events.iter().rev().filter(keep).collect();
-    // The page is cut out of ids first: parsing every body for a page of ten would be slow.
+    let matching: Vec<&Event> = tx.account.events.iter().rev().filter(matches).collect();
+    // Selects the page by ids first: parsing every body for a page of ten would be slow.
     let ids: Vec<Value> = matching.iter().map(|event| serde_json::json!({ "id": event.id })).collect();
     let mut page = lists::page(&ids, call, "event")?;
     for place in page["data"].as_array_mut().into_iter().flatten() {
         if let Some(event) = matching.iter().find(|event| event.id == text(place, "/id")) {
-            *place = versions::render(act.account, shown(event));
+            *place = versions::render(tx.account, to_object(event));
         }
     }
     Ok(page)
 }
 
-/// `charge.*` means every type that starts so.
+/// Whether the pattern, such as `charge.*`, matches the type.
 fn wildcard(pattern: &str, kind: &str) -> bool {
     pattern.strip_suffix('*').is_some_and(|start| kind.starts_with(start))
 }
 
-/// The event as a read shows it: what it told is frozen, how many deliveries are open is not.
-fn shown(event: &Event) -> Value {
+/// The event as the API returns it. Only `pending_webhooks` changes after the event was emitted.
+fn to_object(event: &Event) -> Value {
     let mut value: Value = serde_json::from_str(&event.body).unwrap_or_default();
     value["pending_webhooks"] = event.pending.into();
     value
 }
 
-/// Forgets events older than 30 days.
+/// Removes events older than 30 days.
 pub(super) fn prune(account: &mut Account, now: i64) {
-    while account.events.front().is_some_and(|event| event.created + KEPT < now) {
+    while account.events.front().is_some_and(|event| event.created + RETENTION < now) {
         account.events.pop_front();
     }
 }

@@ -1,29 +1,29 @@
-//! Faults on demand: what goes wrong between Stripe and its caller, and with webhooks. A rule names the requests it
-//! is for and how often; all rules that match a request apply to it.
+//! Fault injection for requests and webhooks. A rule says which requests it matches and how many it hits. All matching
+//! rules apply to a request.
 
 use serde::{Deserialize, Serialize};
 use time::Duration;
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use crate::dev::rng::Rng;
 
-/// Something that goes wrong with a request.
+/// A fault for requests.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Fault {
     /// `POST`, `GET` or `DELETE`; empty for all.
     pub method: String,
-    /// The path; `*` stands for any letters.
+    /// The path. `*` matches any characters.
     pub path: String,
     /// `acct_…`; empty for all.
     pub account: String,
-    /// Requests that match and pass before the first one is hit.
+    /// The number of matching requests that pass before the first one is hit.
     pub skip: u32,
-    /// How many requests are hit; `null` for all from then on.
+    /// The number of requests to hit; `null` for no limit.
     pub times: Option<u32>,
-    /// How many of a hundred matching requests are hit, by chance.
+    /// The probability that a matching request is hit, in percent.
     pub percent: u8,
-    /// What goes wrong.
+    /// What happens to a request that is hit.
     pub action: Action,
 }
 
@@ -36,27 +36,27 @@ impl Default for Fault {
 }
 
 impl Fault {
-    /// A fault that hits the next request that matches, once.
+    /// A fault that hits only the next matching request.
     pub fn once(method: &str, path: &str, action: Action) -> Self {
         Self { method: method.to_owned(), path: path.to_owned(), action, ..Self::default() }
     }
 }
 
-/// What goes wrong with a request.
+/// What a fault does to a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Action {
-    /// The answer takes longer.
+    /// Delays the response.
     Delay {
-        /// How much, in milliseconds of the clock.
+        /// In milliseconds of the clock.
         milliseconds: u64,
-        /// Wait after the work rather than before it.
+        /// Wait after the request is executed, not before.
         after_work: bool,
     },
     /// 429.
     RateLimit {
         /// `global-rate`, `endpoint-rate`, `global-concurrency`, `endpoint-concurrency`, `resource-specific`; or
-        /// `lock_timeout`, which is a code and has no reason header.
+        /// `lock_timeout`, which is an error code and sets no reason header.
         reason: String,
     },
     /// 401, as if the key had been revoked.
@@ -65,46 +65,46 @@ pub enum Action {
     Forbidden,
     /// 500, stored under the idempotency key and replayed, as at Stripe.
     ServerError {
-        /// What becomes of the work.
+        /// Whether the request is executed.
         work: Effect,
     },
-    /// 503, which nothing remembers; the work is not done.
+    /// 503. The request is not executed, and the response is not stored.
     Unavailable,
-    /// The connection is cut without an answer.
+    /// Resets the connection without a response.
     Cut {
-        /// What becomes of the work.
+        /// Whether the request is executed.
         work: Effect,
     },
 }
 
-/// Whether the work behind a failed answer is done.
+/// Whether a request that fails for its caller is executed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Effect {
     /// Never.
     NotDone,
-    /// Before the answer.
+    /// Before the response.
     Done,
-    /// By itself, later.
+    /// Later, by a timer.
     DoneLater {
-        /// How much later, in seconds of the clock.
+        /// The delay in seconds of the clock.
         seconds: i64,
     },
 }
 
-/// Something that goes wrong with webhooks.
+/// A fault for webhooks.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default)]
 pub struct WebhookFault {
-    /// The event type; `*` stands for any letters.
+    /// The event type. `*` matches any characters.
     pub event: String,
     /// `acct_…`; empty for all.
     pub account: String,
-    /// How many deliveries are hit; `null` for all.
+    /// The number of deliveries to hit; `null` for no limit.
     pub times: Option<u32>,
-    /// How many of a hundred are hit, by chance.
+    /// The probability that a matching delivery is hit, in percent.
     pub percent: u8,
-    /// What goes wrong.
+    /// What happens to a delivery that is hit.
     pub action: WebhookAction,
 }
 
@@ -114,30 +114,30 @@ impl Default for WebhookFault {
     }
 }
 
-/// What goes wrong with a webhook.
+/// What a fault does to a webhook.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum WebhookAction {
-    /// It is never sent; the events list has it.
+    /// Never sends it. The events list contains the event.
     Lose,
-    /// It is sent twice.
+    /// Sends it twice.
     Double,
-    /// It is sent later.
+    /// Sends it later.
     Delay {
-        /// How much later, in milliseconds of the clock.
+        /// The delay in milliseconds of the clock.
         milliseconds: i64,
     },
-    /// It is sent at a random time, so that the order is lost.
+    /// Sends it after a random delay, which changes the order.
     Shuffle {
-        /// The longest wait, in milliseconds of the clock.
+        /// The maximum delay in milliseconds of the clock.
         within_milliseconds: i64,
     },
 }
 
-/// All that will go wrong with one request.
+/// The combined faults for one request.
 #[derive(Debug, Default)]
 pub(super) struct Plan {
-    pub refusal: Option<Refusal>,
+    pub api_error: Option<ApiError>,
     pub delay_before: Duration,
     pub delay_after: Duration,
     pub server_error: Option<Effect>,
@@ -145,9 +145,9 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// Whether nothing goes wrong.
+    /// Whether no fault applies.
     pub fn is_empty(&self) -> bool {
-        self.refusal.is_none()
+        self.api_error.is_none()
             && self.server_error.is_none()
             && self.cut.is_none()
             && self.delay_before.is_zero()
@@ -155,14 +155,14 @@ impl Plan {
     }
 }
 
-/// Collects what the rules do to a request, and counts it.
+/// Combines the rules that hit a request, and updates their counters.
 pub(super) fn plan(rules: &mut Vec<Fault>, rng: &mut Rng, method: &str, path: &str, account: &str) -> Plan {
     let mut plan = Plan::default();
     for rule in rules.iter_mut() {
-        let concerns = (rule.method.is_empty() || rule.method == method)
+        let applies = (rule.method.is_empty() || rule.method == method)
             && (rule.account.is_empty() || rule.account == account)
             && matches(&rule.path, path);
-        if !concerns || rule.times == Some(0) {
+        if !applies || rule.times == Some(0) {
             continue;
         }
         if rule.skip > 0 {
@@ -185,31 +185,31 @@ fn apply(plan: &mut Plan, action: &Action) {
             let delay = Duration::milliseconds(i64::try_from(*milliseconds).unwrap_or(i64::MAX));
             *if *after_work { &mut plan.delay_after } else { &mut plan.delay_before } += delay;
         }
-        Action::RateLimit { reason } if reason == "lock_timeout" => plan.refusal = Some(Refusal::locked()),
-        Action::RateLimit { reason } => plan.refusal = Some(Refusal::limited(reason)),
+        Action::RateLimit { reason } if reason == "lock_timeout" => plan.api_error = Some(ApiError::locked()),
+        Action::RateLimit { reason } => plan.api_error = Some(ApiError::limited(reason)),
         Action::Unauthorized => {
-            let refusal = Refusal::new(401, "invalid_request_error", "Expired API Key provided: ****");
-            plan.refusal = Some(refusal.code("api_key_expired").early());
+            let api_error = ApiError::new(401, "invalid_request_error", "Expired API Key provided: ****");
+            plan.api_error = Some(api_error.code("api_key_expired").early());
         }
         Action::Forbidden => {
             let message = "The provided key does not have the required permissions for this endpoint.";
-            plan.refusal = Some(Refusal::new(403, "invalid_request_error", message).early());
+            plan.api_error = Some(ApiError::new(403, "invalid_request_error", message).early());
         }
         Action::Unavailable => {
             let message = "Stripe is temporarily unavailable. Please try again.";
-            plan.refusal = Some(Refusal::new(503, "api_error", message).early());
+            plan.api_error = Some(ApiError::new(503, "api_error", message).early());
         }
         Action::ServerError { work } => plan.server_error = Some(*work),
         Action::Cut { work } => plan.cut = Some(*work),
     }
 }
 
-/// When the copies of one delivery are sent, in microseconds from now; none if it is lost.
-pub(super) fn sendings(rules: &mut Vec<WebhookFault>, rng: &mut Rng, kind: &str, account: &str) -> Vec<i64> {
+/// The delay of each copy of a delivery, in microseconds; empty if the delivery is lost.
+pub(super) fn delivery_delays(rules: &mut Vec<WebhookFault>, rng: &mut Rng, kind: &str, account: &str) -> Vec<i64> {
     let (mut copies, mut lost, mut delay) = (1, false, 0_i64);
     for rule in rules.iter_mut() {
-        let concerns = (rule.account.is_empty() || rule.account == account) && matches(&rule.event, kind);
-        if !concerns || rule.times == Some(0) || !rng.chance(rule.percent.into()) {
+        let applies = (rule.account.is_empty() || rule.account == account) && matches(&rule.event, kind);
+        if !applies || rule.times == Some(0) || !rng.chance(rule.percent.into()) {
             continue;
         }
         rule.times = rule.times.map(|times| times - 1);
@@ -228,7 +228,7 @@ pub(super) fn sendings(rules: &mut Vec<WebhookFault>, rng: &mut Rng, kind: &str,
     vec![delay; if lost { 0 } else { copies }]
 }
 
-/// Whether `text` fits a pattern in which `*` stands for any letters.
+/// Whether `text` matches a pattern in which `*` matches any characters.
 fn matches(pattern: &str, text: &str) -> bool {
     match pattern.split_once('*') {
         None => pattern == text,
@@ -243,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patterns() {
+    fn star_matches_any_characters() {
         assert!(matches("*", "/v1/customers"));
         assert!(matches("/v1/payment_intents/*/confirm", "/v1/payment_intents/pi_1/confirm"));
         assert!(!matches("/v1/payment_intents/*/confirm", "/v1/payment_intents/pi_1"));
@@ -252,11 +252,11 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_skips_hits_and_is_used_up() {
+    fn a_rule_skips_requests_then_hits_a_limited_number() {
         let rule = Fault { skip: 1, times: Some(2), ..Fault::once("POST", "/v1/*", Action::Unavailable) };
         let mut rules = vec![rule];
         let mut hit =
-            |method: &str| plan(&mut rules, &mut Rng::new(1), method, "/v1/customers", "acct").refusal.is_some();
+            |method: &str| plan(&mut rules, &mut Rng::new(1), method, "/v1/customers", "acct").api_error.is_some();
         assert_eq!([hit("GET"), hit("POST"), hit("POST"), hit("POST"), hit("POST")], [false, false, true, true, false]);
     }
 }

@@ -1,16 +1,16 @@
-//! Stripe's form encoding: `a[b][c]=v`, `a[]=v`, `a[0]=v`, in a body or in a query.
+//! Decodes Stripe's form encoding of a request's body or query: `a[b][c]=v`, `a[]=v`, `a[0]=v`.
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 
-/// No parameter of Stripe's lies deeper; the bound keeps the recursion small.
-const DEEPEST: usize = 8;
+/// The maximum nesting of a parameter. Bounds the recursion; none of Stripe's parameters is deeper.
+const MAX_DEPTH: usize = 8;
 
-/// A decoded form: a value, or fields in the order in which they came.
+/// A decoded form: a value, or fields in the order of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Field {
     /// A plain value.
     Text(String),
-    /// An object or an array (whose keys are then numbers); only the parameter table knows which.
+    /// An object, or an array with its indices as keys. Only the parameter table tells them apart.
     Branch(Vec<(String, Field)>),
 }
 
@@ -26,7 +26,7 @@ pub(super) fn pairs(encoded: &str) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Undoes percent encoding; `+` is a space. Broken escapes stay as they are, broken UTF-8 is replaced.
+/// Decodes percent encoding, with `+` for a space. Keeps invalid escapes and replaces invalid UTF-8.
 fn decode(text: &str) -> String {
     let bytes = text.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
@@ -44,11 +44,11 @@ fn decode(text: &str) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// Builds the tree that the pairs' bracketed keys describe.
-pub(super) fn tree(pairs: &[(String, String)]) -> Result<Field, Refusal> {
+/// Builds the tree that the bracketed keys describe.
+pub(super) fn tree(pairs: &[(String, String)]) -> Result<Field, ApiError> {
     let mut root = Field::Branch(Vec::new());
     for (key, value) in pairs {
-        let path = segments(key).ok_or_else(|| Refusal::invalid(format!("Invalid parameter name: {key}")).at(key))?;
+        let path = segments(key).ok_or_else(|| ApiError::invalid(format!("Invalid parameter name: {key}")).at(key))?;
         insert(&mut root, &path, key, value)?;
     }
     Ok(root)
@@ -64,11 +64,11 @@ fn segments(key: &str) -> Option<Vec<&str>> {
         path.push(part);
         rest = after;
     }
-    (!head.is_empty() && path.len() <= DEEPEST).then_some(path)
+    (!head.is_empty() && path.len() <= MAX_DEPTH).then_some(path)
 }
 
-fn insert(at: &mut Field, path: &[&str], key: &str, value: &str) -> Result<(), Refusal> {
-    let clash = || Refusal::invalid(format!("The parameter {key} was given in two ways, or more than once.")).at(key);
+fn insert(at: &mut Field, path: &[&str], key: &str, value: &str) -> Result<(), ApiError> {
+    let clash = || ApiError::invalid(format!("The parameter {key} was given in two ways, or more than once.")).at(key);
     let Field::Branch(fields) = at else { return Err(clash()) };
     let Some((name, rest)) = path.split_first() else { return Err(clash()) };
     let name = if name.is_empty() { fields.len().to_string() } else { (*name).to_owned() };
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn nested_and_repeated_keys_make_a_tree() {
+    fn nested_and_repeated_keys_form_a_tree() {
         let pairs = pairs("a%5Bb%5D[c]=x+y&t[]=one&t[]=two&n[0][k]=%C3%A4");
         let Field::Branch(fields) = tree(&pairs).unwrap() else { panic!("a form is a branch") };
         assert_eq!(fields[0].1, Field::Branch(vec![("b".into(), Field::Branch(vec![("c".into(), text("x y"))]))]));
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn one_key_twice_is_refused() {
+    fn duplicate_and_malformed_keys_are_rejected() {
         assert!(tree(&pairs("a=1&a=2")).is_err());
         assert!(tree(&pairs("a=1&a[b]=2")).is_err());
         assert!(tree(&pairs("a[b=2")).is_err());

@@ -1,31 +1,31 @@
-//! Which function answers which endpoint of the parameter table.
+//! Maps each endpoint of the parameter table to its handler.
 
-use super::act::{Act, Call};
+use super::api_error::{ApiError, ApiResult};
 use super::parameters::Endpoint;
-use super::refusal::{Answer, Refusal};
+use super::transaction::{Call, Transaction};
 use super::{
     accounts, captures, charges, checkout_sessions, customers, disputes, events, line_items, mandates, payment_intents,
     payment_methods, payment_pages, products, refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
 };
 
-/// What answers an endpoint.
-pub(super) type Handler = fn(&mut Act, &Call) -> Answer;
+/// Executes a request to an endpoint.
+pub(super) type Handler = fn(&mut Transaction, &Call) -> ApiResult;
 
-/// The function behind an endpoint; a test sees to it that each of the table has one.
-pub(super) fn of(endpoint: &Endpoint) -> Handler {
+/// The handler of an endpoint. A test checks that every endpoint of the table has one.
+pub(super) fn find(endpoint: &Endpoint) -> Handler {
     match endpoint.path.strip_prefix("/v1/").unwrap_or_default().split('/').next().unwrap_or_default() {
-        "customers" | "sources" | "payment_methods" | "mandates" | "account" => people(endpoint),
-        "setup_intents" | "setup_attempts" | "checkout" | "payment_intents" => intents(endpoint),
-        _ => rest(endpoint),
+        "customers" | "sources" | "payment_methods" | "mandates" | "account" => customer_handler(endpoint),
+        "setup_intents" | "setup_attempts" | "checkout" | "payment_intents" => intent_handler(endpoint),
+        _ => other_handler(endpoint),
     }
 }
 
-fn name(endpoint: &Endpoint) -> (&str, &str) {
+fn route(endpoint: &Endpoint) -> (&str, &str) {
     (&endpoint.method, endpoint.path.strip_prefix("/v1/").unwrap_or_default())
 }
 
-fn people(endpoint: &Endpoint) -> Handler {
-    match name(endpoint) {
+fn customer_handler(endpoint: &Endpoint) -> Handler {
+    match route(endpoint) {
         ("GET", "account") => accounts::retrieve,
         ("POST", "customers") => customers::create,
         ("GET", "customers") => customers::list,
@@ -46,12 +46,12 @@ fn people(endpoint: &Endpoint) -> Handler {
         ("POST", "payment_methods/{id}/attach") => payment_methods::attach,
         ("POST", "payment_methods/{id}/detach") => payment_methods::detach,
         ("GET", "mandates/{id}") => mandates::retrieve,
-        _ => unhandled,
+        _ => missing_handler,
     }
 }
 
-fn intents(endpoint: &Endpoint) -> Handler {
-    match name(endpoint) {
+fn intent_handler(endpoint: &Endpoint) -> Handler {
+    match route(endpoint) {
         ("POST", "setup_intents") => setup_intents::create,
         ("GET", "setup_intents") => setup_intents::list,
         ("GET", "setup_intents/{id}") => setup_intents::retrieve,
@@ -71,12 +71,12 @@ fn intents(endpoint: &Endpoint) -> Handler {
         ("POST", "payment_intents/{id}/confirm") => payment_intents::confirm,
         ("POST", "payment_intents/{id}/capture") => captures::capture,
         ("POST", "payment_intents/{id}/cancel") => payment_intents::cancel,
-        _ => unhandled,
+        _ => missing_handler,
     }
 }
 
-fn rest(endpoint: &Endpoint) -> Handler {
-    match name(endpoint) {
+fn other_handler(endpoint: &Endpoint) -> Handler {
+    match route(endpoint) {
         ("POST", "products") => products::create,
         ("GET", "products/{id}") => products::retrieve,
         ("POST", "prices") => products::create_price,
@@ -101,12 +101,16 @@ fn rest(endpoint: &Endpoint) -> Handler {
         ("DELETE", "webhook_endpoints/{id}") => webhook_endpoints::delete,
         ("GET", "events") => events::list,
         ("GET", "events/{id}") => events::retrieve,
-        _ => unhandled,
+        _ => missing_handler,
     }
 }
 
-fn unhandled(_: &mut Act, call: &Call) -> Answer {
-    Err(Refusal::new(501, "api_error", format!("The sandbox's table has {}, but nothing answers it.", call.path)))
+fn missing_handler(_: &mut Transaction, call: &Call) -> ApiResult {
+    Err(ApiError::new(
+        501,
+        "api_error",
+        format!("The sandbox has no handler for {}, although its table lists it.", call.path),
+    ))
 }
 
 #[cfg(test)]
@@ -115,9 +119,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_endpoint_of_the_table_is_answered() {
+    fn every_endpoint_of_the_table_has_a_handler() {
         for endpoint in parameters::table() {
-            let missing = std::ptr::fn_addr_eq(of(endpoint), unhandled as Handler);
+            let missing = std::ptr::fn_addr_eq(find(endpoint), missing_handler as Handler);
             assert!(!missing, "{} {} has no handler", endpoint.method, endpoint.path);
         }
     }

@@ -1,36 +1,36 @@
-//! Idempotency keys: the first request under a key is carried out and its answer kept for 24 hours of the clock, be it
-//! 200, 402 or 500; the same request gets the same answer; another request under the key is an error.
+//! Idempotency keys: the response to the first request under a key is stored for 24 hours of the clock, whether it is a
+//! 200, a 402 or a 500. The same request gets the stored response. Any other request under the key is an error.
 
 use serde::{Deserialize, Serialize};
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 use super::state::Account;
 
-/// How long a key is remembered, in seconds.
-const KEPT: i64 = 24 * 60 * 60;
+/// How long a response is stored, in seconds.
+const RETENTION: i64 = 24 * 60 * 60;
 
-/// What is known about a key.
+/// The first request under a key, and its stored response.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Remembered {
-    /// `POST /v1/…` and the form.
+pub(super) struct IdempotentRequest {
+    /// Method and path, `POST /v1/…`.
     pub path: String,
     pub form: Vec<(String, String)>,
     pub request_id: String,
     /// Unix seconds.
     pub created: i64,
-    /// The stored answer; `None` while the first request is being carried out.
-    pub answer: Option<(u16, String)>,
+    /// Status and body. `None` while the request is in progress.
+    pub response: Option<(u16, String)>,
 }
 
-/// What a key means for a request.
-pub(super) enum Verdict {
-    /// Nobody has used it: carry the request out.
+/// What to do with a request under a key.
+pub(super) enum Claim {
+    /// The key is new: execute the request.
     New,
-    /// Answer this, which was the answer to that request.
+    /// Respond with the stored response to the request with this id.
     Replay { status: u16, body: String, request_id: String },
 }
 
-/// Looks a key up, and if it is new, takes it for this request.
+/// Looks a key up and, if it is new, claims it for this request.
 pub(super) fn claim(
     account: &mut Account,
     key: &str,
@@ -38,22 +38,22 @@ pub(super) fn claim(
     form: &[(String, String)],
     request_id: &str,
     now: i64,
-) -> Result<Verdict, Refusal> {
+) -> Result<Claim, ApiError> {
     if key.chars().count() > 255 {
-        return Err(Refusal::invalid("Idempotency keys can be at most 255 characters long.").early());
+        return Err(ApiError::invalid("Idempotency keys can be at most 255 characters long.").early());
     }
     prune(account, now);
     let Some(known) = account.idempotency.get(key) else {
-        let first = Remembered {
+        let first = IdempotentRequest {
             path: path.to_owned(),
             form: form.to_vec(),
             request_id: request_id.to_owned(),
             created: now,
-            answer: None,
+            response: None,
         };
         account.idempotency.insert(key.to_owned(), first);
         account.idempotency_order.push_back((now, key.to_owned()));
-        return Ok(Verdict::New);
+        return Ok(Claim::New);
     };
     if known.path != path || sorted(&known.form) != sorted(form) {
         let message = format!(
@@ -61,53 +61,53 @@ pub(super) fn claim(
              the same endpoint ('{}'). Try using a key other than '{key}' if you meant to execute a different request.",
             known.path
         );
-        return Err(Refusal::new(400, "idempotency_error", message).early());
+        return Err(ApiError::new(400, "idempotency_error", message).early());
     }
-    if let Some((status, body)) = &known.answer {
-        return Ok(Verdict::Replay { status: *status, body: body.clone(), request_id: known.request_id.clone() });
+    if let Some((status, body)) = &known.response {
+        return Ok(Claim::Replay { status: *status, body: body.clone(), request_id: known.request_id.clone() });
     }
     let message = format!(
         "There is currently another in-progress request using this Idempotent Key (that probably means you submitted \
          twice, and the other request is still going through): {key}. Please try again later."
     );
-    let mut refusal = Refusal::new(409, "idempotency_error", message).code("idempotency_key_in_use").early();
-    refusal.should_retry = Some(true);
-    Err(refusal)
+    let mut api_error = ApiError::new(409, "idempotency_error", message).code("idempotency_key_in_use").early();
+    api_error.should_retry = Some(true);
+    Err(api_error)
 }
 
-/// Keeps the answer for the key.
-pub(super) fn remember(account: &mut Account, key: &str, status: u16, body: &str) {
+/// Stores the response under the key.
+pub(super) fn store_response(account: &mut Account, key: &str, status: u16, body: &str) {
     if let Some(known) = account.idempotency.get_mut(key) {
-        known.answer = Some((status, body.to_owned()));
+        known.response = Some((status, body.to_owned()));
     }
 }
 
-/// Keeps the answer for the key if there is none yet.
-pub(super) fn remember_once(account: &mut Account, key: &str, status: u16, body: &str) {
-    if account.idempotency.get(key).is_some_and(|known| known.answer.is_none()) {
-        remember(account, key, status, body);
+/// Stores the response under the key, unless there is one.
+pub(super) fn store_response_once(account: &mut Account, key: &str, status: u16, body: &str) {
+    if account.idempotency.get(key).is_some_and(|known| known.response.is_none()) {
+        store_response(account, key, status, body);
     }
 }
 
-/// Gives the key back: the request was refused before its work began.
-pub(super) fn forget(account: &mut Account, key: &str) {
+/// Releases the key of a request that was not executed.
+pub(super) fn release(account: &mut Account, key: &str) {
     account.idempotency.remove(key);
 }
 
-/// Forgets keys older than 24 hours.
+/// Removes keys older than 24 hours.
 fn prune(account: &mut Account, now: i64) {
     while let Some((created, key)) = account.idempotency_order.front().cloned() {
-        if created + KEPT > now {
+        if created + RETENTION > now {
             return;
         }
         account.idempotency_order.pop_front();
-        if account.idempotency.get(&key).is_some_and(|known| known.created + KEPT <= now) {
+        if account.idempotency.get(&key).is_some_and(|known| known.created + RETENTION <= now) {
             account.idempotency.remove(&key);
         }
     }
 }
 
-/// Stripe compares parameters, not their order.
+/// Sorts the parameters: Stripe ignores their order when it compares requests.
 fn sorted(form: &[(String, String)]) -> Vec<&(String, String)> {
     let mut form: Vec<_> = form.iter().collect();
     form.sort();

@@ -1,48 +1,56 @@
-//! The rate limiter: buckets that fill by the clock, one for each endpoint of an account and one for the account.
+//! The rate limiter: one token bucket per account, and one per account and endpoint. They refill by the clock.
 
 use std::collections::HashMap;
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 
-/// How many requests a second an account may make, in each mode.
+/// Requests per second and account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Of each endpoint.
+    /// For each endpoint.
     pub endpoint: u32,
-    /// In all, with test keys.
+    /// In total, in test mode.
     pub test: u32,
-    /// In all, with live keys.
+    /// In total, in live mode.
     pub live: u32,
 }
 
 impl Default for Limits {
-    /// Stripe's own.
+    /// Stripe's documented limits.
     fn default() -> Self {
         Self { endpoint: 25, test: 25, live: 100 }
     }
 }
 
-/// The buckets.
+/// The token buckets of all accounts.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {
-    /// What is left, in millionths of a request, and when that was so, in microseconds.
+    /// By account and endpoint: the tokens left, in millionths of a request, and the time of that count, in
+    /// microseconds.
     buckets: HashMap<(String, String), (i64, i64)>,
 }
 
 impl Limiter {
-    /// Takes one request out of both buckets, or out of none.
-    pub fn take(&mut self, limits: Limits, slot: &str, live: bool, endpoint: &str, micros: i64) -> Result<(), Refusal> {
+    /// Takes one token from both buckets, or from neither.
+    pub fn take(
+        &mut self,
+        limits: Limits,
+        slot: &str,
+        live: bool,
+        endpoint: &str,
+        micros: i64,
+    ) -> Result<(), ApiError> {
         let total = if live { limits.live } else { limits.test };
-        let wanted = [("", total, "global-rate"), (endpoint, limits.endpoint, "endpoint-rate")];
-        for (name, rate, reason) in wanted {
+        let buckets = [("", total, "global-rate"), (endpoint, limits.endpoint, "endpoint-rate")];
+        for (name, rate, reason) in buckets {
             let bucket = self.buckets.entry((slot.to_owned(), name.to_owned())).or_insert((full(rate), micros));
             let refilled = bucket.0.saturating_add((micros - bucket.1).max(0).saturating_mul(i64::from(rate)));
             *bucket = (refilled.min(full(rate)), micros.max(bucket.1));
             if bucket.0 < ONE {
-                return Err(Refusal::limited(reason));
+                return Err(ApiError::limited(reason));
             }
         }
-        for (name, _, _) in wanted {
+        for (name, _, _) in buckets {
             if let Some(bucket) = self.buckets.get_mut(&(slot.to_owned(), name.to_owned())) {
                 bucket.0 -= ONE;
             }
@@ -51,10 +59,10 @@ impl Limiter {
     }
 }
 
-/// One request.
+/// One request, in millionths.
 const ONE: i64 = 1_000_000;
 
-/// A full bucket holds one second's requests.
+/// A bucket holds the requests of one second.
 fn full(rate: u32) -> i64 {
     i64::from(rate) * ONE
 }
@@ -64,10 +72,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_empties_and_fills_by_the_clock() {
+    fn buckets_refill_by_the_clock() {
         let (mut limiter, limits) = (Limiter::default(), Limits { endpoint: 2, test: 3, live: 9 });
         let mut take = |endpoint: &str, micros: i64| {
-            limiter.take(limits, "acct", false, endpoint, micros).err().and_then(|refusal| refusal.limited)
+            limiter.take(limits, "acct", false, endpoint, micros).err().and_then(|api_error| api_error.limited)
         };
         assert_eq!(take("a", 0), None);
         assert_eq!(take("a", 0), None);

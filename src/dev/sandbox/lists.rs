@@ -1,37 +1,37 @@
-//! Lists: newest first, pages by cursor, filters by time; and `expand`.
+//! Lists, newest first, with cursors and time filters; and `expand`.
 
 use serde_json::{Value, json};
 
-use super::act::{Act, Call};
+use super::api_error::{ApiError, ApiResult};
 use super::line_items;
-use super::refusal::{Answer, Refusal};
 use super::state::{Account, number, text};
+use super::transaction::{Call, Transaction};
 use super::versions;
 
-/// A page of the objects of a kind that `keep` keeps.
-pub(super) fn list(act: &Act, call: &Call, kind: &str, keep: impl Fn(&Value) -> bool) -> Answer {
-    let matching = act.all(kind, |object| keep(object) && within(&call.params, number(object, "/created")));
+/// A page of the matching objects of a type.
+pub(super) fn list(tx: &Transaction, call: &Call, kind: &str, matches: impl Fn(&Value) -> bool) -> ApiResult {
+    let matching = tx.all(kind, |object| matches(object) && within(&call.params, number(object, "/created")));
     page(&matching, call, kind)
 }
 
-/// Cuts the page out of everything that matches (newest first).
-pub(super) fn page(matching: &[Value], call: &Call, kind: &str) -> Answer {
+/// The requested page of all matching objects, which are newest first.
+pub(super) fn page(matching: &[Value], call: &Call, kind: &str) -> ApiResult {
     let limit = match call.params.get("limit").and_then(Value::as_i64) {
         None => 10,
         Some(limit) => usize::try_from(limit).ok().filter(|limit| (1..=100).contains(limit)).ok_or_else(|| {
-            Refusal::invalid("Limits must be between 1 and 100.").code("parameter_invalid_integer").at("limit").early()
+            ApiError::invalid("Limits must be between 1 and 100.").code("parameter_invalid_integer").at("limit").early()
         })?,
     };
     let (after, before) = (text(&call.params, "/starting_after"), text(&call.params, "/ending_before"));
     if !after.is_empty() && !before.is_empty() {
         let message = "You may only specify one of these parameters: starting_after, ending_before.";
-        return Err(Refusal::invalid(message).early());
+        return Err(ApiError::invalid(message).early());
     }
     let place = |cursor: &str, param: &str| {
         matching
             .iter()
             .position(|object| text(object, "/id") == cursor)
-            .ok_or_else(|| Refusal { status: 400, ..Refusal::missing(kind, cursor, param) })
+            .ok_or_else(|| ApiError { status: 400, ..ApiError::missing(kind, cursor, param) })
     };
     let (from, to, has_more) = if before.is_empty() {
         let start = if after.is_empty() { 0 } else { place(after, "starting_after")? + 1 };
@@ -45,7 +45,7 @@ pub(super) fn page(matching: &[Value], call: &Call, kind: &str) -> Answer {
     Ok(json!({ "object": "list", "data": data, "has_more": has_more, "url": call.path }))
 }
 
-/// Whether a time passes the `created` filter.
+/// Whether a time matches the `created` filter.
 pub(super) fn within(params: &Value, created: i64) -> bool {
     match params.get("created") {
         None => true,
@@ -62,7 +62,7 @@ pub(super) fn within(params: &Value, created: i64) -> bool {
     }
 }
 
-/// What can be expanded, so that a mistake is told before any work is done.
+/// The fields that can be expanded, so that a mistake is an error before the request is executed.
 const EXPANDABLE: &[&str] = &[
     "balance_transaction",
     "charge",
@@ -79,47 +79,47 @@ const EXPANDABLE: &[&str] = &[
     "setup_intent",
 ];
 
-/// Refuses `expand[]` of what never can be.
-pub(super) fn check_expand(params: &Value) -> Result<(), Refusal> {
+/// Rejects `expand[]` of a field that can never be expanded.
+pub(super) fn check_expand(params: &Value) -> Result<(), ApiError> {
     for path in params.get("expand").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
         let first = path.strip_prefix("data.").unwrap_or(path).split('.').next().unwrap_or_default();
         if !EXPANDABLE.contains(&first) {
             let message = format!("This property cannot be expanded ({path}).");
-            return Err(Refusal::invalid(message).at("expand").early());
+            return Err(ApiError::invalid(message).at("expand").early());
         }
         if path.split('.').count() > 4 {
-            return Err(Refusal::invalid("You cannot expand more than 4 levels of a property.").at("expand").early());
+            return Err(ApiError::invalid("You cannot expand more than 4 levels of a property.").at("expand").early());
         }
     }
     Ok(())
 }
 
-/// Puts objects, as the version shows them, in the place of their ids, for every `expand[]`.
-pub(super) fn expand(account: &Account, answer: &mut Value, params: &Value, version: &str) -> Result<(), Refusal> {
-    let Some(wanted) = params.get("expand").and_then(Value::as_array) else { return Ok(()) };
-    for path in wanted.iter().filter_map(Value::as_str) {
+/// Replaces ids by their objects, rendered in the version, for every `expand[]`.
+pub(super) fn expand(account: &Account, result: &mut Value, params: &Value, version: &str) -> Result<(), ApiError> {
+    let Some(paths) = params.get("expand").and_then(Value::as_array) else { return Ok(()) };
+    for path in paths.iter().filter_map(Value::as_str) {
         let parts: Vec<&str> = path.split('.').collect();
-        expand_one(account, answer, &parts, path, version)?;
+        expand_one(account, result, &parts, path, version)?;
     }
     Ok(())
 }
 
-fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str, version: &str) -> Result<(), Refusal> {
+fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str, version: &str) -> Result<(), ApiError> {
     let Some((field, rest)) = parts.split_first() else { return Ok(()) };
-    let cannot = || Refusal::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
+    let cannot = || ApiError::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
     if *field == "line_items" && text(at, "/object") == "checkout.session" {
-        at[*field] = line_items::shown(account, text(at, "/id"));
+        at[*field] = line_items::expanded(account, text(at, "/id"));
     }
     let inner = at.get_mut(*field).ok_or_else(cannot)?;
     if let Value::String(id) = inner {
         let absent = || {
-            Refusal::invalid(format!("This sandbox does not keep the object {id}: it cannot expand {path}."))
+            ApiError::invalid(format!("This sandbox does not keep the object {id}: it cannot expand {path}."))
                 .at("expand")
                 .early()
         };
         let object = account.objects.get(id.as_str()).ok_or_else(absent)?.clone();
         *inner = object;
-        versions::render_answer(account, inner, version);
+        versions::render_response(account, inner, version);
     }
     match inner {
         Value::Array(items) => items.iter_mut().try_for_each(|item| expand_one(account, item, rest, path, version)),

@@ -1,51 +1,51 @@
-//! Which types of payment methods an intent takes: the ones named in `payment_method_types`, those of
-//! `allowed_payment_method_types` that fit, or whatever the account has activated and the currency allows.
+//! The payment method types of an intent: those named in `payment_method_types`, the usable ones of
+//! `allowed_payment_method_types`, or all that the account has activated and the currency allows.
 
 use serde_json::{Value, json};
 
+use super::api_error::ApiError;
 use super::captures::is_manual;
 use super::payment_intents::{KINDS, check_types};
-use super::refusal::Refusal;
 use super::state::{flag, text};
 
-/// The parameters of which a request can give one.
+/// The parameters that choose types. They exclude each other.
 const CHOICES: [&str; 3] = ["allowed_payment_method_types", "automatic_payment_methods", "payment_method_types"];
 
-fn check_one_choice(params: &Value) -> Result<(), Refusal> {
+fn check_one_choice(params: &Value) -> Result<(), ApiError> {
     let given: Vec<&str> = CHOICES.into_iter().filter(|choice| params.get(choice).is_some()).collect();
     if given.len() < 2 {
         return Ok(());
     }
     let message = format!("You may only specify one of these parameters: {}.", given.join(", "));
-    Err(Refusal::invalid(message).early())
+    Err(ApiError::invalid(message).early())
 }
 
-/// Those of the allowed types that can be used; the others are left out without an error. Stripe refuses an intent that
-/// nothing can pay.
-fn usable(allowed: &Value, fits: impl Fn(&str) -> bool) -> Result<Value, Refusal> {
+/// The allowed types that can be used. The others are left out without an error, but Stripe rejects an intent for which
+/// no type is left.
+fn usable(allowed: &Value, fits: impl Fn(&str) -> bool) -> Result<Value, ApiError> {
     let allowed = allowed.as_array().into_iter().flatten().filter_map(Value::as_str);
     let usable: Vec<&str> = allowed.filter(|kind| KINDS.contains(kind) && fits(kind)).collect();
     if usable.is_empty() {
         let message = "None of the payment method types in `allowed_payment_method_types` can be used: activate them in \
                        your dashboard, and check that they take the currency.";
-        let refusal = Refusal::invalid(message).code("payment_intent_invalid_parameter");
-        return Err(refusal.at("allowed_payment_method_types").early());
+        let api_error = ApiError::invalid(message).code("payment_intent_invalid_parameter");
+        return Err(api_error.at("allowed_payment_method_types").early());
     }
     Ok(json!(usable))
 }
 
-/// Whether the PaymentIntent's currency allows the type.
+/// Whether the type supports the PaymentIntent's currency.
 fn takes_currency(intent: &Value, kind: &str) -> bool {
     kind != "sepa_debit" || text(intent, "/currency") == "eur"
 }
 
-/// Whether the type can pay the PaymentIntent; a bank debit cannot be held for a later capture.
+/// Whether the type can pay the PaymentIntent. Bank debits do not support manual capture.
 fn fits(intent: &Value, kind: &str) -> bool {
     takes_currency(intent, kind) && (kind != "sepa_debit" || !is_manual(intent))
 }
 
 /// Sets the types of a new PaymentIntent.
-pub(super) fn choose(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+pub(super) fn choose(intent: &mut Value, params: &Value) -> Result<(), ApiError> {
     check_one_choice(params)?;
     if let Some(types) = params.get("payment_method_types") {
         intent["payment_method_types"] = explicit(intent, types)?;
@@ -62,20 +62,20 @@ pub(super) fn choose(intent: &mut Value, params: &Value) -> Result<(), Refusal> 
     Ok(())
 }
 
-/// Sets other types, if the request names any; the types must fit what else the request has changed.
-pub(super) fn replace(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+/// Replaces the types if the request names any, and checks them against what else the request has changed.
+pub(super) fn replace(intent: &mut Value, params: &Value) -> Result<(), ApiError> {
     if ["payment_method_types", "allowed_payment_method_types"].iter().any(|choice| params.get(choice).is_some()) {
         intent["automatic_payment_methods"] = Value::Null;
         intent["allowed_payment_method_types"] = Value::Null;
         return choose(intent, params);
     }
-    // `payment_method_types` is always set; it was given only where neither of the others is.
+    // `payment_method_types` is always set. It was given explicitly only if neither of the others is set.
     let choice = CHOICES.into_iter().find(|choice| !intent[*choice].is_null()).unwrap_or("payment_method_types");
     let chosen = json!({ choice: intent[choice] });
     choose(intent, &chosen)
 }
 
-fn explicit(intent: &Value, types: &Value) -> Result<Value, Refusal> {
+fn explicit(intent: &Value, types: &Value) -> Result<Value, ApiError> {
     check_types(types)?;
     let named = || types.as_array().into_iter().flatten().filter_map(Value::as_str);
     let message = if named().any(|kind| !takes_currency(intent, kind)) {
@@ -89,12 +89,12 @@ fn explicit(intent: &Value, types: &Value) -> Result<Value, Refusal> {
     } else {
         return Ok(types.clone());
     };
-    let refusal = Refusal::invalid(message).code("payment_intent_invalid_parameter");
-    Err(refusal.at("payment_method_types").early())
+    let api_error = ApiError::invalid(message).code("payment_intent_invalid_parameter");
+    Err(api_error.at("payment_method_types").early())
 }
 
-/// The types that a Checkout session offers; whatever can be used unless the request names some.
-pub(super) fn of_session(currency: &str, params: &Value) -> Result<Value, Refusal> {
+/// The types that a Checkout Session offers: all usable ones unless the request names some.
+pub(super) fn for_session(currency: &str, params: &Value) -> Result<Value, ApiError> {
     check_one_choice(params)?;
     if let Some(types) = params.get("payment_method_types") {
         check_types(types)?;
@@ -102,14 +102,14 @@ pub(super) fn of_session(currency: &str, params: &Value) -> Result<Value, Refusa
     }
     let fits = |kind: &str| kind != "sepa_debit" || currency == "eur";
     match params.get("allowed_payment_method_types") {
-        // Without a currency only what stores a method is made, and every type can be stored.
+        // Without a currency it is a setup session, and every type can be set up.
         Some(allowed) => usable(allowed, |kind| currency.is_empty() || fits(kind)),
         None => Ok(KINDS.into_iter().filter(|kind| fits(kind)).collect()),
     }
 }
 
-/// Sets the types of a SetupIntent, if the request names any.
-pub(super) fn choose_for_setup(intent: &mut Value, params: &Value) -> Result<(), Refusal> {
+/// Sets the types of a SetupIntent if the request names any.
+pub(super) fn choose_for_setup(intent: &mut Value, params: &Value) -> Result<(), ApiError> {
     check_one_choice(params)?;
     if let Some(types) = params.get("payment_method_types") {
         check_types(types)?;

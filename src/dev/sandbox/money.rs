@@ -1,6 +1,6 @@
-//! Currencies and amounts.
+//! Currencies, and the limits of amounts.
 
-use super::refusal::Refusal;
+use super::api_error::ApiError;
 
 const ZERO_DECIMALS: &[&str] =
     &["bif", "clp", "djf", "gnf", "jpy", "kmf", "krw", "mga", "pyg", "rwf", "vnd", "vuv", "xaf", "xof", "xpf"];
@@ -16,7 +16,7 @@ const TWO_DECIMALS: &[&str] = &[
     "ugx", "usd", "uyu", "uzs", "wst", "xcd", "xcg", "yer", "zar", "zmw",
 ];
 
-/// Stripe's minimum charges, in minor units.
+/// Stripe's minimum charge amounts, in minor units.
 const MINIMUM: &[(&str, i64)] = &[
     ("usd", 50),
     ("eur", 50),
@@ -44,37 +44,37 @@ const MINIMUM: &[(&str, i64)] = &[
     ("krw", 50),
 ];
 
-/// The most that cards can be charged: twelve digits.
-const MOST: i64 = 999_999_999_999;
+/// The maximum amount of a card charge: twelve digits.
+const MAX_AMOUNT: i64 = 999_999_999_999;
 
-/// The most that one SEPA debit takes: 10,000 EUR.
-pub(super) const MOST_BY_DEBIT: i64 = 1_000_000;
+/// The maximum amount of a SEPA debit: 10,000 EUR.
+pub(super) const MAX_DEBIT: i64 = 1_000_000;
 
-/// The currency in lower case, if Stripe knows it.
-pub(super) fn currency(given: &str) -> Result<String, Refusal> {
+/// The currency in lower case, if Stripe supports it.
+pub(super) fn currency(given: &str) -> Result<String, ApiError> {
     let lower = given.to_lowercase();
     if [ZERO_DECIMALS, THREE_DECIMALS, TWO_DECIMALS].iter().any(|known| known.contains(&lower.as_str())) {
         return Ok(lower);
     }
     let known = [TWO_DECIMALS, ZERO_DECIMALS, THREE_DECIMALS].concat().join(", ");
     let message = format!("Invalid currency: {lower}. Stripe currently supports these currencies: {known}");
-    Err(Refusal::invalid(message).at("currency").early())
+    Err(ApiError::invalid(message).at("currency").early())
 }
 
-/// Whether the amount can be charged in the currency.
-pub(super) fn check_amount(amount: i64, currency: &str, param: &str) -> Result<(), Refusal> {
+/// Checks that the amount can be charged in the currency.
+pub(super) fn check_amount(amount: i64, currency: &str, param: &str) -> Result<(), ApiError> {
     if amount < 1 {
         let message = "This value must be greater than or equal to 1.";
-        return Err(Refusal::invalid(message).code("parameter_invalid_integer").at(param).early());
+        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at(param).early());
     }
-    if amount > MOST {
+    if amount > MAX_AMOUNT {
         let message = "Amount must be no more than 999,999,999,999.";
-        return Err(Refusal::invalid(message).code("amount_too_large").at(param).early());
+        return Err(ApiError::invalid(message).code("amount_too_large").at(param).early());
     }
     let minimum = MINIMUM.iter().find(|(known, _)| *known == currency).map_or(1, |(_, minimum)| *minimum);
     if amount < minimum {
-        let message = format!("Amount must be at least {} {currency}", shown(minimum, currency));
-        return Err(Refusal::invalid(message).code("amount_too_small").at(param).early());
+        let message = format!("Amount must be at least {} {currency}", format_amount(minimum, currency));
+        return Err(ApiError::invalid(message).code("amount_too_small").at(param).early());
     }
     let round = match currency {
         "isk" | "ugx" => 100,
@@ -83,13 +83,13 @@ pub(super) fn check_amount(amount: i64, currency: &str, param: &str) -> Result<(
     };
     if amount % round != 0 {
         let message = format!("Invalid amount: amounts in {currency} must be divisible by {round}.");
-        return Err(Refusal::invalid(message).at(param).early());
+        return Err(ApiError::invalid(message).at(param).early());
     }
     Ok(())
 }
 
-/// An amount as people write it: `49.00`.
-pub(super) fn shown(amount: i64, currency: &str) -> String {
+/// Formats an amount in major units: `49.00`.
+pub(super) fn format_amount(amount: i64, currency: &str) -> String {
     let decimals = match currency {
         currency if ZERO_DECIMALS.contains(&currency) => return amount.to_string(),
         currency if THREE_DECIMALS.contains(&currency) => 3,
@@ -105,18 +105,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn amounts_are_shown_in_their_currency() {
-        assert_eq!(shown(4900, "eur"), "49.00");
-        assert_eq!(shown(4900, "jpy"), "4900");
-        assert_eq!(shown(1230, "kwd"), "1.230");
+    fn amounts_have_the_decimals_of_their_currency() {
+        assert_eq!(format_amount(4900, "eur"), "49.00");
+        assert_eq!(format_amount(4900, "jpy"), "4900");
+        assert_eq!(format_amount(1230, "kwd"), "1.230");
     }
 
     #[test]
-    fn amounts_that_stripe_refuses() {
+    fn amounts_outside_stripes_limits_are_rejected() {
         assert!(check_amount(49, "eur", "amount").is_err());
         assert!(check_amount(50, "eur", "amount").is_ok());
         assert!(check_amount(1235, "kwd", "amount").is_err());
-        assert!(check_amount(MOST + 1, "eur", "amount").is_err());
+        assert!(check_amount(MAX_AMOUNT + 1, "eur", "amount").is_err());
         assert!(currency("xyz").is_err());
         for (amount, currency) in [(1, "isk"), (150, "ugx"), (5001, "kwd")] {
             assert!(check_amount(amount, currency, "amount").is_err(), "{amount} {currency}");

@@ -1,36 +1,34 @@
-//! What each endpoint takes: one table (`parameters.txt`), and the check that holds a request against it. Unknown
-//! names, wrong types and missing values are errors, as at Stripe; nothing is ignored.
+//! Checks requests against the table of endpoints and their parameters, `parameters.txt`. Unknown names, wrong types
+//! and missing values are errors, as at Stripe.
 
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
+use super::api_error::ApiError;
 use super::form::{self, Field};
-use super::lacking;
-use super::refusal::Refusal;
+use super::unsupported;
 
-/// One endpoint of the table.
+/// An endpoint of the table.
 #[derive(Debug)]
 pub(super) struct Endpoint {
     /// `POST`, `GET` or `DELETE`.
     pub method: String,
-    /// The path, with `{id}` for what varies.
+    /// With `{id}` in place of each id.
     pub path: String,
-    /// The permission that a restricted key needs, `customer_write` for instance.
+    /// The permission that a restricted key needs, such as `customer_write`.
     pub permission: String,
-    /// Its parameters.
     pub parameters: BTreeMap<String, Parameter>,
 }
 
-/// One parameter, or one field of one.
+/// A parameter, or a field of one.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Parameter {
-    /// What it holds.
     pub kind: Kind,
-    /// Must be given (within its parent, if that is).
+    /// Must be given, within its parent if that is given.
     pub required: bool,
-    /// May be given empty, which unsets the value.
+    /// May be empty, which unsets the value.
     pub clearable: bool,
 }
 
@@ -38,14 +36,14 @@ pub(super) struct Parameter {
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
     Text,
-    /// A text of at most so many characters.
+    /// A string of at most this many characters.
     Short(usize),
     Integer,
     Boolean,
     Time,
     /// A time, or an object of `gt`, `gte`, `lt`, `lte`.
     Range,
-    /// Strings by any name: metadata.
+    /// A map from any name to a string, such as metadata.
     Strings,
     Choice(Vec<String>),
     Object(BTreeMap<String, Parameter>),
@@ -66,7 +64,7 @@ pub(super) fn table() -> &'static [Endpoint] {
     &TABLE
 }
 
-/// Reads the table. It is part of the program, so a mistake in it is a bug and panics; a test reads it.
+/// Parses the table. Panics on a mistake, which is a bug: the table is compiled in, and tests parse it.
 fn read(text: &str) -> Vec<Endpoint> {
     let mut groups: BTreeMap<String, BTreeMap<String, Parameter>> = BTreeMap::new();
     let mut endpoints: Vec<Endpoint> = Vec::new();
@@ -90,14 +88,14 @@ fn read(text: &str) -> Vec<Endpoint> {
         let (name, kind) = match words[..] {
             [name] => ("", name),
             [name, kind] => (name, kind),
-            _ => panic!("the parameter table has a line that makes no sense: {line}"),
+            _ => panic!("the parameter table has an invalid line: {line}"),
         };
         let (name, clearable) = name.strip_suffix('?').map_or((name, false), |name| (name, true));
         let mut parameter = typed(kind, &groups);
         parameter.clearable |= clearable;
         let fields = match &group {
             Some(group) => groups.entry(group.clone()).or_default(),
-            None => &mut endpoints.last_mut().expect("a parameter stands under an endpoint").parameters,
+            None => &mut endpoints.last_mut().expect("a parameter follows an endpoint").parameters,
         };
         place(fields, name, parameter);
     }
@@ -124,10 +122,10 @@ fn typed(word: &str, groups: &BTreeMap<String, BTreeMap<String, Parameter>>) -> 
     Parameter { kind, required, clearable }
 }
 
-/// Puts `parameter` where `name`, `a[b][]` for instance, says.
+/// Inserts a parameter at its bracketed name, such as `a[b][]`.
 fn place(fields: &mut BTreeMap<String, Parameter>, name: &str, parameter: Parameter) {
     if name.is_empty() {
-        let Kind::Object(group) = parameter.kind else { panic!("only a group can stand alone") };
+        let Kind::Object(group) = parameter.kind else { panic!("only a group can be without a name") };
         fields.extend(group);
         return;
     }
@@ -142,11 +140,11 @@ fn descend(at: &mut Parameter, rest: &str, parameter: Parameter) {
     };
     if part.is_empty() {
         if !matches!(at.kind, Kind::Array(_)) {
-            // In `a[] string!` the array must be given, in `a[][b] string!` the field of each item.
+            // `a[] string!` requires the array, `a[][b] string!` the field of each item.
             let required = parameter.required && rest.is_empty();
             *at = Parameter { kind: Kind::Array(Box::default()), required, clearable: false };
         }
-        let Kind::Array(items) = &mut at.kind else { unreachable!("made an array just above") };
+        let Kind::Array(items) = &mut at.kind else { unreachable!("set to an array above") };
         let required = parameter.required && !rest.is_empty();
         descend(items, rest, Parameter { required, ..parameter });
     } else {
@@ -155,45 +153,45 @@ fn descend(at: &mut Parameter, rest: &str, parameter: Parameter) {
     }
 }
 
-/// The endpoint for a method and a path, and the ids that stand in the path.
+/// The endpoint of a method and a path, with the ids in the path.
 pub(super) fn route<'a>(method: &str, path: &'a str) -> Option<(&'static Endpoint, Vec<&'a str>)> {
     let mut endpoints = TABLE.iter().filter(|endpoint| endpoint.method == method);
     endpoints.find_map(|endpoint| Some((endpoint, matches(&endpoint.path, path)?)))
 }
 
-/// The ids in `path`, if it is one of those that `known` stands for.
+/// The ids in `path`, if it matches the pattern `known`.
 pub(super) fn matches<'a>(known: &str, path: &'a str) -> Option<Vec<&'a str>> {
     let (mut ids, mut given) = (Vec::new(), path.split('/'));
-    for wanted in known.split('/') {
+    for expected in known.split('/') {
         match given.next() {
-            // No id is called so: it is the name of Stripe's search endpoints.
-            Some("search") if wanted == "{id}" => return None,
-            Some(part) if wanted == "{id}" && !part.is_empty() => ids.push(part),
-            Some(part) if part == wanted => {}
+            // Not an id, but the name of Stripe's search endpoints.
+            Some("search") if expected == "{id}" => return None,
+            Some(part) if expected == "{id}" && !part.is_empty() => ids.push(part),
+            Some(part) if part == expected => {}
             _ => return None,
         }
     }
     given.next().is_none().then_some(ids)
 }
 
-/// Holds a request against the table: `Err` says in Stripe's words what is wrong with it. For tests that record
-/// traffic. `form` are the decoded pairs of the body or the query, `("metadata[a]", "b")` for instance.
+/// Checks a recorded request against the table. `form` holds the decoded pairs of the body or query, such as
+/// `("metadata[a]", "b")`.
 ///
 /// # Errors
-/// The endpoint is unknown, or a parameter is unknown, of the wrong type, given twice or missing.
+/// Stripe's message, if the endpoint is unknown, or a parameter is unknown, of the wrong type, given twice or missing.
 pub fn check(method: &str, path: &str, form: &[(String, String)]) -> Result<(), String> {
     let (endpoint, _) = route(method, path).ok_or_else(|| format!("unknown endpoint: {method} {path}"))?;
     match typed_form(endpoint, form) {
         Ok(_) => Ok(()),
-        Err(refusal) => Err(refusal.error["message"].as_str().unwrap_or_default().to_owned()),
+        Err(api_error) => Err(api_error.error["message"].as_str().unwrap_or_default().to_owned()),
     }
 }
 
-/// The request's parameters as typed JSON: numbers, booleans, arrays; `null` for what is to be unset.
-pub(super) fn typed_form(endpoint: &Endpoint, pairs: &[(String, String)]) -> Result<Value, Refusal> {
-    match form::tree(pairs).map_err(Refusal::early)? {
+/// The parameters of a request as typed JSON: numbers, booleans, arrays, and `null` for a value to unset.
+pub(super) fn typed_form(endpoint: &Endpoint, pairs: &[(String, String)]) -> Result<Value, ApiError> {
+    match form::tree(pairs).map_err(ApiError::early)? {
         Field::Branch(fields) => object(&endpoint.parameters, &fields, "")
-            .map_err(|refusal| lacking::explain(refusal.early(), endpoint, pairs)),
+            .map_err(|api_error| unsupported::explain(api_error.early(), endpoint, pairs)),
         Field::Text(_) => Ok(Value::Object(Map::new())),
     }
 }
@@ -202,7 +200,7 @@ fn join(parent: &str, name: &str) -> String {
     if parent.is_empty() { name.to_owned() } else { format!("{parent}[{name}]") }
 }
 
-fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent: &str) -> Result<Value, Refusal> {
+fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent: &str) -> Result<Value, ApiError> {
     let mut out = Map::new();
     for (name, field) in given {
         let path = join(parent, name);
@@ -212,19 +210,19 @@ fn object(known: &BTreeMap<String, Parameter>, given: &[(String, Field)], parent
     match known.iter().find(|(name, parameter)| parameter.required && !out.contains_key(*name)) {
         Some((name, _)) => {
             let path = join(parent, name);
-            Err(Refusal::invalid(format!("Missing required param: {path}.")).code("parameter_missing").at(&path))
+            Err(ApiError::invalid(format!("Missing required param: {path}.")).code("parameter_missing").at(&path))
         }
         None => Ok(Value::Object(out)),
     }
 }
 
-/// The refusal of a parameter that the endpoint does not have.
-pub(super) fn unknown(path: &str) -> Refusal {
-    Refusal::invalid(format!("Received unknown parameter: {path}")).code("parameter_unknown").at(path)
+/// The error for a parameter that the endpoint does not have.
+pub(super) fn unknown(path: &str) -> ApiError {
+    ApiError::invalid(format!("Received unknown parameter: {path}")).code("parameter_unknown").at(path)
 }
 
-fn value(parameter: &Parameter, field: &Field, path: &str) -> Result<Value, Refusal> {
-    let wrong = |what: &str| Refusal::invalid(format!("Invalid {what}")).at(path);
+fn value(parameter: &Parameter, field: &Field, path: &str) -> Result<Value, ApiError> {
+    let wrong = |what: &str| ApiError::invalid(format!("Invalid {what}")).at(path);
     match (&parameter.kind, field) {
         (_, Field::Text(text)) if text.is_empty() => {
             if parameter.clearable {
@@ -234,7 +232,7 @@ fn value(parameter: &Parameter, field: &Field, path: &str) -> Result<Value, Refu
                 "You passed an empty string for '{path}'. We assume empty values are an attempt to unset a parameter; \
                  however '{path}' cannot be unset. You should remove '{path}' from your request or supply a non-empty value."
             );
-            Err(Refusal::invalid(message).code("parameter_invalid_empty").at(path))
+            Err(ApiError::invalid(message).code("parameter_invalid_empty").at(path))
         }
         (Kind::Object(known), Field::Branch(given)) => object(known, given, path),
         (Kind::Object(_) | Kind::Strings, Field::Text(_)) => Err(wrong("object")),
@@ -250,60 +248,59 @@ fn value(parameter: &Parameter, field: &Field, path: &str) -> Result<Value, Refu
     }
 }
 
-fn array(items: &Parameter, given: &[(String, Field)], path: &str) -> Result<Value, Refusal> {
+fn array(items: &Parameter, given: &[(String, Field)], path: &str) -> Result<Value, ApiError> {
     let mut numbered = Vec::new();
     for (index, field) in given {
-        let index: usize = index.parse().map_err(|_| Refusal::invalid("Invalid array").at(path))?;
+        let index: usize = index.parse().map_err(|_| ApiError::invalid("Invalid array").at(path))?;
         numbered.push((index, value(items, field, &format!("{path}[{index}]"))?));
     }
     numbered.sort_by_key(|(index, _)| *index);
     Ok(numbered.into_iter().map(|(_, item)| item).collect())
 }
 
-fn scalar(kind: &Kind, text: &str, path: &str) -> Result<Value, Refusal> {
+fn scalar(kind: &Kind, text: &str, path: &str) -> Result<Value, ApiError> {
     match kind {
         Kind::Integer | Kind::Time | Kind::Range => text.parse::<i64>().map(Value::from).map_err(|_| {
-            Refusal::invalid(format!("Invalid integer: {text}")).code("parameter_invalid_integer").at(path)
+            ApiError::invalid(format!("Invalid integer: {text}")).code("parameter_invalid_integer").at(path)
         }),
         Kind::Boolean => text.parse::<bool>().map(Value::from).map_err(|_| {
-            Refusal::invalid(format!("Invalid boolean: {text}")).code("parameter_invalid_boolean").at(path)
+            ApiError::invalid(format!("Invalid boolean: {text}")).code("parameter_invalid_boolean").at(path)
         }),
         Kind::Choice(choices) if !choices.iter().any(|choice| choice == text) => {
-            Err(Refusal::invalid(format!("Invalid {path}: must be one of {}", choices.join(", "))).at(path))
+            Err(ApiError::invalid(format!("Invalid {path}: must be one of {}", choices.join(", "))).at(path))
         }
         Kind::Short(most) if text.chars().count() > *most => {
             let message = format!("Invalid string: {}; must be at most {most} characters", shortened(text));
-            Err(Refusal::invalid(message).at(path))
+            Err(ApiError::invalid(message).at(path))
         }
         _ => Ok(Value::from(text)),
     }
 }
 
-/// A long text as error messages show it: its two ends.
+/// The beginning and the end of a long text, for error messages.
 fn shortened(text: &str) -> String {
     let letters: Vec<char> = text.chars().collect();
     let ends = [&letters[..letters.len().min(20)], &letters[letters.len().saturating_sub(5)..]];
     ends.map(|end| end.iter().collect::<String>()).join("...")
 }
 
-/// Metadata: at most 50 keys of at most 40 characters without brackets, values of at most 500; an empty value
-/// removes its key.
-fn strings(given: &[(String, Field)], path: &str) -> Result<Value, Refusal> {
+/// Metadata: at most 50 keys of at most 40 characters, without brackets, and values of at most 500 characters.
+fn strings(given: &[(String, Field)], path: &str) -> Result<Value, ApiError> {
     if given.len() > 50 {
-        return Err(Refusal::invalid("Metadata can have at most 50 keys.").at(path));
+        return Err(ApiError::invalid("Metadata can have at most 50 keys.").at(path));
     }
     let mut out = Map::new();
     for (key, field) in given {
         let Field::Text(text) = field else {
-            return Err(Refusal::invalid("Metadata values must be strings.").at(&join(path, key)));
+            return Err(ApiError::invalid("Metadata values must be strings.").at(&join(path, key)));
         };
         if key.chars().count() > 40 {
             let message = format!("Metadata keys must be at most 40 characters long: {key}");
-            return Err(Refusal::invalid(message).at(path));
+            return Err(ApiError::invalid(message).at(path));
         }
         if text.chars().count() > 500 {
             let message = format!("Metadata values can have up to 500 characters, but you passed in a value for {key}");
-            return Err(Refusal::invalid(message).at(&join(path, key)));
+            return Err(ApiError::invalid(message).at(&join(path, key)));
         }
         out.insert(key.clone(), Value::from(text.as_str()));
     }

@@ -1,61 +1,61 @@
-//! PaymentIntents: the endpoints. What happens at a confirmation is in `confirmation.rs`.
+//! PaymentIntents: the endpoints. Confirmations are in `confirmation`.
 
 use serde_json::{Value, json};
 
-use super::act::{Act, Call, take_over, take_over_metadata};
+use super::api_error::{ApiError, ApiResult};
 use super::captures;
 use super::confirmation;
 use super::lists;
 use super::method_types;
 use super::money;
 use super::payment_methods;
-use super::refusal::{Answer, Refusal};
 use super::state::{new_id, number, text};
+use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
 
-/// The kinds of payment methods that the sandbox's accounts have activated.
+/// The payment method types that are activated on every account.
 pub(super) const KINDS: [&str; 2] = ["card", "sepa_debit"];
 
 /// `POST /v1/payment_intents`
-pub(super) fn create(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     let params = &call.params;
     let confirm = params["confirm"] == true;
     for param in ["off_session", "error_on_requires_action", "return_url", "mandate", "mandate_data"] {
         if params.get(param).is_some() && !confirm {
             let message = format!("`{param}` can only be given when `confirm` is true.");
-            return Err(Refusal::invalid(message).at(param).early());
+            return Err(ApiError::invalid(message).at(param).early());
         }
     }
-    let mut intent = blank(act, params)?;
-    let params = &payment_methods::with_data(act, params)?;
+    let mut intent = blank(tx, params)?;
+    let params = &payment_methods::with_data(tx, params)?;
     let given = text(params, "/payment_method");
     if !given.is_empty() {
-        let method = usable(act, &intent, given)?;
+        let method = usable(tx, &intent, given)?;
         intent["payment_method"] = method["id"].clone();
         intent["status"] = "requires_confirmation".into();
     }
-    let method = if confirm { Some(confirmation::check(act, &intent, &unnamed(params))?) } else { None };
-    act.insert(intent.clone());
-    act.emit("payment_intent.created", &intent);
+    let method = if confirm { Some(confirmation::check(tx, &intent, &without_method(params))?) } else { None };
+    tx.insert(intent.clone());
+    tx.emit("payment_intent.created", &intent);
     match method {
-        Some(method) => confirmation::confirm(act, &intent, params, &method),
+        Some(method) => confirmation::confirm(tx, &intent, params, &method),
         None => Ok(intent),
     }
 }
 
-/// The parameters of a create without its method, which the intent holds already: a shared test id is copied once.
-fn unnamed(params: &Value) -> Value {
+/// The parameters without `payment_method`, which the intent has already. A shared test id must be copied only once.
+fn without_method(params: &Value) -> Value {
     let mut params = params.clone();
     params["payment_method"] = Value::Null;
     params
 }
 
 /// A new intent, not stored yet.
-pub(super) fn blank(act: &Act, params: &Value) -> Answer {
+pub(super) fn blank(tx: &Transaction, params: &Value) -> ApiResult {
     let currency = money::currency(text(params, "/currency"))?;
     money::check_amount(number(params, "/amount"), &currency, "amount")?;
     let customer = text(params, "/customer");
     if !customer.is_empty() {
-        act.referenced("customer", customer, "customer")?;
+        tx.referenced("customer", customer, "customer")?;
     }
     let id = new_id("pi");
     let mut intent = json!({
@@ -74,13 +74,13 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "capture_method": "automatic_async",
         "client_secret": format!("{id}_{}", new_id("secret")),
         "confirmation_method": "automatic",
-        "created": act.now,
+        "created": tx.now,
         "currency": currency,
         "customer": null,
         "description": null,
         "last_payment_error": null,
         "latest_charge": null,
-        "livemode": act.account.livemode,
+        "livemode": tx.account.livemode,
         "metadata": {},
         "next_action": null,
         "on_behalf_of": null,
@@ -99,32 +99,32 @@ pub(super) fn blank(act: &Act, params: &Value) -> Answer {
         "transfer_data": null,
         "transfer_group": null,
     });
-    take_over(&mut intent, params, &["capture_method", "confirmation_method"]);
+    copy_fields(&mut intent, params, &["capture_method", "confirmation_method"]);
     method_types::choose(&mut intent, params)?;
-    take_over(&mut intent, params, &["customer", "description", "receipt_email", "setup_future_usage", "shipping"]);
-    take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
-    take_over_metadata(&mut intent, params)?;
+    copy_fields(&mut intent, params, &["customer", "description", "receipt_email", "setup_future_usage", "shipping"]);
+    copy_fields(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
+    merge_metadata(&mut intent, params)?;
     Ok(intent)
 }
 
-/// Types that exist and are activated.
-pub(super) fn check_types(types: &Value) -> Result<(), Refusal> {
+/// Checks that the types exist, are activated, and are given once.
+pub(super) fn check_types(types: &Value) -> Result<(), ApiError> {
     let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if types.is_empty() {
         let message = "You must provide at least one payment method type.";
-        return Err(Refusal::invalid(message).at("payment_method_types").early());
+        return Err(ApiError::invalid(message).at("payment_method_types").early());
     }
     for (at, kind) in types.iter().enumerate() {
         if types[..at].contains(kind) {
             let message = format!("The payment method type {kind} is given twice.");
-            return Err(Refusal::invalid(message).at("payment_method_types").early());
+            return Err(ApiError::invalid(message).at("payment_method_types").early());
         }
         if !KINDS.contains(kind) {
             let message = format!(
                 "The payment method type provided: {kind} is invalid. Please ensure the provided type is activated in \
                  your dashboard (https://dashboard.stripe.com/account/payments/settings)."
             );
-            return Err(Refusal::invalid(message)
+            return Err(ApiError::invalid(message)
                 .code("payment_method_unactivated")
                 .at("payment_method_types")
                 .early());
@@ -134,20 +134,20 @@ pub(super) fn check_types(types: &Value) -> Result<(), Refusal> {
 }
 
 /// `GET /v1/payment_intents/{id}`
-pub(super) fn retrieve(act: &mut Act, call: &Call) -> Answer {
-    act.find("payment_intent", call.id())
+pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
+    tx.find("payment_intent", call.id())
 }
 
 /// `GET /v1/payment_intents`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
     let customer = text(&call.params, "/customer");
-    lists::list(act, call, "payment_intent", |intent| customer.is_empty() || text(intent, "/customer") == customer)
+    lists::list(tx, call, "payment_intent", |intent| customer.is_empty() || text(intent, "/customer") == customer)
 }
 
 /// `POST /v1/payment_intents/{id}`
-pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn update(tx: &mut Transaction, call: &Call) -> ApiResult {
     let params = &call.params;
-    let mut intent = act.find("payment_intent", call.id())?;
+    let mut intent = tx.find("payment_intent", call.id())?;
     let moves = [
         "amount",
         "capture_method",
@@ -168,43 +168,43 @@ pub(super) fn update(act: &mut Act, call: &Call) -> Answer {
         );
         return Err(unexpected(&intent, message));
     }
-    take_over(&mut intent, params, &["amount", "capture_method", "customer", "description", "receipt_email"]);
-    take_over(&mut intent, params, &["setup_future_usage", "shipping"]);
-    take_over(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
+    copy_fields(&mut intent, params, &["amount", "capture_method", "customer", "description", "receipt_email"]);
+    copy_fields(&mut intent, params, &["setup_future_usage", "shipping"]);
+    copy_fields(&mut intent, params, &["statement_descriptor", "statement_descriptor_suffix"]);
     if let Some(given) = params.get("currency").and_then(Value::as_str) {
         intent["currency"] = money::currency(given)?.into();
     }
     money::check_amount(number(&intent, "/amount"), text(&intent, "/currency"), "amount")?;
     if let Some(customer) = params.get("customer").and_then(Value::as_str) {
-        act.referenced("customer", customer, "customer")?;
+        tx.referenced("customer", customer, "customer")?;
     }
     method_types::replace(&mut intent, params)?;
-    take_over_metadata(&mut intent, params)?;
-    let params = payment_methods::with_data(act, params)?;
+    merge_metadata(&mut intent, params)?;
+    let params = payment_methods::with_data(tx, params)?;
     let given = text(&params, "/payment_method");
     if !given.is_empty() {
-        intent["payment_method"] = usable(act, &intent, given)?["id"].clone();
+        intent["payment_method"] = usable(tx, &intent, given)?["id"].clone();
         intent["status"] = "requires_confirmation".into();
         intent["next_action"] = Value::Null;
     }
-    act.put(&intent);
+    tx.put(&intent);
     Ok(intent)
 }
 
 /// `POST /v1/payment_intents/{id}/confirm`
-pub(super) fn confirm(act: &mut Act, call: &Call) -> Answer {
-    let mut intent = act.find("payment_intent", call.id())?;
+pub(super) fn confirm(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let mut intent = tx.find("payment_intent", call.id())?;
     if is_open(&intent) {
         method_types::replace(&mut intent, &call.params)?;
     }
-    let params = payment_methods::with_data(act, &call.params)?;
-    let method = confirmation::check(act, &intent, &params)?;
-    confirmation::confirm(act, &intent, &params, &method)
+    let params = payment_methods::with_data(tx, &call.params)?;
+    let method = confirmation::check(tx, &intent, &params)?;
+    confirmation::confirm(tx, &intent, &params, &method)
 }
 
 /// `POST /v1/payment_intents/{id}/cancel`
-pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
-    let intent = act.find("payment_intent", call.id())?;
+pub(super) fn cancel(tx: &mut Transaction, call: &Call) -> ApiResult {
+    let intent = tx.find("payment_intent", call.id())?;
     if !is_open(&intent) && text(&intent, "/status") != "requires_capture" {
         let message = format!(
             "You cannot cancel this PaymentIntent because it has a status of {}. Only a PaymentIntent with one of the \
@@ -214,62 +214,62 @@ pub(super) fn cancel(act: &mut Act, call: &Call) -> Answer {
         );
         return Err(unexpected(&intent, message));
     }
-    if act.hidden_of(call.id()).session.is_some() {
+    if tx.internals(call.id()).session.is_some() {
         let message =
             "This PaymentIntent was created by a Checkout Session: expire the session instead of canceling it.";
         return Err(unexpected(&intent, message.to_owned()));
     }
-    if let Some(charge) = captures::release(act, &intent) {
-        act.emit("charge.refunded", &charge);
+    if let Some(charge) = captures::release(tx, &intent) {
+        tx.emit("charge.refunded", &charge);
     }
     let reason = call.params.get("cancellation_reason").cloned().unwrap_or_default();
-    Ok(close(act, &intent, reason))
+    Ok(close(tx, &intent, reason))
 }
 
-/// Cancels an intent that is open, or whose money is only held.
-pub(super) fn close(act: &mut Act, intent: &Value, reason: Value) -> Value {
+/// Cancels an intent that is open or only authorized.
+pub(super) fn close(tx: &mut Transaction, intent: &Value, reason: Value) -> Value {
     let mut intent = intent.clone();
     intent["status"] = "canceled".into();
     intent["amount_capturable"] = 0.into();
-    intent["canceled_at"] = act.now.into();
+    intent["canceled_at"] = tx.now.into();
     intent["cancellation_reason"] = reason;
     intent["next_action"] = Value::Null;
-    act.put(&intent);
-    act.emit("payment_intent.canceled", &intent);
+    tx.put(&intent);
+    tx.emit("payment_intent.canceled", &intent);
     intent
 }
 
-/// Whether it can still be confirmed and changed.
+/// Whether the intent can still be confirmed and changed.
 pub(super) fn is_open(intent: &Value) -> bool {
     matches!(text(intent, "/status"), "requires_payment_method" | "requires_confirmation" | "requires_action")
 }
 
-/// 400 with the intent, as Stripe answers whatever its state forbids.
-pub(super) fn unexpected(intent: &Value, message: String) -> Refusal {
-    Refusal::invalid(message).code("payment_intent_unexpected_state").with("payment_intent", intent.clone())
+/// 400 with the intent: Stripe's error for a request that the intent's status forbids.
+pub(super) fn unexpected(intent: &Value, message: String) -> ApiError {
+    ApiError::invalid(message).code("payment_intent_unexpected_state").with("payment_intent", intent.clone())
 }
 
-/// The method, if this intent can be paid with it.
-pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
-    let method = payment_methods::own_or_shared(act, method, "payment_method")?;
+/// The payment method, if it can pay this intent.
+pub(super) fn usable(tx: &mut Transaction, intent: &Value, method: &str) -> ApiResult {
+    let method = payment_methods::own_or_shared(tx, method, "payment_method")?;
     let (kind, id) = (text(&method, "/type"), text(&method, "/id"));
     let (holder, customer) = (text(&method, "/customer"), text(intent, "/customer"));
     if kind == "sepa_debit" && id.starts_with("src_") {
         let message = "Using a SEPA Debit Source in the `payment_method` field has been deprecated and is no longer a \
                        valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
-        return Err(Refusal::invalid(message).at("payment_method"));
+        return Err(ApiError::invalid(message).at("payment_method"));
     }
-    payment_methods::check_unused(act, id)?;
+    payment_methods::check_unused(tx, id)?;
     if !holder.is_empty() && customer.is_empty() {
         let message = format!(
             "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \
              PaymentIntent."
         );
-        return Err(Refusal::invalid(message).at("payment_method"));
+        return Err(ApiError::invalid(message).at("payment_method"));
     }
     if !holder.is_empty() && holder != customer {
         let message = format!("The PaymentMethod {id} does not belong to the Customer {customer}.");
-        return Err(Refusal::invalid(message).at("payment_method"));
+        return Err(ApiError::invalid(message).at("payment_method"));
     }
     let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
     if !allowed {
@@ -278,12 +278,12 @@ pub(super) fn usable(act: &mut Act, intent: &Value, method: &str) -> Answer {
              one of the following types: {}.",
             intent["payment_method_types"]
         );
-        let refusal = Refusal::invalid(message).code("payment_intent_incompatible_payment_method");
-        return Err(refusal.at("payment_method").with("payment_intent", intent.clone()));
+        let api_error = ApiError::invalid(message).code("payment_intent_incompatible_payment_method");
+        return Err(api_error.at("payment_method").with("payment_intent", intent.clone()));
     }
     if kind == "sepa_debit" && text(intent, "/currency") != "eur" {
         let message = format!("The currency {} cannot be paid with sepa_debit: only eur.", text(intent, "/currency"));
-        return Err(Refusal::invalid(message).code("payment_method_currency_mismatch").at("payment_method"));
+        return Err(ApiError::invalid(message).code("payment_method_currency_mismatch").at("payment_method"));
     }
     Ok(method)
 }

@@ -1,22 +1,22 @@
-//! SetupAttempts: one for each confirmation of a SetupIntent, with its outcome.
+//! SetupAttempts: one for each confirmation of a SetupIntent.
 
 use serde_json::{Value, json};
 
-use super::act::{Act, Call};
+use super::api_error::ApiResult;
 use super::lists;
-use super::refusal::Answer;
 use super::state::{new_id, text};
+use super::transaction::{Call, Transaction};
 
 /// `GET /v1/setup_attempts`
-pub(super) fn list(act: &mut Act, call: &Call) -> Answer {
+pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
     let intent = text(&call.params, "/setup_intent");
-    act.referenced("setup_intent", intent, "setup_intent")?;
-    lists::list(act, call, "setup_attempt", |attempt| text(attempt, "/setup_intent") == intent)
+    tx.referenced("setup_intent", intent, "setup_intent")?;
+    lists::list(tx, call, "setup_attempt", |attempt| text(attempt, "/setup_intent") == intent)
 }
 
-/// Begins an attempt and makes it the intent's latest; one that still waits for its payer is abandoned.
-pub(super) fn begin(act: &mut Act, intent: &mut Value, method: &Value) {
-    abandon(act, intent);
+/// Creates an attempt as the intent's latest, and abandons the previous one if it waits for its payer.
+pub(super) fn begin(tx: &mut Transaction, intent: &mut Value, method: &Value) {
+    abandon(tx, intent);
     let (id, kind) = (new_id("setatt"), text(method, "/type"));
     let mut details = json!({ "type": kind });
     details[kind] = if kind == "card" { card_details(&method["card"]) } else { json!({}) };
@@ -24,10 +24,10 @@ pub(super) fn begin(act: &mut Act, intent: &mut Value, method: &Value) {
         "id": id,
         "object": "setup_attempt",
         "application": null,
-        "created": act.now,
+        "created": tx.now,
         "customer": intent["customer"],
         "flow_directions": null,
-        "livemode": act.account.livemode,
+        "livemode": tx.account.livemode,
         "on_behalf_of": null,
         "payment_method": method["id"],
         "payment_method_details": details,
@@ -37,7 +37,7 @@ pub(super) fn begin(act: &mut Act, intent: &mut Value, method: &Value) {
         "usage": intent["usage"],
     });
     intent["latest_attempt"] = id.into();
-    act.insert(attempt);
+    tx.insert(attempt);
 }
 
 fn card_details(card: &Value) -> Value {
@@ -56,39 +56,39 @@ fn card_details(card: &Value) -> Value {
     })
 }
 
-fn latest(act: &Act, intent: &Value) -> Option<Value> {
-    act.get("setup_attempt", text(intent, "/latest_attempt"))
+fn latest(tx: &Transaction, intent: &Value) -> Option<Value> {
+    tx.get("setup_attempt", text(intent, "/latest_attempt"))
 }
 
-/// The intent's latest attempt waits for its payer.
-pub(super) fn wait(act: &mut Act, intent: &Value) {
-    end(act, intent, "requires_action", Value::Null);
+/// Marks the intent's latest attempt as waiting for its payer.
+pub(super) fn require_action(tx: &mut Transaction, intent: &Value) {
+    end(tx, intent, "requires_action", Value::Null);
 }
 
-/// The intent's latest attempt has succeeded.
-pub(super) fn succeed(act: &mut Act, intent: &Value) {
-    end(act, intent, "succeeded", Value::Null);
+/// Marks the intent's latest attempt as succeeded.
+pub(super) fn succeed(tx: &mut Transaction, intent: &Value) {
+    end(tx, intent, "succeeded", Value::Null);
 }
 
-/// The intent's latest attempt has failed with this error.
-pub(super) fn fail(act: &mut Act, intent: &Value, error: Value) {
-    end(act, intent, "failed", error);
+/// Marks the intent's latest attempt as failed.
+pub(super) fn fail(tx: &mut Transaction, intent: &Value, error: Value) {
+    end(tx, intent, "failed", error);
 }
 
-/// Nobody will go on with an attempt that waits for its payer.
-pub(super) fn abandon(act: &mut Act, intent: &Value) {
-    if latest(act, intent).is_some_and(|attempt| text(&attempt, "/status") == "requires_action") {
-        end(act, intent, "abandoned", Value::Null);
+/// Abandons the intent's latest attempt if it waits for its payer.
+pub(super) fn abandon(tx: &mut Transaction, intent: &Value) {
+    if latest(tx, intent).is_some_and(|attempt| text(&attempt, "/status") == "requires_action") {
+        end(tx, intent, "abandoned", Value::Null);
     }
 }
 
-fn end(act: &mut Act, intent: &Value, status: &str, error: Value) {
+fn end(tx: &mut Transaction, intent: &Value, status: &str, error: Value) {
     let open = |attempt: &Value| matches!(text(attempt, "/status"), "processing" | "requires_action");
-    let Some(mut attempt) = latest(act, intent).filter(open) else { return };
-    let asked = text(&attempt, "/status") == "requires_action";
+    let Some(mut attempt) = latest(tx, intent).filter(open) else { return };
+    let was_challenged = text(&attempt, "/status") == "requires_action";
     attempt["status"] = status.into();
     attempt["setup_error"] = error;
-    if asked && status != "abandoned" {
+    if was_challenged && status != "abandoned" {
         let result = if status == "succeeded" { "authenticated" } else { "failed" };
         attempt["payment_method_details"]["card"]["three_d_secure"] = json!({
             "authentication_flow": "challenge",
@@ -99,5 +99,5 @@ fn end(act: &mut Act, intent: &Value, status: &str, error: Value) {
             "version": "2.2.0",
         });
     }
-    act.put(&attempt);
+    tx.put(&attempt);
 }

@@ -1,4 +1,4 @@
-//! What all parts of a running sandbox share: the state behind its lock, the clock, and who is woken when.
+//! What all parts of a running sandbox share: the state behind its lock, the clock, and the wakeups of its tasks.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -10,38 +10,38 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::act::{Act, Settings};
-use super::api::Work;
+use super::api::ApiRequest;
 use super::auth::Caller;
 use super::faults::{self, Fault, WebhookFault};
 use super::limits::{Limiter, Limits};
 use super::state::{Account, Delivery, State};
 use super::timers;
+use super::transaction::{Settings, Transaction};
 use crate::clock::Clock;
 use crate::dev::rng::Rng;
 
-/// Of the requests that came in last, as many can still be unanswered.
-const MOST_UNDER_WAY: usize = 5_000;
+/// The number of recent requests among which [`Inner::record_status`] looks for one that is in flight.
+const MAX_IN_FLIGHT: usize = 5_000;
 
-/// How a sandbox behaves.
+/// The configuration of a sandbox.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where the state is kept over a restart; without it, it is lost.
+    /// Where the state is stored. Without it, a restart loses the state.
     pub state_file: Option<PathBuf>,
-    /// The rate limiter; `None` turns it off.
+    /// The rate limits. `None` turns the limiter off.
     pub limits: Option<Limits>,
-    /// From a SEPA debit's submission to the bank's answer, in the clock's time. Whole seconds.
+    /// From a SEPA debit's submission to the bank's response, in the clock's time. Whole seconds.
     pub settle_after: Duration,
     /// From a slow refund's creation to its outcome, in the clock's time. Whole seconds.
     pub refund_after: Duration,
-    /// The most requests that are kept for tests to look at.
+    /// The number of requests that are kept for [`super::Sandbox::requests`].
     pub requests_kept: usize,
-    /// What decides which requests and webhooks are hit by faults that hit some in a hundred.
+    /// Seeds the random choice of the requests and webhooks that a fault with a `percent` hits.
     pub seed: u64,
 }
 
 impl Default for Options {
-    /// As Stripe: limited, debits take five days, slow refunds one; nothing is kept.
+    /// As at Stripe: rate limits are on, debits take five days and slow refunds one. The state is not stored.
     fn default() -> Self {
         Self {
             state_file: None,
@@ -54,66 +54,71 @@ impl Default for Options {
     }
 }
 
-/// A request as it came in; tests read these.
+/// A received request, for tests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Recorded {
+pub struct RecordedRequest {
     /// Unix seconds of the clock.
     pub time: i64,
     /// `POST`, `GET` or `DELETE`.
     pub method: String,
     /// Without the query.
     pub path: String,
-    /// The decoded parameters of query and body, in the order in which they came.
+    /// The decoded parameters of the query and the body, in their order.
     pub form: Vec<(String, String)>,
     /// `Idempotency-Key`.
     pub idempotency_key: Option<String>,
     /// `Stripe-Version`.
     pub version: Option<String>,
-    /// `acct_…`; `None` if it was refused before its caller was known to be allowed.
+    /// `acct_…`; `None` if the request was rejected before its execution.
     pub account: Option<String>,
     /// `req_…`
     pub request_id: String,
-    /// The answer's HTTP status; `None` while it is being worked on, 0 if the connection was cut.
+    /// The HTTP status of the response; `None` while the request is in progress, 0 if the connection was cut.
     pub status: Option<u16>,
 }
 
-impl Recorded {
-    pub(super) fn new(shared: &Shared, work: &Work, version: Option<&String>, caller: Option<&Caller>) -> Self {
+impl RecordedRequest {
+    pub(super) fn new(
+        shared: &Shared,
+        request: &ApiRequest,
+        version: Option<&String>,
+        caller: Option<&Caller>,
+    ) -> Self {
         Self {
             time: shared.seconds(),
-            method: work.method.clone(),
-            path: work.path.clone(),
-            form: work.form.clone(),
-            idempotency_key: work.idempotency_key.clone(),
+            method: request.method.clone(),
+            path: request.path.clone(),
+            form: request.form.clone(),
+            idempotency_key: request.idempotency_key.clone(),
             version: version.cloned(),
             account: caller.map(|caller| caller.account.clone()),
-            request_id: work.request_id.clone(),
+            request_id: request.request_id.clone(),
             status: None,
         }
     }
 }
 
-/// What the lock guards.
+/// What the lock protects.
 #[derive(Debug)]
 pub(super) struct Inner {
     pub state: State,
     pub faults: Vec<Fault>,
     pub webhook_faults: Vec<WebhookFault>,
-    /// The events that a fault has kept from being sent to anybody.
+    /// The events that a fault kept from being sent.
     pub lost: Vec<String>,
-    /// How many requests faults have hit.
+    /// The number of requests that a fault has hit.
     pub fault_hits: u64,
-    /// Decides what faults hit.
+    /// Decides which requests and webhooks are hit.
     pub rng: Rng,
-    pub requests: VecDeque<Recorded>,
+    pub requests: VecDeque<RecordedRequest>,
     requests_kept: usize,
     pub limiter: Limiter,
-    /// Payment intents that a request is writing.
+    /// The PaymentIntents that a request is writing.
     pub locks: BTreeSet<String>,
 }
 
 impl Inner {
-    /// The caller's account, in the key's mode.
+    /// The caller's account, in the mode of its key.
     pub fn account(&mut self, caller: &Caller) -> &mut Account {
         self.state.accounts.entry(caller.slot.clone()).or_insert_with(|| Account {
             id: caller.account.clone(),
@@ -122,34 +127,35 @@ impl Inner {
         })
     }
 
-    pub fn record(&mut self, request: Recorded) {
+    pub fn record(&mut self, request: RecordedRequest) {
         self.requests.push_back(request);
         if self.requests.len() > self.requests_kept {
             self.requests.pop_front();
         }
     }
 
-    /// Notes the answer. Requests under way are among the last ones, so that the look stays a short one.
-    pub fn record_answer(&mut self, request_id: &str, status: u16) {
-        let last = self.requests.iter_mut().rev().take(MOST_UNDER_WAY);
+    /// Records the status of a response. Searches only recent requests, to bound the cost.
+    pub fn record_status(&mut self, request_id: &str, status: u16) {
+        let last = self.requests.iter_mut().rev().take(MAX_IN_FLIGHT);
         if let Some(request) = last.into_iter().find(|request| request.request_id == request_id) {
             request.status = Some(status);
         }
     }
 
-    /// Sends what was just caused on its way, as the webhook faults will have it.
+    /// Enqueues new deliveries after applying the webhook faults. Returns whether there were any.
     fn dispatch(&mut self) -> bool {
         let mut any = false;
         for account in self.state.accounts.values_mut() {
-            for fresh in std::mem::take(&mut account.fresh) {
+            for delivery in std::mem::take(&mut account.new_deliveries) {
                 any = true;
-                let sendings = faults::sendings(&mut self.webhook_faults, &mut self.rng, &fresh.kind, &account.id);
-                if sendings.is_empty() {
-                    self.lost.push(fresh.event.clone());
+                let delays =
+                    faults::delivery_delays(&mut self.webhook_faults, &mut self.rng, &delivery.kind, &account.id);
+                if delays.is_empty() {
+                    self.lost.push(delivery.event.clone());
                 }
-                for later in sendings {
-                    let at = fresh.at.saturating_add(later);
-                    account.mail.put(Delivery { at, ..fresh.clone() });
+                for delay in delays {
+                    let at = delivery.at.saturating_add(delay);
+                    account.webhooks.push(Delivery { at, ..delivery.clone() });
                 }
             }
         }
@@ -157,19 +163,19 @@ impl Inner {
     }
 }
 
-/// See the module's text.
+/// See the module documentation.
 #[derive(Debug)]
 pub(super) struct Shared {
     inner: Mutex<Inner>,
     pub clock: Clock,
     pub options: Options,
     pub settings: Settings,
-    /// Wakes the courier.
-    pub courier: Notify,
-    /// Wakes the timekeeper.
-    pub timekeeper: Notify,
-    /// Wakes the saver.
-    pub saver: Notify,
+    /// Wakes the task that sends webhooks.
+    pub delivery_wakeup: Notify,
+    /// Wakes the task that runs timers.
+    pub timer_wakeup: Notify,
+    /// Wakes the task that writes the state file.
+    pub save_wakeup: Notify,
     pub stop: CancellationToken,
     pub tasks: TaskTracker,
 }
@@ -177,9 +183,9 @@ pub(super) struct Shared {
 impl Shared {
     pub fn new(mut state: State, clock: Clock, options: Options, url: String) -> Self {
         for account in state.accounts.values_mut() {
-            // Whoever was being answered when the last process ended is gone.
-            account.idempotency.retain(|_, known| known.answer.is_some());
-            account.mail.sort_in();
+            // Requests in progress ended with the last process.
+            account.idempotency.retain(|_, known| known.response.is_some());
+            account.webhooks.rebuild_queues();
         }
         let settings = Settings {
             url,
@@ -202,68 +208,68 @@ impl Shared {
             clock,
             options,
             settings,
-            courier: Notify::new(),
-            timekeeper: Notify::new(),
-            saver: Notify::new(),
+            delivery_wakeup: Notify::new(),
+            timer_wakeup: Notify::new(),
+            save_wakeup: Notify::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
         }
     }
 
-    /// Unix seconds of the clock.
+    /// The clock in Unix seconds.
     pub fn seconds(&self) -> i64 {
         self.clock.now().unix_timestamp()
     }
 
-    /// Unix microseconds of the clock.
+    /// The clock in microseconds since 1970.
     pub fn micros(&self) -> i64 {
         i64::try_from(self.clock.now().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
     }
 
-    /// Does something under the lock. Whatever is due by then has happened before, so that a clock that was moved is
-    /// seen at once; whoever has to do with the consequences is woken.
-    pub fn with<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        self.saver.notify_one();
-        self.read(act)
+    /// Runs `f` under the lock. Due timers run first, so `f` sees the effect of a clock that was advanced. Wakes the
+    /// tasks that send webhooks, run timers and write the state file.
+    pub fn update<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        self.save_wakeup.notify_one();
+        self.read(f)
     }
 
-    /// The same for what changes nothing that is kept over a restart.
-    pub fn read<T>(&self, act: impl FnOnce(&mut Inner) -> T) -> T {
-        // A panic under the lock is a bug of the sandbox; refusing all further work would only hide it.
+    /// Like [`Self::update`], for an `f` that changes nothing in the state file.
+    pub fn read<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        // A panic under the lock is a bug in the sandbox. Failing all later requests would only hide it.
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let (now, micros) = (self.seconds(), self.micros());
         let mut due = false;
         for account in inner.state.accounts.values_mut() {
             due |= timers::run(account, &self.settings, now, micros);
         }
-        let result = act(&mut inner);
+        let result = f(&mut inner);
         if inner.dispatch() {
-            self.courier.notify_one();
+            self.delivery_wakeup.notify_one();
         }
-        self.timekeeper.notify_one();
+        self.timer_wakeup.notify_one();
         if due {
-            self.saver.notify_one();
+            self.save_wakeup.notify_one();
         }
         result
     }
 
-    /// Only looks, changes nothing, wakes nobody.
-    pub fn look<T>(&self, look: impl FnOnce(&mut Inner) -> T) -> T {
-        look(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    /// Runs `f` under the lock, without running timers or waking a task.
+    pub fn with_lock<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
+        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Something that happens at the account in `slot` without an API call: a payer, or a person in the dashboard.
-    pub fn by_hand<T>(&self, slot: &str, act: impl FnOnce(&mut Act) -> T) -> Option<T> {
-        self.with(|inner| {
+    /// Runs a transaction without an API request, for a payer or a person in the Dashboard. `slot` names the account.
+    pub fn transact<T>(&self, slot: &str, f: impl FnOnce(&mut Transaction) -> T) -> Option<T> {
+        self.update(|inner| {
             let account = inner.state.accounts.get_mut(slot)?;
             let (now, now_micros) = (self.seconds(), self.micros());
-            Some(act(&mut Act { account, now, now_micros, cause: None, settings: &self.settings }))
+            Some(f(&mut Transaction { account, now, now_micros, cause: None, settings: &self.settings }))
         })
     }
 
-    /// The same for the account that holds an object.
-    pub fn by_hand_at<T>(&self, object: &str, act: impl FnOnce(&mut Act) -> T) -> Option<T> {
-        let slot = self.look(|inner| inner.state.holder(object))?;
-        self.by_hand(&slot, act)
+    /// Like [`Self::transact`], on the account that has the object.
+    pub fn transact_on<T>(&self, object: &str, f: impl FnOnce(&mut Transaction) -> T) -> Option<T> {
+        let slot = self.with_lock(|inner| inner.state.holder(object))?;
+        self.transact(&slot, f)
     }
 }

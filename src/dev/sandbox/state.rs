@@ -1,36 +1,37 @@
-//! Everything the sandbox knows, in one value behind one lock. Serializable, so that it survives a restart.
+//! The sandbox's whole state, in one value behind one lock. It is serializable and survives a restart.
+//!
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::idempotency::Remembered;
-use super::mailbag::Mailbag;
+use super::idempotency::IdempotentRequest;
 use super::timers::Timers;
+use super::webhook_queue::WebhookQueue;
 
-/// The state of the sandbox.
+/// Every account and key of the sandbox.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct State {
-    /// By `Account::slot`: an account's test mode and live mode are two accounts here.
+    /// By [`slot`]: the test mode and the live mode of an account are two entries.
     pub accounts: BTreeMap<String, Account>,
-    /// API keys, by the key itself.
+    /// By the secret itself.
     pub keys: BTreeMap<String, Key>,
-    /// Where the sandbox was when it wrote this.
+    /// The sandbox's URL when this was written.
     #[serde(default)]
     pub url: String,
 }
 
-/// An API key.
+/// A secret or restricted API key.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Key {
     /// The account's id, without the mode.
     pub account: String,
-    /// `None` for a secret key; for a restricted one its permissions, `rak_customer_write` for instance.
+    /// The permissions of a restricted key, such as `rak_customer_write`. `None` for a secret key.
     pub scopes: Option<BTreeSet<String>>,
-    /// Answers 401 from now on.
+    /// Requests with this key get a 401.
     pub revoked: bool,
-    /// Its 403s don't name the account: not all of Stripe's do.
+    /// Error messages for missing permissions do not name the account. Not all of Stripe's do.
     #[serde(default)]
     pub hides_account: bool,
 }
@@ -40,117 +41,118 @@ pub(super) struct Key {
 pub(super) struct Account {
     /// `acct_…`
     pub id: String,
-    /// Live mode; decided by the key's prefix.
+    /// Decided by the prefix of the key.
     pub livemode: bool,
-    /// Two letters.
+    /// ISO 3166-1 alpha-2.
     pub country: String,
-    /// Lower case.
+    /// ISO 4217, in lower case.
     pub default_currency: String,
-    /// The version in which the events list renders; `None`: the sandbox's own.
+    /// The default API version, in which the events list is rendered. `None`: the sandbox's own.
     #[serde(default)]
     pub api_version: Option<String>,
     /// Unix seconds.
     pub created: i64,
-    /// All objects by id, in Stripe's own shape.
+    /// All objects by id, as the API returns them.
     pub objects: BTreeMap<String, Value>,
-    /// The ids of each kind of object, oldest first.
+    /// The ids of each type of object, oldest first.
     pub order: BTreeMap<String, Vec<String>>,
-    /// What Stripe knows about an object and doesn't show.
-    pub hidden: BTreeMap<String, Hidden>,
+    /// By object id.
+    pub internals: BTreeMap<String, Internals>,
     /// Events of the last 30 days, oldest first.
     pub events: VecDeque<Event>,
-    /// How many events there have ever been.
+    /// The number of events emitted so far, pruned ones included.
     pub events_made: u64,
-    /// Webhooks that still have to be delivered.
-    pub mail: Mailbag,
-    /// What happens by itself later.
+    /// Deliveries that no endpoint has acknowledged yet.
+    pub webhooks: WebhookQueue,
+    /// What happens later without a request.
     pub timers: Timers,
-    /// Idempotency keys of the last 24 hours, by key.
-    pub idempotency: BTreeMap<String, Remembered>,
-    /// The same keys by time, to prune them.
+    /// The requests of the last 24 hours by idempotency key.
+    pub idempotency: BTreeMap<String, IdempotentRequest>,
+    /// The same keys by time, for pruning.
     pub idempotency_order: VecDeque<(i64, String)>,
-    /// Deliveries that were just caused and haven't been through the webhook faults yet.
+    /// Deliveries to which the webhook faults have not been applied yet.
     #[serde(skip)]
-    pub fresh: Vec<Delivery>,
+    pub new_deliveries: Vec<Delivery>,
 }
 
-/// What Stripe knows about an object and doesn't show.
+/// What Stripe stores about an object and does not return.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub(super) struct Hidden {
-    /// A payment method's test card number or IBAN, which decides how it behaves.
+pub(super) struct Internals {
+    /// The test card number or IBAN of a payment method. It decides how the method behaves.
     pub number: String,
-    /// A card that has been set up with authentication.
+    /// The card was set up with authentication.
     pub set_up: bool,
-    /// A payment method that was detached, or used without a customer: never usable again.
+    /// The payment method was detached, or used without a customer, and cannot be used again.
     pub used_up: bool,
-    /// A payment method's mandate.
+    /// The mandate of a payment method.
     pub mandate: Option<String>,
-    /// How the payer agreed to debits of a payment method, as the mandate shows it.
+    /// The `customer_acceptance` of the mandate of a payment method.
     pub acceptance: Value,
-    /// A webhook endpoint's secret.
+    /// The signing secret of a webhook endpoint.
     pub secret: String,
-    /// A webhook endpoint's events, so that the list needn't be parsed for each event.
+    /// The enabled events of a webhook endpoint, parsed once.
     pub enabled: Vec<String>,
-    /// The method that a payment intent's payer has proved to be theirs, where the server is to confirm once more.
-    pub proved: Option<String>,
-    /// How often a payment intent was confirmed.
+    /// The payment method that the payer of a PaymentIntent has authenticated, until the server confirms again
+    /// (`confirmation_method=manual`).
+    pub authenticated: Option<String>,
+    /// The number of times that a PaymentIntent was confirmed.
     pub confirms: u32,
-    /// The Checkout session that an intent belongs to.
+    /// The Checkout Session of an intent.
     pub session: Option<String>,
     /// The `return_url` of the last confirmation.
     pub return_url: Option<String>,
-    /// A payment session's parameters that only matter once its payer confirms.
-    pub asked: Value,
+    /// The parameters of a payment session that apply once its payer confirms.
+    pub requested: Value,
 }
 
-/// An event as it was made; frozen.
+/// An emitted event. Its body never changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct Event {
     pub id: String,
-    /// Counts up within the account.
+    /// Its sequence number within the account.
     pub number: u64,
     pub kind: String,
     pub created: i64,
-    /// The JSON that is delivered.
+    /// The JSON that is delivered to endpoints.
     pub body: String,
-    /// How many deliveries are still to be acknowledged.
+    /// The number of deliveries that are not acknowledged yet.
     pub pending: usize,
-    /// When the first one was, in microseconds since 1970.
+    /// When the first delivery was acknowledged, in microseconds since 1970.
     #[serde(default)]
     pub acknowledged: Option<i64>,
 }
 
-/// One webhook on its way to one endpoint.
+/// One event to be sent to one endpoint.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Delivery {
-    /// The event's id.
+    /// `evt_…`
     pub event: String,
-    /// The event's number, by which it is found.
+    /// [`Event::number`].
     pub event_number: u64,
-    /// The event's type, for the webhook faults.
+    /// The event's type.
     pub kind: String,
     pub endpoint: String,
-    /// Tries so far.
+    /// The number of attempts so far.
     pub attempt: u32,
-    /// When it is sent (again), in microseconds since 1970.
+    /// When the next attempt is due, in microseconds since 1970.
     pub at: i64,
-    /// The endpoint's answer to the last try: a status, or why there was none.
-    pub last_answer: String,
+    /// The HTTP status of the last attempt, or why there was no response.
+    pub last_response: String,
 }
 
-/// The prefix tells the mode of a key, as at Stripe.
+/// Whether the key is for live mode: its prefix says so, as at Stripe.
 pub(super) fn is_live(key: &str) -> bool {
     key.starts_with("sk_live_") || key.starts_with("rk_live_")
 }
 
-/// Where an account's mode is kept in `State::accounts`.
+/// The key of one mode of an account in [`State::accounts`].
 pub(super) fn slot(account: &str, livemode: bool) -> String {
     if livemode { format!("{account}/live") } else { account.to_owned() }
 }
 
 impl State {
-    /// Opens an account, or returns the one that is there.
+    /// Returns the account, and creates it if it does not exist.
     pub fn account(&mut self, id: &str, livemode: bool, country: &str, currency: &str, now: i64) -> &mut Account {
         self.accounts.entry(slot(id, livemode)).or_insert_with(|| Account {
             id: id.to_owned(),
@@ -162,63 +164,64 @@ impl State {
         })
     }
 
-    /// Lets the links that were given out before lead here, if the sandbox has another address than last time.
-    pub fn moved_to(&mut self, url: &str) {
-        let before = std::mem::replace(&mut self.url, url.to_owned());
-        if before.is_empty() || before == url {
+    /// Rewrites the URLs in stored objects if the sandbox's own URL has changed since the last run.
+    pub fn rewrite_links(&mut self, url: &str) {
+        let old = std::mem::replace(&mut self.url, url.to_owned());
+        if old.is_empty() || old == url {
             return;
         }
-        let here = |link: &str| link.strip_prefix(&before).map(|rest| format!("{url}{rest}"));
+        let rewritten = |link: &str| link.strip_prefix(&old).map(|rest| format!("{url}{rest}"));
         for account in self.accounts.values_mut() {
             for object in account.objects.values_mut() {
                 for pointer in ["/url", "/next_action/redirect_to_url/url", "/next_action/redirect_to_url/return_url"] {
                     if let Some(link) = object.pointer_mut(pointer)
-                        && let Some(moved) = link.as_str().and_then(here)
+                        && let Some(moved) = link.as_str().and_then(rewritten)
                     {
                         *link = moved.into();
                     }
                 }
             }
-            for hidden in account.hidden.values_mut() {
-                hidden.return_url = hidden.return_url.as_deref().and_then(here).or(hidden.return_url.take());
+            for internals in account.internals.values_mut() {
+                internals.return_url =
+                    internals.return_url.as_deref().and_then(rewritten).or(internals.return_url.take());
             }
         }
     }
 
-    /// The slot of the account that holds the object, if any does.
+    /// The [`slot`] of the account that has the object.
     pub fn holder(&self, object: &str) -> Option<String> {
         self.accounts.iter().find(|(_, account)| account.objects.contains_key(object)).map(|(slot, _)| slot.clone())
     }
 }
 
 impl Account {
-    /// An event by its number, if it is still there.
+    /// The event with this number, if it has not been pruned.
     pub fn event(&mut self, number: u64) -> Option<&mut Event> {
         let index = self.events.binary_search_by_key(&number, |event| event.number).ok()?;
         self.events.get_mut(index)
     }
 }
 
-/// A string out of an object, by JSON pointer; empty where there is none.
+/// The string at a JSON pointer; empty if there is none.
 pub(super) fn text<'a>(value: &'a Value, pointer: &str) -> &'a str {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-/// A number out of an object, by JSON pointer; 0 where there is none.
+/// The integer at a JSON pointer; 0 if there is none.
 pub(super) fn number(value: &Value, pointer: &str) -> i64 {
     value.pointer(pointer).and_then(Value::as_i64).unwrap_or_default()
 }
 
-/// A boolean out of an object, by JSON pointer; false where there is none.
+/// The boolean at a JSON pointer; false if there is none.
 pub(super) fn flag(value: &Value, pointer: &str) -> bool {
     value.pointer(pointer).and_then(Value::as_bool).unwrap_or_default()
 }
 
-/// An id of Stripe's kind: a prefix and random letters and digits.
+/// A new id in Stripe's format: a prefix and random letters and digits.
 pub(super) fn new_id(prefix: &str) -> String {
     const LETTERS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let mut bytes = [0_u8; 24];
-    getrandom::fill(&mut bytes).expect("the operating system gives random numbers");
+    getrandom::fill(&mut bytes).expect("the operating system provides random numbers");
     let letters: String = bytes.iter().map(|byte| char::from(LETTERS[usize::from(*byte) % LETTERS.len()])).collect();
     format!("{prefix}_{letters}")
 }

@@ -1,6 +1,6 @@
-//! Stripe's test cards and test bank accounts, and how each behaves.
+//! Stripe's test cards and test bank accounts, and their behavior.
 
-/// How a bank or Stripe refuses a card.
+/// A decline by a bank or by Radar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Decline {
     /// The error's `code`.
@@ -11,31 +11,31 @@ pub(super) struct Decline {
     pub advice: &'static str,
     /// The error's `param`; empty if there is none.
     pub param: &'static str,
-    /// What the payer is told.
+    /// The error's `message`.
     pub message: &'static str,
     /// Blocked by Radar rather than by the bank.
     pub blocked: bool,
 }
 
-/// When a card asks its holder to prove who they are.
+/// When a card requires authentication.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Authentication {
     Never,
-    /// Always; off session that means a refusal.
+    /// Always. Off-session charges are declined.
     Always,
-    /// When it is set up and whenever the payer is there; off session only if it was never set up.
+    /// For setup and on-session charges. Off-session charges are declined unless the card was set up.
     UnlessSetUp,
-    /// Whenever the payer is there, but neither off session nor to be set up.
+    /// For on-session charges only.
     OnSession,
 }
 
-/// What comes after a successful charge.
+/// What follows a successful charge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Aftermath {
-    Nothing,
-    /// As many disputes, for this reason.
+pub(super) enum FollowUp {
+    None,
+    /// This many disputes with this reason.
     Dispute(&'static str, u8),
-    /// An inquiry: a dispute that has moved no money yet.
+    /// An inquiry: a dispute that has not withdrawn money yet.
     Inquiry,
     FraudWarning,
     /// Refunds stay pending for a while.
@@ -44,21 +44,21 @@ pub(super) enum Aftermath {
     RefundFails,
 }
 
-/// A test card.
+/// One token of a test card.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Card {
-    /// What follows `pm_card_`.
+    /// Without the prefix `pm_card_` or `tok_`.
     pub token: &'static str,
     pub number: &'static str,
     pub brand: &'static str,
     pub funding: &'static str,
     pub country: &'static str,
     pub authentication: Authentication,
-    /// Why charges are refused.
+    /// Declines every charge.
     pub charge: Option<Decline>,
-    /// Whether the bank refuses it already when it is attached or set up.
-    pub refuses_setup: bool,
-    pub aftermath: Aftermath,
+    /// The decline applies to attachment and setup, too.
+    pub declines_setup: bool,
+    pub follow_up: FollowUp,
 }
 
 const fn decline(code: &'static str, bank_code: &'static str, advice: &'static str, message: &'static str) -> Decline {
@@ -93,7 +93,7 @@ const PROCESSING: Decline = decline(
     "try_again_later",
     "An error occurred while processing your card. Try again in a little bit.",
 );
-/// What an off-session charge of a card that wants its holder gets.
+/// The decline of an off-session charge that requires authentication.
 pub(super) const AUTHENTICATION_REQUIRED: Decline = decline(
     "authentication_required",
     "authentication_required",
@@ -113,28 +113,28 @@ const fn card(token: &'static str, number: &'static str, brand: &'static str, co
         country,
         authentication: Authentication::Never,
         charge: None,
-        refuses_setup: false,
-        aftermath: Aftermath::Nothing,
+        declines_setup: false,
+        follow_up: FollowUp::None,
     }
 }
 
 const fn declines(token: &'static str, number: &'static str, decline: Decline) -> Card {
-    Card { charge: Some(decline), refuses_setup: true, ..card(token, number, "visa", "US") }
+    Card { charge: Some(decline), declines_setup: true, ..card(token, number, "visa", "US") }
 }
 
 const fn authenticates(token: &'static str, number: &'static str, authentication: Authentication) -> Card {
     Card { authentication, ..card(token, number, "visa", "US") }
 }
 
-const fn then(token: &'static str, number: &'static str, aftermath: Aftermath) -> Card {
-    Card { aftermath, ..card(token, number, "visa", "US") }
+const fn with_follow_up(token: &'static str, number: &'static str, follow_up: FollowUp) -> Card {
+    Card { follow_up, ..card(token, number, "visa", "US") }
 }
 
-const fn of(country: &'static str, token: &'static str, number: &'static str) -> Card {
+const fn from_country(country: &'static str, token: &'static str, number: &'static str) -> Card {
     card(token, number, "visa", country)
 }
 
-/// All test cards. Where a token stands twice for a number, the first is its own name and the second an alias.
+/// All test cards. Where two tokens have the same number, the second is an alias.
 pub(super) const CARDS: &[Card] = &[
     card("visa", "4242424242424242", "visa", "US"),
     Card { funding: "debit", ..card("visa_debit", "4000056655665556", "visa", "US") },
@@ -146,18 +146,18 @@ pub(super) const CARDS: &[Card] = &[
     card("diners", "3056930009020004", "diners", "US"),
     card("jcb", "3566002020360505", "jcb", "US"),
     card("unionpay", "6200000000000005", "unionpay", "US"),
-    of("US", "us", "4242424242424242"),
-    of("DE", "de", "4000002760000016"),
-    of("FR", "fr", "4000002500000003"),
-    of("GB", "gb", "4000008260000000"),
-    of("AT", "at", "4000000400000008"),
-    of("BE", "be", "4000000560000004"),
-    of("ES", "es", "4000007240000007"),
-    of("IT", "it", "4000003800000008"),
-    of("NL", "nl", "4000005280000002"),
-    of("CH", "ch", "4000007560000009"),
-    of("IE", "ie", "4000003720000005"),
-    of("PT", "pt", "4000006200000007"),
+    from_country("US", "us", "4242424242424242"),
+    from_country("DE", "de", "4000002760000016"),
+    from_country("FR", "fr", "4000002500000003"),
+    from_country("GB", "gb", "4000008260000000"),
+    from_country("AT", "at", "4000000400000008"),
+    from_country("BE", "be", "4000000560000004"),
+    from_country("ES", "es", "4000007240000007"),
+    from_country("IT", "it", "4000003800000008"),
+    from_country("NL", "nl", "4000005280000002"),
+    from_country("CH", "ch", "4000007560000009"),
+    from_country("IE", "ie", "4000003720000005"),
+    from_country("PT", "pt", "4000006200000007"),
     declines("visa_chargeDeclined", "4000000000000002", GENERIC),
     declines("chargeDeclined", "4000000000000002", GENERIC),
     declines("visa_chargeDeclinedInsufficientFunds", "4000000000009995", FUNDS),
@@ -173,7 +173,7 @@ pub(super) const CARDS: &[Card] = &[
     declines("chargeDeclinedVelocityLimitExceeded", "4000000000006975", VELOCITY),
     declines("chargeDeclinedFraudulent", "4100000000000019", FRAUDULENT),
     declines("radarBlock", "4100000000000019", BLOCKED),
-    Card { refuses_setup: false, ..declines("chargeCustomerFail", "4000000000000341", GENERIC) },
+    Card { declines_setup: false, ..declines("chargeCustomerFail", "4000000000000341", GENERIC) },
     authenticates("authenticationRequiredOnSetup", "4000002500003155", Authentication::UnlessSetUp),
     authenticates("authenticationRequired", "4000002760003184", Authentication::Always),
     authenticates("authenticationRequiredSetupForOffSession", "4000003800000446", Authentication::OnSession),
@@ -192,36 +192,36 @@ pub(super) const CARDS: &[Card] = &[
         ..authenticates("threeDSecureRequiredChargeDeclined", "4000008400001629", Authentication::Always)
     },
     declines("threeDSecureRequiredProcessingError", "4000008400001280", GENERIC),
-    then("createDispute", "4000000000000259", Aftermath::Dispute("fraudulent", 1)),
-    then("createDisputeProductNotReceived", "4000000000002685", Aftermath::Dispute("product_not_received", 1)),
-    then("createDisputeInquiry", "4000000000001976", Aftermath::Inquiry),
-    then("createIssuerFraudRecord", "4000000000005423", Aftermath::FraudWarning),
-    then("createMultipleDisputes", "4000000404000079", Aftermath::Dispute("fraudulent", 2)),
-    then("pendingRefund", "4000000000007726", Aftermath::RefundPending),
-    then("refundFail", "4000000000005126", Aftermath::RefundFails),
+    with_follow_up("createDispute", "4000000000000259", FollowUp::Dispute("fraudulent", 1)),
+    with_follow_up("createDisputeProductNotReceived", "4000000000002685", FollowUp::Dispute("product_not_received", 1)),
+    with_follow_up("createDisputeInquiry", "4000000000001976", FollowUp::Inquiry),
+    with_follow_up("createIssuerFraudRecord", "4000000000005423", FollowUp::FraudWarning),
+    with_follow_up("createMultipleDisputes", "4000000404000079", FollowUp::Dispute("fraudulent", 2)),
+    with_follow_up("pendingRefund", "4000000000007726", FollowUp::RefundPending),
+    with_follow_up("refundFail", "4000000000005126", FollowUp::RefundFails),
     card("bypassPending", "4000000000000077", "visa", "US"),
 ];
 
-/// How a debit of a test bank account ends.
+/// The outcome of a debit of a test bank account.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Debit {
-    /// `processing`, then paid.
+    /// `processing`, then `succeeded`.
     Succeeds,
-    /// The same, after twice the time.
+    /// Like `Succeeds`, after twice the time.
     SucceedsLate,
-    /// `processing`, then refused with this `failure_code`.
+    /// `processing`, then failed with this `failure_code`.
     Fails(&'static str),
-    /// The same, after twice the time.
+    /// Like `Fails`, after twice the time.
     FailsLate(&'static str),
-    /// Paid, and disputed at once.
+    /// Succeeds, and is disputed at once.
     Disputed,
-    /// Refused at once with this code.
+    /// Rejected at once with this error code.
     Exceeds(&'static str),
 }
 
 const WRONG_NAME: &str = "incorrect_account_holder_name";
 
-/// Test bank accounts: what follows `pm_`, without the country; the IBAN; its behaviour.
+/// Test bank accounts: the test id without `pm_` and the country, the IBAN, and the outcome of a debit.
 pub(super) const IBANS: &[(&str, &str, Debit)] = &[
     ("success", "DE89370400440532013000", Debit::Succeeds),
     ("successDelayed", "DE08370400440532013003", Debit::SucceedsLate),
@@ -237,44 +237,48 @@ pub(super) const IBANS: &[(&str, &str, Debit)] = &[
     ("success", "BE62510007547061", Debit::Succeeds),
     ("success", "ES0700120345030000067890", Debit::Succeeds),
     ("success", "IT40S0542811101000000123456", Debit::Succeeds),
-    // By it Stripe's CLI brings about `checkout.session.async_payment_failed`.
+    // Stripe's CLI uses this one to trigger `checkout.session.async_payment_failed`.
     ("failed", "IT60X0542811101000000123456", Debit::Fails(WRONG_NAME)),
     ("success", "IE29AIBK93115212345678", Debit::Succeeds),
 ];
 
-/// What a test id, a card number or an IBAN stands for.
+/// The card number or IBAN of a test payment method.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Known<'a> {
+pub(super) enum TestMethod<'a> {
     Card(&'a str),
     Iban(&'a str),
 }
 
 /// The number behind one of Stripe's shared test ids: `pm_card_…`, `tok_…`, `pm_success_de` and the like.
-pub(super) fn shared(id: &str) -> Option<Known<'static>> {
+pub(super) fn shared(id: &str) -> Option<TestMethod<'static>> {
     let named = |name: &str| CARDS.iter().find(|card| card.token == name);
     if let Some(card) = id.strip_prefix("pm_card_").or_else(|| id.strip_prefix("tok_")).and_then(named) {
-        // Two cards share Radar's number; the name decides, so it goes with the number.
-        return Some(Known::Card(if card.token == "chargeDeclinedFraudulent" { "fraudulent" } else { card.number }));
+        // Two test cards have the same number. A placeholder for the number tells them apart.
+        return Some(TestMethod::Card(if card.token == "chargeDeclinedFraudulent" {
+            "fraudulent"
+        } else {
+            card.number
+        }));
     }
     let (name, country) = id.strip_prefix("pm_")?.rsplit_once('_')?;
     let matches = |iban: &str| iban.len() > 2 && iban[..2].eq_ignore_ascii_case(country);
-    IBANS.iter().find(|(known, iban, _)| *known == name && matches(iban)).map(|(_, iban, _)| Known::Iban(iban))
+    IBANS.iter().find(|(known, iban, _)| *known == name && matches(iban)).map(|(_, iban, _)| TestMethod::Iban(iban))
 }
 
-/// The card with this number.
-pub(super) fn card_of(number: &str) -> Option<&'static Card> {
+/// The test card with this number.
+pub(super) fn card_by_number(number: &str) -> Option<&'static Card> {
     if number == "fraudulent" {
         return CARDS.iter().find(|card| card.token == "chargeDeclinedFraudulent");
     }
     CARDS.iter().find(|card| card.number == number && card.token != "chargeDeclinedFraudulent")
 }
 
-/// How debits of this account end. An account that isn't a test account of Stripe's pays.
-pub(super) fn debit_of(iban: &str) -> Debit {
+/// The outcome of debits of this account. Debits of an unknown account succeed.
+pub(super) fn debit_outcome(iban: &str) -> Debit {
     IBANS.iter().find(|(_, known, _)| *known == iban).map_or(Debit::Succeeds, |(_, _, debit)| *debit)
 }
 
-/// Whether an IBAN can be one: known to Stripe's tests, or its check digits are right.
+/// Whether this is a valid IBAN: one of Stripe's test accounts, or one with correct check digits.
 pub(super) fn is_iban(iban: &str) -> bool {
     if IBANS.iter().any(|(_, known, _)| *known == iban) {
         return true;
@@ -295,9 +299,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shared_ids_lead_to_their_numbers() {
-        assert_eq!(shared("pm_card_visa"), Some(Known::Card("4242424242424242")));
-        assert_eq!(shared("pm_success_de"), Some(Known::Iban("DE89370400440532013000")));
+    fn shared_ids_resolve_to_numbers() {
+        assert_eq!(shared("pm_card_visa"), Some(TestMethod::Card("4242424242424242")));
+        assert_eq!(shared("pm_success_de"), Some(TestMethod::Iban("DE89370400440532013000")));
         assert_eq!(shared("pm_card_nothing"), None);
         assert_eq!(shared("pm_1abc"), None);
     }
@@ -306,15 +310,15 @@ mod tests {
     fn every_card_is_found_by_its_number() {
         for card in CARDS {
             let found = match shared(&format!("pm_card_{}", card.token)) {
-                Some(Known::Card(number)) => card_of(number).unwrap(),
-                other => panic!("{} leads to {other:?}", card.token),
+                Some(TestMethod::Card(number)) => card_by_number(number).unwrap(),
+                other => panic!("{} resolves to {other:?}", card.token),
             };
             assert_eq!((found.charge, found.authentication), (card.charge, card.authentication), "{}", card.token);
         }
     }
 
     #[test]
-    fn check_digits_are_checked() {
+    fn ibans_are_validated_by_check_digits() {
         assert!(is_iban("GB82WEST12345698765432"));
         assert!(!is_iban("GB82WEST12345698765433"));
         assert!(!is_iban("DE1"));

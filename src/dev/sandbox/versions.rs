@@ -1,20 +1,21 @@
-//! API versions: which ones Stripe has published, what the newer ones take, and what the older ones show. The events list
-//! renders in the account's default version, whatever version a call names (Stripe's documentation of `GET /v1/events`).
+//! API versions: the published ones, what newer ones accept, and how older ones render objects. The events list is
+//! rendered in the account's default version, whatever the request's version (Stripe's documentation of
+//! `GET /v1/events`).
 
 use serde_json::{Value, json};
 
-use super::act::API_VERSION;
+use super::api_error::ApiError;
 use super::parameters::{self, Endpoint};
-use super::refusal::Refusal;
 use super::state::{Account, text};
+use super::transaction::API_VERSION;
 
-/// The last version of a PaymentIntent with `charges`; from 2022-11-15 on it has `latest_charge`.
+/// The last version in which PaymentIntents have `charges`. From 2022-11-15 on they have `latest_charge`.
 const WITH_CHARGES: &str = "2022-08-01";
-/// The last version that calls methods sources; 2019-02-11 renamed them.
+/// The last version that names payment methods sources. 2019-02-11 renamed them.
 const WITH_SOURCES: &str = "2018-11-08";
-/// The first version in which intents take `allowed_payment_method_types`.
+/// The first version in which intents accept `allowed_payment_method_types`.
 const WITH_ALLOWED_TYPES: &str = "2026-07-29.dahlia";
-/// The first version that refuses `payment_method_types`.
+/// The first version that rejects `payment_method_types`.
 const ENDIVE: &str = "2026-09-30.endive";
 
 /// Every version that Stripe's SDKs name (the type of `api_version` in stripe-node 23.1), oldest first.
@@ -37,8 +38,8 @@ const PUBLISHED: &str = "
     2026-06-24.dahlia 2026-07-29.dahlia 2026-08-26.dahlia 2026-09-30.endive 2026-10-28.endive
 ";
 
-/// Refuses a version that Stripe never published: 400, without `code` and `param`.
-pub(super) fn check_published(version: &str) -> Result<(), Refusal> {
+/// Rejects a version that Stripe has not published: 400, without `code` and `param`.
+pub(super) fn check_published(version: &str) -> Result<(), ApiError> {
     if PUBLISHED.split_whitespace().any(|published| published == version) {
         return Ok(());
     }
@@ -47,19 +48,19 @@ pub(super) fn check_published(version: &str) -> Result<(), Refusal> {
     } else {
         format!("Invalid Stripe API version: {version}")
     };
-    Err(Refusal::invalid(message).early())
+    Err(ApiError::invalid(message).early())
 }
 
-/// Refuses the parameters that the version does not have any more, or not yet.
-pub(super) fn check_parameters(version: &str, endpoint: &Endpoint, params: &Value) -> Result<(), Refusal> {
+/// Rejects parameters that the version does not have yet, or no longer has.
+pub(super) fn check_parameters(version: &str, endpoint: &Endpoint, params: &Value) -> Result<(), ApiError> {
     if version >= ENDIVE && params.get("payment_method_types").is_some() {
         if endpoint.path.starts_with("/v1/checkout/") {
             return Err(parameters::unknown("payment_method_types").early());
         }
         let message = "`payment_method_types` is no longer supported in this API version. Use `allowed_payment_method_types` \
                        to limit the payment methods, or leave it out to use those of your Dashboard.";
-        let refusal = Refusal::invalid(message).code("payment_method_types_no_longer_supported");
-        return Err(refusal.at("payment_method_types").early());
+        let api_error = ApiError::invalid(message).code("payment_method_types_no_longer_supported");
+        return Err(api_error.at("payment_method_types").early());
     }
     if version < WITH_ALLOWED_TYPES && params.get("allowed_payment_method_types").is_some() {
         return Err(parameters::unknown("allowed_payment_method_types").early());
@@ -67,7 +68,7 @@ pub(super) fn check_parameters(version: &str, endpoint: &Endpoint, params: &Valu
     Ok(())
 }
 
-/// The event as the account's default version shows it.
+/// Renders an event in the account's default version.
 pub(super) fn render(account: &Account, mut event: Value) -> Value {
     let Some(version) = account.api_version.as_deref().filter(|version| *version != API_VERSION) else { return event };
     event["api_version"] = version.into();
@@ -75,14 +76,14 @@ pub(super) fn render(account: &Account, mut event: Value) -> Value {
     event
 }
 
-/// Renders an answer in the request's version: an object, the objects of a list, or the intent in an error.
-pub(super) fn render_answer(account: &Account, answer: &mut Value, version: &str) {
-    match text(answer, "/object") {
+/// Renders a response in the request's version: an object, the objects of a list, or the intent in an error.
+pub(super) fn render_response(account: &Account, result: &mut Value, version: &str) {
+    match text(result, "/object") {
         "list" => {
-            let objects = answer["data"].as_array_mut().into_iter().flatten();
+            let objects = result["data"].as_array_mut().into_iter().flatten();
             objects.for_each(|object| render_object(account, object, version));
         }
-        _ => render_object(account, answer, version),
+        _ => render_object(account, result, version),
     }
 }
 
@@ -107,7 +108,7 @@ fn list_charges(account: &Account, intent: &mut Value) {
     let id = text(intent, "/id").to_owned();
     let latest = text(intent, "/latest_charge").to_owned();
     let mut charges = newest_first(account, "charge", |charge| text(charge, "/payment_intent") == id);
-    // What was charged later than the intent shows is not in it: an event is frozen.
+    // Leaves out charges that are newer than the intent's state, which may be part of an old event.
     let known = charges.iter().position(|charge| text(charge, "/id") == latest).unwrap_or(charges.len());
     charges.drain(..known);
     if let Some(fields) = intent.as_object_mut() {
@@ -137,9 +138,9 @@ fn name_sources(intent: &mut Value) {
     }
 }
 
-fn newest_first(account: &Account, kind: &str, keep: impl Fn(&Value) -> bool) -> Vec<Value> {
+fn newest_first(account: &Account, kind: &str, matches: impl Fn(&Value) -> bool) -> Vec<Value> {
     let ids = account.order.get(kind).map_or(&[][..], Vec::as_slice);
-    ids.iter().rev().filter_map(|id| account.objects.get(id)).filter(|object| keep(object)).cloned().collect()
+    ids.iter().rev().filter_map(|id| account.objects.get(id)).filter(|object| matches(object)).cloned().collect()
 }
 
 fn list(data: &[Value], url: &str) -> Value {

@@ -1,33 +1,33 @@
-//! When most calls fail, the next ones would too: they are held back for a while, and Stripe is spared. To be held back
-//! means later, never failed (P2).
+//! Circuit breakers. When most calls fail, further calls are delayed for a while instead of being sent. A delayed call
+//! is sent later; it has not failed (P2).
 
 use std::collections::VecDeque;
 
 use time::{Duration, OffsetDateTime};
 
-/// How far back calls count.
+/// The period over which calls and failures are counted.
 const WINDOW: Duration = Duration::seconds(10);
 
-/// So few calls prove nothing.
+/// Fewer calls than this within the window never open the breaker.
 const CALLS_MIN: u32 = 20;
 
-/// How long the first opening lasts, and how long the longest.
+/// The first and the longest period for which the breaker stays open.
 const OPEN_FIRST: Duration = Duration::seconds(2);
 const OPEN_MAX: Duration = Duration::seconds(30);
 
-/// How long a probe keeps others from probing.
+/// How long a probe may take before another one is admitted.
 const PROBE_MAX: Duration = Duration::seconds(10);
 
-/// When to ask again while a probe is under way.
+/// When to retry while a probe is in flight.
 const PROBE_PERIOD: Duration = Duration::SECOND;
 
-/// A circuit breaker.
+/// Opens when at least half of the recent calls have failed; then admits one probe at a time until one succeeds.
 #[derive(Debug, Default)]
 pub struct Breaker {
     state: State,
     /// Calls and failures by second, oldest first.
     seconds: VecDeque<(i64, u32, u32)>,
-    /// Openings in a row.
+    /// How often it has opened in a row.
     openings: u32,
 }
 
@@ -36,13 +36,13 @@ enum State {
     #[default]
     Closed,
     Open(OffsetDateTime),
-    /// One call is let through, since this time, to see whether it is over.
+    /// One call is in flight since this time, to probe whether calls succeed again.
     Probing(OffsetDateTime),
 }
 
 impl Breaker {
-    /// When to ask again, if calls are held back now.
-    pub fn held_until(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    /// When to retry, if calls are delayed now.
+    pub fn open_until(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         match self.state {
             State::Open(until) if now < until => Some(until),
             State::Probing(since) if now < since + PROBE_MAX => Some(now + PROBE_PERIOD),
@@ -50,9 +50,9 @@ impl Breaker {
         }
     }
 
-    /// A call is about to go; whether it is a probe, or when to ask again.
+    /// Admits a call: `Ok(true)` if it is a probe, `Err` with the time to retry if calls are delayed.
     pub fn admit(&mut self, now: OffsetDateTime) -> Result<bool, OffsetDateTime> {
-        if let Some(until) = self.held_until(now) {
+        if let Some(until) = self.open_until(now) {
             return Err(until);
         }
         let is_probe = self.state != State::Closed;
@@ -62,13 +62,13 @@ impl Breaker {
         Ok(is_probe)
     }
 
-    /// A call has ended, well or without an answer of Stripe's. `jitter` is random, from 0 to 1. `may_open`: whether it
-    /// may be this breaker's business at all.
+    /// Records the end of a call. A failure is a call without a response from Stripe. `jitter` is random, from 0 to 1.
+    /// With `may_open` false, the failure does not open this breaker.
     pub fn record(&mut self, now: OffsetDateTime, failed: bool, is_probe: bool, jitter: f64, may_open: bool) {
         match self.state {
             State::Probing(_) if is_probe && failed => self.open(now, jitter),
             State::Probing(_) if is_probe => *self = Self::default(),
-            // It began before the breaker opened: what it says is old.
+            // The call began before the breaker opened, so its result is outdated.
             State::Open(_) | State::Probing(_) => {}
             State::Closed => {
                 let second = now.unix_timestamp();
@@ -89,8 +89,8 @@ impl Breaker {
         }
     }
 
-    /// A probe ended without having shown anything: the next call is one.
-    pub fn forget_probe(&mut self, now: OffsetDateTime) {
+    /// A probe ended without a result; the next call becomes the probe.
+    pub fn abort_probe(&mut self, now: OffsetDateTime) {
         if matches!(self.state, State::Probing(_)) {
             self.state = State::Open(now);
         }
@@ -105,20 +105,21 @@ impl Breaker {
     }
 }
 
-/// The breaker for Stripe as a whole. One account whose calls all fail is not Stripe's outage: it takes two.
+/// The breaker for all of Stripe. A single failing account is not an outage of Stripe's: failures of two accounts are
+/// needed.
 #[derive(Debug, Default)]
-pub struct Outage {
+pub struct SharedBreaker {
     breaker: Breaker,
-    /// The last account that failed, and when.
+    /// The account that failed last, and when.
     last: Option<(String, OffsetDateTime)>,
-    /// When another account than that one failed last.
+    /// When an account other than that one last failed.
     other: Option<OffsetDateTime>,
 }
 
-impl Outage {
-    /// See [`Breaker::held_until`].
-    pub fn held_until(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
-        self.breaker.held_until(now)
+impl SharedBreaker {
+    /// See [`Breaker::open_until`].
+    pub fn open_until(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        self.breaker.open_until(now)
     }
 
     /// See [`Breaker::admit`].
@@ -139,9 +140,9 @@ impl Outage {
         self.breaker.record(now, failed, is_probe, jitter, is_shared);
     }
 
-    /// See [`Breaker::forget_probe`].
-    pub fn forget_probe(&mut self, now: OffsetDateTime) {
-        self.breaker.forget_probe(now);
+    /// See [`Breaker::abort_probe`].
+    pub fn abort_probe(&mut self, now: OffsetDateTime) {
+        self.breaker.abort_probe(now);
     }
 }
 
@@ -155,7 +156,7 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(milliseconds)
     }
 
-    fn tell(breaker: &mut Breaker, milliseconds: i64, failed: bool) {
+    fn record_call(breaker: &mut Breaker, milliseconds: i64, failed: bool) {
         if let Ok(is_probe) = breaker.admit(at(milliseconds)) {
             breaker.record(at(milliseconds), failed, is_probe, 1.0, true);
         }
@@ -164,34 +165,34 @@ mod tests {
     #[test]
     fn it_opens_when_half_of_at_least_twenty_calls_within_ten_seconds_fail() {
         let mut few = Breaker::default();
-        (0..19).for_each(|n| tell(&mut few, n * 100, true));
-        assert_eq!(few.held_until(at(2_000)), None, "nineteen prove nothing");
+        (0..19).for_each(|n| record_call(&mut few, n * 100, true));
+        assert_eq!(few.open_until(at(2_000)), None, "nineteen calls are too few");
         let mut slow = Breaker::default();
-        (0..60).for_each(|n| tell(&mut slow, n * 1_000, true));
-        assert_eq!(slow.held_until(at(60_000)), None, "nor do sixty within a minute");
+        (0..60).for_each(|n| record_call(&mut slow, n * 1_000, true));
+        assert_eq!(slow.open_until(at(60_000)), None, "and so are sixty within a minute");
         let mut mixed = Breaker::default();
-        (0..60).for_each(|n| tell(&mut mixed, n * 100, n % 3 == 0));
-        assert_eq!(mixed.held_until(at(6_000)), None, "a third is not a half");
+        (0..60).for_each(|n| record_call(&mut mixed, n * 100, n % 3 == 0));
+        assert_eq!(mixed.open_until(at(6_000)), None, "a third is less than half");
         let mut bad = Breaker::default();
-        (0..20).for_each(|n| tell(&mut bad, n * 100, n % 2 == 1));
-        assert_eq!(bad.held_until(at(1_900)), Some(at(3_900)));
+        (0..20).for_each(|n| record_call(&mut bad, n * 100, n % 2 == 1));
+        assert_eq!(bad.open_until(at(1_900)), Some(at(3_900)));
     }
 
     fn open_at_zero() -> Breaker {
         let mut breaker = Breaker::default();
-        (0..20).for_each(|_| tell(&mut breaker, 0, true));
+        (0..20).for_each(|_| record_call(&mut breaker, 0, true));
         breaker
     }
 
     #[test]
-    fn one_probe_goes_when_the_time_is_over_and_the_time_grows() {
+    fn one_probe_is_admitted_after_the_open_period_which_grows() {
         let mut breaker = open_at_zero();
         assert_eq!(breaker.admit(at(1_999)), Err(at(2_000)));
         assert_eq!(breaker.admit(at(2_000)), Ok(true));
-        assert_eq!(breaker.admit(at(2_000)), Err(at(3_000)), "only one");
+        assert_eq!(breaker.admit(at(2_000)), Err(at(3_000)), "one probe at a time");
         breaker.record(at(2_100), true, false, 1.0, true);
         breaker.record(at(2_100), false, false, 1.0, true);
-        assert_eq!(breaker.held_until(at(2_100)), Some(at(3_100)), "an answer to an older call settles nothing");
+        assert_eq!(breaker.open_until(at(2_100)), Some(at(3_100)), "the result of an older call changes nothing");
         breaker.record(at(2_100), true, true, 1.0, true);
         assert_eq!(breaker.admit(at(2_100)), Err(at(6_100)), "twice as long");
         assert_eq!(breaker.admit(at(6_100)), Ok(true));
@@ -200,29 +201,28 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_that_never_ends_holds_nobody_up_for_ever() {
+    fn a_probe_that_never_ends_does_not_block_forever() {
         let mut breaker = open_at_zero();
         assert_eq!(breaker.admit(at(2_000)), Ok(true));
         assert!(breaker.admit(at(11_999)).is_err());
         assert_eq!(breaker.admit(at(12_000)), Ok(true));
-        breaker.forget_probe(at(12_500));
+        breaker.abort_probe(at(12_500));
         assert_eq!(breaker.admit(at(12_500)), Ok(true));
     }
 
     #[test]
-    fn one_account_is_not_all_of_stripe() {
-        let mut outage = Outage::default();
+    fn one_failing_account_does_not_open_the_shared_breaker() {
+        let mut breaker = SharedBreaker::default();
         for _ in 0..100 {
-            outage.record(at(0), "acct_1", true, false, 1.0);
+            breaker.record(at(0), "acct_1", true, false, 1.0);
         }
-        assert_eq!(outage.admit(at(0)), Ok(false));
-        outage.record(at(0), "acct_2", true, false, 1.0);
-        assert_eq!(outage.admit(at(0)), Err(at(2_000)));
+        assert_eq!(breaker.admit(at(0)), Ok(false));
+        breaker.record(at(0), "acct_2", true, false, 1.0);
+        assert_eq!(breaker.admit(at(0)), Err(at(2_000)));
     }
 
     proptest! {
-        /// However it goes, calls are never held back for longer than the longest opening, and while Stripe answers they
-        /// are not held back at all.
+        /// Calls are never delayed for longer than the longest open period, and the breaker always admits calls again.
         #[test]
         fn it_never_stays_open(outcomes in prop::collection::vec((0_i64..3_000, any::<bool>(), 0.0..1.0), 1..300)) {
             let (mut breaker, mut now) = (Breaker::default(), 0);
@@ -231,7 +231,7 @@ mod tests {
                 if let Ok(is_probe) = breaker.admit(at(now)) {
                     breaker.record(at(now), failed, is_probe, jitter, true);
                 }
-                if let Some(until) = breaker.held_until(at(now)) {
+                if let Some(until) = breaker.open_until(at(now)) {
                     prop_assert!(until <= at(now) + OPEN_MAX);
                 }
             }

@@ -1,4 +1,5 @@
-//! One bucket of Stripe's, as all replicas share it: which slots are given out already, and how fast it may be emptied.
+//! A token bucket that mirrors one of Stripe's and is shared by all replicas: which slots are reserved already, and the
+//! current rate.
 
 use std::collections::VecDeque;
 
@@ -6,82 +7,82 @@ use time::{Duration, OffsetDateTime};
 
 use super::RATE_MIN;
 
-/// How long after its moment a slot may still be used. Stripe's buckets hold a second's worth: this much of it may go at
-/// once, and as much again is left for calls that overtake each other on their way.
-const LATE_MAX: Duration = Duration::milliseconds(400);
+/// How long after its time a slot may still be used. Stripe's buckets hold one second's worth. This much may be sent as
+/// a burst; the remainder absorbs differences in network delay.
+const SLOT_LIFETIME: Duration = Duration::milliseconds(400);
 
-/// The part of the full rate that comes back each second.
-const RECOVERY: f64 = 0.05;
+/// The share of the full rate that is regained each second.
+const RECOVERY_PER_SECOND: f64 = 0.05;
 
-/// Several calls that were under way together are turned away together: within this time that counts once.
-const SLOW_ONCE: Duration = Duration::SECOND;
+/// Calls that were in flight together are rejected together: within this period, several 429s count once.
+const SLOW_DOWN_WINDOW: Duration = Duration::SECOND;
 
-/// A bucket. It is kept where all replicas see it, and changed by one at a time.
+/// The state of a bucket. It is stored in the database, and updated under a row lock.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Budget {
-    /// The first slot that nobody has taken.
+    /// The time of the first slot that is not reserved.
     pub next_time: OffsetDateTime,
-    /// Calls a second, as of `rate_time`; it has grown since.
+    /// Calls a second at `rate_time`; it has recovered since.
     pub rate: f64,
-    /// When the rate was last cut.
+    /// When the rate was last reduced.
     pub rate_time: OffsetDateTime,
 }
 
-/// What a replica asks a bucket for.
+/// A replica's request for slots of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Ask {
-    /// Calls that wait.
+pub struct SlotRequest {
+    /// Calls that wait for a slot.
     pub wanted: u32,
-    /// How long it will be until the replica asks again: of a bucket that nobody uses it may as well take all slots until
-    /// then.
-    pub spare: Duration,
-    /// How far ahead slots are of any use: nobody waits longer.
-    pub ahead: Duration,
+    /// How long until the replica's next request. From an idle bucket, it may reserve all slots until then.
+    pub request_interval: Duration,
+    /// How far ahead slots can be reserved: the longest that a call waits.
+    pub horizon: Duration,
 }
 
-/// Slots, evenly spaced.
+/// Reserved slots, evenly spaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slots {
-    /// The moment of the first.
+    /// The time of the first slot.
     pub first: OffsetDateTime,
-    /// From one to the next.
+    /// From one slot to the next.
     pub interval: Duration,
-    /// How many.
+    /// The number of slots.
     pub count: u32,
 }
 
 impl Budget {
-    /// A bucket that nobody has used for a while. `full` is its limit, calls a second.
+    /// A bucket that has not been used for a while. `full` is its limit in calls a second.
     pub fn new(full: f64, now: OffsetDateTime) -> Self {
-        Self { next_time: now - LATE_MAX, rate: full, rate_time: now }
+        Self { next_time: now - SLOT_LIFETIME, rate: full, rate_time: now }
     }
 
-    /// The present rate, calls a second.
+    /// The current rate in calls a second.
     pub fn rate_at(&self, full: f64, now: OffsetDateTime) -> f64 {
         let passed = (now - self.rate_time).as_seconds_f64().max(0.0);
-        (self.rate + full * RECOVERY * passed).clamp(RATE_MIN.min(full), full)
+        (self.rate + full * RECOVERY_PER_SECOND * passed).clamp(RATE_MIN.min(full), full)
     }
 
-    /// Stripe has turned a call away: half as fast from now on.
+    /// Halves the rate after Stripe has rejected a call with a 429.
     pub fn slow_down(&mut self, full: f64, now: OffsetDateTime) {
-        let is_new = !(self.rate_time..self.rate_time + SLOW_ONCE).contains(&now);
+        let is_new = !(self.rate_time..self.rate_time + SLOW_DOWN_WINDOW).contains(&now);
         if is_new || self.rate >= full {
             self.rate = (self.rate_at(full, now) / 2.0).max(RATE_MIN.min(full));
             self.rate_time = now;
         }
     }
 
-    /// Takes slots: the next ones, as many as are wanted and of use. Nobody else is ever given the same.
-    pub fn take(&mut self, ask: Ask, full: f64, now: OffsetDateTime) -> Slots {
+    /// Reserves the next slots: as many as are wanted, up to the horizon. No two requests are given the same slot.
+    pub fn take(&mut self, request: SlotRequest, full: f64, now: OffsetDateTime) -> Slots {
         let interval = Duration::seconds_f64(1.0 / self.rate_at(full, now));
-        // A bucket that is used up for longer than anybody asks was kept by a clock that ran ahead of this one.
-        let kept = if self.next_time > now + ask.ahead * 2 { now } else { self.next_time };
-        let first = kept.max(now - LATE_MAX);
+        // A bucket that is reserved beyond any horizon was written by a process whose clock ran ahead of this one.
+        let next_time = if self.next_time > now + request.horizon * 2 { now } else { self.next_time };
+        let first = next_time.max(now - SLOT_LIFETIME);
         let until = |end: OffsetDateTime| slots_within(end - first, interval);
-        // Slots have lapsed that nobody wanted; else others are about to want those that are left.
-        let is_idle = kept <= now - LATE_MAX;
-        let wanted = if is_idle { ask.wanted.max(until(now + ask.spare)) } else { ask.wanted };
-        let count = wanted.min(until(now + ask.ahead));
+        // Unreserved slots have expired, so the bucket is idle; otherwise other replicas are about to need the
+        // remaining ones.
+        let is_idle = next_time <= now - SLOT_LIFETIME;
+        let wanted = if is_idle { request.wanted.max(until(now + request.request_interval)) } else { request.wanted };
+        let count = wanted.min(until(now + request.horizon));
         self.next_time = first + interval.saturating_mul(i32::try_from(count).unwrap_or(i32::MAX));
         Slots { first, interval, count }
     }
@@ -95,11 +96,11 @@ fn slots_within(period: Duration, interval: Duration) -> u32 {
     u32::try_from(count).unwrap_or(u32::MAX)
 }
 
-/// Slots that a replica holds of one bucket, earliest first.
+/// The slots of one bucket that a replica holds, earliest first.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Held(VecDeque<Slots>);
+pub(super) struct HeldSlots(VecDeque<Slots>);
 
-impl Held {
+impl HeldSlots {
     pub fn add(&mut self, slots: Slots) {
         if slots.count > 0 {
             self.0.push_back(slots);
@@ -110,16 +111,16 @@ impl Held {
         self.0.clear();
     }
 
-    /// Lets go of slots whose time is over.
-    pub fn lapse(&mut self, now: OffsetDateTime) {
-        let oldest = now - LATE_MAX;
+    /// Drops slots that are too old to be used.
+    pub fn expire(&mut self, now: OffsetDateTime) {
+        let oldest = now - SLOT_LIFETIME;
         while let Some(slots) = self.0.front_mut() {
             if slots.first >= oldest {
                 return;
             }
-            let gone = slots_within(oldest - slots.first - Duration::NANOSECOND, slots.interval).min(slots.count);
-            slots.first += slots.interval * i32::try_from(gone).unwrap_or(i32::MAX);
-            slots.count -= gone;
+            let expired = slots_within(oldest - slots.first - Duration::NANOSECOND, slots.interval).min(slots.count);
+            slots.first += slots.interval * i32::try_from(expired).unwrap_or(i32::MAX);
+            slots.count -= expired;
             if slots.count > 0 {
                 return;
             }
@@ -127,7 +128,7 @@ impl Held {
         }
     }
 
-    /// The moment of the first slot.
+    /// The time of the first slot.
     pub fn first(&self) -> Option<OffsetDateTime> {
         self.0.front().map(|slots| slots.first)
     }
@@ -143,7 +144,6 @@ impl Held {
         }
     }
 
-    /// How many are held.
     pub fn count(&self) -> u32 {
         self.0.iter().map(|slots| slots.count).fold(0, u32::saturating_add)
     }
@@ -161,19 +161,19 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(milliseconds)
     }
 
-    fn ask(wanted: u32) -> Ask {
-        Ask { wanted, spare: Duration::milliseconds(200), ahead: Duration::seconds(2) }
+    fn request(wanted: u32) -> SlotRequest {
+        SlotRequest { wanted, request_interval: Duration::milliseconds(200), horizon: Duration::seconds(2) }
     }
 
     #[test]
-    fn a_bucket_in_use_gives_what_is_asked_and_an_idle_one_gives_all_until_the_next_ask() {
+    fn a_bucket_in_use_grants_what_is_requested_and_an_idle_one_all_until_the_next_request() {
         let mut budget = Budget::new(FULL, at(0));
-        let first = budget.take(ask(1), FULL, at(0));
-        assert_eq!((first.first, first.count), (at(-400), 16), "0.4 s late and 0.2 s ahead");
-        let second = budget.take(ask(3), FULL, at(0));
-        assert_eq!((second.first, second.count), (at(240), 3), "those after it, and no more");
-        assert_eq!(budget.take(ask(1_000), FULL, at(0)).count, 42, "as far ahead as anybody waits");
-        assert_eq!(budget.take(ask(5), FULL, at(0)).count, 0);
+        let first = budget.take(request(1), FULL, at(0));
+        assert_eq!((first.first, first.count), (at(-400), 16), "0.4 s of past slots and 0.2 s of future ones");
+        let second = budget.take(request(3), FULL, at(0));
+        assert_eq!((second.first, second.count), (at(240), 3), "the next slots, and no more");
+        assert_eq!(budget.take(request(1_000), FULL, at(0)).count, 42, "up to the horizon");
+        assert_eq!(budget.take(request(5), FULL, at(0)).count, 0);
     }
 
     #[test]
@@ -189,42 +189,42 @@ mod tests {
         for milliseconds in 6..60 {
             budget.slow_down(FULL, at(milliseconds * 1_000));
         }
-        assert!(rate(&budget, 59_000) >= RATE_MIN, "and never nothing");
+        assert!(rate(&budget, 59_000) >= RATE_MIN, "and never zero");
     }
 
     #[test]
-    fn a_bucket_kept_by_a_clock_that_ran_ahead_is_not_closed_for_days() {
+    fn a_bucket_written_by_a_clock_that_ran_ahead_is_not_blocked_for_days() {
         let mut budget = Budget { next_time: at(86_400_000), ..Budget::new(FULL, at(86_400_000)) };
-        assert!(budget.take(ask(1), FULL, at(0)).count > 0);
+        assert!(budget.take(request(1), FULL, at(0)).count > 0);
     }
 
     #[test]
-    fn slots_lapse_and_are_used_in_order() {
-        let mut held = Held::default();
+    fn slots_expire_and_are_used_in_order() {
+        let mut held = HeldSlots::default();
         held.add(Slots { first: at(0), interval: Duration::milliseconds(40), count: 25 });
-        held.lapse(at(440));
+        held.expire(at(440));
         assert_eq!((held.first(), held.count()), (Some(at(40)), 24));
         held.pop();
         assert_eq!((held.first(), held.count()), (Some(at(80)), 23));
-        held.lapse(at(10_000));
+        held.expire(at(10_000));
         assert_eq!((held.first(), held.count()), (None, 0));
     }
 
     proptest! {
-        /// Whatever replicas ask for and whenever they use it, a bucket of Stripe's that holds a second's worth never
-        /// runs empty, even where calls take up to half a second longer than others to arrive.
+        /// Whatever replicas request and whenever they use it, a bucket at Stripe that holds one second's worth never
+        /// runs empty, even if some calls take half a second longer than others to arrive.
         #[test]
         fn together_replicas_never_go_faster_than_the_limit(
-            asks in prop::collection::vec((0_i64..300, 0_usize..3, 0_u32..12, 0_i64..500), 1..200)
+            requests in prop::collection::vec((0_i64..300, 0_usize..3, 0_u32..12, 0_i64..500), 1..200)
         ) {
             let mut budget = Budget::new(FULL, at(0));
-            let mut replicas = vec![Held::default(); 3];
+            let mut replicas = vec![HeldSlots::default(); 3];
             let (mut now, mut arrivals) = (0, Vec::new());
-            for (passed, replica, wanted, delay) in asks {
+            for (passed, replica, wanted, delay) in requests {
                 now += passed;
                 let held = &mut replicas[replica];
-                held.add(budget.take(ask(wanted), FULL, at(now)));
-                held.lapse(at(now));
+                held.add(budget.take(request(wanted), FULL, at(now)));
+                held.expire(at(now));
                 while held.first().is_some_and(|first| first <= at(now)) {
                     held.pop();
                     arrivals.push(now + delay);
@@ -236,7 +236,7 @@ mod tests {
                 #[expect(clippy::cast_precision_loss, reason = "milliseconds of a minute")]
                 let refilled = (arrival - last) as f64 * FULL / 1_000.0;
                 (tokens, last) = ((tokens + refilled).min(FULL) - 1.0, arrival);
-                prop_assert!(tokens >= 0.0, "turned away at {arrival} ms");
+                prop_assert!(tokens >= 0.0, "rejected at {arrival} ms");
             }
         }
     }

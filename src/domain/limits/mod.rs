@@ -1,56 +1,56 @@
-//! Stripe's limits, and when it is better not to call at all. Stripe counts calls by account, mode and endpoint; every
-//! replica counts with it, so that nearly nothing is turned away.
+//! Client-side rate limiting and circuit breaking for Stripe. Stripe limits calls by account, mode and endpoint. All
+//! replicas share the same count, so that almost no call is rejected.
 //!
-//! The flow: a call takes its place in its account's [`Line`]. A line gives turns for *slots*, each a moment from which on
-//! one call may go. Slots are cut from a [`Budget`], one a bucket, which all replicas share: whoever needs slots takes the
-//! next few, and the next one takes those after them, so that together they never go faster than the limit. A 429 halves
-//! the bucket's rate for all of them; it grows back by itself. A [`Breaker`] stops calls while most of them fail.
+//! A call waits in the [`FairQueue`] of its account until it is granted a *slot*: a time from which one call may be
+//! sent. Slots come from a [`Budget`], one for each bucket, shared by all replicas. Each request reserves the next
+//! slots, so together the replicas never exceed the limit. A 429 halves the rate of the bucket for all replicas; the
+//! rate then recovers by itself. A [`Breaker`] delays calls while most of them fail.
 //!
-//! Nothing here reads a clock: the time comes in, and it is always that of Paybridge's clock.
+//! Nothing here reads a clock: the time is passed in, and is always that of Paybridge's clock.
 
 mod breaker;
 mod budget;
-mod line;
+mod fair_queue;
 
-pub use breaker::{Breaker, Outage};
-pub use budget::{Ask, Budget, Slots};
-pub use line::{Line, Turn, Waiting};
+pub use breaker::{Breaker, SharedBreaker};
+pub use budget::{Budget, SlotRequest, Slots};
+pub use fair_queue::{Admission, FairQueue, QueuedCall};
 
-/// How many calls a second Stripe lets through.
+/// Stripe's rate limits in calls a second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limits {
     /// To each endpoint of an account.
     pub endpoint: f64,
-    /// To an account in all, with live keys.
+    /// To an account as a whole, with live keys.
     pub live: f64,
-    /// To an account in all, with test keys.
+    /// To an account as a whole, with test keys.
     pub test: f64,
 }
 
 impl Default for Limits {
-    /// Stripe's own, unless its support has raised them.
+    /// Stripe's documented limits; its support raises them on request.
     fn default() -> Self {
         Self { endpoint: 25.0, live: 100.0, test: 25.0 }
     }
 }
 
-/// The part of a limit that is used. The rest is for clocks that run apart.
-const USED: f64 = 0.99;
+/// The share of a limit that is used. The remainder absorbs clock differences between replicas.
+const USED_SHARE: f64 = 0.99;
 
-/// The slowest that a bucket gets, calls a second: so that it is noticed when Stripe lets more through again.
+/// The lowest rate of a bucket in calls a second. It stays above zero to detect that Stripe accepts more again.
 const RATE_MIN: f64 = 1.0;
 
-/// The name of an account's own bucket, which every call goes through.
+/// The bucket of the account as a whole, which every call counts against.
 pub const WHOLE_ACCOUNT: &str = "";
 
 impl Limits {
-    /// The rate of a bucket, calls a second: an endpoint's, or [`WHOLE_ACCOUNT`].
+    /// The rate of a bucket in calls a second: that of an endpoint, or of [`WHOLE_ACCOUNT`].
     pub fn rate(&self, livemode: bool, bucket: &str) -> f64 {
         let limit = if bucket == WHOLE_ACCOUNT { self.account(livemode) } else { self.endpoint };
-        (limit * USED).max(RATE_MIN)
+        (limit * USED_SHARE).max(RATE_MIN)
     }
 
-    /// Whether an endpoint's limit can be met before the account's.
+    /// Whether the limit of an endpoint can be reached before that of the account.
     pub fn counts_endpoints(&self, livemode: bool) -> bool {
         self.endpoint < self.account(livemode)
     }
@@ -60,37 +60,38 @@ impl Limits {
     }
 }
 
-/// Which bucket.
+/// Identifies a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BucketId {
-    /// `acct_…`
+    /// Stripe's `acct_…`.
     pub account: String,
-    /// Whether it counts calls with live keys.
+    /// Whether it counts calls made with live keys.
     pub livemode: bool,
-    /// Method and route; or [`WHOLE_ACCOUNT`].
+    /// Method and route, or [`WHOLE_ACCOUNT`].
     pub endpoint: String,
 }
 
-/// A bucket that lacks slots, in one process.
+/// The slots that one process needs from a bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lacking {
-    /// Which.
+pub struct Demand {
+    /// The bucket to reserve slots from.
     pub bucket: BucketId,
-    /// Calls that wait for a slot of it and have none.
+    /// Calls that wait without a slot.
     pub wanted: u32,
-    /// Stripe has turned a call of it away.
+    /// Whether Stripe has rejected a call with a 429 since the last report.
     pub was_refused: bool,
 }
 
-/// Who goes first, in this order. What is nearly done comes before what is begun: a confirm ends a payment.
+/// The priority of a call, highest first. Work that is nearly done comes before new work: a confirmation ends a
+/// payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Priority {
-    /// A confirmation: the money itself.
+    /// Confirms a payment: moves the money.
     Confirm,
-    /// The creation of what a confirmation needs.
+    /// Creates what a confirmation needs.
     Create,
-    /// What people may be waiting for: customers, links, connecting.
+    /// A person may be waiting: customers, links, connecting.
     Interactive,
-    /// Reads.
+    /// A read.
     Read,
 }

@@ -1,5 +1,5 @@
-//! An attempt: one try to collect. Whatever may take money for a payment holds its one slot as an open attempt (P1):
-//! a confirm of its intent, or a link to a page on which the payer pays.
+//! Attempts to collect a payment. Whatever may take money for a payment holds its single slot as an open attempt (P1):
+//! a confirmation of its intent, or a link to a page where the payer pays.
 
 use time::OffsetDateTime;
 
@@ -7,111 +7,113 @@ use super::Failure;
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Money, PaymentId, PaymentMethodId};
 
-/// What has become of an attempt.
+/// The state of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AttemptState {
-    /// May have been sent; Stripe has not said.
+    /// It may have been sent; Stripe has not reported an outcome.
     Open,
-    /// Paid.
+    /// It was paid.
     Succeeded,
-    /// Refused.
+    /// It was refused, for this reason.
     Failed(Failure),
-    /// Its intent was canceled, or its link ended unused.
+    /// Its intent was canceled, or its link expired or was closed unused.
     Canceled,
-    /// Its key can't be used any more, and nothing moved: the next attempt confirms the same intent under a new key,
-    /// which can still succeed only once (P2).
+    /// Its key can no longer be used, and nothing has happened. The next attempt confirms the same intent under a new
+    /// key, which can still succeed only once (P2).
     Superseded,
 }
 
-/// How an attempt may take money.
+/// How an attempt collects.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Way {
-    /// The payment's intent is confirmed with a stored method.
+pub enum AttemptKind {
+    /// Confirms the payment's intent with a stored method.
     Confirm {
-        /// The method that is charged.
+        /// The method to charge.
         method: PaymentMethodId,
     },
-    /// The payer pays on a page of Stripe's.
+    /// The payer pays on a page hosted by Stripe.
     Link(Link),
 }
 
-/// A payment-mode Checkout session. Until its id is committed its link has not left us, and nobody can pay there.
+/// A payment-mode Checkout session. Its URL is handed out only after its id is committed, so nobody can pay there
+/// before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
-    /// Stripe's `cs_…`; absent while it is being made.
+    /// Stripe's `cs_…`; `None` while it is being created.
     pub provider_session_id: Option<String>,
-    /// Where the payer pays.
+    /// The URL of the page.
     pub url: Option<String>,
-    /// When it ends, as Stripe says.
+    /// When it expires, as reported by Stripe.
     pub expire_time: Option<OffsetDateTime>,
 }
 
-/// One try to collect. All but the outcome is immutable, and was committed before the first send.
+/// One attempt to collect. Everything except the outcome is immutable and was committed before the first send.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempt {
-    /// The payment.
+    /// The payment that it collects.
     pub payment_id: PaymentId,
-    /// 1, 2, 3, …
+    /// Its number within the payment: 1, 2, 3, …
     pub number: i32,
-    /// What is to be paid.
+    /// The amount to collect.
     pub amount: Money,
-    /// How it may take money.
-    pub way: Way,
-    /// The intent that is confirmed; for a link, the one that Stripe has made for the page, once that is known.
+    /// How it collects.
+    pub kind: AttemptKind,
+    /// The intent that is confirmed. For a link, the intent that Stripe created for the page, once known.
     pub provider_payment_intent_id: Option<String>,
-    /// The attempt's own key.
+    /// The idempotency key, used by this attempt only.
     pub idempotency_key: String,
-    /// The frozen body: resent byte for byte (P2).
+    /// The prepared request body. It is resent byte for byte (P2).
     pub body: String,
-    /// The intent's `latest_charge` just before the confirm.
+    /// The intent's `latest_charge` just before the confirmation.
     pub prior_charge: Option<String>,
-    /// The intent's `last_payment_error` just before the confirm.
+    /// The intent's `last_payment_error` just before the confirmation.
     pub prior_error: Option<Failure>,
-    /// What has become of it.
+    /// Its current state.
     pub state: AttemptState,
-    /// Stripe's `ch_…` that it led to.
+    /// Stripe's `ch_…` of the charge that it led to.
     pub provider_charge_id: Option<String>,
-    /// When Stripe first replayed a stored 500: the key will never say anything else.
+    /// When Stripe first replayed a stored 500. The key will never return anything else.
     pub dead_key_time: Option<OffsetDateTime>,
-    /// When it was frozen.
+    /// When it was prepared.
     pub create_time: OffsetDateTime,
-    /// When its outcome was known.
+    /// When its outcome became known.
     pub finish_time: Option<OffsetDateTime>,
 }
 
 impl Attempt {
-    /// The method that a confirm charges.
+    /// The method to charge; `None` for a link.
     pub fn method(&self) -> Option<PaymentMethodId> {
-        match self.way {
-            Way::Confirm { method } => Some(method),
-            Way::Link(_) => None,
+        match self.kind {
+            AttemptKind::Confirm { method } => Some(method),
+            AttemptKind::Link(_) => None,
         }
     }
 
     /// The link, if it is one.
     pub fn link(&self) -> Option<&Link> {
-        match &self.way {
-            Way::Confirm { .. } => None,
-            Way::Link(link) => Some(link),
+        match &self.kind {
+            AttemptKind::Confirm { .. } => None,
+            AttemptKind::Link(link) => Some(link),
         }
     }
 
-    /// Whether it holds the slot: it may have been sent, and Stripe has not said.
+    /// Whether it holds the slot: it may have been sent, and Stripe has not reported an outcome.
     pub fn is_open(&self) -> bool {
         self.state == AttemptState::Open
     }
 
-    /// The link of an attempt that still holds the slot.
+    /// The link, if the attempt is one and still holds the slot.
     pub fn open_link(&self) -> Option<&Link> {
         self.link().filter(|_| self.is_open())
     }
 
-    /// Whether this is a confirm of the intent with this id.
+    /// Whether this attempt confirms the intent with this id.
     pub fn confirms(&self, intent: &str) -> bool {
-        matches!(self.way, Way::Confirm { .. }) && self.provider_payment_intent_id.as_deref() == Some(intent)
+        matches!(self.kind, AttemptKind::Confirm { .. }) && self.provider_payment_intent_id.as_deref() == Some(intent)
     }
 
-    /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the confirm.
+    /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the
+    /// confirmation.
     pub fn has_moved(&self, intent: &IntentSnapshot) -> bool {
         if intent.latest_charge != self.prior_charge {
             return true;
@@ -123,7 +125,7 @@ impl Attempt {
         }
     }
 
-    /// Settles an attempt that is open; one that was settled before keeps its outcome.
+    /// Settles an open attempt; a settled one keeps its outcome.
     pub(super) fn settle(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
         if self.is_open() {
             self.state = outcome;
@@ -132,7 +134,7 @@ impl Attempt {
         }
     }
 
-    /// Notes the charge that this attempt led to: one that was not there before.
+    /// Records the charge that this attempt led to, unless it was there before.
     pub(super) fn note_charge(&mut self, charge: Option<String>) {
         if charge.is_some() && charge != self.prior_charge {
             self.provider_charge_id = charge;

@@ -1,43 +1,45 @@
-//! A payment: the collection of one invoice, one row for an invoice whatever the number of tries.
+//! A payment: the collection of one invoice. There is one row for each invoice, whatever the number of attempts.
 //!
-//! [`Payment::apply`] is the only function that changes a payment's state, whoever brings the news: the answer to our own
-//! call, a webhook, an entry of the events list, a read of the reconciler. [`plan`] decides what to do next.
+//! [`Payment::apply`] is the only function that changes a payment's state, whatever the source of the input: the
+//! response to our own request, a webhook, an entry of the events list, or a read by the reconciler. [`plan`] decides
+//! what to do next.
 //!
-//! What holds here: `SUCCEEDED` and `CANCELED` are final (P7). Once anything has been sent, only Stripe's word makes a
-//! payment `FAILED` (P2): an intent that shows neither a new charge nor a new error proves nothing.
+//! Invariants: `SUCCEEDED` and `CANCELED` are final (P7). Once anything has been sent, only Stripe can make a payment
+//! `FAILED` (P2): an intent that shows neither a new charge nor a new error proves nothing.
 
 mod apply;
 mod attempts;
-mod changes;
-mod errands;
+mod links;
+mod pending_operations;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod transitions;
 
 use time::OffsetDateTime;
 
-pub use self::apply::{Circumstances, News};
-pub use self::attempts::{Attempt, AttemptState, Link, Way};
-pub use self::changes::{Change, Notice, Receipt};
-pub use self::errands::{Errand, Manual, Objection};
-pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_objection, plan, resume};
+pub use self::apply::{ApplyContext, PaymentInput};
+pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
+pub use self::pending_operations::{Manual, PendingOperation, Rejection};
+pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_rejection, plan, resume};
+pub use self::transitions::{Notice, Receipt, Transition};
 use super::customers::CustomerRef;
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
-/// Where a payment stands.
+/// The state of a payment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaymentState {
     /// Accepted; nothing can take money yet.
     Pending,
-    /// Sent; Stripe or the bank will say.
+    /// Sent; Stripe or the bank has not reported an outcome.
     Processing,
-    /// The customer must do something.
+    /// The customer has to act.
     RequiresAction,
     /// Paid. Final.
     Succeeded,
-    /// Refused; may be tried again, or turn out paid if Stripe says so.
+    /// Refused. May be retried, or become `SUCCEEDED` if Stripe says so.
     Failed,
-    /// Closed at Stripe, or before anything reached it. Final, until the invoice is given in anew.
+    /// Closed at Stripe, or before anything reached it. Final, unless the invoice is submitted again.
     Canceled,
 }
 
@@ -51,7 +53,7 @@ impl PaymentState {
         }
     }
 
-    /// The state's name, lower case.
+    /// The name in lower case, as in the database and in events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "pending",
@@ -63,7 +65,7 @@ impl PaymentState {
         }
     }
 
-    /// The state of this name.
+    /// The state with this name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::Pending, Self::Processing, Self::RequiresAction, Self::Succeeded, Self::Failed, Self::Canceled]
             .into_iter()
@@ -81,14 +83,14 @@ impl PaymentState {
 pub enum PendingReason {
     /// Its customer is being created or linked at Stripe.
     WaitingForCustomer,
-    /// Stripe takes no amount as small as this. Holds no slot; RetryPayment tries again.
+    /// Stripe does not accept so small an amount. The payment holds no slot; RetryPayment retries it.
     AmountTooSmall,
-    /// The integration's key or a permission must be mended first.
+    /// The integration's key or one of its permissions must be repaired first.
     IntegrationPaused,
 }
 
 impl PendingReason {
-    /// Its name, lower case.
+    /// The name in lower case, as in the database and in events.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::WaitingForCustomer => "waiting_for_customer",
@@ -97,7 +99,7 @@ impl PendingReason {
         }
     }
 
-    /// The reason of this name.
+    /// The reason with this name.
     pub fn parse(name: &str) -> Option<Self> {
         [Self::WaitingForCustomer, Self::AmountTooSmall, Self::IntegrationPaused]
             .into_iter()
@@ -105,13 +107,13 @@ impl PendingReason {
     }
 }
 
-/// Why a try was refused: by Stripe, in its words, or by a rule of ours, with a code of ours.
+/// Why an attempt was refused: by Stripe, in its own words, or by a rule of Paybridge's, with a code of Paybridge's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Failure {
-    /// Stripe's `code`, or one of ours: `no_payment_method`, `no_provider_customer`, `payment_method_not_usable`,
-    /// `mandate_missing`, `payment_url_expired`, `payment_url_closed`, `action_expired`.
+    /// Stripe's `code`, or one of Paybridge's: `no_payment_method`, `no_provider_customer`,
+    /// `payment_method_not_usable`, `mandate_missing`, `payment_url_expired`, `payment_url_closed`, `action_expired`.
     pub code: String,
-    /// For people.
+    /// A description for people.
     pub message: String,
     /// The issuer's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,70 +124,69 @@ pub struct Failure {
     /// The card network's reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network_decline_code: Option<String>,
-    /// Which parameter Stripe objected to.
+    /// The request parameter that Stripe rejected.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub param: Option<String>,
-    /// Stripe's `ch_…` of the refused try.
+    /// Stripe's `ch_…` of the refused attempt.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_charge_id: Option<String>,
-    /// Stripe's `req_…`, to ask its support about.
+    /// Stripe's `req_…`, for Stripe's support.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_request_id: Option<String>,
-    /// The HTTP status of Stripe's answer, where there was one.
+    /// The HTTP status of Stripe's response, if there was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http_status: Option<u16>,
 }
 
 impl Failure {
-    /// The code of a customer without a usable method: retried once by Paybridge itself when one arrives.
+    /// The customer has no usable payment method. Retried automatically, once, when one arrives.
     pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
-    /// The code of a link that a caller ended, by a change of the amount.
+    /// A caller ended the link by changing the amount.
     pub(super) const PAYMENT_URL_CLOSED: &'static str = "payment_url_closed";
-    /// The code of a SEPA method whose mandate has ended, or whose debit Stripe refuses for want of one.
+    /// The mandate of a SEPA method has ended, or Stripe refuses the debit because it has no mandate.
     pub const MANDATE_MISSING: &'static str = "mandate_missing";
-    /// Stripe's code for a bank that wants to see the customer first.
+    /// Stripe's code if the bank requires the customer to authenticate.
     const AUTHENTICATION_REQUIRED: &'static str = "authentication_required";
 
-    /// The code under which a refusal of Stripe's is reported: its own, but for a mandate that it does not accept, which
-    /// has one name, whoever finds it out.
+    /// The code that reports an error of Stripe's: Stripe's own, except that a mandate which is not accepted has one
+    /// code, whoever detects it.
     pub fn code_of(stripes: &str) -> &str {
         if stripes == "payment_intent_mandate_invalid" { Self::MANDATE_MISSING } else { stripes }
     }
 
-    /// A refusal by a rule of ours.
+    /// A refusal by a rule of Paybridge's.
     pub fn ours(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.to_owned(), message: message.into(), ..Self::default() }
     }
 
-    /// The customer has no payment method.
+    /// The failure of a customer without a payment method.
     pub fn no_payment_method() -> Self {
         let text = "the customer has no payment method; the payment is retried automatically when one arrives";
         Self::ours(Self::NO_PAYMENT_METHOD, text)
     }
 
-    /// Whether the customer has no payment method.
+    /// Whether it is [`Failure::NO_PAYMENT_METHOD`].
     pub fn lacks_method(&self) -> bool {
         self.code == Self::NO_PAYMENT_METHOD
     }
 
-    /// Whether the issuer advised never to try this method again.
+    /// Whether the issuer advised not to try this method again.
     pub fn forbids_retry(&self) -> bool {
         self.advice_code.as_deref() == Some("do_not_try_again")
     }
 
-    /// Whether the customer's bank wants to see them first (3-D Secure). Stripe says so by the code, or, for a card that
-    /// was declined for it, by the bank's reason.
-    pub fn wants_customer(&self) -> bool {
+    /// Whether the customer's bank requires authentication (3-D Secure). Stripe reports this in the code or, for a card
+    /// declined for that reason, in the decline code.
+    pub fn requires_authentication(&self) -> bool {
         self.code == Self::AUTHENTICATION_REQUIRED
             || self.decline_code.as_deref() == Some(Self::AUTHENTICATION_REQUIRED)
     }
 
-    /// Whether both tell of the same refusal. Where both name a charge, the charge decides; else code and reason do.
+    /// Whether both describe the same refusal: by charge if both name one, otherwise by code and decline code.
     fn is_same_as(&self, other: &Self) -> bool {
         match (&self.provider_charge_id, &other.provider_charge_id) {
             (Some(left), Some(right)) => left == right,
-            // What an earlier release has stored still has Stripe's code.
-            _ => Self::code_of(&self.code) == Self::code_of(&other.code) && self.decline_code == other.decline_code,
+            _ => self.code == other.code && self.decline_code == other.decline_code,
         }
     }
 }
@@ -199,66 +200,68 @@ pub struct Payment {
     pub organization_id: OrganizationId,
     /// The integration that collects it.
     pub integration_id: IntegrationId,
-    /// Who pays.
+    /// The customer who pays.
     pub customer_id: CustomerId,
-    /// The billing system's own id of the invoice, unique in the organization.
+    /// The billing system's id of the invoice, unique in the organization.
     pub invoice_id: String,
-    /// The invoice's number, for people; may be empty.
+    /// The invoice number shown to people; may be empty.
     pub invoice_number: String,
-    /// What is to be paid.
+    /// The amount to collect.
     pub amount: Money,
-    /// Where it stands.
+    /// Its current state.
     pub state: PaymentState,
-    /// Why it waits.
+    /// Why it waits, while `PENDING`.
     pub pending_reason: Option<PendingReason>,
-    /// Why it was refused, while `FAILED`; while a link is open, the lack of a payment method, which stands.
+    /// Why it was refused, while `FAILED`. While a link is open, the lack of a payment method if that was the failure
+    /// before.
     pub failure: Option<Failure>,
-    /// Whether it failed for lack of a payment method, and the one retry that this leads to is still to come.
+    /// Whether it failed for lack of a payment method and the one automatic retry is still to come.
     pub awaits_method: bool,
-    /// Stripe's `pi_…`: the one intent that all tries confirm (P1). Gone once Stripe has answered that it is closed and
-    /// another way is to be opened.
+    /// Stripe's `pi_…`: the one intent that all attempts confirm (P1). Cleared once Stripe has confirmed that it is
+    /// closed and another payment path is to be opened.
     pub provider_payment_intent_id: Option<String>,
-    /// How often an intent was made anew; part of the creation's idempotency key.
+    /// Counts the intents created for it. Part of the idempotency key of the creation.
     pub intent_number: i32,
     /// The number of the newest attempt; 0 before the first.
     pub attempt_number: i32,
-    /// The method asked for by RetryPayment; absent: the customer's default.
+    /// The method requested by RetryPayment; `None` means the customer's default.
     pub requested_method_id: Option<PaymentMethodId>,
-    /// Whether the next confirm is made with the customer at hand: the bank wants to see them (3-D Secure).
+    /// Whether the next confirmation is on session, because the bank requires authentication (3-D Secure).
     pub on_session: bool,
-    /// Where the customer can finish an action.
+    /// Where the customer completes the required action.
     pub next_action_url: Option<String>,
-    /// Since when the customer is asked to prove who they are.
+    /// Since when the customer has been asked to authenticate.
     pub action_time: Option<OffsetDateTime>,
-    /// Stripe's `ch_…` that has paid it.
+    /// Stripe's `ch_…` of the charge that paid it.
     pub provider_charge_id: Option<String>,
-    /// What Stripe has received, minor units.
+    /// The total received through Stripe, minor units.
     pub amount_received: i64,
-    /// How much of that charges made by hand have brought of the present amount, without paying it in full; once it is
-    /// paid, also what was needed of one that came at the same time.
+    /// The part of the current amount that charges made in the Stripe Dashboard have paid without paying it in full.
+    /// Once paid, it includes what was needed of such a charge that arrived at the same time. Minor units.
     pub part_received: i64,
-    /// What went back, minor units.
+    /// The total refunded, minor units.
     pub amount_refunded: i64,
-    /// When cancellation was asked for.
+    /// When cancellation was requested.
     pub cancel_request_time: Option<OffsetDateTime>,
-    /// What is to be done once nothing at Stripe can take money for it any more.
-    pub errand: Option<Errand>,
-    /// What is due, minor units, to a caller who requested another amount while the payer was about to pay the present
-    /// one: the parts that were known then, and what was requested besides. Refused, and what comes in is compared with it.
+    /// The operation to execute once nothing at Stripe can take money for it any more.
+    pub pending_operation: Option<PendingOperation>,
+    /// The amount due, minor units, after a change of the amount was refused because the payer had already begun to pay
+    /// the current one: the requested amount plus the parts known at the time of the request. Receipts are compared
+    /// with it.
     pub refused_amount: Option<i64>,
-    /// What somebody has recorded as paid elsewhere, once it counts.
+    /// The payment recorded as made elsewhere, once it takes effect.
     pub manual: Option<Manual>,
-    /// Since when a call's outcome is unknown (P2).
+    /// Since when the outcome of a Stripe request has been unknown (P2).
     pub unknown_since: Option<OffsetDateTime>,
-    /// Rises with every change.
+    /// Increases with every change.
     pub version: i64,
-    /// When the invoice was first given in.
+    /// When the invoice was first submitted.
     pub create_time: OffsetDateTime,
     /// When it last changed.
     pub update_time: OffsetDateTime,
 }
 
-/// What a caller gives to have an invoice collected.
+/// A caller's request to collect an invoice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Payment")]
 pub struct NewPayment {
@@ -268,7 +271,7 @@ pub struct NewPayment {
     pub amount: Money,
 }
 
-/// How a caller names a payment.
+/// How a caller identifies a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PaymentRef {
     /// Our id.
@@ -277,15 +280,15 @@ pub enum PaymentRef {
     InvoiceId(String),
 }
 
-/// Which payments to list.
+/// Selects payments for a list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PaymentFilter {
-    /// Only this customer's.
+    /// Only payments of this customer.
     pub customer_id: Option<CustomerId>,
-    /// Only in one of these states; empty: in any.
+    /// Only payments in one of these states; empty means any state.
     pub states: Vec<PaymentState>,
-    /// Only made at this time or later.
+    /// Only payments created at this time or later.
     pub created_from: Option<OffsetDateTime>,
-    /// Only made before this time.
+    /// Only payments created before this time.
     pub created_before: Option<OffsetDateTime>,
 }

@@ -1,63 +1,88 @@
-//! What to do next with a payment.
+//! Decides what to do next with a payment.
 
 use time::{Duration, OffsetDateTime};
 
-use super::{Attempt, Failure, News, Objection, Payment, PaymentState, PendingReason};
+use super::{Attempt, Failure, Payment, PaymentInput, PaymentState, PendingReason, Rejection};
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payment_methods::{Mandate, MethodKind, PaymentMethod};
 use crate::domain::signals::IntentSnapshot;
 
-/// An idempotency key older than this is never sent again: Stripe keeps them for 24 h, and prunes them after that (P2).
+/// An idempotency key older than this is never sent again: Stripe keeps keys for 24 h and may then prune them (P2).
 pub const KEY_AGE_MAX: Duration = Duration::hours(20);
 
-/// When what a key was to do is looked for after a stored 500, counted from the first replay of it: Stripe may still roll
-/// the work forward.
+/// When to read the object that a request was to change after a stored 500, counted from its first replay. Until then
+/// Stripe may still complete the work.
 pub const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
 
-/// An attempt that is older was perhaps sent before: the intent is read first.
+/// An older attempt may have been sent before, so its intent is read first.
 const FIRST_SEND_PERIOD: Duration = Duration::minutes(1);
 
-/// What to do next with a payment.
+/// The next step of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Nothing; somebody or something else moves it.
-    Rest,
-    /// A rule of ours decides.
-    Decide(Box<News<'static>>),
-    /// Make the intent, unconfirmed: no money can move yet.
+    /// Nothing to do; an external event has to arrive first.
+    Idle,
+    /// Apply this input, which a rule of Paybridge's has decided.
+    Decide(Box<PaymentInput<'static>>),
+    /// Create the intent without confirming it. No money can move yet.
     CreateIntent {
         /// Its `payment_method_types`.
         kinds: Vec<MethodKind>,
     },
-    /// Freeze an attempt on the intent, and confirm it.
+    /// Prepare an attempt on the intent, and confirm it.
     Confirm {
         /// The method to charge.
         method: PaymentMethodId,
-        /// The list sent with the confirm, recomputed.
+        /// The recomputed `payment_method_types` to send with the confirmation.
         kinds: Vec<MethodKind>,
     },
-    /// Send the open attempt again, byte for byte; or settle what it has come to.
+    /// Send the open attempt again, byte for byte, or settle it.
     Resume,
-    /// End the link's page at Stripe, so that nobody can pay there any more.
+    /// Expire the link's Checkout session at Stripe, so that nobody can pay there any more.
     CloseLink,
-    /// Cancel the intent at Stripe, so that it can take no money any more.
+    /// Cancel the intent at Stripe, so that it can no longer take money.
     CloseIntent,
-    /// Make the page of the link that holds the slot.
-    MakeLink,
+    /// Create the Checkout session of the link that holds the slot.
+    CreateLink,
 }
 
 impl Step {
     /// Whether the payment is about to fail for lack of a payment method.
     pub fn lacks_method(&self) -> bool {
-        let Self::Decide(news) = self else { return false };
-        matches!(&**news, News::Refused(failure) | News::ConfirmRefused(failure) if failure.lacks_method())
+        let Self::Decide(input) = self else { return false };
+        let (PaymentInput::Refused(failure) | PaymentInput::ConfirmRefused(failure)) = &**input else { return false };
+        failure.lacks_method()
     }
 }
 
-/// Decides what to do next with `payment`: the rules of DESIGN section 5, in their order. `attempt` is the newest one,
-/// `methods` are all of the customer's.
+impl Payment {
+    /// Whether it failed for lack of a method. Paybridge retries it when one arrives.
+    pub fn lacked_method(&self) -> bool {
+        self.state == PaymentState::Failed && self.failure.as_ref().is_some_and(Failure::lacks_method)
+    }
+
+    /// Whether to retry automatically with this default, once: the payment had failed for lack of a method. What was
+    /// refused since, for example on a link, is not repeated; then only another method counts, and only one attached
+    /// later. Times alone do not decide, because Stripe's are whole seconds of Stripe's clock.
+    pub fn is_due_for(&self, default: Option<&PaymentMethod>, attempt: Option<&Attempt>) -> bool {
+        let Some(default) = default.filter(|_| self.state == PaymentState::Failed && self.pending_operation.is_none())
+        else {
+            return false;
+        };
+        if attempt.is_some_and(Attempt::is_open) {
+            return false;
+        }
+        let is_attempted = attempt.and_then(Attempt::method) == Some(default.id);
+        let refused = attempt.and_then(|attempt| attempt.finish_time).map(OffsetDateTime::unix_timestamp);
+        let attached = default.attach_time.map(OffsetDateTime::unix_timestamp);
+        let is_new = !is_attempted && refused.is_none_or(|refused| attached >= Some(refused));
+        self.lacked_method() || (self.awaits_method && is_new)
+    }
+}
+
+/// Decides the next step of `payment`. `attempt` is the newest one; `methods` are all methods of the customer.
 pub fn plan(
     payment: &Payment,
     attempt: Option<&Attempt>,
@@ -66,24 +91,24 @@ pub fn plan(
     methods: &[PaymentMethod],
 ) -> Step {
     if payment.state.is_final() {
-        return Step::Rest;
+        return Step::Idle;
     }
     let link = attempt.and_then(Attempt::open_link);
-    if payment.errand.is_some() {
-        // One way at a time; the errand is carried out with the news that the last one is closed (P1).
+    if payment.pending_operation.is_some() {
+        // One payment path at a time: the operation is executed once the open one is known to be closed (P1).
         return match link {
             Some(link) if link.provider_session_id.is_some() => Step::CloseLink,
             _ => Step::CloseIntent,
         };
     }
     if let Some(link) = link {
-        // The link opens only after Stripe has answered that the intent is closed (P1), and none opens at an integration
-        // that is being disconnected: nobody would hear of what is paid there.
+        // A link opens only after Stripe has confirmed that the intent is closed (P1). None opens at an integration
+        // that is being disconnected, because a payment made there would not be reported to Paybridge.
         return match (&payment.provider_payment_intent_id, &link.provider_session_id) {
-            (_, None) if !integration.accepts_work() => Step::Decide(Box::new(News::Withdrawn)),
+            (_, None) if !integration.accepts_work() => Step::Decide(Box::new(PaymentInput::Withdrawn)),
             (Some(_), _) => Step::CloseIntent,
-            (None, None) => Step::MakeLink,
-            (None, Some(_)) => Step::Rest,
+            (None, None) => Step::CreateLink,
+            (None, Some(_)) => Step::Idle,
         };
     }
     let is_open = attempt.is_some_and(Attempt::is_open);
@@ -92,19 +117,21 @@ pub fn plan(
         PaymentState::Processing if payment.on_session && !is_open => {}
         PaymentState::Processing => return Step::Resume,
         PaymentState::RequiresAction | PaymentState::Succeeded | PaymentState::Failed | PaymentState::Canceled => {
-            return Step::Rest;
+            return Step::Idle;
         }
     }
     collect(payment, attempt, integration, customer, methods)
 }
 
-/// Whether a link may be made now; it takes the slot.
-pub fn link_objection(payment: &Payment, attempt: Option<&Attempt>) -> Option<Objection> {
+/// Why no link can be created now; `None` if it can. A link takes the payment's slot.
+pub fn link_rejection(payment: &Payment, attempt: Option<&Attempt>) -> Option<Rejection> {
     let is_open = attempt.is_some_and(Attempt::is_open);
     match payment.state {
-        PaymentState::Pending | PaymentState::Failed if is_open || payment.errand.is_some() => Some(Objection::Busy),
+        PaymentState::Pending | PaymentState::Failed if is_open || payment.pending_operation.is_some() => {
+            Some(Rejection::Busy)
+        }
         PaymentState::Pending | PaymentState::Failed => None,
-        _ => Some(Objection::State),
+        _ => Some(Rejection::State),
     }
 }
 
@@ -115,15 +142,15 @@ fn collect(
     customer: &Customer,
     methods: &[PaymentMethod],
 ) -> Step {
-    let decide = |news| Step::Decide(Box::new(news));
+    let decide = |input| Step::Decide(Box::new(input));
     if payment.amount.minor_units == 0 {
-        return decide(News::NothingDue);
+        return decide(PaymentInput::NothingDue);
     }
     if !integration.accepts_work() {
-        return decide(News::Withdrawn);
+        return decide(PaymentInput::Withdrawn);
     }
     match customer.link_state {
-        LinkState::Pending => return decide(News::Waits(PendingReason::WaitingForCustomer)),
+        LinkState::Pending => return decide(PaymentInput::Wait(PendingReason::WaitingForCustomer)),
         LinkState::None | LinkState::Failed => {
             let text = "the customer has no Stripe customer; link or create one, then retry the payment";
             return decide(refused(payment, Failure::ours("no_provider_customer", text)));
@@ -131,14 +158,14 @@ fn collect(
         LinkState::Linked => {}
     }
     if customer.integration_id != Some(payment.integration_id) {
-        let text = "the customer is linked through another integration than the one that this payment began with";
+        let text = "the customer is linked through another integration than the one that collects this payment";
         return decide(refused(payment, Failure::ours("no_provider_customer", text)));
     }
     if integration.state == IntegrationState::Paused {
-        return decide(News::Waits(PendingReason::IntegrationPaused));
+        return decide(PaymentInput::Wait(PendingReason::IntegrationPaused));
     }
     let kinds = customer.kinds_for(payment.amount.currency);
-    // The customer is asked to prove who they are for the method that was just refused, not for another one.
+    // The customer authenticates for the method that was just refused, not for another one.
     let again = attempt.filter(|_| payment.on_session).and_then(Attempt::method);
     let wanted = again.or(payment.requested_method_id).or(customer.default_payment_method_id);
     match chargeable(payment, wanted, methods, &kinds) {
@@ -148,13 +175,18 @@ fn collect(
     }
 }
 
-/// A refusal by a rule of ours. On the way to the customer the bank's own refusal was Stripe's word (P2).
-fn refused(payment: &Payment, failure: Failure) -> News<'static> {
-    if payment.state == PaymentState::Processing { News::ConfirmRefused(failure) } else { News::Refused(failure) }
+/// A refusal by a rule of Paybridge's. Between a refusal for lack of authentication and the next confirmation, Stripe's
+/// refusal already stands (P2).
+fn refused(payment: &Payment, failure: Failure) -> PaymentInput<'static> {
+    if payment.state == PaymentState::Processing {
+        PaymentInput::ConfirmRefused(failure)
+    } else {
+        PaymentInput::Refused(failure)
+    }
 }
 
-/// The method to charge, or why there is none. A default that does not fit is never replaced by another: the customer
-/// did not choose that one.
+/// The method to charge, or why there is none. An unsuitable default is never replaced by another method, which the
+/// customer has not chosen.
 fn chargeable(
     payment: &Payment,
     wanted: Option<PaymentMethodId>,
@@ -166,22 +198,21 @@ fn chargeable(
     };
     let fits = MethodKind::parse(&method.kind).is_some_and(|kind| kinds.contains(&kind));
     if !fits || method.detach_time.is_some() {
-        let text =
-            format!("the payment method is detached, or not allowed, or can't pay in {}", payment.amount.currency);
+        let text = format!("the payment method is detached, not allowed, or cannot pay in {}", payment.amount.currency);
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
     if method.is_legacy_sepa() {
         let text = format!(
-            "{} is a SEPA source, which Stripe does not debit any more; have Stripe migrate the account's SEPA sources to \
+            "{} is a SEPA source, which Stripe no longer debits; have Stripe migrate the account's SEPA sources to \
              PaymentMethods, or let the customer store a new method through a Checkout link",
             method.provider_payment_method_id
         );
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
-    // An unknown mandate is tried: Stripe's answer to the confirmation decides.
+    // An unknown mandate is attempted: Stripe's response to the confirmation decides.
     if method.kind == MethodKind::SepaDebit.as_str() && method.mandates.state() == Mandate::Inactive {
         let text =
-            "the mandate of the SEPA payment method has ended; let the customer store it anew through a Checkout link";
+            "the mandate of the SEPA payment method has ended; let the customer store it again through a Checkout link";
         return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
     }
     Ok(method.id)
@@ -190,21 +221,21 @@ fn chargeable(
 /// What to do next with an open attempt that may have been sent (P2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resume {
-    /// Read the intent first: it is the judge.
+    /// Read the intent first; it decides.
     Read,
-    /// Send the frozen body, under its own key.
+    /// Send the prepared body under the attempt's own key.
     Send,
-    /// The intent has told; nothing more is to be sent.
-    Told,
-    /// The key will say nothing more, but Stripe may still do the work: read the intent again at this time.
+    /// The intent shows the outcome; nothing more is sent.
+    Settled,
+    /// The key returns nothing new, but Stripe may still complete the work: read the intent again at this time.
     Wait(OffsetDateTime),
-    /// The key can't be used any more, and nothing moved: the same body goes on the same intent under a new key, which can
-    /// still succeed only once.
+    /// The key can no longer be used and nothing has happened: send the same body on the same intent under a new key,
+    /// which can still succeed only once.
     NewKey,
 }
 
-/// Decides what to do with an open attempt. `intent` is what was read of its intent in this round, if it was;
-/// `is_first_send`: nothing is known to have been sent, and no try of this job has failed.
+/// Decides what to do with an open attempt. `intent` is a snapshot read during this run, if any. `is_first_send`:
+/// nothing is known to have been sent, and no run of this job has failed.
 pub fn resume(attempt: &Attempt, intent: Option<&IntentSnapshot>, is_first_send: bool, now: OffsetDateTime) -> Resume {
     let age = now - attempt.create_time;
     let is_old = age > KEY_AGE_MAX || attempt.dead_key_time.is_some();
@@ -212,8 +243,8 @@ pub fn resume(attempt: &Attempt, intent: Option<&IntentSnapshot>, is_first_send:
         let is_fresh = is_first_send && !is_old && age <= FIRST_SEND_PERIOD;
         return if is_fresh { Resume::Send } else { Resume::Read };
     };
-    if !intent.waits() || attempt.has_moved(intent) {
-        return Resume::Told;
+    if !intent.awaits_confirmation() || attempt.has_moved(intent) {
+        return Resume::Settled;
     }
     if !is_old {
         return Resume::Send;

@@ -1,5 +1,6 @@
 mod amounts;
-mod ways;
+mod payment_paths;
+mod retries;
 
 use proptest::prelude::*;
 use time::{Duration, OffsetDateTime};
@@ -10,7 +11,7 @@ use crate::domain::Currency;
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
-const HERE: Circumstances = Circumstances { now: NOW, supports_3ds: false };
+const CONTEXT: ApplyContext = ApplyContext { now: NOW, supports_3ds: false };
 const EUROS: Money = Money { minor_units: 4900, currency: Currency::EUR };
 
 fn payment(state: PaymentState) -> Payment {
@@ -38,7 +39,7 @@ fn payment(state: PaymentState) -> Payment {
         part_received: 0,
         amount_refunded: 0,
         cancel_request_time: None,
-        errand: None,
+        pending_operation: None,
         refused_amount: None,
         manual: None,
         unknown_since: None,
@@ -53,7 +54,7 @@ fn attempt() -> Attempt {
         payment_id: Uuid::nil().into(),
         number: 1,
         amount: EUROS,
-        way: Way::Confirm { method: Uuid::nil().into() },
+        kind: AttemptKind::Confirm { method: Uuid::nil().into() },
         provider_payment_intent_id: Some("pi_1".to_owned()),
         idempotency_key: "key".to_owned(),
         body: "payment_method=pm_1".to_owned(),
@@ -98,8 +99,9 @@ fn declined(charge: &str) -> IntentSnapshot {
 #[test]
 fn p2_an_intent_without_a_trace_of_the_attempt_proves_nothing() {
     let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
-    let change = payment.apply(Some(&mut attempt), News::Intent(&intent(IntentStatus::RequiresPaymentMethod)), HERE);
-    assert!(!change.is_news());
+    let transition =
+        payment.apply(Some(&mut attempt), PaymentInput::Intent(&intent(IntentStatus::RequiresPaymentMethod)), CONTEXT);
+    assert!(!transition.is_reportable());
     assert_eq!((payment.state, attempt.state), (PaymentState::Processing, AttemptState::Open));
 }
 
@@ -109,47 +111,52 @@ fn p2_the_trace_of_an_earlier_attempt_proves_nothing_about_this_one() {
     let before = declined("ch_1");
     attempt.prior_charge.clone_from(&before.latest_charge);
     attempt.prior_error.clone_from(&before.last_payment_error);
-    payment.apply(Some(&mut attempt), News::Intent(&before), HERE);
-    assert_eq!(payment.state, PaymentState::Processing, "that refusal is the earlier attempt's");
-    payment.apply(Some(&mut attempt), News::Intent(&declined("ch_2")), HERE);
-    assert_eq!(payment.state, PaymentState::Failed, "this one is its own");
+    payment.apply(Some(&mut attempt), PaymentInput::Intent(&before), CONTEXT);
+    assert_eq!(payment.state, PaymentState::Processing, "that refusal belongs to the earlier attempt");
+    payment.apply(Some(&mut attempt), PaymentInput::Intent(&declined("ch_2")), CONTEXT);
+    assert_eq!(payment.state, PaymentState::Failed, "this one belongs to this attempt");
     assert_eq!(attempt.provider_charge_id.as_deref(), Some("ch_2"));
 }
 
 #[test]
-fn p2_once_sent_a_rule_of_ours_fails_nothing() {
+fn p2_once_sent_our_own_rules_fail_nothing() {
     for state in [PaymentState::Processing, PaymentState::RequiresAction] {
-        for news in [
-            News::Refused(Failure::ours("no_payment_method", "")),
-            News::Waits(PendingReason::IntegrationPaused),
-            News::NothingDue,
-            News::Withdrawn,
-            News::Retried(None),
-            News::Unknown,
+        for input in [
+            PaymentInput::Refused(Failure::ours("no_payment_method", "")),
+            PaymentInput::Wait(PendingReason::IntegrationPaused),
+            PaymentInput::NothingDue,
+            PaymentInput::Withdrawn,
+            PaymentInput::Retried(None),
+            PaymentInput::Unknown,
         ] {
             let mut payment = payment(state);
-            payment.apply(Some(&mut attempt()), news.clone(), HERE);
-            assert_eq!(payment.state, state, "{news:?}");
+            payment.apply(Some(&mut attempt()), input.clone(), CONTEXT);
+            assert_eq!(payment.state, state, "{input:?}");
         }
     }
 }
 
 #[test]
-fn p2_one_refusal_is_told_once_whoever_tells_it_first() {
+fn p2_one_refusal_is_reported_once_whatever_reports_it_first() {
     let refusal = declined("ch_1");
-    let news = [News::ConfirmRefused(refusal.last_payment_error.clone().unwrap()), News::Intent(&refusal)];
+    let input =
+        [PaymentInput::ConfirmRefused(refusal.last_payment_error.clone().unwrap()), PaymentInput::Intent(&refusal)];
     for order in [[0, 1], [1, 0], [0, 0], [1, 1]] {
         let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
-        let told = order.map(|at| payment.apply(Some(&mut attempt), news[at].clone(), HERE).is_news());
-        assert_eq!(told, [true, false], "{order:?}");
+        let reported = order.map(|at| payment.apply(Some(&mut attempt), input[at].clone(), CONTEXT).is_reportable());
+        assert_eq!(reported, [true, false], "{order:?}");
         assert_eq!(payment.state, PaymentState::Failed);
     }
 }
 
 #[test]
-fn p7_a_failed_payment_turns_paid_when_stripe_says_so() {
+fn p7_a_failed_payment_succeeds_if_stripe_says_so() {
     let mut payment = payment(PaymentState::Failed);
-    assert!(payment.apply(Some(&mut attempt()), News::Intent(&intent(IntentStatus::Succeeded)), HERE).is_news());
+    assert!(
+        payment
+            .apply(Some(&mut attempt()), PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CONTEXT)
+            .is_reportable()
+    );
     assert_eq!((payment.state, payment.amount_received), (PaymentState::Succeeded, 4900));
 }
 
@@ -158,20 +165,20 @@ fn p1_an_intent_that_is_not_the_payments_own_changes_nothing() {
     let mut payment = payment(PaymentState::Processing);
     let before = payment.clone();
     let other = IntentSnapshot { id: "pi_other".to_owned(), ..intent(IntentStatus::Succeeded) };
-    payment.apply(Some(&mut attempt()), News::Intent(&other), HERE);
+    payment.apply(Some(&mut attempt()), PaymentInput::Intent(&other), CONTEXT);
     assert_eq!(payment, before);
 }
 
 #[test]
-fn p12_what_came_in_before_the_payment_was_paid_is_not_forgotten() {
+fn p12_money_received_before_the_payment_succeeded_still_counts() {
     let mut payment = payment(PaymentState::Processing);
-    // Somebody has paid by hand beside it.
+    // An intent created in the Stripe Dashboard was paid in addition.
     payment.amount_received = 1000;
-    payment.apply(Some(&mut attempt()), News::Intent(&intent(IntentStatus::Succeeded)), HERE);
+    payment.apply(Some(&mut attempt()), PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CONTEXT);
     assert_eq!(payment.amount_received, 5900);
 }
 
-fn any_news() -> impl Strategy<Value = News<'static>> {
+fn any_input() -> impl Strategy<Value = PaymentInput<'static>> {
     let intents: Vec<&'static IntentSnapshot> = [
         intent(IntentStatus::RequiresPaymentMethod),
         intent(IntentStatus::RequiresConfirmation),
@@ -189,53 +196,53 @@ fn any_news() -> impl Strategy<Value = News<'static>> {
     let paid: Vec<&'static IntentSnapshot> =
         intents.iter().copied().filter(|intent| intent.status == IntentStatus::Succeeded).collect();
     prop_oneof![
-        3 => proptest::sample::select(intents).prop_map(News::Intent),
-        1 => proptest::sample::select(paid).prop_map(News::PaidBeside),
-        1 => Just(News::CannotClose),
-        1 => Just(News::OutOfReach),
-        1 => Just(News::Sent(1)),
-        1 => Just(News::Unknown),
-        1 => Just(News::NothingDue),
-        1 => Just(News::Withdrawn),
-        1 => Just(News::Retried(None)),
-        1 => Just(News::Waits(PendingReason::AmountTooSmall)),
-        1 => Just(News::Refused(Failure::ours("no_payment_method", ""))),
-        1 => Just(News::ConfirmRefused(Failure::ours("card_declined", ""))),
+        3 => proptest::sample::select(intents).prop_map(PaymentInput::Intent),
+        1 => proptest::sample::select(paid).prop_map(PaymentInput::OtherIntentPaid),
+        1 => Just(PaymentInput::CannotClose),
+        1 => Just(PaymentInput::IntegrationDisconnected),
+        1 => Just(PaymentInput::Sent(1)),
+        1 => Just(PaymentInput::Unknown),
+        1 => Just(PaymentInput::NothingDue),
+        1 => Just(PaymentInput::Withdrawn),
+        1 => Just(PaymentInput::Retried(None)),
+        1 => Just(PaymentInput::Wait(PendingReason::AmountTooSmall)),
+        1 => Just(PaymentInput::Refused(Failure::ours("no_payment_method", ""))),
+        1 => Just(PaymentInput::ConfirmRefused(Failure::ours("card_declined", ""))),
     ]
 }
 
 proptest! {
-    /// Whatever is told, in whatever order: once settled, nothing about the payment changes any more.
+    /// Once settled, no input in any order changes anything about the payment.
     #[test]
-    fn p7_settled_stays_settled(story in proptest::collection::vec(any_news(), 1..30)) {
+    fn p7_settled_stays_settled(inputs in proptest::collection::vec(any_input(), 1..30)) {
         let (mut payment, mut attempt) = (payment(PaymentState::Pending), attempt());
         let mut settled: Option<Payment> = None;
-        for (minute, news) in (0..).zip(story) {
-            let here = Circumstances { now: NOW + Duration::minutes(minute), ..HERE };
-            let change = payment.apply(Some(&mut attempt), news.clone(), here);
+        for (minute, input) in (0..).zip(inputs) {
+            let context = ApplyContext { now: NOW + Duration::minutes(minute), ..CONTEXT };
+            let transition = payment.apply(Some(&mut attempt), input.clone(), context);
             if let Some(settled) = &settled {
-                prop_assert_eq!(settled, &payment, "{:?}", news);
-                prop_assert!(!change.is_news(), "{:?} is told", news);
+                prop_assert_eq!(settled, &payment, "{:?}", input);
+                prop_assert!(!transition.is_reportable(), "{:?} is reported", input);
             } else if payment.state.is_final() {
                 settled = Some(payment.clone());
             }
         }
     }
 
-    /// Whatever is told: a payment that moves fails only by Stripe's word.
+    /// Whatever the inputs, a payment in progress fails only if Stripe says so.
     #[test]
-    fn p2_only_stripes_word_fails_what_was_sent(story in proptest::collection::vec(any_news(), 1..30)) {
+    fn p2_only_stripe_fails_what_was_sent(inputs in proptest::collection::vec(any_input(), 1..30)) {
         let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
-        for news in story {
+        for input in inputs {
             let was_moving = payment.is_moving();
-            payment.apply(Some(&mut attempt), news.clone(), HERE);
+            payment.apply(Some(&mut attempt), input.clone(), CONTEXT);
             if was_moving && payment.state == PaymentState::Failed {
-                let is_stripes = match &news {
-                    News::ConfirmRefused(_) => true,
-                    News::Intent(intent) => intent.last_payment_error.is_some(),
+                let is_from_stripe = match &input {
+                    PaymentInput::ConfirmRefused(_) => true,
+                    PaymentInput::Intent(intent) => intent.last_payment_error.is_some(),
                     _ => false,
                 };
-                prop_assert!(is_stripes, "{:?} failed it", news);
+                prop_assert!(is_from_stripe, "{:?} failed it", input);
             }
         }
     }

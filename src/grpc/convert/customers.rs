@@ -1,21 +1,21 @@
-//! Customers: proto to domain and back.
+//! Converts customers.
 
 use super::payment_methods::kind;
-use super::{Fields, etag, masked, timestamp};
+use super::{Fields, etag, masked_fields, timestamp};
 use crate::domain::customers::{
     Address, Customer, CustomerRef, CustomerUpdate, IntegrationRef, LinkState, NewCustomer,
 };
 use crate::domain::{CustomerId, Result};
 use crate::grpc::proto::{self, ProviderLinkState, create_customer_request, get_customer_request};
 
-/// The longest of most texts, in characters.
+/// The maximum length of most strings, in characters.
 pub(in crate::grpc) const TEXT_LENGTH_MAX: usize = 255;
 /// Stripe's limit.
 const EMAIL_LENGTH_MAX: usize = 512;
 /// Stripe's limit.
 const PHONE_LENGTH_MAX: usize = 20;
 
-/// What CreateCustomer asks for, and its `request_id`.
+/// Parses a CreateCustomerRequest: the `request_id` and the customer.
 pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Result<(Option<String>, NewCustomer)> {
     use create_customer_request::Integration;
     let mut fields = Fields::default();
@@ -38,28 +38,28 @@ pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Re
         sync_with_provider: request.sync_with_provider,
     };
     if customer.sync_with_provider && customer.provider_customer_id.is_some() {
-        let text = "can't be set together with provider_customer_id: a customer is either created at Stripe or linked";
-        fields.object("sync_with_provider", text);
+        let text = "can't be combined with provider_customer_id; a customer is either created at Stripe or linked";
+        fields.add_violation("sync_with_provider", text);
     }
     fields.check()?;
     Ok((request_id, customer))
 }
 
-/// Which customer GetCustomer asks for.
-pub(in crate::grpc) fn which(request: proto::GetCustomerRequest) -> Result<CustomerRef> {
-    Fields::only(|fields| match request.customer {
+/// Parses a GetCustomerRequest.
+pub(in crate::grpc) fn customer_ref(request: proto::GetCustomerRequest) -> Result<CustomerRef> {
+    Fields::parse_one(|fields| match request.customer {
         Some(get_customer_request::Customer::Id(id)) => CustomerRef::Id(fields.id("id", &id)),
         Some(get_customer_request::Customer::ExternalId(id)) => {
             CustomerRef::ExternalId(fields.required_text("external_id", id, TEXT_LENGTH_MAX))
         }
         None => {
-            fields.object("customer", "is required: one of id, external_id");
+            fields.add_violation("customer", "is required: set id or external_id");
             CustomerRef::ExternalId(String::new())
         }
     })
 }
 
-/// What CreateCheckoutUrl asks for: its `request_id`, whose link, and where it leads to.
+/// Parses a CreateCheckoutUrlRequest: the `request_id`, the customer and the `success_url`.
 pub(in crate::grpc) fn checkout_url(
     request: proto::CreateCheckoutUrlRequest,
 ) -> Result<(Option<String>, CustomerId, Option<String>)> {
@@ -71,7 +71,7 @@ pub(in crate::grpc) fn checkout_url(
     Ok((request_id, customer, success_url))
 }
 
-/// What UpdateCustomer asks for: which customer, at which version, and what to set.
+/// Parses an UpdateCustomerRequest: the customer, the expected version and the fields to set.
 pub(in crate::grpc) fn customer_update(
     request: proto::UpdateCustomerRequest,
 ) -> Result<(CustomerId, Option<i64>, CustomerUpdate)> {
@@ -90,14 +90,14 @@ pub(in crate::grpc) fn customer_update(
         ("sync_with_provider", customer.sync_with_provider),
     ];
     let mut update = CustomerUpdate::default();
-    for path in masked(&mut fields, request.update_mask, &known) {
+    for path in masked_fields(&mut fields, request.update_mask, &known) {
         set(&mut fields, &mut update, path, &customer);
     }
     fields.check()?;
     Ok((id, version, update))
 }
 
-/// Takes one field over into the update.
+/// Copies one field into the update.
 fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &proto::Customer) {
     match path {
         "name" => update.name = Some(fields.text("customer.name", from.name.clone(), TEXT_LENGTH_MAX)),
@@ -106,7 +106,7 @@ fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &prot
         "address" => {
             update.address = Some(from.address.clone().map(|address| fields.address("customer.address", address)));
         }
-        // These two can be changed, but not emptied: a customer is not unlinked by an update.
+        // These two can be changed but not emptied: an update does not unlink a customer.
         "integration_id" => {
             let id = fields.optional_id("customer.integration_id", &from.integration_id);
             update.integration = id.map(IntegrationRef::Id);
@@ -117,7 +117,7 @@ fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &prot
         }
         "provider_payment_methods" => {
             let kinds = fields.kinds("customer.provider_payment_methods", &from.provider_payment_methods);
-            // Emptied means back to the default, which is decided in one place: an empty list.
+            // An empty list stands for the default.
             update.provider_payment_methods = Some(kinds);
         }
         _ => update.sync_with_provider = Some(from.sync_with_provider),
@@ -125,7 +125,7 @@ fn set(fields: &mut Fields, update: &mut CustomerUpdate, path: &str, from: &prot
 }
 
 impl Fields {
-    /// One address, or several, separated by commas, as billing systems keep them. Stripe gets the first.
+    /// One address, or several separated by commas, as billing systems store them. Stripe receives the first.
     fn email(&mut self, field: &str, email: &str) -> String {
         let is_plausible = |address: &str| {
             let parts = address.split_once('@');
@@ -135,7 +135,10 @@ impl Fields {
         let mut addresses = email.split(',').map(str::trim);
         let is_first_good = email.trim().is_empty() || addresses.next().is_some_and(is_plausible);
         if !is_first_good || !addresses.all(|address| address.is_empty() || is_plausible(address)) {
-            self.object(field, "must be an e-mail address, or several with commas between them, the first for Stripe");
+            self.add_violation(
+                field,
+                "must be one email address, or several separated by commas; Stripe receives the first",
+            );
         }
         self.text(field, email.trim().to_owned(), EMAIL_LENGTH_MAX)
     }
@@ -153,7 +156,7 @@ impl Fields {
         let country = &address.country;
         let is_code = country.len() == 2 && country.chars().all(|it| it.is_ascii_uppercase());
         if !country.is_empty() && !is_code {
-            self.object(&format!("{field}.country"), "must be an ISO 3166-1 code of two upper case letters");
+            self.add_violation(&format!("{field}.country"), "must be an ISO 3166-1 code of two upper case letters");
         }
         address
     }
@@ -167,13 +170,12 @@ impl Fields {
             || id.len() > TEXT_LENGTH_MAX
             || !rest.chars().all(|it| it.is_ascii_alphanumeric() || it == '_')
         {
-            self.object(field, "must be a Stripe customer's id, such as cus_NffrFeUfNV2Hib");
+            self.add_violation(field, "must be the id of a Stripe customer, such as cus_NffrFeUfNV2Hib");
         }
         Some(id)
     }
 }
 
-/// A customer.
 pub(in crate::grpc) fn customer(customer: Customer) -> proto::Customer {
     proto::Customer {
         id: customer.id.to_string(),
@@ -224,7 +226,7 @@ mod tests {
     use crate::domain::payment_methods::MethodKind;
     use crate::grpc::proto::PaymentMethodKind;
 
-    fn objections<T>(parsed: Result<T>) -> Vec<String> {
+    fn violations<T>(parsed: Result<T>) -> Vec<String> {
         match parsed {
             Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
             _ => Vec::new(),
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn a_customer_is_taken_over_as_it_is_given() {
+    fn a_customer_is_parsed() {
         let (request_id, new) = new_customer(hooli()).unwrap();
         assert_eq!(request_id, None);
         assert_eq!(new.external_id, "hooli_1234");
@@ -251,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_a_customer_is_told_at_once() {
+    fn all_violations_of_a_customer_are_reported() {
         let request = proto::CreateCustomerRequest {
             request_id: "a b".into(),
             external_id: String::new(),
@@ -265,7 +267,7 @@ mod tests {
             sync_with_provider: true,
         };
         assert_eq!(
-            objections(new_customer(request)),
+            violations(new_customer(request)),
             [
                 "request_id",
                 "external_id",
@@ -286,7 +288,7 @@ mod tests {
     #[test]
     fn a_customer_is_either_created_at_stripe_or_linked() {
         let both = proto::CreateCustomerRequest { provider_customer_id: "cus_1".into(), ..hooli() };
-        assert_eq!(objections(new_customer(both)), ["sync_with_provider"]);
+        assert_eq!(violations(new_customer(both)), ["sync_with_provider"]);
     }
 
     fn update(customer: proto::Customer, paths: Option<&[&str]>) -> Result<CustomerUpdate> {
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn an_update_sets_what_is_populated_or_what_the_mask_names() {
+    fn an_update_sets_populated_fields_or_those_of_the_mask() {
         let named = || proto::Customer { name: "Hooli".into(), ..Default::default() };
         let only_name = CustomerUpdate { name: Some("Hooli".into()), ..Default::default() };
         assert_eq!(update(named(), None).unwrap(), only_name);
@@ -312,18 +314,18 @@ mod tests {
     }
 
     #[test]
-    fn an_update_says_what_is_wrong_with_it() {
+    fn all_violations_of_an_update_are_reported() {
         let bad = proto::Customer { etag: "x".into(), email: "nobody".into(), ..Default::default() };
-        assert_eq!(objections(update(bad, None)), ["customer.etag", "customer.email"]);
-        assert_eq!(objections(update(proto::Customer::default(), Some(&["external_id"]))), ["update_mask"]);
-        assert_eq!(objections(customer_update(proto::UpdateCustomerRequest::default())), ["customer.id"]);
+        assert_eq!(violations(update(bad, None)), ["customer.etag", "customer.email"]);
+        assert_eq!(violations(update(proto::Customer::default(), Some(&["external_id"]))), ["update_mask"]);
+        assert_eq!(violations(customer_update(proto::UpdateCustomerRequest::default())), ["customer.id"]);
     }
 
     #[test]
-    fn a_customer_is_asked_for_by_one_of_its_ids() {
-        let by = |customer| which(proto::GetCustomerRequest { customer });
+    fn a_customer_is_referenced_by_one_of_its_ids() {
+        let by = |customer| customer_ref(proto::GetCustomerRequest { customer });
         assert!(by(Some(get_customer_request::Customer::ExternalId("hooli_1234".into()))).is_ok());
-        assert_eq!(objections(by(Some(get_customer_request::Customer::Id("hooli_1234".into())))), ["id"]);
-        assert_eq!(objections(by(None)), ["customer"]);
+        assert_eq!(violations(by(Some(get_customer_request::Customer::Id("hooli_1234".into())))), ["id"]);
+        assert_eq!(violations(by(None)), ["customer"]);
     }
 }

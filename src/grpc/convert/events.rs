@@ -1,4 +1,4 @@
-//! Events: domain to proto. Field for field: the names are the contract (see `domain/events.rs`).
+//! Converts events, field by field. The field names are the contract: see `domain/events.rs`.
 
 use super::timestamp;
 use crate::domain::events::{
@@ -8,7 +8,6 @@ use crate::domain::events::{
 };
 use crate::grpc::proto::{self, event::Object};
 
-/// An event of the log.
 pub(in crate::grpc) fn event(event: Event) -> proto::Event {
     proto::Event {
         id: event.id.to_string(),

@@ -1,21 +1,21 @@
-//! Integrations: proto to domain and back.
+//! Converts integrations.
 
 use secrecy::SecretString;
 
 use super::customers::TEXT_LENGTH_MAX;
-use super::{Fields, etag, masked, timestamp};
+use super::{Fields, etag, masked_fields, timestamp};
 use crate::domain::integrations::{
     Finding, FindingState, FindingSubject, Integration, IntegrationState, IntegrationUpdate, NewIntegration,
 };
 use crate::domain::{IntegrationId, Result};
 use crate::grpc::proto::{self, IntegrationFindingState, IntegrationFindingSubject};
 
-/// The longest `code`.
+/// The maximum length of a `code`.
 const CODE_LENGTH_MAX: usize = 64;
-/// Longer than any of Stripe's keys.
+/// Longer than any Stripe key.
 const KEY_LENGTH_MAX: usize = 512;
 
-/// What CreateIntegration asks for, and its `request_id`.
+/// Parses a CreateIntegrationRequest: the `request_id` and the integration.
 pub(in crate::grpc) fn new_integration(
     request: proto::CreateIntegrationRequest,
 ) -> Result<(Option<String>, NewIntegration)> {
@@ -33,7 +33,7 @@ pub(in crate::grpc) fn new_integration(
     Ok((request_id, new))
 }
 
-/// What UpdateIntegration asks for: which integration, at which version, and what to set.
+/// Parses an UpdateIntegrationRequest: the integration, the expected version and the fields to set.
 pub(in crate::grpc) fn integration_update(
     request: proto::UpdateIntegrationRequest,
 ) -> Result<(IntegrationId, Option<i64>, IntegrationUpdate)> {
@@ -47,7 +47,7 @@ pub(in crate::grpc) fn integration_update(
         ("supports_3ds", integration.supports_3ds),
         ("relay_provider_events", integration.relay_provider_events),
     ];
-    let set = masked(&mut fields, request.update_mask, &known);
+    let set = masked_fields(&mut fields, request.update_mask, &known);
     let is_set = |name| set.contains(&name);
     let update = IntegrationUpdate {
         name: is_set("name").then(|| fields.required_text("integration.name", integration.name, TEXT_LENGTH_MAX)),
@@ -60,7 +60,7 @@ pub(in crate::grpc) fn integration_update(
     Ok((id, version, update))
 }
 
-/// What RotateIntegrationKey asks for.
+/// Parses a RotateIntegrationKeyRequest: the integration and the new key.
 pub(in crate::grpc) fn new_key(request: proto::RotateIntegrationKeyRequest) -> Result<(IntegrationId, SecretString)> {
     let mut fields = Fields::default();
     let id = fields.id("id", &request.id);
@@ -73,24 +73,29 @@ impl Fields {
     fn code(&mut self, code: String) -> String {
         let is_plain = code.chars().all(|it| it.is_ascii_alphanumeric() || matches!(it, '_' | '-' | '.'));
         if code.is_empty() || code.len() > CODE_LENGTH_MAX || !is_plain {
-            self.object("code", format!("must have 1 to {CODE_LENGTH_MAX} of a-z A-Z 0-9 _ - ."));
+            self.add_violation("code", format!("must have 1 to {CODE_LENGTH_MAX} characters of a-z A-Z 0-9 _ - ."));
         }
         code
     }
 
-    /// Looks at the form only, and never repeats the key (P9). What kind of key it is, and whether Stripe takes it, is
-    /// for `app` to find out.
+    /// Checks only the form, and never repeats the key in a violation (P9). `app` checks the kind of key, and whether
+    /// Stripe accepts it.
     fn secret_key(&mut self, key: String) -> SecretString {
         if key.is_empty() {
-            self.object("secret_key", "is required: a secret key (sk_…) or a restricted key (rk_…) of the account");
+            self.add_violation(
+                "secret_key",
+                "is required: a secret key (sk_…) or a restricted key (rk_…) of the account",
+            );
         } else if key.len() > KEY_LENGTH_MAX || !key.chars().all(|it| it.is_ascii_graphic()) {
-            self.object("secret_key", "is not a Stripe key: it has spaces or other characters that no key has");
+            self.add_violation(
+                "secret_key",
+                "is not a Stripe key: it is too long, or contains spaces or other invalid characters; copy it again",
+            );
         }
         key.into()
     }
 }
 
-/// An integration.
 pub(in crate::grpc) fn integration(integration: Integration) -> proto::Integration {
     proto::Integration {
         id: integration.id.to_string(),
@@ -122,7 +127,6 @@ fn state(state: IntegrationState) -> proto::IntegrationState {
     }
 }
 
-/// Something that a check looked at.
 pub(in crate::grpc) fn finding(finding: Finding) -> proto::IntegrationFinding {
     let subject = match finding.subject {
         FindingSubject::Key => IntegrationFindingSubject::Key,
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_an_integration_is_told_at_once() {
+    fn all_violations_of_an_integration_are_reported() {
         let request = proto::CreateIntegrationRequest {
             code: "stripe eu".into(),
             name: " ".into(),
@@ -170,11 +174,11 @@ mod tests {
     }
 
     #[test]
-    fn p9_a_refused_key_is_not_repeated() {
+    fn p9_a_rejected_key_is_not_repeated() {
         let request = proto::RotateIntegrationKeyRequest { id: "x".into(), secret_key: "sk_test_sand box".into() };
-        let told = violations(new_key(request));
-        assert_eq!(told.len(), 2, "the id and the key");
-        assert!(!format!("{told:?}").contains("sand box"));
+        let found = violations(new_key(request));
+        assert_eq!(found.len(), 2, "the id and the key");
+        assert!(!format!("{found:?}").contains("sand box"));
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Proto to domain and back, a file a noun. What comes in is parsed field by field into [`Fields`], which collects
-//! every violation before anything fails, so that a caller mends a request in one go.
+//! Converts between proto and domain, one file per resource. Requests are parsed with [`Fields`], which collects all
+//! violations, so that a caller can correct a request at once.
 
 use std::ops::RangeInclusive;
 
@@ -17,103 +17,103 @@ pub(super) mod payment_methods;
 pub(super) mod payments;
 pub(super) mod refunds;
 
-/// What a page holds where the caller does not say.
+/// The page size if the request sets none.
 const PAGE_SIZE_DEFAULT: i32 = 50;
-/// The most that a page holds (P11).
+/// The largest page (P11).
 const PAGE_SIZE_MAX: usize = 1_000;
-/// The longest `request_id`.
+/// The maximum length of a `request_id`.
 const REQUEST_ID_LENGTH_MAX: usize = 64;
-/// The longest URL.
+/// The maximum length of a URL.
 const URL_LENGTH_MAX: usize = 1_024;
-/// The years that a date of ours may lie in: what every part of the system can write down.
+/// The years of a valid time. Every part of the system can represent them.
 const YEARS: RangeInclusive<i32> = 1970..=9999;
 
-/// Parses the fields of one request. A field that breaks a rule is noted, and something harmless is handed on in its
-/// place; [`Fields::check`] then refuses the request with everything that was noted.
+/// Parses the fields of one request. A method that finds a violation records it and returns a placeholder.
+/// [`Fields::check`] then fails with all violations.
 #[derive(Default)]
 pub(super) struct Fields {
     violations: Vec<Violation>,
 }
 
 impl Fields {
-    /// Refuses the request if anything was noted. Nothing parsed may be used before.
+    /// Fails if there are violations. Parsed values must not be used before.
     pub(super) fn check(self) -> Result<()> {
         if self.violations.is_empty() { Ok(()) } else { Err(Error::Invalid(self.violations)) }
     }
 
-    /// Parses the one field that a request has.
-    pub(super) fn only<T>(parse: impl FnOnce(&mut Self) -> T) -> Result<T> {
+    /// Parses a request that has one field, and checks it.
+    pub(super) fn parse_one<T>(parse: impl FnOnce(&mut Self) -> T) -> Result<T> {
         let mut fields = Self::default();
         let parsed = parse(&mut fields);
         fields.check().map(|()| parsed)
     }
 
-    /// Notes that `field` breaks a rule.
-    pub(super) fn object(&mut self, field: &str, description: impl Into<String>) {
+    /// Records a violation of `field`.
+    pub(super) fn add_violation(&mut self, field: &str, description: impl Into<String>) {
         self.violations.push(Violation::new(field, description));
     }
 
-    /// Text of at most `length_max` characters, none of them a control character; may be empty.
+    /// Text of at most `length_max` characters, without control characters. May be empty.
     pub(super) fn text(&mut self, field: &str, text: String, length_max: usize) -> String {
         let length = text.chars().count();
         if length > length_max {
-            self.object(field, format!("must have at most {length_max} characters, not {length}"));
+            self.add_violation(field, format!("must have at most {length_max} characters, not {length}"));
         }
         if text.chars().any(char::is_control) {
-            self.object(field, "must have no control characters");
+            self.add_violation(field, "must have no control characters");
         }
         text
     }
 
-    /// The same, and not empty.
+    /// Text as for [`text`](Self::text), but not blank.
     pub(super) fn required_text(&mut self, field: &str, text: String, length_max: usize) -> String {
         if text.trim().is_empty() {
-            self.object(field, "is required");
+            self.add_violation(field, "is required");
         }
         self.text(field, text, length_max)
     }
 
-    /// The id of something of ours.
+    /// A required id that Paybridge assigned.
     pub(super) fn id<T: From<Uuid>>(&mut self, field: &str, id: &str) -> T {
         if id.is_empty() {
-            self.object(field, "is required");
+            self.add_violation(field, "is required");
         }
         self.optional_id(field, id).unwrap_or_else(|| Uuid::nil().into())
     }
 
-    /// The id of something of ours, or none.
+    /// An optional id that Paybridge assigned.
     pub(super) fn optional_id<T: From<Uuid>>(&mut self, field: &str, id: &str) -> Option<T> {
         if id.is_empty() {
             return None;
         }
         let parsed = Uuid::try_parse(id).ok();
         if parsed.is_none() {
-            self.object(field, "must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057");
+            self.add_violation(field, "must be a UUID, such as 01890a5d-ac96-774b-bcce-b302099a8057");
         }
         parsed.map(T::from)
     }
 
-    /// A caller's own id of a request, where it may be left out.
+    /// A `request_id` that may be omitted.
     pub(super) fn optional_request_id(&mut self, request_id: String) -> Option<String> {
         if request_id.is_empty() {
             return None;
         }
         if request_id.len() > REQUEST_ID_LENGTH_MAX || !request_id.chars().all(|it| it.is_ascii_graphic()) {
             let text = format!("must have 1 to {REQUEST_ID_LENGTH_MAX} printable ASCII characters and no spaces");
-            self.object("request_id", text);
+            self.add_violation("request_id", text);
         }
         Some(request_id)
     }
 
-    /// A caller's own id of a request, where money moves and it may not be left out.
+    /// A required `request_id`, for calls that move money.
     pub(super) fn request_id(&mut self, request_id: String) -> String {
         self.optional_request_id(request_id).unwrap_or_else(|| {
-            self.object("request_id", "is required: money moves, and it makes repeating this call safe");
+            self.add_violation("request_id", "is required: this call moves money, and the id makes repeating it safe");
             String::new()
         })
     }
 
-    /// An absolute http or https URL, or none.
+    /// An optional absolute http or https URL.
     pub(super) fn optional_url(&mut self, field: &str, url: String) -> Option<String> {
         if url.is_empty() {
             return None;
@@ -123,40 +123,40 @@ impl Fields {
         let has_host = rest.is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['/', '?', '#', ':']));
         if !is_clean || !has_host || url.len() > URL_LENGTH_MAX {
             let text = format!("must be an absolute http or https URL of at most {URL_LENGTH_MAX} ASCII characters");
-            self.object(field, text);
+            self.add_violation(field, text);
         }
         Some(url)
     }
 
-    /// An amount to collect.
+    /// A required amount.
     pub(super) fn money(&mut self, field: &str, money: Option<&proto::Money>) -> Money {
-        let harmless = Money { minor_units: 0, currency: Currency::EUR };
+        let placeholder = Money { minor_units: 0, currency: Currency::EUR };
         let Some(money) = money else {
-            self.object(field, "is required");
-            return harmless;
+            self.add_violation(field, "is required");
+            return placeholder;
         };
-        // Upper case only: `eur` and `EUR` would be two bodies for one request_id.
+        // Upper case only, because `eur` and `EUR` would be different bodies of one request_id.
         let is_upper = money.currency_code.chars().all(|it| it.is_ascii_uppercase());
         let currency = Currency::parse(&money.currency_code).filter(|_| is_upper);
         let Some(currency) = currency.filter(|currency| currency.is_supported()) else {
-            let objection = currency
+            let description = currency
                 .map_or("must be an ISO 4217 code of three upper case letters".to_owned(), |code| {
-                    format!("must be a currency in which Stripe charges, and {code} is none")
+                    format!("must be a currency that Stripe charges in; {code} is not")
                 });
-            self.object(&format!("{field}.currency_code"), objection);
+            self.add_violation(&format!("{field}.currency_code"), description);
             if money.minor_units < 0 {
-                self.object(&format!("{field}.minor_units"), "must not be negative");
+                self.add_violation(&format!("{field}.minor_units"), "must not be negative");
             }
-            return harmless;
+            return placeholder;
         };
         let money = Money { minor_units: money.minor_units, currency };
-        if let Some(objection) = money.objection() {
-            self.object(&format!("{field}.minor_units"), objection);
+        if let Some(rejection) = money.rejection() {
+            self.add_violation(&format!("{field}.minor_units"), rejection);
         }
         money
     }
 
-    /// A point in time, or none.
+    /// An optional time.
     pub(super) fn optional_time(&mut self, field: &str, time: Option<Timestamp>) -> Option<OffsetDateTime> {
         let time = time?;
         let parsed = u32::try_from(time.nanos)
@@ -164,39 +164,37 @@ impl Fields {
             .and_then(|nanos| OffsetDateTime::from_unix_timestamp(time.seconds).ok()?.replace_nanosecond(nanos).ok())
             .filter(|time| YEARS.contains(&time.year()));
         if parsed.is_none() {
-            self.object(field, "must be a time between 1970 and 9999");
+            self.add_violation(field, "must be a time between 1970 and 9999");
         }
         parsed
     }
 
-    /// How many items a page may have.
+    /// The page size.
     pub(super) fn page_size(&mut self, page_size: i32) -> usize {
         if page_size < 0 {
-            self.object("page_size", "must not be negative; 0 stands for 50");
+            self.add_violation("page_size", "must not be negative; 0 means 50");
         }
         let page_size = if page_size == 0 { PAGE_SIZE_DEFAULT } else { page_size };
         usize::try_from(page_size).unwrap_or(1).min(PAGE_SIZE_MAX)
     }
 
-    /// The version that an `etag` stands for, or none.
+    /// The version in an optional `etag`.
     pub(super) fn optional_etag(&mut self, field: &str, etag: &str) -> Option<i64> {
         if etag.is_empty() {
             return None;
         }
         let version = etag.parse().ok();
         if version.is_none() {
-            self.object(field, "is not an etag of ours; send the one that was read, or leave it empty");
+            self.add_violation(field, "is not a valid etag; send the one from the resource as read, or leave it empty");
         }
         version
     }
 }
 
-/// A point in time.
 pub(super) fn timestamp(time: OffsetDateTime) -> Timestamp {
     Timestamp { seconds: time.unix_timestamp(), nanos: time.nanosecond().cast_signed() }
 }
 
-/// Money.
 pub(super) fn money(money: Money) -> proto::Money {
     proto::Money { minor_units: money.minor_units, currency_code: money.currency.as_str().to_owned() }
 }
@@ -206,9 +204,9 @@ pub(super) fn etag(version: i64) -> String {
     version.to_string()
 }
 
-/// Which fields an update sets: those that the mask names, all for `*`, and without a mask those that are populated.
-/// `known` are the fields that can be set, each with whether it is populated. What the mask names besides is noted.
-pub(super) fn masked<'a>(
+/// The fields that an update sets: those named by the mask, all for `*`, and without a mask those that are populated.
+/// `known` lists the fields that can be set, and whether each is populated. Other names in the mask are violations.
+pub(super) fn masked_fields<'a>(
     fields: &mut Fields,
     mask: Option<prost_types::FieldMask>,
     known: &[(&'a str, bool)],
@@ -224,7 +222,7 @@ pub(super) fn masked<'a>(
         if !names().any(|name| name == path) {
             let listed = names().collect::<Vec<_>>().join(", ");
             let path: String = path.chars().take(64).collect();
-            fields.object("update_mask", format!("`{path}` can't be set; what can: {listed}, or `*`"));
+            fields.add_violation("update_mask", format!("`{path}` can't be set; use {listed}, or `*`"));
         }
     }
     names().filter(|name| mask.paths.iter().any(|path| path == name)).collect()
@@ -236,97 +234,97 @@ mod tests {
 
     use super::*;
 
-    /// The fields that `parse` objects to.
-    fn objections(parse: impl FnOnce(&mut Fields)) -> Vec<String> {
+    /// The fields whose violations `parse` records.
+    fn violations(parse: impl FnOnce(&mut Fields)) -> Vec<String> {
         let mut fields = Fields::default();
         parse(&mut fields);
         fields.violations.into_iter().map(|violation| violation.field).collect()
     }
 
     #[test]
-    fn every_violation_is_collected_before_the_request_is_refused() {
+    fn all_violations_are_collected() {
         let mut fields = Fields::default();
         fields.request_id(String::new());
         fields.id::<Uuid>("id", "not-a-uuid");
         fields.page_size(-1);
-        let Err(Error::Invalid(violations)) = fields.check() else { panic!("the request is wrong") };
+        let Err(Error::Invalid(violations)) = fields.check() else { panic!("the request is invalid") };
         let named: Vec<_> = violations.iter().map(|violation| violation.field.as_str()).collect();
         assert_eq!(named, ["request_id", "id", "page_size"]);
     }
 
     #[test]
     fn page_sizes_have_a_default_and_a_limit() {
-        let size = |asked| Fields::default().page_size(asked);
+        let size = |requested| Fields::default().page_size(requested);
         assert_eq!((size(0), size(7), size(1_000), size(i32::MAX)), (50, 7, 1_000, 1_000), "P11");
-        assert_eq!(objections(|it| _ = it.page_size(-1)), ["page_size"]);
+        assert_eq!(violations(|it| _ = it.page_size(-1)), ["page_size"]);
     }
 
     #[test]
     fn request_ids_are_short_and_printable() {
         for good in ["r", "01890a5d-ac96-774b-bcce-b302099a8057", &"x".repeat(64)] {
-            assert!(objections(|it| _ = it.request_id(good.into())).is_empty(), "{good}");
+            assert!(violations(|it| _ = it.request_id(good.into())).is_empty(), "{good}");
         }
         for bad in ["", "a b", "ü", "a\n", &"x".repeat(65)] {
-            assert_eq!(objections(|it| _ = it.request_id(bad.into())), ["request_id"], "{bad}");
+            assert_eq!(violations(|it| _ = it.request_id(bad.into())), ["request_id"], "{bad}");
         }
     }
 
     #[test]
     fn text_has_a_length_and_no_control_characters() {
-        assert!(objections(|it| _ = it.text("name", "Hooli GmbH & Söhne".into(), 255)).is_empty());
-        assert_eq!(objections(|it| _ = it.text("name", "nul\0".into(), 255)), ["name"], "Postgres takes no NUL");
-        assert_eq!(objections(|it| _ = it.text("name", "äää".into(), 2)), ["name"]);
-        assert_eq!(objections(|it| _ = it.required_text("name", " ".into(), 2)), ["name"]);
+        assert!(violations(|it| _ = it.text("name", "Hooli GmbH & Söhne".into(), 255)).is_empty());
+        assert_eq!(violations(|it| _ = it.text("name", "nul\0".into(), 255)), ["name"], "Postgres takes no NUL");
+        assert_eq!(violations(|it| _ = it.text("name", "äää".into(), 2)), ["name"]);
+        assert_eq!(violations(|it| _ = it.required_text("name", " ".into(), 2)), ["name"]);
     }
 
     #[test]
     fn urls_are_absolute() {
         for good in ["https://billing.example/done?x=1", "http://localhost:3000/"] {
-            assert!(objections(|it| _ = it.optional_url("url", good.into())).is_empty(), "{good}");
+            assert!(violations(|it| _ = it.optional_url("url", good.into())).is_empty(), "{good}");
         }
         for bad in ["billing.example", "/done", "javascript:alert(1)", "https://", "https:///x", "https://a b"] {
-            assert_eq!(objections(|it| _ = it.optional_url("url", bad.into())), ["url"], "{bad}");
+            assert_eq!(violations(|it| _ = it.optional_url("url", bad.into())), ["url"], "{bad}");
         }
         assert_eq!(Fields::default().optional_url("url", String::new()), None);
     }
 
     #[test]
-    fn amounts_are_checked_part_by_part() {
+    fn amount_and_currency_are_checked_separately() {
         let of = |minor_units, code: &str| Some(proto::Money { minor_units, currency_code: code.into() });
-        let objections = |money: Option<proto::Money>| objections(|it| _ = it.money("amount", money.as_ref()));
-        assert!(objections(of(4900, "EUR")).is_empty());
-        assert!(objections(of(0, "EUR")).is_empty());
-        assert_eq!(objections(None), ["amount"]);
-        assert_eq!(objections(of(-1, "EUR")), ["amount.minor_units"]);
-        assert_eq!(objections(of(1, "eur")), ["amount.currency_code"]);
-        assert_eq!(objections(of(-1, "")), ["amount.currency_code", "amount.minor_units"]);
-        assert_eq!(objections(of(0, "XXQ")), ["amount.currency_code"]);
-        assert_eq!(objections(of(1, "ISK")), ["amount.minor_units"]);
-        assert_eq!(objections(of(100_000, "ISK")), [""; 0]);
+        let violations = |money: Option<proto::Money>| violations(|it| _ = it.money("amount", money.as_ref()));
+        assert!(violations(of(4900, "EUR")).is_empty());
+        assert!(violations(of(0, "EUR")).is_empty());
+        assert_eq!(violations(None), ["amount"]);
+        assert_eq!(violations(of(-1, "EUR")), ["amount.minor_units"]);
+        assert_eq!(violations(of(1, "eur")), ["amount.currency_code"]);
+        assert_eq!(violations(of(-1, "")), ["amount.currency_code", "amount.minor_units"]);
+        assert_eq!(violations(of(0, "XXQ")), ["amount.currency_code"]);
+        assert_eq!(violations(of(1, "ISK")), ["amount.minor_units"]);
+        assert_eq!(violations(of(100_000, "ISK")), [""; 0]);
     }
 
     #[test]
-    fn times_go_both_ways() {
-        let there = Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 };
-        let time = Fields::default().optional_time("start_time", Some(there)).unwrap();
-        assert_eq!(timestamp(time), there);
+    fn times_round_trip() {
+        let original = Timestamp { seconds: 1_700_000_000, nanos: 123_000_000 };
+        let time = Fields::default().optional_time("start_time", Some(original)).unwrap();
+        assert_eq!(timestamp(time), original);
         for (seconds, nanos) in [(i64::MAX, 0), (-1, 0), (0, -1), (0, 1_000_000_000)] {
             let bad = Timestamp { seconds, nanos };
-            assert_eq!(objections(|it| _ = it.optional_time("start_time", Some(bad))), ["start_time"], "{bad:?}");
+            assert_eq!(violations(|it| _ = it.optional_time("start_time", Some(bad))), ["start_time"], "{bad:?}");
         }
     }
 
     #[test]
-    fn a_mask_names_what_is_set_and_absent_never_resets() {
+    fn a_mask_names_the_fields_to_set_and_absent_never_resets() {
         let known = [("name", true), ("email", false)];
         let set = |paths: Option<&[&str]>| {
             let mask = paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
-            masked(&mut Fields::default(), mask, &known)
+            masked_fields(&mut Fields::default(), mask, &known)
         };
         assert_eq!(set(None), ["name"], "only what is populated");
         assert_eq!(set(Some(&["email"])), ["email"], "named, so it is emptied");
         assert_eq!(set(Some(&["*"])), ["name", "email"]);
         let unknown = Some(FieldMask { paths: vec!["state".into()] });
-        assert_eq!(objections(|it| _ = masked(it, unknown, &known)), ["update_mask"]);
+        assert_eq!(violations(|it| _ = masked_fields(it, unknown, &known)), ["update_mask"]);
     }
 }

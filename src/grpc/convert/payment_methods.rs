@@ -1,4 +1,4 @@
-//! Payment methods: proto to domain and back.
+//! Converts payment methods.
 
 use super::{Fields, timestamp};
 use crate::domain::PaymentMethodId;
@@ -6,7 +6,7 @@ use crate::domain::payment_methods::{Mandate, Mandates, MethodDetails, MethodKin
 use crate::grpc::proto::{self, PaymentMethodKind, PaymentMethodState, SepaMandateState, payment_method::Details};
 
 impl Fields {
-    /// The kinds that a customer may use; each once, in the caller's order. May be empty.
+    /// The allowed kinds, each once, in the caller's order. May be empty.
     pub(super) fn kinds(&mut self, field: &str, kinds: &[i32]) -> Vec<MethodKind> {
         let mut parsed = Vec::new();
         for (index, kind) in kinds.iter().enumerate().take(16) {
@@ -14,12 +14,15 @@ impl Fields {
                 Ok(PaymentMethodKind::Card) => MethodKind::Card,
                 Ok(PaymentMethodKind::SepaDebit) => MethodKind::SepaDebit,
                 Ok(PaymentMethodKind::Unspecified) | Err(_) => {
-                    self.object(&format!("{field}[{index}]"), "must be a kind that Paybridge collects with");
+                    self.add_violation(
+                        &format!("{field}[{index}]"),
+                        "must be PAYMENT_METHOD_KIND_CARD or PAYMENT_METHOD_KIND_SEPA_DEBIT",
+                    );
                     continue;
                 }
             };
             if parsed.contains(&kind) {
-                self.object(&format!("{field}[{index}]"), "is there already");
+                self.add_violation(&format!("{field}[{index}]"), "is a duplicate; name each kind once");
             }
             parsed.push(kind);
         }
@@ -27,7 +30,7 @@ impl Fields {
     }
 }
 
-/// The number of a kind.
+/// The proto value of a kind.
 pub(super) fn kind(kind: MethodKind) -> i32 {
     let kind = match kind {
         MethodKind::Card => PaymentMethodKind::Card,
@@ -36,7 +39,7 @@ pub(super) fn kind(kind: MethodKind) -> i32 {
     kind.into()
 }
 
-/// A payment method; `default` is its customer's default.
+/// Converts a payment method. `default` is its customer's default.
 pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<PaymentMethodId>) -> proto::PaymentMethod {
     let known = MethodKind::parse(&method.kind);
     let mandate = method.mandates.clone();
@@ -105,13 +108,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_of_a_method_depends_on_its_kind() {
-        let told = |kind| payment_method(method(kind), None);
-        assert!(matches!(told("card").details, Some(Details::Card(card)) if card.last4 == "4242"));
+    fn details_depend_on_the_kind() {
+        let converted = |kind| payment_method(method(kind), None);
+        assert!(matches!(converted("card").details, Some(Details::Card(card)) if card.last4 == "4242"));
         let mandate = |facts: &[bool]| {
             let mut sepa = method("sepa_debit");
             for is_active in facts {
-                sepa.mandates.note("mandate_1", *is_active);
+                sepa.mandates.record("mandate_1", *is_active);
             }
             match payment_method(sepa, None).details {
                 Some(Details::SepaDebit(it)) => (it.provider_mandate_id.clone(), it.mandate_state()),
@@ -121,12 +124,12 @@ mod tests {
         assert_eq!(mandate(&[]), (String::new(), SepaMandateState::Unknown));
         assert_eq!(mandate(&[true]), ("mandate_1".to_owned(), SepaMandateState::Active));
         assert_eq!(mandate(&[true, false]), (String::new(), SepaMandateState::Inactive));
-        let other = told("link");
+        let other = converted("link");
         assert_eq!((other.kind, other.details), (PaymentMethodKind::Unspecified.into(), None));
     }
 
     #[test]
-    fn the_default_is_the_customers() {
+    fn the_customers_default_is_marked() {
         assert!(payment_method(method("card"), Some(Uuid::from_u128(1).into())).is_default);
         assert!(!payment_method(method("card"), Some(Uuid::from_u128(2).into())).is_default);
         assert!(!payment_method(method("card"), None).is_default);

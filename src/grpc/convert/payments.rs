@@ -1,18 +1,18 @@
-//! Payments: proto to domain and back.
+//! Converts payments.
 
 use super::customers::TEXT_LENGTH_MAX;
-use super::{Fields, etag, masked, money, timestamp};
+use super::{Fields, etag, masked_fields, money, timestamp};
 use crate::domain::customers::CustomerRef;
 use crate::domain::payments::{
-    Attempt, AttemptState, Errand, Failure, NewPayment, Payment, PaymentFilter, PaymentRef, PaymentState,
-    PendingReason, Way,
+    Attempt, AttemptKind, AttemptState, Failure, NewPayment, Payment, PaymentFilter, PaymentRef, PaymentState,
+    PendingOperation, PendingReason,
 };
 use crate::domain::{Money, PaymentId, Result};
 use crate::grpc::proto::{
     self, PaymentAttemptKind, PaymentAttemptState, PaymentPendingReason, create_payment_request, get_payment_request,
 };
 
-/// What CreatePayment asks for, and its `request_id`.
+/// Parses a CreatePaymentRequest: the `request_id` and the payment.
 pub(in crate::grpc) fn new_payment(request: proto::CreatePaymentRequest) -> Result<(String, NewPayment)> {
     use create_payment_request::Customer;
     let mut fields = Fields::default();
@@ -26,7 +26,7 @@ pub(in crate::grpc) fn new_payment(request: proto::CreatePaymentRequest) -> Resu
                 CustomerRef::ExternalId(fields.required_text("external_customer_id", id, TEXT_LENGTH_MAX))
             }
             None => {
-                fields.object("customer", "is required: one of customer_id, external_customer_id");
+                fields.add_violation("customer", "is required: set customer_id or external_customer_id");
                 CustomerRef::ExternalId(String::new())
             }
         },
@@ -36,38 +36,38 @@ pub(in crate::grpc) fn new_payment(request: proto::CreatePaymentRequest) -> Resu
     Ok((request_id, new))
 }
 
-/// Which payment GetPayment asks for.
-pub(in crate::grpc) fn which(request: proto::GetPaymentRequest) -> Result<PaymentRef> {
-    Fields::only(|fields| match request.payment {
+/// Parses a GetPaymentRequest.
+pub(in crate::grpc) fn payment_ref(request: proto::GetPaymentRequest) -> Result<PaymentRef> {
+    Fields::parse_one(|fields| match request.payment {
         Some(get_payment_request::Payment::Id(id)) => PaymentRef::Id(fields.id("id", &id)),
         Some(get_payment_request::Payment::InvoiceId(id)) => {
             PaymentRef::InvoiceId(fields.required_text("invoice_id", id, TEXT_LENGTH_MAX))
         }
         None => {
-            fields.object("payment", "is required: one of id, invoice_id");
+            fields.add_violation("payment", "is required: set id or invoice_id");
             PaymentRef::InvoiceId(String::new())
         }
     })
 }
 
-/// What UpdatePayment asks for: which payment, which version of it, and the amount to collect, if that is set.
+/// Parses an UpdatePaymentRequest: the payment, the expected version, and the amount if it is to be set.
 pub(in crate::grpc) fn payment_update(
     request: proto::UpdatePaymentRequest,
 ) -> Result<(PaymentId, Option<i64>, Option<Money>)> {
     let mut fields = Fields::default();
     let payment = request.payment.unwrap_or_else(|| {
-        fields.object("payment", "is required");
+        fields.add_violation("payment", "is required");
         proto::Payment::default()
     });
     let id = fields.id("payment.id", &payment.id);
     let version = fields.optional_etag("payment.etag", &payment.etag);
-    let set = masked(&mut fields, request.update_mask, &[("amount", payment.amount.is_some())]);
+    let set = masked_fields(&mut fields, request.update_mask, &[("amount", payment.amount.is_some())]);
     let amount = set.contains(&"amount").then(|| fields.money("payment.amount", payment.amount.as_ref()));
     fields.check()?;
     Ok((id, version, amount))
 }
 
-/// Which payments ListPayments asks for.
+/// Parses the filter of a ListPaymentsRequest.
 pub(in crate::grpc) fn filter(fields: &mut Fields, request: &proto::ListPaymentsRequest) -> PaymentFilter {
     let filter = PaymentFilter {
         customer_id: fields.optional_id("customer_id", &request.customer_id),
@@ -78,16 +78,16 @@ pub(in crate::grpc) fn filter(fields: &mut Fields, request: &proto::ListPayments
     if let (Some(from), Some(before)) = (filter.created_from, filter.created_before)
         && from >= before
     {
-        fields.object("end_time", "must be later than start_time");
+        fields.add_violation("end_time", "must be later than start_time");
     }
     filter
 }
 
 impl Fields {
-    /// The states to list; none means any.
+    /// The states to list; empty means all.
     fn states(&mut self, states: &[i32]) -> Vec<PaymentState> {
         if states.len() > STATES_MAX {
-            self.object("states", format!("must name at most {STATES_MAX} states"));
+            self.add_violation("states", format!("must name at most {STATES_MAX} states"));
         }
         let mut parsed = Vec::new();
         for (index, state) in states.iter().enumerate().take(STATES_MAX) {
@@ -99,7 +99,10 @@ impl Fields {
                 Ok(proto::PaymentState::Failed) => parsed.push(PaymentState::Failed),
                 Ok(proto::PaymentState::Canceled) => parsed.push(PaymentState::Canceled),
                 Ok(proto::PaymentState::Unspecified) | Err(_) => {
-                    self.object(&format!("states[{index}]"), "must be a state of payments");
+                    self.add_violation(
+                        &format!("states[{index}]"),
+                        "must be a PaymentState other than PAYMENT_STATE_UNSPECIFIED",
+                    );
                 }
             }
         }
@@ -107,10 +110,10 @@ impl Fields {
     }
 }
 
-/// More states than there are.
+/// More than the number of states.
 const STATES_MAX: usize = 16;
 
-/// A payment and its attempts, the first one first.
+/// Converts a payment and its attempts, oldest first.
 pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> proto::Payment {
     let of = |minor_units| Some(money(Money { minor_units, currency: payment.amount.currency }));
     proto::Payment {
@@ -128,8 +131,8 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         next_action_url: payment.next_action_url.unwrap_or_default(),
         provider_payment_intent_id: payment.provider_payment_intent_id.unwrap_or_default(),
         provider_charge_id: payment.provider_charge_id.unwrap_or_default(),
-        requested_amount: match payment.errand {
-            Some(Errand::ChangeAmount { minor_units, .. }) => of(minor_units),
+        requested_amount: match payment.pending_operation {
+            Some(PendingOperation::ChangeAmount { minor_units, .. }) => of(minor_units),
             _ => None,
         },
         manual_payment: payment.manual.map(|manual| proto::ManualPayment {
@@ -153,9 +156,9 @@ fn attempt(attempt: Attempt) -> proto::PaymentAttempt {
         AttemptState::Canceled => (PaymentAttemptState::Canceled, None),
         AttemptState::Superseded => (PaymentAttemptState::Superseded, None),
     };
-    let (kind, method, expire_time) = match attempt.way {
-        Way::Confirm { method } => (PaymentAttemptKind::Confirm, method.to_string(), None),
-        Way::Link(link) => (PaymentAttemptKind::Link, String::new(), link.expire_time),
+    let (kind, method, expire_time) = match attempt.kind {
+        AttemptKind::Confirm { method } => (PaymentAttemptKind::Confirm, method.to_string(), None),
+        AttemptKind::Link(link) => (PaymentAttemptKind::Link, String::new(), link.expire_time),
     };
     proto::PaymentAttempt {
         kind: kind.into(),
@@ -210,7 +213,7 @@ mod tests {
     use super::*;
     use crate::domain::Error;
 
-    fn objections<T>(parsed: Result<T>) -> Vec<String> {
+    fn violations<T>(parsed: Result<T>) -> Vec<String> {
         match parsed {
             Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
             _ => Vec::new(),
@@ -218,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn an_invoice_is_taken_over_as_it_is_given() {
+    fn a_payment_is_parsed() {
         let (request_id, new) = new_payment(proto::CreatePaymentRequest {
             request_id: "r1".into(),
             invoice_id: "inv_1".into(),
@@ -232,9 +235,9 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_an_invoice_is_told_at_once() {
+    fn all_violations_of_a_payment_are_reported() {
         let empty = new_payment(proto::CreatePaymentRequest::default());
-        assert_eq!(objections(empty), ["request_id", "invoice_id", "customer", "amount"]);
+        assert_eq!(violations(empty), ["request_id", "invoice_id", "customer", "amount"]);
         let bad = new_payment(proto::CreatePaymentRequest {
             request_id: "r1".into(),
             invoice_id: "x".repeat(256),
@@ -242,24 +245,24 @@ mod tests {
             customer: Some(create_payment_request::Customer::CustomerId("hooli_1234".into())),
             amount: Some(proto::Money { minor_units: -1, currency_code: "EUR".into() }),
         });
-        assert_eq!(objections(bad), ["invoice_id", "invoice_number", "customer_id", "amount.minor_units"]);
+        assert_eq!(violations(bad), ["invoice_id", "invoice_number", "customer_id", "amount.minor_units"]);
     }
 
     #[test]
-    fn a_list_is_filtered_by_what_is_given() {
+    fn a_filter_is_parsed() {
         let request = proto::ListPaymentsRequest {
             states: vec![proto::PaymentState::Failed.into()],
             start_time: Some(Timestamp { seconds: 1, nanos: 0 }),
             end_time: Some(Timestamp { seconds: 2, nanos: 0 }),
             ..Default::default()
         };
-        let filter = Fields::only(|fields| filter(fields, &request)).unwrap();
+        let filter = Fields::parse_one(|fields| filter(fields, &request)).unwrap();
         assert_eq!(filter.states, [PaymentState::Failed]);
         assert!(filter.customer_id.is_none() && filter.created_from < filter.created_before);
     }
 
     #[test]
-    fn a_filter_that_makes_no_sense_is_refused() {
+    fn an_invalid_filter_is_rejected() {
         let request = proto::ListPaymentsRequest {
             customer_id: "x".into(),
             states: vec![0, 99],
@@ -267,20 +270,19 @@ mod tests {
             end_time: Some(Timestamp { seconds: 2, nanos: 0 }),
             ..Default::default()
         };
-        let parsed = Fields::only(|fields| filter(fields, &request));
-        assert_eq!(objections(parsed), ["customer_id", "states[0]", "states[1]", "end_time"]);
+        let parsed = Fields::parse_one(|fields| filter(fields, &request));
+        assert_eq!(violations(parsed), ["customer_id", "states[0]", "states[1]", "end_time"]);
     }
 
-    /// A declined card is data, with everything that Stripe said about it.
     #[test]
-    fn a_failure_is_told_in_full() {
-        let told = failure(Failure {
+    fn a_failure_has_all_of_stripes_codes() {
+        let failure = failure(Failure {
             decline_code: Some("insufficient_funds".into()),
             advice_code: Some("try_again_later".into()),
             provider_request_id: Some("req_1".into()),
             ..Failure::ours("card_declined", "Your card has insufficient funds.")
         });
-        assert_eq!((told.code.as_str(), told.decline_code.as_str()), ("card_declined", "insufficient_funds"));
-        assert_eq!((told.advice_code.as_str(), told.provider_request_id.as_str()), ("try_again_later", "req_1"));
+        assert_eq!((failure.code.as_str(), failure.decline_code.as_str()), ("card_declined", "insufficient_funds"));
+        assert_eq!((failure.advice_code.as_str(), failure.provider_request_id.as_str()), ("try_again_later", "req_1"));
     }
 }

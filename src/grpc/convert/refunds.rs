@@ -1,4 +1,4 @@
-//! Refunds: proto to domain and back.
+//! Converts refunds.
 
 use super::customers::TEXT_LENGTH_MAX;
 use super::{Fields, money, timestamp};
@@ -6,7 +6,7 @@ use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::{Money, Result};
 use crate::grpc::proto::{self, RefundState};
 
-/// What RefundPayment asks for, and its `request_id`.
+/// Parses a RefundPaymentRequest: the `request_id` and the refund.
 pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Result<(String, NewRefund)> {
     let mut fields = Fields::default();
     let payment_id = fields.id("payment_id", &request.payment_id);
@@ -14,7 +14,10 @@ pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Resul
     let charge = fields.text("provider_charge_id", request.provider_charge_id, TEXT_LENGTH_MAX);
     let amount = request.amount.map(|amount| {
         if amount.minor_units == 0 {
-            fields.object("amount.minor_units", "must be at least 1; leave the amount out for all that is left");
+            fields.add_violation(
+                "amount.minor_units",
+                "must be at least 1; omit the amount to refund everything that is left",
+            );
         }
         fields.money("amount", Some(&amount))
     });
@@ -22,7 +25,6 @@ pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Resul
     Ok((request_id, NewRefund { payment_id, provider_charge_id: Some(charge).filter(|id| !id.is_empty()), amount }))
 }
 
-/// A refund.
 pub(in crate::grpc) fn refund(refund: Refund) -> proto::Refund {
     let currency = refund.currency;
     proto::Refund {
@@ -40,8 +42,8 @@ pub(in crate::grpc) fn refund(refund: Refund) -> proto::Refund {
     }
 }
 
-fn state(word: &str) -> RefundState {
-    match word {
+fn state(status: &str) -> RefundState {
+    match status {
         "pending" => RefundState::Pending,
         "requires_action" => RefundState::RequiresAction,
         "succeeded" => RefundState::Succeeded,
@@ -65,7 +67,7 @@ mod tests {
         }
     }
 
-    fn objections(request: proto::RefundPaymentRequest) -> Vec<String> {
+    fn violations(request: proto::RefundPaymentRequest) -> Vec<String> {
         match new_refund(request) {
             Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
             _ => Vec::new(),
@@ -73,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_means_all_that_is_left_of_the_charge_that_settled_it() {
+    fn amount_and_charge_are_optional() {
         let whole = proto::RefundPaymentRequest { amount: None, ..request(0, "") };
         let (request_id, new) = new_refund(whole).unwrap();
         assert_eq!((request_id.as_str(), new.provider_charge_id, new.amount), ("r1", None, None));
@@ -82,10 +84,10 @@ mod tests {
     }
 
     #[test]
-    fn everything_wrong_with_a_refund_is_told_at_once() {
-        assert_eq!(objections(proto::RefundPaymentRequest::default()), ["payment_id", "request_id"]);
-        assert_eq!(objections(request(0, "EUR")), ["amount.minor_units"]);
-        assert_eq!(objections(request(-1, "EUR")), ["amount.minor_units"]);
-        assert_eq!(objections(request(0, "eur")), ["amount.minor_units", "amount.currency_code"]);
+    fn all_violations_of_a_refund_are_reported() {
+        assert_eq!(violations(proto::RefundPaymentRequest::default()), ["payment_id", "request_id"]);
+        assert_eq!(violations(request(0, "EUR")), ["amount.minor_units"]);
+        assert_eq!(violations(request(-1, "EUR")), ["amount.minor_units"]);
+        assert_eq!(violations(request(0, "eur")), ["amount.minor_units", "amount.currency_code"]);
     }
 }

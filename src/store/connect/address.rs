@@ -1,4 +1,4 @@
-//! The address of Postgres as libpq reads it: what tokio-postgres understands, and the TLS settings that it doesn't.
+//! Postgres' address as libpq reads it: tokio-postgres' settings, and the TLS settings that tokio-postgres lacks.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -8,16 +8,15 @@ use percent_encoding::percent_decode_str;
 use tokio_postgres::Config;
 use tokio_postgres::config::{ChannelBinding, Host, SslMode, SslNegotiation};
 
-/// After how many seconds a server that has vanished without a word is given up, unless the address says otherwise: the
-/// system's own limits are hours.
-const LIMITS: [(&str, u32); 4] =
+/// Defaults in seconds for detecting a server that has vanished. The system's own defaults are hours.
+const TIMEOUTS: [(&str, u32); 4] =
     [("connect_timeout", 5), ("tcp_user_timeout", 10), ("keepalives_idle", 5), ("keepalives_interval", 2)];
 
-/// What is read here: tokio-postgres knows three values of the first, and none of the others.
-const READ_HERE: [&str; 4] = ["sslmode", "sslrootcert", "sslcert", "sslkey"];
-/// What tokio-postgres understands by itself.
-const READ_THERE: &str = "sslnegotiation";
-/// libpq's other settings of TLS. An address that is read without them would be weaker than it looks.
+/// TLS settings that are parsed here: tokio-postgres knows three values of the first, and none of the others.
+const PARSED_HERE: [&str; 4] = ["sslmode", "sslrootcert", "sslcert", "sslkey"];
+/// The TLS setting that tokio-postgres parses.
+const PARSED_BY_DRIVER: &str = "sslnegotiation";
+/// libpq's other TLS settings. They are rejected, since without them an address would be less secure than it looks.
 const NOT_SUPPORTED: [&str; 10] = [
     "requiressl",
     "sslcertmode",
@@ -31,28 +30,28 @@ const NOT_SUPPORTED: [&str; 10] = [
     "ssl_min_protocol_version",
 ];
 
-/// Where Postgres is, who connects, and how the server proves who it is.
+/// Postgres' address: hosts, login and TLS settings.
 #[derive(Clone, Debug)]
 pub struct Address {
-    /// With the one of tokio-postgres' modes that comes nearest.
+    /// Its `ssl_mode` is the closest that tokio-postgres has.
     pub(super) config: Config,
     pub(super) mode: Mode,
     pub(super) root: Option<Root>,
     pub(super) identity: Option<Identity>,
 }
 
-/// libpq's `sslmode`, from weak to strong.
+/// libpq's `sslmode`, from weakest to strongest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Mode {
     /// Never TLS.
     Disable,
-    /// TLS with whoever answers if that succeeds, else none.
+    /// TLS without verification if that succeeds, otherwise no TLS.
     Prefer,
-    /// TLS with whoever answers; with a root file as `VerifyCa`.
+    /// TLS without verification; with a root file like `VerifyCa`.
     Require,
-    /// TLS with a server whose certificate the CA has signed.
+    /// TLS, and a trusted CA has signed the server's certificate.
     VerifyCa,
-    /// The same, and the certificate is for the host that the address names.
+    /// Also, the certificate names the address's host.
     VerifyFull,
 }
 
@@ -71,13 +70,13 @@ impl fmt::Display for Mode {
 /// The CAs that may sign the server's certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Root {
-    /// All that this system trusts.
+    /// The CAs that this system trusts.
     System,
-    /// Those of this PEM file.
+    /// The CAs in this PEM file.
     File(PathBuf),
 }
 
-/// What the client proves its own identity with: two PEM files.
+/// The client's certificate and key: two PEM files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Identity {
     pub(super) certificate: PathBuf,
@@ -85,34 +84,34 @@ pub(super) struct Identity {
 }
 
 impl Address {
-    /// What an address looks like.
+    /// The syntax of an address, for error messages.
     pub const FORM: &str = "postgresql://user:password@host:port/database or key=value pairs";
 
-    /// Reads an address. An error lists everything that is wrong with it, without repeating any of its values.
+    /// Parses an address. The error lists everything that is wrong, without repeating any value.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let no_address = || format!("is not an address of Postgres; it must look like {}", Self::FORM);
+        let no_address = || format!("is not a Postgres address; it must look like {}", Self::FORM);
         let parts = Parts::of(text.trim()).ok_or_else(no_address)?;
-        let mut wrong = parts.unknown();
-        let [mode, root, certificate, key] = READ_HERE.map(|name| {
+        let mut errors = parts.unknown();
+        let [mode, root, certificate, key] = PARSED_HERE.map(|name| {
             let mut values = parts.parameters.iter().filter(|it| it.name == name).map(|it| &*it.value);
             let value = values.next().filter(|value| !value.is_empty());
             if values.next().is_some() {
-                wrong.push(format!("gives {name} more than once"));
+                errors.push(format!("gives {name} more than once"));
             }
             value.map(str::to_owned)
         });
         let root = root.map(|root| if root == "system" { Root::System } else { Root::File(root.into()) });
         let fallback = if root == Some(Root::System) { Mode::VerifyFull } else { Mode::Prefer };
-        let mode = mode.map_or(Ok(fallback), |mode| read_mode(&mode));
+        let mode = mode.map_or(Ok(fallback), |mode| parse_mode(&mode));
         let identity = match (certificate, key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => Some(Identity { certificate: certificate.into(), key: key.into() }),
             (Some(_), None) => {
-                wrong.push("gives sslcert without sslkey: the certificate's key is missing".to_owned());
+                errors.push("gives sslcert without sslkey: the certificate's key is missing".to_owned());
                 None
             }
             (None, Some(_)) => {
-                wrong.push("gives sslkey without sslcert: the key's certificate is missing".to_owned());
+                errors.push("gives sslkey without sslcert: the key's certificate is missing".to_owned());
                 None
             }
         };
@@ -120,76 +119,76 @@ impl Address {
         match mode {
             Ok(mode) => {
                 let address = Self { config, mode, root, identity };
-                wrong.extend(address.contradictions());
-                if wrong.is_empty() { Ok(address.settled()) } else { Err(wrong.join("; it ")) }
+                errors.extend(address.contradictions());
+                if errors.is_empty() { Ok(address.normalized()) } else { Err(errors.join("; it ")) }
             }
             Err(sentence) => {
-                wrong.push(sentence);
-                Err(wrong.join("; it "))
+                errors.push(sentence);
+                Err(errors.join("; it "))
             }
         }
     }
 
     fn contradictions(&self) -> Vec<String> {
         let mut found = Vec::new();
-        let mut find = |is_so: bool, sentence: String| {
-            if is_so {
+        let mut check = |is_wrong: bool, sentence: String| {
+            if is_wrong {
                 found.push(sentence);
             }
         };
         let Self { config, mode, root, identity } = self;
         let from_system = *root == Some(Root::System);
-        find(
+        check(
             from_system && *mode < Mode::VerifyFull,
             format!(
-                "gives sslrootcert=system with sslmode={mode}: any public CA would do for any host; use \
-                 sslmode=verify-full"
+                "gives sslrootcert=system with sslmode={mode}: a certificate of any public CA for any host would be \
+                 accepted; use sslmode=verify-full"
             ),
         );
-        find(
+        check(
             root.is_some() && !from_system && *mode <= Mode::Prefer,
             format!(
-                "gives sslrootcert with sslmode={mode}, under which the connection may have no TLS; use \
+                "gives sslrootcert with sslmode={mode}, which allows a connection without TLS; use \
                  sslmode=verify-full, or leave sslrootcert out"
             ),
         );
-        find(
+        check(
             root.is_none() && *mode >= Mode::VerifyCa,
             format!("needs sslrootcert for sslmode={mode}: the file of the CA's certificate, or `system`"),
         );
-        find(
+        check(
             identity.is_some() && *mode == Mode::Disable,
-            "gives sslcert and sslkey with sslmode=disable, under which nobody sees them".to_owned(),
+            "gives sslcert and sslkey with sslmode=disable, which does not send them".to_owned(),
         );
         let is_direct = config.get_ssl_negotiation() == SslNegotiation::Direct;
-        find(
+        check(
             is_direct && *mode < Mode::Require,
             format!("gives sslnegotiation=direct with sslmode={mode}; use sslmode=require or a stronger one"),
         );
-        find(
+        check(
             config.get_channel_binding() == ChannelBinding::Require && *mode == Mode::Disable,
-            "gives channel_binding=require with sslmode=disable; only TLS can be bound to".to_owned(),
+            "gives channel_binding=require with sslmode=disable; channel binding needs TLS".to_owned(),
         );
         let hosts = config.get_hosts();
-        find(
+        check(
             *mode == Mode::VerifyFull && hosts.is_empty() && !config.get_hostaddrs().is_empty(),
             "needs `host` for sslmode=verify-full: the name in the server's certificate, besides `hostaddr`".to_owned(),
         );
         let sockets = hosts.iter().filter(|host| !matches!(host, Host::Tcp(_))).count();
-        find(
+        check(
             (1..hosts.len()).contains(&sockets) && *mode >= Mode::Require,
             format!("mixes Unix sockets, which have no TLS, with hosts that need it under sslmode={mode}"),
         );
         found
     }
 
-    /// Settles what follows from the rest.
-    fn settled(mut self) -> Self {
-        // Nobody listens in on a Unix socket: libpq ignores all settings of TLS there.
+    /// Derives dependent settings.
+    fn normalized(mut self) -> Self {
+        // libpq ignores all TLS settings for a Unix socket.
         if !self.config.get_hosts().is_empty() && !self.is_remote() {
             self = Self { config: self.config, mode: Mode::Disable, root: None, identity: None };
         }
-        // Under TLS tokio-postgres insists on a name, though only `verify-full` compares it.
+        // tokio-postgres requires a host name for TLS, though only `verify-full` verifies it.
         if self.config.get_hosts().is_empty() {
             for address in self.config.get_hostaddrs().to_vec() {
                 self.config.host(address.to_string());
@@ -203,13 +202,13 @@ impl Address {
         self
     }
 
-    /// Whether it leads over the network, if only to the loopback.
+    /// Whether a host is reached over TCP, be it the loopback.
     pub(super) fn is_remote(&self) -> bool {
         self.config.get_hosts().iter().any(|host| matches!(host, Host::Tcp(_)))
     }
 }
 
-fn read_mode(text: &str) -> Result<Mode, String> {
+fn parse_mode(text: &str) -> Result<Mode, String> {
     let modes = [Mode::Disable, Mode::Prefer, Mode::Require, Mode::VerifyCa, Mode::VerifyFull];
     if text == "allow" {
         return Err(
@@ -219,13 +218,14 @@ fn read_mode(text: &str) -> Result<Mode, String> {
         );
     }
     modes.into_iter().find(|mode| mode.to_string() == text).ok_or_else(|| {
-        "gives an sslmode that does not exist; there are disable, prefer, require, verify-ca and verify-full".to_owned()
+        "gives an sslmode that does not exist; the modes are disable, prefer, require, verify-ca and verify-full"
+            .to_owned()
     })
 }
 
-/// An address, taken apart.
+/// An address, split into its parts.
 struct Parts<'text> {
-    /// All before the parameters.
+    /// Everything before the parameters.
     head: Cow<'text, str>,
     separator: &'static str,
     parameters: Vec<Parameter<'text>>,
@@ -239,12 +239,12 @@ struct Parameter<'text> {
 }
 
 impl<'text> Parts<'text> {
-    /// `None` where pairs can't be told apart.
+    /// `None` if the `key=value` pairs can't be parsed.
     fn of(text: &'text str) -> Option<Self> {
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Some(Self { head: "".into(), separator: " ", parameters: pairs(text)? });
         }
-        // A password may hold what else begins the parameters.
+        // A password may contain a `?`.
         let place = text.find('@').unwrap_or_default();
         let Some(query) = text[place..].find('?').map(|at| place + at + 1) else {
             return Some(Self { head: format!("{text}?").into(), separator: "&", parameters: Vec::new() });
@@ -258,15 +258,15 @@ impl<'text> Parts<'text> {
         Some(Self { head: text[..query].into(), separator: "&", parameters: raw.map(parameter).collect() })
     }
 
-    /// What is wrong with the names. One that nobody knows is not repeated: it may be part of a password.
+    /// Errors about parameter names. An unknown name is not repeated, since it may be part of a password.
     fn unknown(&self) -> Vec<String> {
-        let is_known = |name: &str| READ_HERE.contains(&name) || name == READ_THERE;
+        let is_known = |name: &str| PARSED_HERE.contains(&name) || name == PARSED_BY_DRIVER;
         let unknown = self
             .parameters
             .iter()
             .map(|it| &*it.name)
             .filter(|name| NOT_SUPPORTED.contains(name) || name.starts_with("ssl") && !is_known(name));
-        let known = format!("supported are {} and {READ_THERE}", READ_HERE.join(", "));
+        let known = format!("supported are {} and {PARSED_BY_DRIVER}", PARSED_HERE.join(", "));
         let sentence = |name: &str| match NOT_SUPPORTED.iter().find(|it| **it == name) {
             Some(name) => format!("gives {name}, which is not supported; {known}"),
             None => format!("gives a TLS setting that does not exist; {known}"),
@@ -274,20 +274,21 @@ impl<'text> Parts<'text> {
         unknown.map(sentence).collect()
     }
 
-    /// What tokio-postgres makes of the rest. Our limits come first, so that the address's own count.
+    /// Parses the remaining settings with tokio-postgres. Our timeouts come first, so the address's own take
+    /// precedence.
     fn config(&self) -> Option<Config> {
-        let limits = LIMITS.map(|(name, seconds)| format!("{name}={seconds}"));
-        let is_ours = |name: &str| READ_HERE.contains(&name);
-        // What was refused by name would only hide the reason.
-        let is_refused = |name: &str| name.starts_with("ssl") && name != READ_THERE || NOT_SUPPORTED.contains(&name);
-        let kept = self.parameters.iter().filter(|it| !is_ours(&it.name) && !is_refused(&it.name)).map(|it| it.raw);
-        let all: Vec<&str> = limits.iter().map(String::as_str).chain(kept).collect();
+        let timeouts = TIMEOUTS.map(|(name, seconds)| format!("{name}={seconds}"));
+        let is_ours = |name: &str| PARSED_HERE.contains(&name);
+        // Rejected settings would replace the specific error by tokio-postgres' own.
+        let is_rejected =
+            |name: &str| name.starts_with("ssl") && name != PARSED_BY_DRIVER || NOT_SUPPORTED.contains(&name);
+        let kept = self.parameters.iter().filter(|it| !is_ours(&it.name) && !is_rejected(&it.name)).map(|it| it.raw);
+        let all: Vec<&str> = timeouts.iter().map(String::as_str).chain(kept).collect();
         format!("{}{}", self.head, all.join(self.separator)).parse().ok()
     }
 }
 
-/// Reads `key=value` pairs as tokio-postgres does: a value may be quoted, and a backslash takes the next character as it
-/// stands.
+/// Parses `key=value` pairs as tokio-postgres does: a value may be quoted, and a backslash escapes the next character.
 fn pairs(mut text: &str) -> Option<Vec<Parameter<'_>>> {
     let mut found = Vec::new();
     loop {

@@ -9,16 +9,16 @@ use tokio_postgres::config::{Host, SslMode};
 use super::address::{Address, Identity, Mode, Root};
 use super::tls;
 
-fn read(text: &str) -> Address {
+fn parse(text: &str) -> Address {
     Address::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-fn refusal(text: &str) -> String {
+fn parse_error(text: &str) -> String {
     Address::parse(text).expect_err(text)
 }
 
 #[test]
-fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_otherwise() {
+fn a_vanished_server_is_detected_within_seconds_unless_the_address_sets_other_timeouts() {
     for (url, user_timeout) in [
         ("postgresql://me@host/db", 10),
         ("postgresql://host/db?user=me", 10),
@@ -29,7 +29,7 @@ fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_oth
         ("host=/run/postgresql user=me dbname=db", 10),
         ("host=host tcp_user_timeout=60", 60),
     ] {
-        let config = read(url).config;
+        let config = parse(url).config;
         assert_eq!(config.get_tcp_user_timeout(), Some(&Duration::from_secs(user_timeout)), "{url}");
         assert_eq!(config.get_keepalives_idle(), Duration::from_secs(5), "{url}");
         assert_eq!(config.get_keepalives_interval(), Some(Duration::from_secs(2)), "{url}");
@@ -40,7 +40,7 @@ fn a_server_that_vanishes_is_given_up_within_seconds_unless_the_address_says_oth
 }
 
 #[test]
-fn both_forms_say_how_the_server_proves_who_it_is() {
+fn both_forms_parse_the_tls_settings() {
     let file = || Some(Root::File("/etc/ca 1.pem".into()));
     for (parameters, pairs, mode, root) in [
         ("", "", Mode::Prefer, None),
@@ -77,7 +77,7 @@ fn both_forms_say_how_the_server_proves_who_it_is() {
         let url = format!("postgresql://me:pa?ss@host:5433/db?{parameters}&application_name=x");
         let pairs = format!(r"password='pa\'s s' application_name=x {pairs} host=host user=me");
         for (text, password) in [(url, "pa?ss"), (pairs, "pa's s")] {
-            let address = read(&text);
+            let address = parse(&text);
             assert_eq!((address.mode, &address.root, &address.identity), (mode, &root, &None), "{text}");
             let config = address.config;
             assert_eq!(config.get_password(), Some(password.as_bytes()), "{text}");
@@ -90,12 +90,12 @@ fn both_forms_say_how_the_server_proves_who_it_is() {
             assert_eq!(config.get_ssl_mode(), expected, "{text}");
         }
     }
-    let address = read("postgresql://host/db?sslmode=require&sslcert=/c.pem&sslkey=/k.pem&sslnegotiation=direct");
+    let address = parse("postgresql://host/db?sslmode=require&sslcert=/c.pem&sslkey=/k.pem&sslnegotiation=direct");
     assert_eq!(address.identity, Some(Identity { certificate: "/c.pem".into(), key: "/k.pem".into() }));
 }
 
 #[test]
-fn settings_that_are_unknown_or_contradict_each_other_are_all_named() {
+fn every_unknown_or_contradictory_setting_is_reported() {
     for (parameters, words) in [
         ("sslmode=verify", &["does not exist", "verify-ca and verify-full"][..]),
         ("sslmode=allow", &["sslmode=allow", "plain text", "verify-full"]),
@@ -122,38 +122,38 @@ fn settings_that_are_unknown_or_contradict_each_other_are_all_named() {
     ] {
         let url = format!("postgresql://u:hunter2@host/db?{parameters}");
         let pairs = format!("password=hunter2 host=host {}", parameters.replace('&', " "));
-        for said in [refusal(&url), refusal(&pairs)] {
-            assert!(words.iter().all(|word| said.contains(word)), "{parameters}: {said}");
-            assert!(!said.contains("hunter2"), "{said}");
+        for error in [parse_error(&url), parse_error(&pairs)] {
+            assert!(words.iter().all(|word| error.contains(word)), "{parameters}: {error}");
+            assert!(!error.contains("hunter2"), "{error}");
         }
     }
-    let nameless = refusal("hostaddr=127.0.0.1 sslmode=verify-full sslrootcert=/ca.pem");
+    let nameless = parse_error("hostaddr=127.0.0.1 sslmode=verify-full sslrootcert=/ca.pem");
     assert!(nameless.contains("`host`"), "{nameless}");
-    let mixed = refusal("host=db,/run/pg sslmode=require");
+    let mixed = parse_error("host=db,/run/pg sslmode=require");
     assert!(mixed.contains("mixes Unix sockets"), "{mixed}");
     for no_address in ["hunter2", "postgresql://u:hunter2@db:port/pay", "host=x password='hunter2", "word=hunter2"] {
-        let said = refusal(no_address);
-        assert!(said.contains("is not an address") && !said.contains("hunter2"), "{said}");
+        let error = parse_error(no_address);
+        assert!(error.contains("is not a Postgres address") && !error.contains("hunter2"), "{error}");
     }
 }
 
 #[test]
-fn a_unix_socket_has_no_tls_and_an_ip_address_needs_no_name() {
-    let local = read("host=/run/pg user=me sslmode=verify-full sslrootcert=/nowhere/ca.pem");
+fn a_unix_socket_has_no_tls_and_an_ip_address_needs_no_host_name() {
+    let local = parse("host=/run/pg user=me sslmode=verify-full sslrootcert=/nowhere/ca.pem");
     assert_eq!((local.mode, local.config.get_ssl_mode()), (Mode::Disable, SslMode::Disable));
     local.check_files().unwrap();
-    let bare = read("hostaddr=127.0.0.1 sslmode=require");
+    let bare = parse("hostaddr=127.0.0.1 sslmode=require");
     assert_eq!(bare.config.get_hosts(), [Host::Tcp("127.0.0.1".to_owned())]);
 }
 
 #[test]
 fn debug_shows_no_password() {
-    let shown = format!("{:?}", read("postgresql://u:hunter2@host/db?sslmode=require"));
+    let shown = format!("{:?}", parse("postgresql://u:hunter2@host/db?sslmode=require"));
     assert!(!shown.contains("hunter2"), "{shown}");
 }
 
 #[test]
-fn files_that_can_not_be_used_are_named_and_not_shown() {
+fn unusable_files_are_named_and_their_content_is_not_shown() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
@@ -173,7 +173,7 @@ fn files_that_can_not_be_used_are_named_and_not_shown() {
         let (root, certificate, key) = (file(root), file(certificate), file(key));
         let url =
             format!("postgresql://u@host/db?sslmode=verify-full&sslrootcert={root}&sslcert={certificate}&sslkey={key}");
-        read(&url).check_files()
+        parse(&url).check_files()
     };
     check("good.pem", "good.pem", "good.key").unwrap();
     for (root, reason) in [
@@ -185,9 +185,9 @@ fn files_that_can_not_be_used_are_named_and_not_shown() {
         ("cut.pem", "broken PEM"),
         ("empty.pem", "can't be read"),
     ] {
-        let said = check(root, "good.pem", "good.key").unwrap_err();
-        assert!(said.contains("sslrootcert=") && said.contains(root) && said.contains(reason), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let error = check(root, "good.pem", "good.key").unwrap_err();
+        assert!(error.contains("sslrootcert=") && error.contains(root) && error.contains(reason), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
     for (key, reason) in [
         ("none", "can't be read"),
@@ -197,17 +197,17 @@ fn files_that_can_not_be_used_are_named_and_not_shown() {
         ("locked.key", "is encrypted"),
         ("broken.key", "not supported"),
     ] {
-        let said = check("good.pem", "good.pem", key).unwrap_err();
-        assert!(said.contains("sslkey=") && said.contains(key) && said.contains(reason), "{said}");
-        assert!(!said.contains("hunter2"), "{said}");
+        let error = check("good.pem", "good.pem", key).unwrap_err();
+        assert!(error.contains("sslkey=") && error.contains(key) && error.contains(reason), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
     }
     let all = check("text", "text", "none").unwrap_err();
     assert!(["sslrootcert=", "sslcert=", "sslkey="].iter().all(|name| all.contains(name)), "{all}");
 }
 
-/// As `openssl req -x509` makes one.
+/// As created by `openssl req -x509`.
 #[test]
-fn a_server_that_is_its_own_ca_passes_where_the_root_file_holds_that_very_certificate() {
+fn a_self_signed_server_is_accepted_if_the_root_file_contains_its_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let made = || {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
@@ -220,7 +220,7 @@ fn a_server_that_is_its_own_ca_passes_where_the_root_file_holds_that_very_certif
     let file = folder.path().join("server.crt");
     std::fs::write(&file, server.pem()).unwrap();
     let verify = |mode: &str, certificate: &rcgen::Certificate, host: &'static str, year: i32| {
-        let address = read(&format!("postgresql://{host}/db?sslmode={mode}&sslrootcert={}", file.display()));
+        let address = parse(&format!("postgresql://{host}/db?sslmode={mode}&sslrootcert={}", file.display()));
         let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
         let verifier = tls::verifier(&address, &provider).unwrap();
         let seconds = rcgen::date_time_ymd(year, 1, 1).unix_timestamp();

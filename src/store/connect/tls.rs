@@ -1,4 +1,4 @@
-//! What rustls is to verify and to present, made from an address and the files that it names.
+//! The rustls configuration for an address and the files that it names.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,12 +15,12 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::address::{Address, Identity, Mode, Root};
 
-/// What Postgres wants to be told in the handshake where that comes without a question before it.
+/// The ALPN protocol that Postgres requires with sslnegotiation=direct.
 const PROTOCOL: &[u8] = b"postgresql";
-/// How webpki says that a server presented the certificate of a CA as its own.
+/// webpki's error for a CA certificate that is presented as a server certificate.
 const IS_A_CA: &str = "CaUsedAsEndEntity";
 
-/// Reads the files of `address`. An error names each that can't be used, and shows nothing of what it holds.
+/// Reads the files of `address`. The error names every unusable file, and shows nothing of its content.
 pub(super) fn connector(address: &Address) -> Result<MakeRustlsConnect, String> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let verifier = verifier(address, &provider);
@@ -28,8 +28,8 @@ pub(super) fn connector(address: &Address) -> Result<MakeRustlsConnect, String> 
     let (verifier, identity) = match (verifier, identity) {
         (Ok(verifier), Ok(identity)) => (verifier, identity),
         (verifier, identity) => {
-            let wrong: Vec<String> = [verifier.err(), identity.err()].into_iter().flatten().collect();
-            return Err(wrong.join("; it "));
+            let errors: Vec<String> = [verifier.err(), identity.err()].into_iter().flatten().collect();
+            return Err(errors.join("; it "));
         }
     };
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
@@ -64,7 +64,7 @@ pub(super) fn verifier(address: &Address, provider: &Arc<CryptoProvider>) -> Res
     Ok(Verifier { chain: chain.transpose()?, known, checks_name, provider })
 }
 
-/// Those that other programs of this system trust; `SSL_CERT_FILE` and `SSL_CERT_DIR` name others.
+/// The CAs that this system trusts. `SSL_CERT_FILE` and `SSL_CERT_DIR` replace them.
 fn system_roots() -> Result<RootCertStore, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -141,12 +141,12 @@ fn unusable(name: &str, path: &Path, reason: &str) -> String {
     format!("gives {name}={}, which {reason}", path.display())
 }
 
-/// Takes a server for what it says, or checks its certificate, with or without the host's name.
+/// Verifies the server's certificate as the `sslmode` requires: not at all, or with or without the host's name.
 #[derive(Debug)]
 pub(super) struct Verifier {
-    /// Absent: anybody may answer.
+    /// `None`: no verification.
     chain: Option<Arc<WebPkiServerVerifier>>,
-    /// What the root file holds.
+    /// The certificates of the root file.
     known: Vec<CertificateDer<'static>>,
     checks_name: bool,
     provider: Arc<CryptoProvider>,
@@ -165,8 +165,8 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         };
         let verified = match chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
-            // A server that is its own CA, as Postgres' manual makes one for a start, and OpenSSL accepts it. That it has
-            // not expired was found before this.
+            // A server whose certificate is its own CA, as Postgres' manual creates one. OpenSSL accepts it. webpki has
+            // checked the validity period before it reports this error.
             Err(Error::InvalidCertificate(CertificateError::Other(reason)))
                 if reason.to_string() == IS_A_CA && self.known.iter().any(|known| known == end_entity) =>
             {
@@ -176,7 +176,7 @@ impl ServerCertVerifier for Verifier {
             verified => verified,
         };
         match verified {
-            // The name is compared last, when everything else has been found good.
+            // webpki compares the name last, after everything else was valid.
             Err(Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
             )) if !self.checks_name => Ok(ServerCertVerified::assertion()),
@@ -184,7 +184,8 @@ impl ServerCertVerifier for Verifier {
         }
     }
 
-    // Signatures are checked for everybody: SCRAM's channel binding stands on the server's having the certificate's key.
+    // Signatures are verified in every mode: SCRAM's channel binding depends on the server having the certificate's
+    // key.
     fn verify_tls12_signature(
         &self,
         message: &[u8],

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::super::scripted::{Reply, Script, answer, key};
+use super::super::scripted::{Reply, ScriptedServer, key, response};
 use super::*;
 
 const INTENT: &str = r#"{"id":"pi_1","object":"payment_intent","amount":4900,"currency":"eur","status":"succeeded",
@@ -14,18 +14,18 @@ const LOCKED: &str = r#"{"error":{"type":"invalid_request_error","code":"lock_ti
 const BODY: &str = "payment_method=pm_1&payment_method_types[0]=card&off_session=true";
 
 fn with(status: u16, header: (&'static str, &'static str), body: &str) -> Reply {
-    Reply::Answer(status, vec![header], body.to_owned())
+    Reply::Response(status, vec![header], body.to_owned())
 }
 
-async fn confirm(script: &Script) -> Result<(), Error> {
-    script.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", BODY).await.map(|_| ())
+async fn confirm(server: &ScriptedServer) -> Result<(), Error> {
+    server.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", BODY).await.map(|_| ())
 }
 
 #[tokio::test]
-async fn a_post_carries_key_version_and_frozen_body_as_they_are() {
-    let script = Script::sequence(vec![answer(200, INTENT)]).await;
-    confirm(&script).await.unwrap();
-    let request = &script.requests()[0];
+async fn a_post_sends_key_version_and_stored_body_unchanged() {
+    let server = ScriptedServer::sequence(vec![response(200, INTENT)]).await;
+    confirm(&server).await.unwrap();
+    let request = &server.requests()[0];
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/v1/payment_intents/pi_1/confirm"));
     assert_eq!(request.header("authorization"), Some("Bearer sk_test_sandbox"));
     assert_eq!(request.header("stripe-version"), Some("2026-08-26.dahlia"));
@@ -36,10 +36,10 @@ async fn a_post_carries_key_version_and_frozen_body_as_they_are() {
 }
 
 #[tokio::test]
-async fn p2_every_repetition_is_the_same_bytes_under_the_same_key() {
-    let script = Script::sequence(vec![Reply::Cut, answer(503, ""), answer(200, INTENT)]).await;
-    confirm(&script).await.unwrap();
-    let requests = script.requests();
+async fn p2_every_retry_sends_the_same_bytes_with_the_same_key() {
+    let server = ScriptedServer::sequence(vec![Reply::Disconnect, response(503, ""), response(200, INTENT)]).await;
+    confirm(&server).await.unwrap();
+    let requests = server.requests();
     assert_eq!(requests.len(), 3);
     for request in requests {
         assert_eq!(request.body, BODY.as_bytes());
@@ -47,24 +47,24 @@ async fn p2_every_repetition_is_the_same_bytes_under_the_same_key() {
     }
 }
 
-/// How often each answer is asked for, when it is all that Stripe ever says.
+/// How many requests each reply gets if it is Stripe's only one.
 #[tokio::test]
-async fn quick_repetitions_follow_stripes_own_rules() {
+async fn quick_retries_follow_stripes_rules() {
     let table = [
-        (answer(200, INTENT), 1),
-        (answer(400, INVALID), 1),
-        (answer(401, INVALID), 1),
-        (answer(402, INVALID), 1),
-        (answer(403, INVALID), 1),
-        (answer(404, INVALID), 1),
-        (answer(409, INVALID), 3),
-        (answer(429, INVALID), 1),
-        (answer(429, LOCKED), 3),
-        (answer(500, API_ERROR), 3),
-        (answer(502, "<html>"), 3),
-        (answer(302, ""), 1),
-        (Reply::Cut, 3),
-        (Reply::CutInBody, 3),
+        (response(200, INTENT), 1),
+        (response(400, INVALID), 1),
+        (response(401, INVALID), 1),
+        (response(402, INVALID), 1),
+        (response(403, INVALID), 1),
+        (response(404, INVALID), 1),
+        (response(409, INVALID), 3),
+        (response(429, INVALID), 1),
+        (response(429, LOCKED), 3),
+        (response(500, API_ERROR), 3),
+        (response(502, "<html>"), 3),
+        (response(302, ""), 1),
+        (Reply::Disconnect, 3),
+        (Reply::DisconnectInBody, 3),
         (with(500, ("Idempotent-Replayed", "true"), API_ERROR), 1),
         (with(500, ("Stripe-Should-Retry", "false"), API_ERROR), 1),
         (with(409, ("Stripe-Should-Retry", "false"), INVALID), 1),
@@ -72,84 +72,93 @@ async fn quick_repetitions_follow_stripes_own_rules() {
         (with(200, ("Stripe-Should-Retry", "true"), INTENT), 1),
     ];
     for (reply, expected) in table {
-        let script = Script::sequence(vec![reply.clone()]).await;
-        drop(confirm(&script).await);
-        assert_eq!(script.requests().len(), expected, "{reply:?}");
+        let server = ScriptedServer::sequence(vec![reply.clone()]).await;
+        drop(confirm(&server).await);
+        assert_eq!(server.requests().len(), expected, "{reply:?}");
     }
 }
 
 #[tokio::test]
-async fn p2_no_answer_is_unknown_and_never_a_refusal() {
-    for reply in [Reply::Cut, Reply::CutInBody, answer(500, API_ERROR), answer(200, "<html>"), answer(302, "")] {
-        let script = Script::sequence(vec![reply.clone()]).await;
-        assert_eq!(confirm(&script).await.unwrap_err().verdict(), Verdict::Unknown, "{reply:?}");
+async fn p2_a_missing_response_is_unknown_and_never_a_refusal() {
+    for reply in [
+        Reply::Disconnect,
+        Reply::DisconnectInBody,
+        response(500, API_ERROR),
+        response(200, "<html>"),
+        response(302, ""),
+    ] {
+        let server = ScriptedServer::sequence(vec![reply.clone()]).await;
+        assert_eq!(confirm(&server).await.unwrap_err().disposition(), Disposition::Unknown, "{reply:?}");
     }
-    let script = Script::sequence(vec![answer(200, INTENT)]).await;
-    let client = script.client();
-    drop(script);
+    let server = ScriptedServer::sequence(vec![response(200, INTENT)]).await;
+    let client = server.client();
+    drop(server);
     let unreachable = client.payment_intent(&key(), "pi_1").await.unwrap_err();
-    assert!(matches!(unreachable, Error::Unknown { reason: Doubt::Connection, .. }), "{unreachable:?}");
+    assert!(matches!(unreachable, Error::Unknown { reason: UnknownCause::Connection, .. }), "{unreachable:?}");
 }
 
 #[tokio::test]
-async fn p2_a_repetition_that_is_turned_away_does_not_undo_the_doubt_about_the_first_try() {
-    for turned_away in [answer(429, INVALID), answer(401, INVALID), answer(403, INVALID)] {
-        let script = Script::sequence(vec![Reply::Cut, turned_away.clone()]).await;
-        let error = confirm(&script).await.unwrap_err();
-        assert!(matches!(error, Error::Unknown { reason: Doubt::Unrepeated, .. }), "{turned_away:?}: {error:?}");
+async fn p2_a_rejected_retry_leaves_an_unknown_attempt_unknown() {
+    for rejection in [response(429, INVALID), response(401, INVALID), response(403, INVALID)] {
+        let server = ScriptedServer::sequence(vec![Reply::Disconnect, rejection.clone()]).await;
+        let error = confirm(&server).await.unwrap_err();
+        assert!(
+            matches!(error, Error::Unknown { reason: UnknownCause::RetryRejected, .. }),
+            "{rejection:?}: {error:?}"
+        );
     }
-    let script = Script::sequence(vec![Reply::Cut, answer(402, INVALID)]).await;
-    assert_eq!(confirm(&script).await.unwrap_err().verdict(), Verdict::Refused);
-    let script = Script::sequence(vec![answer(429, LOCKED), answer(429, INVALID)]).await;
-    assert_eq!(confirm(&script).await.unwrap_err().verdict(), Verdict::NotDone);
+    let server = ScriptedServer::sequence(vec![Reply::Disconnect, response(402, INVALID)]).await;
+    assert_eq!(confirm(&server).await.unwrap_err().disposition(), Disposition::Refused);
+    let server = ScriptedServer::sequence(vec![response(429, LOCKED), response(429, INVALID)]).await;
+    assert_eq!(confirm(&server).await.unwrap_err().disposition(), Disposition::NotDone);
 }
 
 #[tokio::test]
-async fn p11_silence_ends_in_time_and_is_unknown() {
-    let script = Script::sequence(vec![Reply::Silence]).await;
+async fn p11_a_call_without_response_times_out_as_unknown() {
+    let server = ScriptedServer::sequence(vec![Reply::Silent]).await;
     let client =
-        script.client_with(Timeouts { connect: RealDuration::from_secs(5), call: RealDuration::from_millis(50) });
+        server.client_with(Timeouts { connect: RealDuration::from_secs(5), call: RealDuration::from_millis(50) });
     let error = client.payment_intent(&key(), "pi_1").await.unwrap_err();
-    assert!(matches!(error, Error::Unknown { reason: Doubt::Timeout, .. }), "{error:?}");
-    assert_eq!(script.requests().len(), 1);
+    assert!(matches!(error, Error::Unknown { reason: UnknownCause::Timeout, .. }), "{error:?}");
+    assert_eq!(server.requests().len(), 1);
 }
 
 #[tokio::test]
-async fn p11_an_answer_without_end_is_not_read_to_its_end() {
-    let script = Script::new(|_| answer(200, &" ".repeat(LONGEST_ANSWER + 1))).await;
-    let error = script.client().payment_intent(&key(), "pi_1").await.unwrap_err();
-    assert!(matches!(error, Error::Unknown { reason: Doubt::TooLong, .. }), "{error:?}");
+async fn p11_a_response_beyond_the_limit_is_not_read_further() {
+    let server = ScriptedServer::new(|_| response(200, &" ".repeat(RESPONSE_BYTES_MAX + 1))).await;
+    let error = server.client().payment_intent(&key(), "pi_1").await.unwrap_err();
+    assert!(matches!(error, Error::Unknown { reason: UnknownCause::TooLong, .. }), "{error:?}");
 }
 
 #[tokio::test]
-async fn an_id_cannot_name_anything_but_one_object() {
-    let script = Script::sequence(vec![answer(404, INVALID)]).await;
-    let client = script.client();
+async fn an_id_cannot_change_the_route() {
+    let server = ScriptedServer::sequence(vec![response(404, INVALID)]).await;
+    let client = server.client();
     for id in ["", ".", "..", "cus_\n1", &"x".repeat(256)] {
         let error = client.customer(&key(), id).await.unwrap_err();
-        assert_eq!(error.verdict(), Verdict::Refused, "{id}");
+        assert_eq!(error.disposition(), Disposition::Refused, "{id}");
     }
-    assert_eq!(script.requests().len(), 0);
+    assert_eq!(server.requests().len(), 0);
     for (id, target) in
         [("cus_1/../../account", "/v1/customers/cus_1%2F..%2F..%2Faccount"), ("a?b#c", "/v1/customers/a%3Fb%23c")]
     {
         client.customer(&key(), id).await.unwrap_err();
-        assert_eq!(script.requests().last().unwrap().target, target);
+        assert_eq!(server.requests().last().unwrap().target, target);
     }
 }
 
 #[tokio::test]
 async fn a_key_with_a_line_break_is_not_sent() {
-    let script = Script::sequence(vec![answer(200, INTENT)]).await;
-    let bad = ApiKey::unpaced("sk_test_sandbox\r\nX-Other: 1".into());
-    let error = script.client().payment_intent(&bad, "pi_1").await.unwrap_err();
-    assert!(error.is_key_trouble());
+    let server = ScriptedServer::sequence(vec![response(200, INTENT)]).await;
+    let bad = ApiKey::unlimited("sk_test_sandbox\r\nX-Other: 1".into());
+    let error = server.client().payment_intent(&bad, "pi_1").await.unwrap_err();
+    assert!(error.is_key_error());
     assert!(!format!("{error} {error:?}").contains("sk_test"));
-    assert_eq!(script.requests().len(), 0);
+    assert_eq!(server.requests().len(), 0);
 }
 
 #[test]
-fn only_http_and_https_urls_are_bases() {
+fn a_base_url_is_http_or_https() {
     for bad in ["", "api.stripe.com", "ftp://x.test", "https://"] {
         assert!(Client::new(bad, Clock::system(), Timeouts::default()).is_err(), "{bad}");
     }
@@ -159,9 +168,9 @@ fn only_http_and_https_urls_are_bases() {
 }
 
 #[test]
-fn pauses_grow_and_are_never_the_whole() {
-    for (tries, most) in [(1, 500), (2, 1_000)] {
-        let pause = backoff(tries);
+fn pauses_grow_and_have_jitter() {
+    for (attempts, most) in [(1, 500), (2, 1_000)] {
+        let pause = backoff(attempts);
         assert!(pause >= Duration::milliseconds(most / 2) && pause <= Duration::milliseconds(most));
     }
 }
@@ -188,7 +197,7 @@ impl<'a> MakeWriter<'a> for Captured {
     }
 }
 
-/// Everything that anybody logs during calls of all sorts, at the finest level, ours and the HTTP stack's.
+/// All log lines of all kinds of calls at the finest level, ours and the HTTP stack's.
 #[tokio::test]
 async fn p9_no_log_line_holds_a_key_a_body_or_a_link() {
     let captured = Captured::default();
@@ -197,22 +206,22 @@ async fn p9_no_log_line_holds_a_key_a_body_or_a_link() {
         .with_writer(captured.clone())
         .with_span_events(tracing_subscriber::fmt::format::FmtSpan::FULL)
         .finish();
-    // While there is only one, `tracing` asks the thread that first meets a log line whether anybody listens, and threads
-    // of other tests say no for us all.
+    // With one subscriber, `tracing` asks the first thread to reach a log line whether it is enabled, and threads of
+    // other tests disable it for all.
     let _second = tracing::Dispatch::new(tracing_subscriber::fmt().with_writer(io::sink).finish());
     let _guard = tracing::subscriber::set_default(subscriber);
     let refused = r#"{"error":{"type":"invalid_request_error","message":"Invalid API Key provided: sk_test_***box"}}"#;
     for reply in [
         with(200, ("request-id", "req_42"), INTENT),
-        answer(401, refused),
-        answer(500, refused),
-        answer(200, "\"pi_1_secret_abc\""),
-        Reply::Cut,
+        response(401, refused),
+        response(500, refused),
+        response(200, "\"pi_1_secret_abc\""),
+        Reply::Disconnect,
     ] {
-        let script = Script::sequence(vec![reply]).await;
+        let server = ScriptedServer::sequence(vec![reply]).await;
         let body = format!("{BODY}&name=Erlich");
-        let outcome = script.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", &body).await;
-        tracing::info!(?outcome, "as careless as a caller can be");
+        let outcome = server.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", &body).await;
+        tracing::info!(?outcome, "a careless caller logs the outcome");
     }
     let logged = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
     assert!(logged.contains("req_42") && logged.contains("/v1/payment_intents/{id}/confirm"), "{logged}");

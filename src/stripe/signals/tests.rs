@@ -32,7 +32,7 @@ fn intent_json() -> Value {
 }
 
 #[test]
-fn an_intent_is_read_with_its_refusal_and_our_marks() {
+fn an_intent_is_parsed_with_its_failure_and_our_metadata() {
     let observation = observe(&event("payment_intent.payment_failed", &intent_json(), &Value::Null)).unwrap();
     assert_eq!(observation.event_time.unix_timestamp(), 1_700_000_000);
     assert_eq!(observation.request_key.as_deref(), Some("key-1"));
@@ -45,19 +45,21 @@ fn an_intent_is_read_with_its_refusal_and_our_marks() {
     assert_eq!(failure.provider_charge_id.as_deref(), Some("ch_1"));
     assert_eq!(intent.invoice_id.as_deref(), Some("inv_1"));
     assert!(intent.payment_id.is_some());
-    assert_eq!(intent.organization_id, None, "what is no id was not written by us");
+    assert_eq!(intent.organization_id, None, "a value that is not a UUID is not ours");
 }
 
 #[test]
-fn p2_a_webhook_an_answer_and_a_refusal_tell_of_one_failure_in_the_same_words() {
-    let Signal::Intent(told) = signal("payment_intent.payment_failed", &intent_json()) else { panic!("an intent") };
+fn p2_a_webhook_and_a_response_give_the_same_snapshot_of_a_failure() {
+    let Signal::Intent(delivered) = signal("payment_intent.payment_failed", &intent_json()) else {
+        panic!("an intent")
+    };
     let read: crate::domain::signals::IntentSnapshot =
         serde_json::from_value::<WireIntent>(intent_json()).unwrap().into();
-    assert_eq!(told, read);
+    assert_eq!(delivered, read);
 }
 
 #[test]
-fn every_handled_type_is_understood_and_named_once() {
+fn every_handled_type_is_parsed_and_listed_once() {
     let names: Vec<_> = handled_types().collect();
     assert!(names.is_sorted_by(|left, right| left < right));
     let object = json!({
@@ -76,7 +78,7 @@ fn every_handled_type_is_understood_and_named_once() {
 }
 
 #[test]
-fn what_is_not_ours_is_ignored_with_the_reason() {
+fn an_irrelevant_event_is_ignored_with_the_reason() {
     for name in ["invoice.paid", "payment_intent.created", "something.new"] {
         let Signal::Ignored { reason } = signal(name, &json!({"anything": true})) else { panic!("{name}") };
         assert!(reason.contains(name));
@@ -86,7 +88,7 @@ fn what_is_not_ours_is_ignored_with_the_reason() {
 }
 
 #[test]
-fn whose_an_event_claims_to_be_is_told() {
+fn account_and_mode_of_an_event_are_parsed() {
     let mut connected: Value =
         serde_json::from_slice(&event("payment_intent.succeeded", &intent_json(), &Value::Null)).unwrap();
     connected["account"] = json!("acct_2");
@@ -96,7 +98,7 @@ fn whose_an_event_claims_to_be_is_told() {
 }
 
 #[test]
-fn a_handled_event_that_is_broken_is_an_error_and_never_ignored() {
+fn an_invalid_handled_event_is_an_error_and_never_ignored() {
     let mut broken = intent_json();
     broken["status"] = json!("whsec_abc");
     let error = observe(&event("payment_intent.succeeded", &broken, &Value::Null)).unwrap_err();
@@ -107,7 +109,7 @@ fn a_handled_event_that_is_broken_is_an_error_and_never_ignored() {
 }
 
 #[test]
-fn a_default_counts_as_changed_only_if_the_event_says_that_another_one_counts_now() {
+fn a_default_changes_only_if_the_effective_default_differs() {
     let customer = |method: Value, source: Value| json!({"id": "cus_1", "invoice_settings": {"default_payment_method": method}, "default_source": source});
     let changed = |previous: Value, object: &Value| match observe(&event("customer.updated", object, &previous))
         .unwrap()
@@ -132,14 +134,18 @@ fn a_default_counts_as_changed_only_if_the_event_says_that_another_one_counts_no
     let card = customer(Value::Null, json!("card_1"));
     assert_eq!(changed(was_source(Value::Null), &card), change("", "card_1"));
     assert_eq!(changed(was_source(json!({"id": "card_0", "object": "card"})), &card), change("card_0", "card_1"));
-    assert_eq!(changed(was_method(json!("pm_1")), &card), change("pm_1", "card_1"), "the old one counts again");
+    assert_eq!(
+        changed(was_method(json!("pm_1")), &card),
+        change("pm_1", "card_1"),
+        "the legacy default is effective again"
+    );
     let both = customer(json!("pm_2"), json!("card_1"));
-    assert_eq!(changed(was_source(Value::Null), &both), None, "it does not count beside a method");
+    assert_eq!(changed(was_source(Value::Null), &both), None, "a default payment method takes precedence");
     assert_eq!(changed(was_method(Value::Null), &both), change("card_1", "pm_2"));
 }
 
 #[test]
-fn an_old_version_hides_whose_call_it_was() {
+fn an_old_api_version_hides_the_idempotency_key() {
     let mut old: Value =
         serde_json::from_slice(&event("payment_intent.succeeded", &intent_json(), &Value::Null)).unwrap();
     assert!(!observe(old.to_string().as_bytes()).unwrap().hides_request_key);
@@ -149,7 +155,7 @@ fn an_old_version_hides_whose_call_it_was() {
 }
 
 #[test]
-fn sessions_setups_methods_and_mandates_are_read() {
+fn sessions_setups_methods_and_mandates_are_parsed() {
     let session = json!({"id": "cs_1", "status": "expired", "expires_at": 5, "url": null, "setup_intent": null});
     let Signal::Session(session) = signal("checkout.session.expired", &session) else { panic!("a session") };
     assert_eq!((session.status, session.url), (SessionStatus::Expired, None));
@@ -165,8 +171,8 @@ fn sessions_setups_methods_and_mandates_are_read() {
 
     for (status, active) in [("active", true), ("pending", true), ("inactive", false)] {
         let mandate = json!({"id": "mandate_1", "status": status, "payment_method": "pm_1"});
-        let told = signal("mandate.updated", &mandate);
-        assert!(matches!(told, Signal::Mandate(found) if found.is_active == active), "{status}");
+        let parsed = signal("mandate.updated", &mandate);
+        assert!(matches!(parsed, Signal::Mandate(found) if found.is_active == active), "{status}");
     }
     let details = json!({"type": "sepa_debit", "sepa_debit": {"mandate": "mandate_1"}});
     let debit = json!({"id": "py_1", "payment_method": "pm_1", "payment_method_details": details});
@@ -177,7 +183,7 @@ fn sessions_setups_methods_and_mandates_are_read() {
     assert!(matches!(signal("charge.pending", &other), Signal::Ignored { .. }));
 }
 
-/// What one event says, rendered in an old API version and in ours.
+/// Asserts that an event has the same signal in an old API version and in ours.
 fn same_signal(event_type: &str, old: &Value, new: &Value) {
     let mut event: Value = serde_json::from_slice(&event(event_type, old, &Value::Null)).unwrap();
     event["api_version"] = json!("2018-11-08");
@@ -186,7 +192,7 @@ fn same_signal(event_type: &str, old: &Value, new: &Value) {
 }
 
 #[test]
-fn an_intent_before_2022_11_15_has_its_charges_in_place_of_the_latest() {
+fn an_intent_before_2022_11_15_lists_charges_instead_of_the_latest() {
     let mut old = intent_json();
     old.as_object_mut().unwrap().remove("latest_charge");
     old["charges"] = json!({"object": "list", "has_more": false, "url": "/v1/charges?payment_intent=pi_1", "data": [
@@ -201,7 +207,7 @@ fn an_intent_before_2022_11_15_has_its_charges_in_place_of_the_latest() {
 }
 
 #[test]
-fn an_intent_before_2019_02_11_speaks_of_sources() {
+fn an_intent_before_2019_02_11_uses_sources() {
     let mut new = intent_json();
     let mut old = new.clone();
     old["status"] = json!("requires_source");
@@ -216,7 +222,7 @@ fn an_intent_before_2019_02_11_speaks_of_sources() {
 }
 
 #[test]
-fn refunds_of_a_charge_that_old_versions_render_with_it_do_not_matter() {
+fn refunds_inside_a_charge_in_old_versions_are_ignored() {
     let new = json!({"id": "ch_1", "payment_intent": "pi_1", "amount_refunded": 100});
     let mut old = new.clone();
     old["refunds"] = json!({"object": "list", "data": [{"id": "re_1", "amount": 100}]});
@@ -225,7 +231,7 @@ fn refunds_of_a_charge_that_old_versions_render_with_it_do_not_matter() {
 }
 
 #[test]
-fn an_event_under_the_name_that_its_type_had_is_understood() {
+fn an_event_type_under_its_old_name_is_parsed() {
     let refund = json!({"id": "re_1", "amount": 100, "currency": "eur", "status": "failed", "charge": "ch_1"});
     assert_eq!(signal("charge.refund.updated", &refund), signal("refund.updated", &refund));
     let method = json!({"id": "pm_1", "type": "card", "created": 1, "customer": "cus_1"});

@@ -1,16 +1,15 @@
-//! Logs: ours of events, against itself, against its subscribers and against the payments; and Stripe's events against
-//! ours of deliveries.
+//! Logs: the event log against itself, its subscribers and the payments; and Stripe's events against the deliveries.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::{Verdict, named, tenant_of};
+use super::{CheckResult, describe, tenant_of};
 use crate::dev::chaos::evidence::{EventRow, Evidence, StripeEvent};
 
-/// How far apart two processes may read the same clock, in its microseconds.
-const APART_MAX: i64 = 1_000_000;
+/// How far the clocks of two processes may differ, in microseconds.
+const CLOCK_SKEW_MAX: i64 = 1_000_000;
 
-/// The events of each organization, in the order of their positions.
+/// The events of each organization, by position.
 fn logs(evidence: &Evidence) -> BTreeMap<&str, Vec<&EventRow>> {
     let mut logs: BTreeMap<&str, Vec<&EventRow>> = BTreeMap::new();
     for event in &evidence.events {
@@ -19,121 +18,124 @@ fn logs(evidence: &Evidence) -> BTreeMap<&str, Vec<&EventRow>> {
     logs
 }
 
-/// The state that a payment is in was told: a final one once, the others at least once.
-pub(super) fn told(evidence: &Evidence) -> Verdict {
-    let mut told: BTreeMap<(&str, &str), usize> = BTreeMap::new();
+/// Every payment's state was reported: success exactly once, other states at least once.
+pub(super) fn outcomes(evidence: &Evidence) -> CheckResult {
+    let mut reported: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for event in evidence.events.iter().filter(|event| !event.payment.is_empty()) {
-        *told.entry((&event.payment, &event.webhook_type)).or_default() += 1;
+        *reported.entry((&event.payment, &event.webhook_type)).or_default() += 1;
     }
-    let mut breaches = Vec::new();
+    let mut violations = Vec::new();
     for payment in &evidence.payments {
-        let count = |webhook_type| told.get(&(payment.id.as_str(), webhook_type)).copied().unwrap_or_default();
+        let count = |webhook_type| reported.get(&(payment.id.as_str(), webhook_type)).copied().unwrap_or_default();
         let succeeded = count("payment.succeeded");
-        let wanted = usize::from(payment.state == "succeeded");
-        if succeeded != wanted {
-            breaches.push(format!("{}: payment.succeeded was told {succeeded} times", named(payment)));
+        let expected = usize::from(payment.state == "succeeded");
+        if succeeded != expected {
+            violations.push(format!("{}: payment.succeeded was reported {succeeded} times", describe(payment)));
         }
         let missing = match payment.state.as_str() {
-            // What a caller has ended is no failure.
+            // A link that a caller closed is not reported as a failure.
             "failed" if payment.failure == "payment_url_closed" => None,
             "failed" => Some("invoice.payment_failure").filter(|webhook_type| count(webhook_type) == 0),
             "canceled" => Some("payment.canceled").filter(|webhook_type| count(webhook_type) == 0),
             _ => None,
         };
-        breaches.extend(missing.map(|missing| format!("{}: {missing} was never told", named(payment))));
+        violations.extend(missing.map(|missing| format!("{}: {missing} was not reported", describe(payment))));
     }
-    let looked_at = format!("{} events", evidence.events.len());
-    Verdict { what: "every outcome was told", looked_at, breaches }
+    let checked = format!("{} events", evidence.events.len());
+    CheckResult { property: "every outcome is reported", checked, violations }
 }
 
-/// Positions are 1, 2, 3, … without a hole, and the counter stands at the last one.
-pub(super) fn dense(evidence: &Evidence) -> Verdict {
+/// Positions are 1, 2, 3, … without a gap (P5), and the counter is the last one.
+pub(super) fn positions(evidence: &Evidence) -> CheckResult {
     let logs = logs(evidence);
-    let mut breaches = Vec::new();
+    let mut violations = Vec::new();
     let mut ids = BTreeSet::new();
     for (organization, head) in &evidence.heads {
         let log = logs.get(organization.as_str()).map_or(&[][..], Vec::as_slice);
         for (event, expected) in log.iter().zip(1..) {
             if event.position != expected {
-                breaches.push(format!("{organization}: position {} stands where {expected} should", event.position));
+                violations.push(format!("{organization}: position {} is where {expected} should be", event.position));
                 break;
             }
         }
         let last = log.last().map_or(0, |event| event.position);
         if last != *head {
-            breaches.push(format!("{organization}: the last position is {last}, and the counter says {head}"));
+            violations.push(format!("{organization}: the last position is {last}, and the counter is {head}"));
         }
-        breaches.extend(
+        violations.extend(
             log.iter()
                 .filter(|event| !ids.insert(&event.id))
-                .map(|event| format!("the event {} is there twice", event.id)),
+                .map(|event| format!("the event {} exists twice", event.id)),
         );
     }
-    let looked_at = format!("{} logs of {} events", evidence.heads.len(), evidence.events.len());
-    Verdict { what: "positions have no holes", looked_at, breaches }
+    let checked = format!("{} logs of {} events", evidence.heads.len(), evidence.events.len());
+    CheckResult { property: "event positions have no gaps", checked, violations }
 }
 
-/// Every subscriber saw every event, at its position, under its id, and nothing else.
-pub(super) fn readers(evidence: &Evidence) -> Verdict {
+/// Every subscriber received every event, at its position, with its id, and nothing else.
+pub(super) fn subscribers(evidence: &Evidence) -> CheckResult {
     let logs = logs(evidence);
-    let mut breaches = Vec::new();
-    for reader in &evidence.readers {
-        let organization = evidence.tenants.get(reader.organization).map_or("", |tenant| tenant.id.as_str());
-        let who = format!("the {} subscriber of {organization}", reader.name);
-        breaches.extend(reader.faults.iter().map(|fault| format!("{who}: {fault}")));
+    let mut violations = Vec::new();
+    for subscriber in &evidence.subscribers {
+        let organization = evidence.tenants.get(subscriber.organization).map_or("", |tenant| tenant.id.as_str());
+        let who = format!("the {} subscriber of {organization}", subscriber.name);
+        violations.extend(subscriber.errors.iter().map(|error| format!("{who}: {error}")));
         let log = logs.get(organization).map_or(&[][..], Vec::as_slice);
-        let missed: Vec<i64> =
-            log.iter().map(|event| event.position).filter(|position| !reader.seen.contains_key(position)).collect();
+        let missed: Vec<i64> = log
+            .iter()
+            .map(|event| event.position)
+            .filter(|position| !subscriber.events.contains_key(position))
+            .collect();
         if let (Some(first), count) = (missed.first(), missed.len()) {
-            breaches.push(format!("{who} missed {count} events, the first at {first}"));
+            violations.push(format!("{who} missed {count} events, the first at {first}"));
         }
         let by_position: BTreeMap<i64, &&EventRow> = log.iter().map(|event| (event.position, event)).collect();
-        for (position, seen) in &reader.seen {
+        for (position, seen) in &subscriber.events {
             match by_position.get(position) {
-                None => breaches.push(format!("{who} saw {} at {position}, which is not there", seen.id)),
+                None => violations.push(format!("{who} received {} at {position}, which does not exist", seen.id)),
                 Some(event) if event.id != seen.id.to_string() || event.webhook_type != seen.webhook_type => {
-                    breaches.push(format!("{who} saw {} at {position}, where {} stands", seen.id, event.id));
+                    violations.push(format!("{who} received {} at {position}, which is {}", seen.id, event.id));
                 }
                 Some(_) => {}
             }
         }
     }
-    let seen: usize = evidence.readers.iter().map(|reader| reader.seen.len()).sum();
-    let looked_at = format!("{} subscribers, {seen} events seen", evidence.readers.len());
-    Verdict { what: "no subscriber missed an event", looked_at, breaches }
+    let seen: usize = evidence.subscribers.iter().map(|subscriber| subscriber.events.len()).sum();
+    let checked = format!("{} subscribers, {seen} events received", evidence.subscribers.len());
+    CheckResult { property: "no subscriber missed an event", checked, violations }
 }
 
-/// Every event of Stripe's that we have asked for was taken in and applied, or ignored for a reason; also one that a fault
-/// kept from being sent, for the list has it. One whose webhook was acknowledged was taken in before: what the list brought
-/// back later had been lost (P6).
-pub(super) fn stripe_events(evidence: &Evidence) -> Verdict {
-    let mut breaches = Vec::new();
+/// Every Stripe event that we subscribe to was ingested and applied, or ignored for a reason; also one whose webhook a
+/// fault dropped, because the events list has it. One whose webhook was acknowledged was ingested before that: what the
+/// list recovers later had been lost (P6).
+pub(super) fn stripe_events(evidence: &Evidence) -> CheckResult {
+    let mut violations = Vec::new();
     let mut ignored: BTreeMap<&str, usize> = BTreeMap::new();
     for event in &evidence.stripe_events {
         let organization = tenant_of(evidence, &event.account).to_owned();
         let about = format!("{} ({} of {})", event.id, event.kind, event.object);
         let row = evidence.deliveries.get(&(organization, event.id.clone()));
         let late = event.acknowledged.zip(row).map_or(0, |(acknowledged, row)| row.received - acknowledged);
-        if late > APART_MAX {
-            breaches.push(format!("{about} was acknowledged, and taken in only {} s later", late / 1_000_000));
+        if late > CLOCK_SKEW_MAX {
+            violations.push(format!("{about} was acknowledged, and ingested only {} s later", late / 1_000_000));
         }
         match row {
             None if evidence.lost.contains(&event.id) => {
-                breaches.push(format!("{about} was never sent, and nobody has found it in the list"));
+                violations.push(format!("{about} was never sent, and was not found in the events list"));
             }
-            None => breaches.push(format!("{about} was acknowledged or sent, and is not there")),
+            None => violations.push(format!("{about} was acknowledged or sent, and is not stored")),
             Some(row) if row.state == "ignored" && !row.reason.is_empty() => {
                 *ignored.entry(&row.reason).or_default() += 1;
             }
             Some(row) if row.state == "applied" => {}
-            Some(row) => breaches.push(format!("{about} is {}: {}", row.state, row.reason)),
+            Some(row) => violations.push(format!("{about} is {}: {}", row.state, row.reason)),
         }
     }
     let is_lost = |event: &&StripeEvent| evidence.lost.contains(&event.id);
     let (all, lost) = (evidence.stripe_events.len(), evidence.stripe_events.iter().filter(is_lost).count());
-    let mut looked_at = format!("{all} events, {lost} never sent");
+    let mut checked = format!("{all} events, {lost} never sent");
     for (reason, count) in ignored {
-        let _ = write!(looked_at, "; {count} ignored: {reason}");
+        let _ = write!(checked, "; {count} ignored: {reason}");
     }
-    Verdict { what: "every event of Stripe's is accounted for", looked_at, breaches }
+    CheckResult { property: "every Stripe event is accounted for", checked, violations }
 }

@@ -1,4 +1,4 @@
-//! The database, as its superuser reads it.
+//! Evidence from the database, as its superuser reads it.
 
 use anyhow::{Context as _, Result};
 use tokio_postgres::Client;
@@ -6,7 +6,7 @@ use tokio_postgres::Client;
 use super::{AttemptRow, CustomerRow, DeliveryRow, EventRow, Evidence, JobRow, OverpaymentRow, PaymentRow, RefundRow};
 
 impl Evidence {
-    /// Reads the database. `now` is the clock's, in unix seconds.
+    /// Reads the database. `now` is the run's time, in Unix seconds.
     pub async fn read_database(&mut self, client: &Client, now: f64) -> Result<()> {
         let payments = "SELECT organization_id::text, id::text, invoice_id, state, coalesce(pending_reason, ''), \
              coalesce(failure ->> 'code', ''), amount, amount_received, amount_refunded, \
@@ -69,7 +69,7 @@ impl Evidence {
                 failures: row.get(2),
                 last_error: row.get(3),
                 overdue: row.get(4),
-                is_held: row.get(5),
+                is_leased: row.get(5),
                 is_parked: row.get(6),
             });
         }

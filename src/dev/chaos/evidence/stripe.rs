@@ -1,4 +1,4 @@
-//! The sandbox: its ledger, its objects and its events.
+//! Evidence from the sandbox: its ledger, objects and events.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use super::{Evidence, Intent, StripeCustomer, StripeEvent, StripeRefund, Tenant}
 use crate::dev::chaos::callers::Organization;
 use crate::dev::sandbox::Sandbox;
 
-/// A text in an object of Stripe's; empty where there is none.
+/// A string in a Stripe object; empty if there is none.
 fn text(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
@@ -29,7 +29,7 @@ impl Evidence {
                 charge: text(&refund, "/charge"),
                 amount: refund["amount"].as_i64().unwrap_or_default(),
                 status: text(&refund, "/status"),
-                mark: text(&refund, "/metadata/refund_id"),
+                refund_id: text(&refund, "/metadata/refund_id"),
             });
         }
         for dispute in sandbox.objects("dispute") {
@@ -38,8 +38,8 @@ impl Evidence {
         }
         self.lost = sandbox.lost_events().into_iter().collect();
         let waiting = sandbox.deliveries().into_iter();
-        self.undelivered = waiting.map(|it| format!("{} {} ({})", it.event, it.kind, it.last_answer)).collect();
-        // All endpoints of ours ask for the same types; who reads the list in place of webhooks takes in the same.
+        self.undelivered = waiting.map(|it| format!("{} {} ({})", it.event, it.kind, it.last_response)).collect();
+        // All our endpoints subscribe to the same types, and polling the list ingests the same ones.
         let endpoints = sandbox.objects("webhook_endpoint");
         let enabled = endpoints.iter().find_map(|endpoint| endpoint["enabled_events"].as_array()).cloned();
         let enabled = enabled.unwrap_or_default();
@@ -64,7 +64,7 @@ impl Evidence {
         }
     }
 
-    /// Who has which default, what each charge was made with, and what allows debits.
+    /// Reads defaults, the payment method of each charge, and mandates.
     fn read_methods(&mut self, sandbox: &Sandbox) {
         for charge in sandbox.objects("charge") {
             self.charged_methods.insert(text(&charge, "/id"), text(&charge, "/payment_method"));

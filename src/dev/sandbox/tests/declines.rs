@@ -1,8 +1,8 @@
-//! The table of test cards: how each charge ends.
+//! The outcome of charges of each test card.
 
 use serde_json::Value;
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 /// Method, status, code, decline code, advice, parameter.
 const DECLINES: &[(&str, &str, &str, &str, &str)] = &[
@@ -28,14 +28,14 @@ const DECLINES: &[(&str, &str, &str, &str, &str)] = &[
 const INTENT: [(&str, &str); 3] = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card")];
 
 #[tokio::test]
-async fn every_declining_card_declines_as_its_line_says_and_a_good_card_then_pays_the_same_intent() {
+async fn each_declining_card_has_its_code_and_another_card_pays_the_same_intent() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     for (method, code, decline_code, advice, param) in DECLINES {
         let mut form = INTENT.to_vec();
         form.extend([("payment_method", *method), ("confirm", "true")]);
-        let reply = caller.post("/v1/payment_intents", &form).await;
-        let error = reply.error(402, code);
+        let response = caller.post("/v1/payment_intents", &form).await;
+        let error = response.error(402, code);
         assert_eq!(error["type"], "card_error");
         for (field, expected) in [("decline_code", decline_code), ("advice_code", advice), ("param", param)] {
             assert_eq!(error[field].as_str().unwrap_or_default(), *expected, "{method} {field}");
@@ -59,7 +59,7 @@ async fn every_declining_card_declines_as_its_line_says_and_a_good_card_then_pay
 }
 
 #[tokio::test]
-async fn attaching_and_setting_up_decline_with_the_same_codes() {
+async fn attachment_and_setup_decline_with_the_same_codes() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -67,8 +67,8 @@ async fn attaching_and_setting_up_decline_with_the_same_codes() {
         let attach = caller.post(&format!("/v1/payment_methods/{method}/attach"), &[("customer", &customer)]).await;
         let form = [("customer", &*customer), ("payment_method", *method), ("confirm", "true")];
         let set_up = caller.post("/v1/setup_intents", &form).await;
-        for reply in [attach, set_up] {
-            let error = reply.error(402, code);
+        for response in [attach, set_up] {
+            let error = response.error(402, code);
             for (field, expected) in [("decline_code", decline_code), ("advice_code", advice), ("param", param)] {
                 assert_eq!(error[field].as_str().unwrap_or_default(), *expected, "{method} {field}");
             }
@@ -79,7 +79,7 @@ async fn attaching_and_setting_up_decline_with_the_same_codes() {
 }
 
 #[tokio::test]
-async fn a_card_that_fails_later_attaches_and_is_declined_on_every_charge() {
+async fn a_card_that_declines_only_charges_can_be_attached() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -87,11 +87,14 @@ async fn a_card_that_fails_later_attaches_and_is_declined_on_every_charge() {
     let mut form = INTENT.to_vec();
     form.extend([("customer", &*customer), ("payment_method", &*method), ("confirm", "true"), ("off_session", "true")]);
     caller.post("/v1/payment_intents", &form).await.error(402, "card_declined");
-    let told = told(&sandbox);
-    assert_eq!(told[told.len() - 3..], ["payment_intent.created", "charge.failed", "payment_intent.payment_failed"]);
+    let event_types = event_types(&sandbox);
+    assert_eq!(
+        event_types[event_types.len() - 3..],
+        ["payment_intent.created", "charge.failed", "payment_intent.payment_failed"]
+    );
 }
 
-async fn confirmed(caller: &Caller, customer: &str, method: &str, more: &[(&str, &str)]) -> super::Reply {
+async fn confirmed(caller: &Caller, customer: &str, method: &str, more: &[(&str, &str)]) -> super::Response {
     let mut form = INTENT.to_vec();
     form.extend([("customer", customer), ("payment_method", method), ("confirm", "true")]);
     form.extend(more);
@@ -99,21 +102,21 @@ async fn confirmed(caller: &Caller, customer: &str, method: &str, more: &[(&str,
 }
 
 #[tokio::test]
-async fn a_card_that_wants_its_holder_is_refused_off_session_and_asks_on_session() {
+async fn a_card_that_requires_authentication_is_declined_off_session() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
     let method = caller.attached(&customer, "pm_card_authenticationRequired").await;
-    let reply = confirmed(&caller, &customer, &method, &[("off_session", "true")]).await;
-    let error = reply.error(402, "authentication_required");
+    let response = confirmed(&caller, &customer, &method, &[("off_session", "true")]).await;
+    let error = response.error(402, "authentication_required");
     assert_eq!(error["decline_code"], "authentication_required");
     let intent = id(&error["payment_intent"]);
 
     let on_session = [("payment_method", &*method), ("return_url", "https://example.com/back")];
-    let asked = caller.post(&format!("/v1/payment_intents/{intent}/confirm"), &on_session).await.ok();
-    assert_eq!(asked["status"], "requires_action");
-    assert_eq!(asked["next_action"]["type"], "redirect_to_url");
-    let page = asked["next_action"]["redirect_to_url"]["url"].as_str().unwrap();
+    let requested = caller.post(&format!("/v1/payment_intents/{intent}/confirm"), &on_session).await.ok();
+    assert_eq!(requested["status"], "requires_action");
+    assert_eq!(requested["next_action"]["type"], "redirect_to_url");
+    let page = requested["next_action"]["redirect_to_url"]["url"].as_str().unwrap();
     assert_eq!(page, format!("{}/3ds/{intent}", sandbox.url()));
 
     let failed = sandbox.authenticate(&intent, false).unwrap_err();
@@ -123,12 +126,12 @@ async fn a_card_that_wants_its_holder_is_refused_off_session_and_asks_on_session
     caller.post(&format!("/v1/payment_intents/{intent}/confirm"), &on_session).await.ok();
     assert_eq!(sandbox.authenticate(&intent, true).unwrap()["status"], "succeeded");
 
-    let reply = confirmed(&caller, &customer, &method, &[("error_on_requires_action", "true")]).await;
-    assert_eq!(reply.error(402, "authentication_required")["decline_code"], "authentication_not_handled");
+    let response = confirmed(&caller, &customer, &method, &[("error_on_requires_action", "true")]).await;
+    assert_eq!(response.error(402, "authentication_required")["decline_code"], "authentication_not_handled");
 }
 
 #[tokio::test]
-async fn the_other_cards_that_ask() {
+async fn other_cards_that_require_authentication() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -141,17 +144,17 @@ async fn the_other_cards_that_ask() {
         ("pm_card_authenticationRequiredChargeDeclinedInsufficientFunds", "insufficient_funds"),
         ("pm_card_threeDSecureRequiredChargeDeclined", "generic_decline"),
     ] {
-        let asked = confirmed(&caller, &customer, method, &[]).await.ok();
-        assert_eq!(asked["status"], "requires_action", "{method}");
-        sandbox.authenticate(&id(&asked), true).unwrap_err();
-        let known = sandbox.object(&id(&asked)).unwrap();
+        let requested = confirmed(&caller, &customer, method, &[]).await.ok();
+        assert_eq!(requested["status"], "requires_action", "{method}");
+        sandbox.authenticate(&id(&requested), true).unwrap_err();
+        let known = sandbox.object(&id(&requested)).unwrap();
         assert_eq!(known["last_payment_error"]["decline_code"], code);
     }
     confirmed(&caller, &customer, "pm_card_threeDSecureRequiredProcessingError", &[]).await.error(402, "card_declined");
 }
 
 #[tokio::test]
-async fn a_card_that_must_be_set_up_passes_off_session_once_it_is() {
+async fn a_card_that_was_set_up_succeeds_off_session() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -165,12 +168,12 @@ async fn a_card_that_must_be_set_up_passes_off_session_once_it_is() {
     let method = setup["payment_method"].as_str().unwrap();
     let paid = confirmed(&caller, &customer, method, &[("off_session", "true")]).await.ok();
     assert_eq!(paid["status"], "succeeded");
-    let unproved = caller.attached(&customer, "pm_card_authenticationRequiredOnSetup").await;
-    confirmed(&caller, &customer, &unproved, &[("off_session", "true")]).await.error(402, "authentication_required");
+    let not_set_up = caller.attached(&customer, "pm_card_authenticationRequiredOnSetup").await;
+    confirmed(&caller, &customer, &not_set_up, &[("off_session", "true")]).await.error(402, "authentication_required");
 }
 
 #[tokio::test]
-async fn good_cards_succeed() {
+async fn successful_cards_succeed() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -188,7 +191,10 @@ async fn good_cards_succeed() {
     ];
     for card in cards {
         let method = caller.attached(&customer, &format!("pm_card_{card}")).await;
-        assert!(method.starts_with("pm_") && !method.starts_with("pm_card"), "a copy of its own: {method}");
+        assert!(
+            method.starts_with("pm_") && !method.starts_with("pm_card"),
+            "attachment copies a shared test id: {method}"
+        );
         let paid = confirmed(&caller, &customer, &method, &[("off_session", "true")]).await.ok();
         assert_eq!((&paid["status"], &paid["amount_received"]), (&"succeeded".into(), &4900.into()), "{card}");
     }

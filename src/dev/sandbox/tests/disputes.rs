@@ -1,11 +1,11 @@
-//! Closing a dispute: its loss is acknowledged.
+//! Closing disputes and inquiries.
 
 use serde_json::Value;
 
 use super::super::Sandbox;
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
-/// The dispute that paying with this card brings about.
+/// The dispute of a payment with this card.
 async fn disputed(caller: &Caller, method: &str) -> Value {
     let form = [
         ("amount", "4900"),
@@ -19,11 +19,11 @@ async fn disputed(caller: &Caller, method: &str) -> Value {
 }
 
 fn last_event(sandbox: &Sandbox) -> String {
-    told(sandbox).pop().unwrap()
+    event_types(sandbox).pop().unwrap()
 }
 
 #[tokio::test]
-async fn a_closed_dispute_is_lost_for_good() {
+async fn a_closed_dispute_is_lost_permanently() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let dispute = disputed(&caller, "pm_card_createDispute").await;
@@ -31,7 +31,7 @@ async fn a_closed_dispute_is_lost_for_good() {
     let closed = caller.post(&close, &[]).await.ok();
     assert_eq!((&closed["status"], &closed["id"]), (&"lost".into(), &dispute["id"]));
     assert_eq!(last_event(&sandbox), "charge.dispute.closed");
-    assert_eq!(told(&sandbox).iter().filter(|kind| *kind == "charge.dispute.funds_withdrawn").count(), 1);
+    assert_eq!(event_types(&sandbox).iter().filter(|kind| *kind == "charge.dispute.funds_withdrawn").count(), 1);
     caller.post(&close, &[]).await.error(400, "");
     let evidence = [("evidence[uncategorized_text]", "winning_evidence")];
     caller.post(&format!("/v1/disputes/{}", id(&dispute)), &evidence).await.error(400, "");
@@ -39,18 +39,18 @@ async fn a_closed_dispute_is_lost_for_good() {
 }
 
 #[tokio::test]
-async fn a_closed_inquiry_moves_no_money() {
+async fn a_closed_inquiry_withdraws_no_funds() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let inquiry = disputed(&caller, "pm_card_createDisputeInquiry").await;
     let closed = caller.post(&format!("/v1/disputes/{}/close", id(&inquiry)), &[]).await.ok();
     assert_eq!(closed["status"], "warning_closed");
     assert_eq!(last_event(&sandbox), "charge.dispute.closed");
-    assert!(!told(&sandbox).iter().any(|kind| kind == "charge.dispute.funds_withdrawn"));
+    assert!(!event_types(&sandbox).iter().any(|kind| kind == "charge.dispute.funds_withdrawn"));
 }
 
 #[tokio::test]
-async fn a_dispute_under_review_waits_for_the_bank() {
+async fn a_dispute_under_review_cannot_be_closed() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let dispute = disputed(&caller, "pm_card_createDispute").await;

@@ -1,4 +1,4 @@
-//! What goes wrong on demand, at the wire and over HTTP.
+//! Request faults, and the control plane.
 
 use serde_json::json;
 use time::Duration;
@@ -14,12 +14,12 @@ async fn intents(caller: &Caller) -> usize {
 }
 
 #[tokio::test]
-async fn a_connection_is_cut_before_or_after_the_work() {
+async fn a_connection_is_cut_before_or_after_execution() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let send = || caller.send(caller.request("POST", "/v1/payment_intents", &FORM).header("idempotency-key", "key-1"));
     sandbox.add_fault(Fault::once("POST", "/v1/payment_intents", Action::Cut { work: Effect::NotDone }));
-    assert!(send().await.unwrap_err().status().is_none(), "no answer at all");
+    assert!(send().await.unwrap_err().status().is_none(), "there is no response");
     assert_eq!(intents(&caller).await, 0);
     sandbox.add_fault(Fault::once("POST", "/v1/payment_intents", Action::Cut { work: Effect::Done }));
     send().await.unwrap_err();
@@ -33,7 +33,7 @@ async fn a_connection_is_cut_before_or_after_the_work() {
 }
 
 #[tokio::test]
-async fn a_500_can_be_rolled_forward_later() {
+async fn a_request_can_be_executed_after_its_500() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let work = Effect::DoneLater { seconds: 120 };
@@ -44,13 +44,13 @@ async fn a_500_can_be_rolled_forward_later() {
     assert!(sandbox.ledger().is_empty());
     sandbox.advance(Duration::minutes(3));
     assert_eq!(sandbox.ledger().len(), 1);
-    assert_eq!(caller.keyed("key-1", "/v1/payment_intents", &form).await.status, 500, "the answer stays");
+    assert_eq!(caller.keyed("key-1", "/v1/payment_intents", &form).await.status, 500, "the stored response stays");
     let event = sandbox.events(super::super::ACCOUNT).pop().unwrap();
     assert_eq!(event["request"]["idempotency_key"], "key-1");
 }
 
 #[tokio::test]
-async fn work_behind_a_cut_connection_can_be_done_later_and_its_key_is_in_use_until_then() {
+async fn after_a_cut_connection_the_key_is_in_use_until_the_request_is_executed() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let work = Effect::DoneLater { seconds: 120 };
@@ -67,7 +67,7 @@ async fn work_behind_a_cut_connection_can_be_done_later_and_its_key_is_in_use_un
 }
 
 #[tokio::test]
-async fn an_intent_that_is_being_written_is_locked() {
+async fn an_intent_is_locked_while_a_request_writes_it() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let intent = super::id(&caller.post("/v1/payment_intents", &FORM).await.ok());
@@ -89,13 +89,18 @@ async fn an_intent_that_is_being_written_is_locked() {
 }
 
 #[tokio::test]
-async fn work_goes_on_when_its_caller_hangs_up() {
+async fn a_request_is_executed_although_its_caller_disconnects() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     sandbox.add_fault(Fault::once("POST", "/v1/customers", Action::Delay { milliseconds: 1_000, after_work: false }));
     let request = caller.request("POST", "/v1/customers", &[]).header("idempotency-key", "key-1");
-    let hung_up = request.timeout(std::time::Duration::from_millis(20)).send().await;
-    assert!(hung_up.unwrap_err().is_timeout());
+    let sending = tokio::spawn(request.send());
+    while sandbox.requests().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    // Dropping the request closes its connection.
+    sending.abort();
+    assert!(sending.await.unwrap_err().is_cancelled());
     sandbox.advance(Duration::seconds(2));
     let again = loop {
         let again = caller.keyed("key-1", "/v1/customers", &[]).await;
@@ -107,7 +112,7 @@ async fn work_goes_on_when_its_caller_hangs_up() {
 }
 
 #[tokio::test]
-async fn everything_can_be_driven_over_http() {
+async fn the_control_plane_controls_the_sandbox() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let http = reqwest::Client::builder().no_proxy().build().unwrap();
@@ -123,8 +128,8 @@ async fn everything_can_be_driven_over_http() {
     post("faults", fault).await;
     assert_eq!(get("faults").await["faults"].as_array().unwrap().len(), 1);
     assert_eq!(caller.post("/v1/customers", &[]).await.status, 500);
-    let made = post("accounts", json!({ "id": "acct_http", "country": "FR" })).await;
-    let other = Caller::with_key(&sandbox, made["key"].as_str().unwrap());
+    let created = post("accounts", json!({ "id": "acct_http", "country": "FR" })).await;
+    let other = Caller::with_key(&sandbox, created["key"].as_str().unwrap());
     assert_eq!(other.get("/v1/account", &[]).await.ok()["country"], "FR");
     let key = post("keys", json!({ "account": "acct_http", "scopes": ["rak_event_read"] })).await;
     let restricted = Caller::with_key(&sandbox, key["key"].as_str().unwrap());

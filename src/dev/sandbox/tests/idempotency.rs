@@ -8,7 +8,7 @@ use super::{Caller, id, sandbox};
 const INTENT: [(&str, &str); 3] = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card")];
 
 #[tokio::test]
-async fn the_same_request_gets_the_same_answer_and_does_its_work_once() {
+async fn the_same_request_gets_the_stored_response_and_is_executed_once() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let first = caller.keyed("key-1", "/v1/payment_intents", &INTENT).await;
@@ -17,13 +17,17 @@ async fn the_same_request_gets_the_same_answer_and_does_its_work_once() {
     assert_eq!(again.header("original-request"), first.header("request-id"));
     assert_ne!(again.header("request-id"), first.header("request-id"));
     assert_eq!(first.header("idempotent-replayed"), "");
-    assert_eq!(first.header("original-request"), first.header("request-id"), "the first answer names itself");
+    assert_eq!(
+        first.header("original-request"),
+        first.header("request-id"),
+        "the first response names its own request"
+    );
     assert_eq!(first.body, again.body);
     assert_eq!(caller.get("/v1/payment_intents", &[]).await.ok()["data"].as_array().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_refused_charge_is_replayed_too() {
+async fn a_declined_charge_is_replayed() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let mut form = INTENT.to_vec();
@@ -48,7 +52,7 @@ async fn another_request_under_the_key_is_an_error() {
 }
 
 #[tokio::test]
-async fn what_never_began_is_not_remembered() {
+async fn a_request_that_was_not_executed_is_not_stored() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     caller.keyed("key-1", "/v1/payment_intents", &[("amount", "4900")]).await.error(400, "parameter_missing");
@@ -65,7 +69,7 @@ async fn what_never_began_is_not_remembered() {
 }
 
 #[tokio::test]
-async fn a_500_is_remembered_whether_its_work_was_done_or_not() {
+async fn a_500_is_stored_whether_the_request_was_executed_or_not() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     for (key, work, done) in [("key-1", Effect::NotDone, 0), ("key-2", Effect::Done, 1)] {
@@ -73,13 +77,13 @@ async fn a_500_is_remembered_whether_its_work_was_done_or_not() {
         assert_eq!(caller.keyed(key, "/v1/payment_intents", &INTENT).await.status, 500);
         let again = caller.keyed(key, "/v1/payment_intents", &INTENT).await;
         assert_eq!((again.status, again.header("idempotent-replayed")), (500, "true"));
-        let made = caller.get("/v1/payment_intents", &[]).await.ok();
-        assert_eq!(made["data"].as_array().unwrap().len(), done, "{work:?}");
+        let created = caller.get("/v1/payment_intents", &[]).await.ok();
+        assert_eq!(created["data"].as_array().unwrap().len(), done, "{work:?}");
     }
 }
 
 #[tokio::test]
-async fn a_key_is_forgotten_after_24_hours() {
+async fn a_key_expires_after_24_hours() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let first = id(&caller.keyed("key-1", "/v1/customers", &[]).await.ok());
@@ -90,7 +94,7 @@ async fn a_key_is_forgotten_after_24_hours() {
 }
 
 #[tokio::test]
-async fn a_key_is_in_use_while_its_request_is_being_worked_on() {
+async fn a_key_is_in_use_while_its_request_is_in_progress() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let hour = 60 * 60 * 1000;

@@ -1,10 +1,10 @@
-//! Keys: whose they are, and what they may do.
+//! API keys, their permissions, and the rate limiter.
 
 use super::super::{ACCOUNT, Limits, Options};
-use super::{Caller, sandbox, with};
+use super::{Caller, sandbox, sandbox_with};
 
 #[tokio::test]
-async fn wrong_publishable_and_revoked_keys_are_refused_each_with_its_own_reason() {
+async fn unknown_publishable_and_revoked_keys_are_rejected_with_their_reason() {
     let sandbox = sandbox().await;
     let wrong = Caller::with_key(&sandbox, "sk_test_wrongwrongwrong").get("/v1/account", &[]).await;
     let error = wrong.error(401, "");
@@ -18,14 +18,14 @@ async fn wrong_publishable_and_revoked_keys_are_refused_each_with_its_own_reason
 }
 
 #[tokio::test]
-async fn a_restricted_key_can_do_what_its_permissions_say_and_tells_what_it_lacks_before_what_exists() {
+async fn a_missing_permission_is_reported_before_a_missing_object() {
     let sandbox = sandbox().await;
     sandbox.add_key("rk_test_some", ACCOUNT, Some(&["rak_customer_write", "rak_event_read"]));
     let caller = Caller::with_key(&sandbox, "rk_test_some");
     caller.post("/v1/customers", &[]).await.ok();
     caller.get("/v1/customers", &[]).await.ok();
     caller.get("/v1/events", &[]).await.ok();
-    // The probe of a permission to write: an id that can't exist.
+    // How Paybridge probes a write permission: with an id that cannot exist.
     caller.post("/v1/customers/cus_none", &[]).await.error(404, "resource_missing");
     for (path, scope) in [
         ("/v1/payment_intents/pi_none", "rak_payment_intent_write"),
@@ -33,15 +33,15 @@ async fn a_restricted_key_can_do_what_its_permissions_say_and_tells_what_it_lack
         ("/v1/checkout/sessions/cs_none/expire", "rak_checkout_session_write"),
         ("/v1/webhook_endpoints/we_none", "rak_webhook_write"),
     ] {
-        let reply = caller.post(path, &[]).await;
-        let message = reply.error(403, "")["message"].as_str().unwrap();
+        let response = caller.post(path, &[]).await;
+        let message = response.error(403, "")["message"].as_str().unwrap();
         assert!(message.contains(scope) && message.contains(ACCOUNT), "{message}");
     }
-    let reply = caller.get("/v1/account", &[]).await;
-    assert!(reply.error(403, "")["message"].as_str().unwrap().contains("rak_accounts_kyc_basic_read"));
+    let response = caller.get("/v1/account", &[]).await;
+    assert!(response.error(403, "")["message"].as_str().unwrap().contains("rak_accounts_kyc_basic_read"));
     sandbox.hide_account("rk_test_some");
-    let reply = caller.get("/v1/account", &[]).await;
-    let message = reply.error(403, "")["message"].as_str().unwrap();
+    let response = caller.get("/v1/account", &[]).await;
+    let message = response.error(403, "")["message"].as_str().unwrap();
     assert!(message.contains("permission") && !message.contains(ACCOUNT), "{message}");
 }
 
@@ -59,7 +59,7 @@ async fn a_key_that_may_write_charges_may_write_refunds() {
 }
 
 #[tokio::test]
-async fn accounts_see_nothing_of_each_other() {
+async fn accounts_are_isolated() {
     let sandbox = sandbox().await;
     let key = sandbox.add_account("acct_second", "US", "usd");
     let (first, second) = (Caller::new(&sandbox), Caller::with_key(&sandbox, &key));
@@ -70,7 +70,7 @@ async fn accounts_see_nothing_of_each_other() {
 }
 
 #[tokio::test]
-async fn test_and_live_mode_are_two_worlds() {
+async fn test_and_live_mode_are_isolated() {
     let sandbox = sandbox().await;
     sandbox.add_key("sk_live_fake", ACCOUNT, None);
     let (test, live) = (Caller::new(&sandbox), Caller::with_key(&sandbox, "sk_live_fake"));
@@ -80,19 +80,19 @@ async fn test_and_live_mode_are_two_worlds() {
 }
 
 #[tokio::test]
-async fn the_limiter_answers_429_with_its_reason() {
+async fn the_rate_limiter_responds_429_with_its_reason() {
     let limits = Limits { endpoint: 2, test: 3, live: 3 };
-    let sandbox = with(Options { limits: Some(limits), ..Options::default() }).await;
+    let sandbox = sandbox_with(Options { limits: Some(limits), ..Options::default() }).await;
     let caller = Caller::new(&sandbox);
     let mut limited = None;
     for _ in 0..50 {
-        let reply = caller.get("/v1/account", &[]).await;
-        if reply.status == 429 {
-            limited = Some(reply);
+        let response = caller.get("/v1/account", &[]).await;
+        if response.status == 429 {
+            limited = Some(response);
             break;
         }
     }
-    let limited = limited.expect("fifty requests are more than two a second");
+    let limited = limited.expect("fifty requests exceed two per second");
     limited.error(429, "rate_limit");
     assert_eq!(limited.header("stripe-rate-limited-reason"), "endpoint-rate");
 }

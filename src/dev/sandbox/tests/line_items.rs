@@ -1,8 +1,8 @@
-//! What a payment session sells: its line items, and the products and prices that they are made of.
+//! Line items of payment sessions, and their products and prices.
 
 use serde_json::Value;
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 const SALE: [(&str, &str); 2] = [("mode", "payment"), ("success_url", "https://example.com/done")];
 
@@ -16,14 +16,14 @@ async fn price(caller: &Caller, product: &str, amount: &str) -> String {
     id(&caller.post("/v1/prices", &form).await.ok())
 }
 
-async fn sell(caller: &Caller, items: &[(&str, &str)]) -> super::Reply {
+async fn sell(caller: &Caller, items: &[(&str, &str)]) -> super::Response {
     let mut form = SALE.to_vec();
     form.extend(items);
     caller.post("/v1/checkout/sessions", &form).await
 }
 
 #[tokio::test]
-async fn a_session_lists_what_it_sells() {
+async fn a_session_lists_its_line_items() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let shirt = product(&caller).await;
@@ -38,7 +38,7 @@ async fn a_session_lists_what_it_sells() {
     ];
     let session = sell(&caller, &items).await.ok();
     assert_eq!((&session["amount_subtotal"], &session["amount_total"]), (&3250.into(), &3250.into()));
-    assert!(session.get("line_items").is_none(), "a session shows them only where they are expanded: {session}");
+    assert!(session.get("line_items").is_none(), "they are returned only if expanded: {session}");
 
     let path = format!("/v1/checkout/sessions/{}/line_items", id(&session));
     let listed = caller.get(&path, &[]).await.ok();
@@ -50,7 +50,7 @@ async fn a_session_lists_what_it_sells() {
     assert_eq!((&one["price"]["id"], &one["price"]["product"]), (&shirt_price.into(), &shirt.as_str().into()));
     assert_eq!((&two["description"], &two["amount_total"]), (&"Postage".into(), &250.into()));
     assert!(id(one).starts_with("li_"));
-    // A price made for one session is of no further use.
+    // A price that was created for one session is inactive.
     assert_eq!(two["price"]["active"], false);
 
     let first = caller.get(&path, &[("limit", "1")]).await.ok();
@@ -69,7 +69,7 @@ async fn a_session_lists_what_it_sells() {
 }
 
 #[tokio::test]
-async fn a_setup_session_sells_nothing() {
+async fn a_setup_session_has_no_line_items() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let form = [("mode", "setup"), ("currency", "eur"), ("success_url", "https://example.com/done")];
@@ -79,7 +79,7 @@ async fn a_setup_session_sells_nothing() {
 }
 
 #[tokio::test]
-async fn items_that_cannot_be_sold_are_refused() {
+async fn invalid_line_items_are_rejected() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let shirt = product(&caller).await;
@@ -127,12 +127,12 @@ async fn items_that_cannot_be_sold_are_refused() {
             "line_items[0][price_data][product_data]",
         ),
     ];
-    let made = told(&sandbox);
+    let created = event_types(&sandbox);
     for (items, code, param) in cases {
-        let reply = sell(&caller, &items).await;
-        assert_eq!(reply.error(400, code)["param"], param, "{items:?}");
+        let response = sell(&caller, &items).await;
+        assert_eq!(response.error(400, code)["param"], param, "{items:?}");
     }
-    assert_eq!(told(&sandbox), made, "nothing came of any of them");
+    assert_eq!(event_types(&sandbox), created, "a rejected session creates nothing");
     caller.post("/v1/prices", &[("currency", "eur"), ("unit_amount", "1")]).await.error(400, "parameter_missing");
     let missing = [("currency", "eur"), ("unit_amount", "1"), ("product", "prod_none")];
     assert_eq!(caller.post("/v1/prices", &missing).await.error(400, "resource_missing")["param"], "product");
@@ -143,9 +143,9 @@ async fn products_and_prices_are_read_back() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let shirt = product(&caller).await;
-    let made = price(&caller, &shirt, "1500").await;
-    assert_eq!(told(&sandbox), ["product.created", "price.created"]);
-    let read = caller.get(&format!("/v1/prices/{made}"), &[("expand[]", "product")]).await.ok();
+    let created = price(&caller, &shirt, "1500").await;
+    assert_eq!(event_types(&sandbox), ["product.created", "price.created"]);
+    let read = caller.get(&format!("/v1/prices/{created}"), &[("expand[]", "product")]).await.ok();
     assert_eq!((&read["type"], &read["unit_amount_decimal"]), (&"one_time".into(), &"1500".into()));
     assert_eq!(read["product"]["description"], "Comfortable cotton");
     let read = caller.get(&format!("/v1/products/{shirt}"), &[]).await.ok();
@@ -157,16 +157,16 @@ async fn products_and_prices_are_read_back() {
     assert_eq!(sandbox.object(read["product"].as_str().unwrap()).unwrap()["name"], "Free");
 }
 
-/// The calls with which Stripe's CLI plays a payer.
+/// The requests with which Stripe's CLI completes a session as its payer.
 #[tokio::test]
-async fn a_page_is_confirmed_over_the_api() {
+async fn a_session_is_completed_through_the_api() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
-    let made = price(&caller, &product(&caller).await, "1500").await;
+    let created = price(&caller, &product(&caller).await, "1500").await;
     let shipping = "payment_intent_data[shipping]";
     let (name, line) = (format!("{shipping}[name]"), format!("{shipping}[address][line1]"));
     let items = [
-        ("line_items[0][price]", &*made),
+        ("line_items[0][price]", &*created),
         ("line_items[0][quantity]", "2"),
         (&*name, "Jenny Rosen"),
         (&*line, "510 Townsend St"),
@@ -193,11 +193,11 @@ async fn a_page_is_confirmed_over_the_api() {
 }
 
 #[tokio::test]
-async fn a_payer_becomes_a_customer_where_the_session_says_so() {
+async fn a_payer_becomes_a_customer_if_the_session_requests_it() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
-    let made = price(&caller, &product(&caller).await, "1500").await;
-    let items = |more| [vec![("line_items[0][price]", &*made), ("line_items[0][quantity]", "1")], more].concat();
+    let created = price(&caller, &product(&caller).await, "1500").await;
+    let items = |more| [vec![("line_items[0][price]", &*created), ("line_items[0][quantity]", "1")], more].concat();
     for (more, becomes) in [
         (vec![], false),
         (vec![("customer_creation", "if_required")], false),

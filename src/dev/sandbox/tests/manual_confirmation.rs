@@ -1,32 +1,38 @@
-//! `confirmation_method=manual`: after the payer's proof the server confirms once more.
+//! `confirmation_method=manual`: the server confirms again after the payer's authentication.
 
 use serde_json::json;
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 const INTENT: [(&str, &str); 4] =
     [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card"), ("confirmation_method", "manual")];
 
 #[tokio::test]
-async fn the_server_confirms_again_after_the_payers_proof() {
+async fn the_server_confirms_again_after_authentication() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let form =
         [INTENT.as_slice(), &[("payment_method", "pm_card_authenticationRequired"), ("confirm", "true")]].concat();
-    let asked = caller.post("/v1/payment_intents", &form).await.ok();
-    assert_eq!((&asked["status"], &asked["confirmation_method"]), (&json!("requires_action"), &json!("manual")));
-    let intent = id(&asked);
-    let proved = sandbox.authenticate(&intent, true).unwrap();
-    assert_eq!((&proved["status"], &proved["next_action"]), (&json!("requires_confirmation"), &json!(null)));
-    assert_eq!(proved["payment_method"], asked["payment_method"]);
-    assert_eq!(sandbox.ledger().len(), 0, "nothing is taken before the server says so");
+    let requested = caller.post("/v1/payment_intents", &form).await.ok();
+    assert_eq!(
+        (&requested["status"], &requested["confirmation_method"]),
+        (&json!("requires_action"), &json!("manual"))
+    );
+    let intent = id(&requested);
+    let authenticated = sandbox.authenticate(&intent, true).unwrap();
+    assert_eq!(
+        (&authenticated["status"], &authenticated["next_action"]),
+        (&json!("requires_confirmation"), &json!(null))
+    );
+    assert_eq!(authenticated["payment_method"], requested["payment_method"]);
+    assert_eq!(sandbox.ledger().len(), 0, "there is no charge before the server confirms");
     let confirm = format!("/v1/payment_intents/{intent}/confirm");
     assert_eq!(caller.post(&confirm, &[]).await.ok()["status"], "succeeded");
     assert_eq!(sandbox.ledger().len(), 1);
 }
 
 #[tokio::test]
-async fn a_proof_holds_for_the_method_that_was_asked_for() {
+async fn an_authentication_holds_for_one_method() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let intent = id(&caller.post("/v1/payment_intents", &INTENT).await.ok());
@@ -34,14 +40,18 @@ async fn a_proof_holds_for_the_method_that_was_asked_for() {
     let card = [("payment_method", "pm_card_authenticationRequired")];
     caller.post(&confirm, &card).await.ok();
     sandbox.authenticate(&intent, true).unwrap();
-    assert_eq!(caller.post(&confirm, &card).await.ok()["status"], "requires_action", "another card, another proof");
+    assert_eq!(
+        caller.post(&confirm, &card).await.ok()["status"],
+        "requires_action",
+        "another card requires its own authentication"
+    );
     sandbox.authenticate(&intent, false).unwrap_err();
     assert_eq!(sandbox.object(&intent).unwrap()["status"], "requires_payment_method");
 }
 
 /// What `stripe trigger payment_intent.amount_capturable_updated` sends.
 #[tokio::test]
-async fn the_clis_trigger_of_a_capturable_amount_is_taken() {
+async fn the_clis_trigger_of_a_capturable_amount_is_accepted() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let form = [
@@ -56,5 +66,5 @@ async fn the_clis_trigger_of_a_capturable_amount_is_taken() {
         ("return_url", "https://stripe.com"),
     ];
     assert_eq!(caller.post("/v1/payment_intents", &form).await.ok()["status"], "requires_capture");
-    assert_eq!(told(&sandbox).last().unwrap(), "payment_intent.amount_capturable_updated");
+    assert_eq!(event_types(&sandbox).last().unwrap(), "payment_intent.amount_capturable_updated");
 }

@@ -1,4 +1,4 @@
-//! Tests that drive the sandbox as its users do: over its socket.
+//! Tests of the sandbox through its socket, as its clients use it.
 
 mod captures;
 mod checkout;
@@ -7,18 +7,18 @@ mod disputes;
 mod faults;
 mod idempotency;
 mod keys;
-mod lacking;
 mod line_items;
 mod manual_confirmation;
 mod objects;
-mod one_call;
 mod openapi;
+mod payment_method_data;
 mod refunds;
 mod restart;
 mod sepa;
 mod setup_attempts;
 mod sources;
-mod strictness;
+mod unsupported;
+mod validation;
 mod versions;
 mod webhooks;
 
@@ -30,26 +30,26 @@ use tokio::net::TcpListener;
 use super::{Options, SECRET_KEY, Sandbox};
 use crate::clock::Clock;
 
-/// A sandbox without a rate limiter, on a clock of its own.
+/// A sandbox without a rate limiter, with its own clock.
 pub(super) async fn sandbox() -> Sandbox {
-    with(Options { limits: None, ..Options::default() }).await
+    sandbox_with(Options { limits: None, ..Options::default() }).await
 }
 
-/// A sandbox with these options.
-pub(super) async fn with(options: Options) -> Sandbox {
+/// A sandbox with these options and its own clock.
+pub(super) async fn sandbox_with(options: Options) -> Sandbox {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     Sandbox::start(listener, Clock::system(), options).unwrap()
 }
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub(super) struct Response {
     pub status: u16,
     pub headers: reqwest::header::HeaderMap,
     pub body: Value,
 }
 
-impl Reply {
+impl Response {
     /// The object of a 200.
     #[track_caller]
     pub fn ok(self) -> Value {
@@ -57,7 +57,7 @@ impl Reply {
         self.body
     }
 
-    /// The error of anything else.
+    /// The `error` object of a response with this status and code.
     #[track_caller]
     pub fn error(&self, status: u16, code: &str) -> &Value {
         assert_eq!(self.status, status, "{:#}", self.body);
@@ -89,49 +89,53 @@ impl Caller {
         Self { http, url: sandbox.url(), key: key.to_owned() }
     }
 
-    pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Reply, reqwest::Error> {
+    pub async fn send(&self, request: reqwest::RequestBuilder) -> Result<Response, reqwest::Error> {
         let response = request.send().await?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
-        Ok(Reply { status, headers, body })
+        Ok(Response { status, headers, body })
     }
 
-    /// A request that nobody has sent yet.
+    /// A request, not sent yet.
     pub fn request(&self, method: &str, path: &str, form: &[(&str, &str)]) -> reqwest::RequestBuilder {
         let encoded = encode(form);
         let method: reqwest::Method = method.parse().unwrap();
-        let bodied = method == reqwest::Method::POST;
-        let query = if bodied || encoded.is_empty() { String::new() } else { format!("?{encoded}") };
+        let has_body = method == reqwest::Method::POST;
+        let query = if has_body || encoded.is_empty() { String::new() } else { format!("?{encoded}") };
         let request = self.http.request(method, format!("{}{path}{query}", self.url));
         let request = request.header("authorization", format!("Bearer {}", self.key));
-        if bodied { request.header("content-type", "application/x-www-form-urlencoded").body(encoded) } else { request }
+        if has_body {
+            request.header("content-type", "application/x-www-form-urlencoded").body(encoded)
+        } else {
+            request
+        }
     }
 
-    pub async fn call(&self, method: &str, path: &str, form: &[(&str, &str)]) -> Reply {
+    pub async fn call(&self, method: &str, path: &str, form: &[(&str, &str)]) -> Response {
         self.send(self.request(method, path, form)).await.unwrap()
     }
 
-    pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Reply {
+    pub async fn post(&self, path: &str, form: &[(&str, &str)]) -> Response {
         self.call("POST", path, form).await
     }
 
-    pub async fn get(&self, path: &str, form: &[(&str, &str)]) -> Reply {
+    pub async fn get(&self, path: &str, form: &[(&str, &str)]) -> Response {
         self.call("GET", path, form).await
     }
 
-    /// A POST under a key.
-    pub async fn keyed(&self, key: &str, path: &str, form: &[(&str, &str)]) -> Reply {
+    /// A POST with an idempotency key.
+    pub async fn keyed(&self, key: &str, path: &str, form: &[(&str, &str)]) -> Response {
         self.send(self.request("POST", path, form).header("idempotency-key", key)).await.unwrap()
     }
 
-    /// The id of a new customer.
+    /// Creates a customer and returns its id.
     pub async fn customer(&self) -> String {
         let form = [("name", "Jenny Rosen"), ("email", "jenny@example.com")];
         id(&self.post("/v1/customers", &form).await.ok())
     }
 
-    /// The id of a method attached to the customer.
+    /// Attaches a payment method and returns its id.
     pub async fn attached(&self, customer: &str, method: &str) -> String {
         id(&self.post(&format!("/v1/payment_methods/{method}/attach"), &[("customer", customer)]).await.ok())
     }
@@ -162,6 +166,6 @@ fn encode(form: &[(&str, &str)]) -> String {
 }
 
 /// The types of the account's events so far, oldest first.
-pub(super) fn told(sandbox: &Sandbox) -> Vec<String> {
+pub(super) fn event_types(sandbox: &Sandbox) -> Vec<String> {
     sandbox.events(super::ACCOUNT).iter().map(|event| event["type"].as_str().unwrap().to_owned()).collect()
 }

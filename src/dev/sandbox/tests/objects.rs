@@ -1,11 +1,11 @@
-//! Customers, methods, lists, metadata and expansion.
+//! Customers, payment methods, SetupIntents, lists, metadata and expansion.
 
 use serde_json::{Value, json};
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 #[tokio::test]
-async fn customers_are_made_changed_found_and_deleted() {
+async fn customers_are_created_updated_listed_and_deleted() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let form = [("name", "Jenny"), ("email", "jenny@example.com"), ("metadata[a]", "1"), ("metadata[b]", "2")];
@@ -19,7 +19,7 @@ async fn customers_are_made_changed_found_and_deleted() {
     let found = caller.get("/v1/customers", &[("email", "jenny@example.com")]).await.ok();
     assert_eq!(found["data"].as_array().unwrap().len(), 1);
     let none = caller.get("/v1/customers", &[("email", "JENNY@example.com")]).await.ok();
-    assert_eq!(none["data"].as_array().unwrap().len(), 0, "exact, and case matters");
+    assert_eq!(none["data"].as_array().unwrap().len(), 0, "the filter is exact and case-sensitive");
 
     let method = caller.attached(&customer, "pm_card_visa").await;
     caller.call("DELETE", &path, &[]).await.ok();
@@ -28,23 +28,23 @@ async fn customers_are_made_changed_found_and_deleted() {
     caller.call("DELETE", &path, &[]).await.error(404, "resource_missing");
     caller.post(&path, &[("name", "x")]).await.error(404, "resource_missing");
     assert_eq!(sandbox.object(&method).unwrap()["customer"], Value::Null);
-    assert!(told(&sandbox).ends_with(&["payment_method.detached".into(), "customer.deleted".into()]));
+    assert!(event_types(&sandbox).ends_with(&["payment_method.detached".into(), "customer.deleted".into()]));
 }
 
 #[tokio::test]
-async fn the_default_method_must_be_the_customers_and_goes_with_it() {
+async fn the_default_method_must_be_attached_and_detaching_clears_it() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
-    let (customer, stranger) = (caller.customer().await, caller.customer().await);
+    let (customer, other) = (caller.customer().await, caller.customer().await);
     let (own, foreign) =
-        (caller.attached(&customer, "pm_card_visa").await, caller.attached(&stranger, "pm_card_visa").await);
+        (caller.attached(&customer, "pm_card_visa").await, caller.attached(&other, "pm_card_visa").await);
     let path = format!("/v1/customers/{customer}");
     let default = "invoice_settings[default_payment_method]";
     caller.post(&path, &[(default, &foreign)]).await.error(400, "resource_missing");
     caller.post(&path, &[(default, &own)]).await.ok();
     let read = caller.get(&path, &[("expand[]", "invoice_settings.default_payment_method")]).await.ok();
     assert_eq!(read["invoice_settings"]["default_payment_method"]["card"]["last4"], "4242");
-    sandbox.detach_by_hand(&own).unwrap();
+    sandbox.detach_in_dashboard(&own).unwrap();
     let read = caller.get(&path, &[]).await.ok();
     assert_eq!(read["invoice_settings"]["default_payment_method"], Value::Null);
     let event = sandbox.events(super::super::ACCOUNT).pop().unwrap();
@@ -53,29 +53,29 @@ async fn the_default_method_must_be_the_customers_and_goes_with_it() {
     let listed = caller.get(&format!("{path}/payment_methods"), &[]).await.ok();
     assert_eq!(listed["data"].as_array().unwrap().len(), 0);
     let unowned = caller.get("/v1/payment_methods", &[("type", "card")]).await.ok();
-    assert_eq!(unowned["data"].as_array().unwrap().len(), 0, "without a customer there is nothing to see");
+    assert_eq!(unowned["data"].as_array().unwrap().len(), 0, "the list is empty without a customer");
 }
 
 #[tokio::test]
 async fn lists_are_newest_first_and_paged() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
-    let mut made = Vec::new();
+    let mut created = Vec::new();
     for _ in 0..12 {
-        made.push(caller.customer().await);
+        created.push(caller.customer().await);
     }
     let ids = |list: &Value| list["data"].as_array().unwrap().iter().map(id).collect::<Vec<_>>();
     let first = caller.get("/v1/customers", &[]).await.ok();
-    made.reverse();
-    assert_eq!((ids(&first), &first["has_more"]), (made[..10].to_vec(), &true.into()));
-    let rest = caller.get("/v1/customers", &[("starting_after", &made[9])]).await.ok();
-    assert_eq!((ids(&rest), &rest["has_more"]), (made[10..].to_vec(), &false.into()));
-    let before = caller.get("/v1/customers", &[("ending_before", &made[9]), ("limit", "3")]).await.ok();
-    assert_eq!((ids(&before), &before["has_more"]), (made[6..9].to_vec(), &true.into()));
+    created.reverse();
+    assert_eq!((ids(&first), &first["has_more"]), (created[..10].to_vec(), &true.into()));
+    let rest = caller.get("/v1/customers", &[("starting_after", &created[9])]).await.ok();
+    assert_eq!((ids(&rest), &rest["has_more"]), (created[10..].to_vec(), &false.into()));
+    let before = caller.get("/v1/customers", &[("ending_before", &created[9]), ("limit", "3")]).await.ok();
+    assert_eq!((ids(&before), &before["has_more"]), (created[6..9].to_vec(), &true.into()));
 }
 
 #[tokio::test]
-async fn raw_card_numbers_are_refused() {
+async fn raw_card_numbers_are_rejected() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     sandbox.add_key("sk_live_sandbox", super::super::ACCOUNT, None);
@@ -83,8 +83,8 @@ async fn raw_card_numbers_are_refused() {
     for number in ["4242424242424242", "4111111111111111"] {
         let expiry = [("type", "card"), ("card[exp_month]", "1"), ("card[exp_year]", "2031"), ("card[cvc]", "123")];
         let form = [expiry.as_slice(), &[("card[number]", number)]].concat();
-        let reply = caller.post("/v1/payment_methods", &form).await;
-        let error = reply.error(402, "");
+        let response = caller.post("/v1/payment_methods", &form).await;
+        let error = response.error(402, "");
         assert_eq!((&error["type"], error.get("param")), (&json!("invalid_request_error"), None), "{error:#}");
         let message = error["message"].as_str().unwrap();
         assert!(
@@ -92,15 +92,15 @@ async fn raw_card_numbers_are_refused() {
                 .starts_with("Sending credit card numbers directly to the Stripe API is generally unsafe. We suggest")
         );
         assert!(message.contains("test tokens") && !message.contains(number), "{message}");
-        let reply = live.post("/v1/payment_methods", &form).await;
-        let message = reply.error(402, "")["message"].as_str().unwrap();
+        let response = live.post("/v1/payment_methods", &form).await;
+        let message = response.error(402, "")["message"].as_str().unwrap();
         assert!(message.contains("To continue processing use Stripe.js"), "{message}");
     }
     assert_eq!(sandbox.objects("payment_method").len(), 0);
 }
 
 #[tokio::test]
-async fn cards_are_made_by_token_and_accounts_by_number() {
+async fn cards_are_created_by_token_and_bank_accounts_by_iban() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let card = caller.post("/v1/payment_methods", &[("type", "card"), ("card[token]", "tok_de")]).await.ok();
@@ -119,7 +119,7 @@ async fn cards_are_made_by_token_and_accounts_by_number() {
     assert_eq!((&account["sepa_debit"]["last4"], &account["customer"]), (&"3000".into(), &Value::Null));
     let customer = caller.customer().await;
     let method = caller.attached(&customer, &id(&card)).await;
-    assert_eq!(method, id(&card), "a method of one's own keeps its id");
+    assert_eq!(method, id(&card), "an existing payment method keeps its id");
     let path = format!("/v1/payment_methods/{method}");
     let changed = caller.post(&path, &[("card[exp_year]", "2033"), ("billing_details[name]", "J")]).await.ok();
     assert_eq!((&changed["card"]["exp_year"], &changed["billing_details"]["name"]), (&2033.into(), &"J".into()));
@@ -152,14 +152,14 @@ async fn setup_intents_are_confirmed_listed_and_canceled() {
 }
 
 #[tokio::test]
-async fn a_payment_made_by_hand_is_told_without_a_cause() {
+async fn a_payment_in_the_dashboard_emits_events_without_a_request() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
     let method = caller.attached(&customer, "pm_card_visa").await;
     let form = [("amount", "4900"), ("currency", "eur"), ("payment_method_types[]", "card"), ("customer", &*customer)];
     let intent = id(&caller.post("/v1/payment_intents", &form).await.ok());
-    assert_eq!(sandbox.pay_intent_by_hand(&intent, &method).unwrap()["status"], "succeeded");
+    assert_eq!(sandbox.pay_intent_in_dashboard(&intent, &method).unwrap()["status"], "succeeded");
     let event = sandbox.events(super::super::ACCOUNT).pop().unwrap();
     assert_eq!((&event["type"], &event["request"]["id"]), (&"payment_intent.succeeded".into(), &Value::Null));
     let charges = caller.get("/v1/charges", &[("payment_intent", &intent)]).await.ok();

@@ -1,23 +1,23 @@
-//! The parameter table against Stripe's own description of its API, where `PAYBRIDGE_STRIPE_OPENAPI` names it.
+//! Compares the parameter table with Stripe's OpenAPI document, if `PAYBRIDGE_STRIPE_OPENAPI` names its file.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::lacking;
 use super::super::parameters::{self, Kind, Parameter};
+use super::super::unsupported;
 
 /// Parameters that are newer than the document (version 2023-08-16).
 const NEWER: &[&str] = &[
     // Sessions by state and time, since 2024.
     "GET /v1/checkout/sessions created",
     "GET /v1/checkout/sessions status",
-    // Who may offer a stored method again, since 2024.
+    // Whether a stored method may be shown again, since 2024.
     "POST /v1/payment_methods allow_redisplay",
     "POST /v1/payment_methods/{} allow_redisplay",
-    // The document leaves out what belongs to one type of source alone.
+    // The document omits parameters for a single type of source.
     "POST /v1/sources sepa_debit",
-    // What Stripe may offer for an intent, since 2026-07-29.dahlia.
+    // Since 2026-07-29.dahlia.
     "POST /v1/payment_intents allowed_payment_method_types",
     "POST /v1/payment_intents/{} allowed_payment_method_types",
     "POST /v1/payment_intents/{}/confirm allowed_payment_method_types",
@@ -25,13 +25,13 @@ const NEWER: &[&str] = &[
     "POST /v1/setup_intents/{} allowed_payment_method_types",
     "POST /v1/setup_intents/{}/confirm allowed_payment_method_types",
     "POST /v1/checkout/sessions allowed_payment_method_types",
-    // Hosted, embedded or elements, since late 2023; these names since dahlia.
+    // Since late 2023, with these values since dahlia.
     "POST /v1/checkout/sessions ui_mode",
-    // After the button, since late 2023.
+    // Since late 2023.
     "POST /v1/checkout/sessions custom_text[after_submit]",
 ];
 
-/// Endpoints that Stripe does not document: its hosted page and its CLI call them.
+/// Endpoints that Stripe does not document. Its hosted page and its CLI use them.
 const UNDOCUMENTED: &[&str] = &["GET /v1/payment_pages/{}", "POST /v1/payment_pages/{}/confirm"];
 
 struct Document(Value);
@@ -68,7 +68,7 @@ impl Document {
         fields.map(|(name, field)| (name.clone(), (field.clone(), required(name)))).collect()
     }
 
-    /// Says what doesn't fit, for a parameter and all its parts.
+    /// Reports the differences in a parameter and all its fields.
     fn compare(&self, name: &str, ours: &Parameter, theirs: &Value, wrong: &mut Vec<String>) {
         let theirs = self.resolve(theirs);
         let any = theirs["anyOf"].as_array();
@@ -112,8 +112,8 @@ impl Document {
 }
 
 impl Document {
-    /// What Stripe takes for a parameter that the table has, and the table does not.
-    fn lacking(&self, name: &str, ours: &Parameter, theirs: &Value, found: &mut Vec<String>) {
+    /// Collects the fields and values of a parameter that Stripe has and the table does not.
+    fn missing(&self, name: &str, ours: &Parameter, theirs: &Value, found: &mut Vec<String>) {
         let theirs = self.resolve(theirs);
         let choices: Vec<&Value> = match theirs["anyOf"].as_array() {
             Some(all) => all.iter().map(|one| self.resolve(one)).collect(),
@@ -124,14 +124,14 @@ impl Document {
                 for (field, (theirs, _)) in choices.iter().flat_map(|choice| self.fields(choice)) {
                     let name = format!("{name}[{field}]");
                     match known.get(&field) {
-                        Some(ours) => self.lacking(&name, ours, &theirs, found),
+                        Some(ours) => self.missing(&name, ours, &theirs, found),
                         None => found.push(name),
                     }
                 }
             }
             Kind::Array(items) => {
                 for choice in choices.iter().filter(|choice| choice["type"] == "array") {
-                    self.lacking(&format!("{name}[]"), items, &choice["items"], found);
+                    self.missing(&format!("{name}[]"), items, &choice["items"], found);
                 }
             }
             Kind::Choice(known) => {
@@ -145,21 +145,21 @@ impl Document {
     }
 }
 
-/// `{customer}` and `{id}` are the same place.
+/// The path with `{}` for each id: Stripe's names of ids vary.
 fn shape(path: &str) -> String {
     let parts = path.split('/').map(|part| if part.starts_with('{') { "{}" } else { part });
     parts.collect::<Vec<_>>().join("/")
 }
 
 #[test]
-fn the_parameter_table_is_stripes() {
+fn the_parameter_table_matches_stripes() {
     let Ok(file) = std::env::var("PAYBRIDGE_STRIPE_OPENAPI") else {
         println!("skipped: PAYBRIDGE_STRIPE_OPENAPI does not name Stripe's OpenAPI document");
         return;
     };
     let document = Document(serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap());
     let mut wrong = Vec::new();
-    // A part of a parameter is met within `compare`.
+    // Fields of parameters are checked in `compare`.
     let mut unused: Vec<&str> = NEWER.iter().copied().filter(|name| !name.contains('[')).collect();
     for endpoint in parameters::table() {
         let name = format!("{} {}", endpoint.method, shape(&endpoint.path));
@@ -185,11 +185,11 @@ fn the_parameter_table_is_stripes() {
         }
     }
     assert!(wrong.is_empty(), "the table and {file} differ:\n{}", wrong.join("\n"));
-    assert!(unused.is_empty(), "these differences are none: {unused:?}");
+    assert!(unused.is_empty(), "these exceptions are not needed: {unused:?}");
 }
 
 #[test]
-fn whatever_else_stripe_takes_is_listed_as_lacking() {
+fn whatever_else_stripe_supports_is_listed_as_unsupported() {
     let Ok(file) = std::env::var("PAYBRIDGE_STRIPE_OPENAPI") else {
         println!("skipped: PAYBRIDGE_STRIPE_OPENAPI does not name Stripe's OpenAPI document");
         return;
@@ -201,7 +201,7 @@ fn whatever_else_stripe_takes_is_listed_as_lacking() {
         for method in operations.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
             let known = parameters::table().iter().find(|known| known.method == method && known.path == path);
             let Some(endpoint) = known else {
-                if !lacking::has_endpoint(&method, &path) {
+                if !unsupported::has_endpoint(&method, &path) {
                     wrong.push(format!("{method} {path}"));
                 }
                 continue;
@@ -209,19 +209,19 @@ fn whatever_else_stripe_takes_is_listed_as_lacking() {
             let mut found = Vec::new();
             for (name, (theirs, _)) in document.parameters(&method, &shape(&path)).unwrap() {
                 match endpoint.parameters.get(&name) {
-                    Some(ours) => document.lacking(&name, ours, &theirs, &mut found),
+                    Some(ours) => document.missing(&name, ours, &theirs, &mut found),
                     None => found.push(name),
                 }
             }
-            let unlisted = found.iter().filter(|word| !lacking::has_parameter(endpoint, word));
+            let unlisted = found.iter().filter(|word| !unsupported::has_parameter(endpoint, word));
             wrong.extend(unlisted.map(|word| format!("{method} {path} {word}")));
         }
     }
-    assert!(wrong.is_empty(), "neither the table nor the list of what is lacking has:\n{}", wrong.join("\n"));
+    assert!(wrong.is_empty(), "neither parameters.txt nor unsupported.txt has:\n{}", wrong.join("\n"));
 }
 
 #[test]
-fn recorded_traffic_can_be_held_against_the_table() {
+fn recorded_requests_can_be_checked_against_the_table() {
     let form = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
     };

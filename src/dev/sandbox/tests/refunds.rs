@@ -2,7 +2,7 @@
 
 use time::Duration;
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 async fn paid(caller: &Caller, method: &str) -> String {
     let form = [
@@ -16,7 +16,7 @@ async fn paid(caller: &Caller, method: &str) -> String {
 }
 
 #[tokio::test]
-async fn money_goes_back_in_parts_and_never_more_than_came() {
+async fn partial_refunds_never_exceed_the_charge() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let intent = paid(&caller, "pm_card_visa").await;
@@ -32,11 +32,11 @@ async fn money_goes_back_in_parts_and_never_more_than_came() {
     assert_eq!(listed["data"].as_array().unwrap().len(), 2);
     let read = caller.get(&format!("/v1/refunds/{}", id(&refund)), &[("expand[]", "charge")]).await.ok();
     assert_eq!(read["charge"]["refunded"], true);
-    assert_eq!(told(&sandbox)[3..5], ["refund.created", "charge.refunded"]);
+    assert_eq!(event_types(&sandbox)[3..5], ["refund.created", "charge.refunded"]);
 }
 
 #[tokio::test]
-async fn slow_and_failing_refunds() {
+async fn slow_refunds_succeed_or_fail_later() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let (slow, failing) = (paid(&caller, "pm_card_pendingRefund").await, paid(&caller, "pm_card_refundFail").await);
@@ -46,21 +46,21 @@ async fn slow_and_failing_refunds() {
     sandbox.advance(Duration::days(2));
     assert_eq!(sandbox.object(&id(&slow)).unwrap()["status"], "succeeded");
     assert_eq!(sandbox.object(&id(&failing)).unwrap()["status"], "failed");
-    let back: Vec<i64> = sandbox.ledger().iter().map(|entry| entry.amount_refunded).collect();
-    assert_eq!(back, [4900, 0]);
-    assert!(told(&sandbox).contains(&"refund.failed".to_owned()));
+    let refunded: Vec<i64> = sandbox.ledger().iter().map(|entry| entry.amount_refunded).collect();
+    assert_eq!(refunded, [4900, 0]);
+    assert!(event_types(&sandbox).contains(&"refund.failed".to_owned()));
 }
 
 #[tokio::test]
-async fn disputes_open_by_card_and_close_by_evidence() {
+async fn a_test_card_opens_a_dispute_and_evidence_closes_it() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let disputed = paid(&caller, "pm_card_createDispute").await;
     caller.post("/v1/refunds", &[("payment_intent", &disputed)]).await.error(400, "charge_disputed");
-    let close = async |intent: &str, words: &str| {
+    let close = async |intent: &str, evidence: &str| {
         let found = caller.get("/v1/disputes", &[("payment_intent", intent)]).await.ok();
         let path = format!("/v1/disputes/{}", id(&found["data"][0]));
-        let form = [("evidence[uncategorized_text]", words)];
+        let form = [("evidence[uncategorized_text]", evidence)];
         caller.post(&path, &form).await.ok()["status"].as_str().unwrap().to_owned()
     };
     assert_eq!(close(&disputed, "winning_evidence").await, "won");
@@ -71,8 +71,8 @@ async fn disputes_open_by_card_and_close_by_evidence() {
     let many = paid(&caller, "pm_card_createMultipleDisputes").await;
     let found = caller.get("/v1/disputes", &[("payment_intent", &many)]).await.ok();
     assert_eq!(found["data"].as_array().unwrap().len(), 2);
-    let told = told(&sandbox);
+    let event_types = event_types(&sandbox);
     for kind in ["created", "updated", "closed", "funds_withdrawn", "funds_reinstated"] {
-        assert!(told.contains(&format!("charge.dispute.{kind}")), "{kind}");
+        assert!(event_types.contains(&format!("charge.dispute.{kind}")), "{kind}");
     }
 }

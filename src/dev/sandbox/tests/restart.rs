@@ -1,20 +1,20 @@
-//! The state over a restart.
+//! The state file.
 
 use time::Duration;
 
 use super::super::{ACCOUNT, Options};
-use super::{Caller, id, with};
+use super::{Caller, id, sandbox_with};
 
 #[tokio::test]
-async fn everything_is_there_after_a_restart() {
+async fn the_state_survives_a_restart() {
     let folder = std::env::temp_dir().join(format!("sandbox-{}", super::super::state::new_id("test")));
     std::fs::create_dir_all(&folder).unwrap();
     let options = Options { state_file: Some(folder.join("state.json")), limits: None, ..Options::default() };
-    let first = with(options.clone()).await;
+    let first = sandbox_with(options.clone()).await;
     let caller = Caller::new(&first);
     let customer = id(&caller.keyed("key-1", "/v1/customers", &[]).await.ok());
     first.add_key("rk_test_some", ACCOUNT, Some(&["rak_customer_read"]));
-    let method = id(&first.attach_by_hand(&customer, "DE89370400440532013000").unwrap());
+    let method = id(&first.attach_in_dashboard(&customer, "DE89370400440532013000").unwrap());
     let form = [
         ("amount", "4900"),
         ("currency", "eur"),
@@ -28,23 +28,23 @@ async fn everything_is_there_after_a_restart() {
     let session = id(&caller.post("/v1/checkout/sessions", &form).await.ok());
     let (ledger, events) = (first.ledger(), first.events(ACCOUNT));
     first.stop().await;
-    assert!(caller.send(caller.request("GET", "/v1/account", &[])).await.is_err(), "it has stopped");
+    assert!(caller.send(caller.request("GET", "/v1/account", &[])).await.is_err(), "the sandbox has stopped");
 
-    let second = with(options.clone()).await;
+    let second = sandbox_with(options.clone()).await;
     let caller = Caller::new(&second);
     assert_eq!((second.ledger(), second.events(ACCOUNT)), (ledger, events));
     let again = caller.keyed("key-1", "/v1/customers", &[]).await;
     assert_eq!((again.header("idempotent-replayed"), id(&again.body)), ("true", customer));
     let link = second.object(&session).unwrap()["url"].clone();
-    assert_eq!(link, format!("{}/c/pay/{session}", second.url()), "a link given out before leads to the new address");
+    assert_eq!(link, format!("{}/c/pay/{session}", second.url()), "links have the new address");
     Caller::with_key(&second, "rk_test_some").get("/v1/customers", &[]).await.ok();
     second.advance(Duration::days(5));
-    assert_eq!(second.ledger()[0].status, "succeeded", "the bank answers all the same");
+    assert_eq!(second.ledger()[0].status, "succeeded", "timers survive");
     second.stop().await;
 
     std::fs::write(folder.join("state.json"), "nonsense").unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let refused = super::super::Sandbox::start(listener, crate::clock::Clock::system(), options);
-    assert!(refused.unwrap_err().to_string().contains("is not a state of the sandbox"));
+    let failed = super::super::Sandbox::start(listener, crate::clock::Clock::system(), options);
+    assert!(failed.unwrap_err().to_string().contains("is not a state file of the sandbox"));
     std::fs::remove_dir_all(folder).unwrap();
 }

@@ -1,10 +1,10 @@
-//! Bank debits: mandates, days of waiting, and banks that say no.
+//! SEPA debits: mandates, delayed settlement and failures.
 
 use time::Duration;
 
-use super::{Caller, Reply, id, sandbox, told};
+use super::{Caller, Response, event_types, id, sandbox};
 
-async fn charge(caller: &Caller, customer: &str, method: &str) -> Reply {
+async fn charge(caller: &Caller, customer: &str, method: &str) -> Response {
     let form = [
         ("amount", "4900"),
         ("currency", "eur"),
@@ -18,11 +18,11 @@ async fn charge(caller: &Caller, customer: &str, method: &str) -> Reply {
 }
 
 #[tokio::test]
-async fn a_debit_is_processing_for_days_and_then_paid() {
+async fn a_debit_is_processing_for_days_and_then_succeeds() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
-    let method = id(&sandbox.attach_by_hand(&customer, "DE89 3704 0044 0532 0130 00").unwrap());
+    let method = id(&sandbox.attach_in_dashboard(&customer, "DE89 3704 0044 0532 0130 00").unwrap());
     let intent = charge(&caller, &customer, &method).await.ok();
     assert_eq!((&intent["status"], &intent["amount_received"]), (&"processing".into(), &0.into()));
     assert_eq!(sandbox.ledger()[0].status, "pending");
@@ -43,11 +43,11 @@ async fn a_debit_is_processing_for_days_and_then_paid() {
 }
 
 #[tokio::test]
-async fn a_bank_says_no_days_later_and_the_mandate_ends() {
+async fn a_debit_fails_days_later_and_its_mandate_ends() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
-    let method = id(&sandbox.attach_by_hand(&customer, "DE62370400440532013001").unwrap());
+    let method = id(&sandbox.attach_in_dashboard(&customer, "DE62370400440532013001").unwrap());
     let intent = id(&charge(&caller, &customer, &method).await.ok());
     sandbox.advance(Duration::days(5));
     let failed = caller.get(&format!("/v1/payment_intents/{intent}"), &[]).await.ok();
@@ -55,17 +55,20 @@ async fn a_bank_says_no_days_later_and_the_mandate_ends() {
     assert_eq!(failed["last_payment_error"]["code"], "payment_intent_payment_attempt_failed");
     let entry = &sandbox.ledger()[0];
     assert_eq!((&*entry.status, entry.failure_code.as_deref()), ("failed", Some("incorrect_account_holder_name")));
-    let told = told(&sandbox);
-    assert_eq!(told[told.len() - 3..], ["charge.failed", "payment_intent.payment_failed", "mandate.updated"]);
+    let event_types = event_types(&sandbox);
+    assert_eq!(
+        event_types[event_types.len() - 3..],
+        ["charge.failed", "payment_intent.payment_failed", "mandate.updated"]
+    );
 }
 
 #[tokio::test]
-async fn the_other_accounts_behave_as_their_lines_say() {
+async fn other_test_accounts_have_their_documented_outcomes() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
     let run = async |iban: &str| {
-        let method = id(&sandbox.attach_by_hand(&customer, iban).unwrap());
+        let method = id(&sandbox.attach_in_dashboard(&customer, iban).unwrap());
         charge(&caller, &customer, &method).await
     };
     let slow = id(&run("DE08370400440532013003").await.ok());
@@ -88,14 +91,14 @@ async fn the_other_accounts_behave_as_their_lines_say() {
 }
 
 #[tokio::test]
-async fn a_debit_needs_a_mandate_euros_and_at_most_ten_thousand() {
+async fn a_debit_needs_a_mandate_and_at_most_ten_thousand_euros() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
     let bare = caller.attached(&customer, "pm_success_de").await;
-    let refused = charge(&caller, &customer, &bare).await;
-    let error = refused.error(400, "payment_intent_mandate_invalid");
-    assert_eq!(error["payment_intent"]["status"], "requires_payment_method", "the intent is there all the same");
+    let rejected = charge(&caller, &customer, &bare).await;
+    let error = rejected.error(400, "payment_intent_mandate_invalid");
+    assert_eq!(error["payment_intent"]["status"], "requires_payment_method", "the intent exists");
 
     let mandated = [("payment_method", &*bare), ("mandate_data[customer_acceptance][type]", "offline")];
     let confirm = format!("/v1/payment_intents/{}/confirm", id(&error["payment_intent"]));
@@ -110,5 +113,5 @@ async fn a_debit_needs_a_mandate_euros_and_at_most_ten_thousand() {
         ("confirm", "true"),
     ];
     caller.post("/v1/payment_intents", &form).await.error(400, "amount_too_large");
-    sandbox.attach_by_hand(&customer, "DE00370400440532013000").unwrap_err();
+    sandbox.attach_in_dashboard(&customer, "DE00370400440532013000").unwrap_err();
 }

@@ -1,4 +1,4 @@
-//! The attempts of SetupIntents.
+//! SetupAttempts.
 
 use serde_json::{Value, json};
 
@@ -62,7 +62,11 @@ async fn an_attempt_waits_for_its_payer() {
     sandbox.authenticate(&intent, true).unwrap();
     let found = attempts(&caller, &intent).await;
     let statuses: Vec<&str> = found.iter().map(|attempt| attempt["status"].as_str().unwrap()).collect();
-    assert_eq!(statuses, ["succeeded", "abandoned", "failed"], "the payer never saw the second one");
+    assert_eq!(
+        statuses,
+        ["succeeded", "abandoned", "failed"],
+        "the second attempt was replaced before the payer saw it"
+    );
     assert_eq!(found[0]["payment_method_details"]["card"]["three_d_secure"]["result"], "authenticated");
 
     let types = [("payment_method_types[]", "card"), ("payment_method_types[]", "sepa_debit")];
@@ -74,12 +78,12 @@ async fn an_attempt_waits_for_its_payer() {
         ("billing_details[email]", "jenny@example.com"),
     ];
     let account = caller.post("/v1/payment_methods", &account).await.ok();
-    let refused =
+    let rejected =
         caller.post(&format!("/v1/setup_intents/{either}/confirm"), &[("payment_method", &*id(&account))]).await;
-    refused.error(400, "setup_intent_mandate_invalid");
+    rejected.error(400, "setup_intent_mandate_invalid");
     let found = attempts(&caller, &either).await;
     let statuses: Vec<&str> = found.iter().map(|attempt| attempt["status"].as_str().unwrap()).collect();
-    assert_eq!(statuses, ["failed", "abandoned"], "the payer of the first one never answered");
+    assert_eq!(statuses, ["failed", "abandoned"], "the payer of the first attempt did not authenticate");
 
     let other = id(&caller.post("/v1/setup_intents", &form).await.ok());
     caller.post(&format!("/v1/setup_intents/{other}/cancel"), &[]).await.ok();
@@ -87,7 +91,7 @@ async fn an_attempt_waits_for_its_payer() {
 }
 
 #[tokio::test]
-async fn attempts_are_listed_for_one_setup_intent_alone() {
+async fn attempts_are_listed_by_setup_intent() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let missing = caller.get("/v1/setup_attempts", &[]).await;

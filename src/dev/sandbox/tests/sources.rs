@@ -1,9 +1,9 @@
-//! Cards and sources of the time before PaymentMethods.
+//! Legacy cards and sources.
 
-use super::{Caller, id, sandbox, told};
+use super::{Caller, event_types, id, sandbox};
 
 #[tokio::test]
-async fn an_old_card_is_a_payment_method_too_and_the_first_is_the_default() {
+async fn a_legacy_card_is_a_payment_method_and_the_first_is_the_default() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -17,13 +17,13 @@ async fn an_old_card_is_a_payment_method_too_and_the_first_is_the_default() {
     let path = format!("/v1/customers/{customer}");
     assert_eq!(caller.get(&path, &[]).await.ok()["default_source"], first.as_str());
 
-    let shown = caller.get(&format!("/v1/payment_methods/{first}"), &[]).await.ok();
-    assert_eq!((shown["object"].as_str(), shown["type"].as_str()), (Some("payment_method"), Some("card")));
+    let method = caller.get(&format!("/v1/payment_methods/{first}"), &[]).await.ok();
+    assert_eq!((method["object"].as_str(), method["type"].as_str()), (Some("payment_method"), Some("card")));
     let listed = caller.get(&format!("{path}/payment_methods"), &[("type", "card")]).await.ok();
     let listed: Vec<_> = listed["data"].as_array().unwrap().iter().map(id).collect();
     assert_eq!(listed, [newer.as_str(), second.as_str(), first.as_str()]);
-    let old = caller.get(&sources, &[]).await.ok();
-    assert_eq!(old["data"].as_array().unwrap().len(), 2, "a new method is none of them");
+    let legacy = caller.get(&sources, &[]).await.ok();
+    assert_eq!(legacy["data"].as_array().unwrap().len(), 2, "a PaymentMethod is not listed");
 
     let intent = [
         ("amount", "4900"),
@@ -35,8 +35,8 @@ async fn an_old_card_is_a_payment_method_too_and_the_first_is_the_default() {
     ];
     assert_eq!(caller.post("/v1/payment_intents", &intent).await.ok()["status"], "succeeded");
 
-    let refused = caller.post(&path, &[("default_source", newer.as_str())]).await;
-    assert_eq!(refused.error(400, "missing")["param"], "default_source");
+    let rejected = caller.post(&path, &[("default_source", newer.as_str())]).await;
+    assert_eq!(rejected.error(400, "missing")["param"], "default_source");
     caller.post(&path, &[("default_source", second.as_str())]).await.ok();
     let events = sandbox.events(super::super::ACCOUNT);
     let last = events.last().unwrap();
@@ -49,11 +49,11 @@ async fn an_old_card_is_a_payment_method_too_and_the_first_is_the_default() {
 }
 
 #[tokio::test]
-async fn the_newest_that_is_left_takes_the_place_of_a_default_that_is_deleted() {
+async fn the_newest_remaining_card_replaces_a_deleted_default() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     caller.post("/v1/customers", &[("source", "tok_chargeDeclined")]).await.error(402, "card_declined");
-    assert!(told(&sandbox).is_empty(), "nothing is left behind");
+    assert!(event_types(&sandbox).is_empty(), "a rejected customer creates nothing");
     let form = [("name", "Jenny Rosen"), ("source", "tok_visa")];
     let customer = caller.post("/v1/customers", &form).await.ok();
     let (customer, first) = (id(&customer), customer["default_source"].as_str().unwrap().to_owned());
@@ -62,15 +62,15 @@ async fn the_newest_that_is_left_takes_the_place_of_a_default_that_is_deleted() 
     let deleted = caller.call("DELETE", &format!("{path}/sources/{first}"), &[]).await.ok();
     assert_eq!((&deleted["id"], &deleted["deleted"]), (&first.as_str().into(), &true.into()));
     assert_eq!(caller.get(&path, &[]).await.ok()["default_source"], second.as_str());
-    let told = told(&sandbox);
+    let event_types = event_types(&sandbox);
     let expected = ["payment_method.detached", "customer.source.deleted", "customer.updated"];
-    assert_eq!(told[told.len() - 3..], expected);
+    assert_eq!(event_types[event_types.len() - 3..], expected);
     caller.post(&format!("/v1/payment_methods/{second}/detach"), &[]).await.ok();
     assert!(caller.get(&path, &[]).await.ok()["default_source"].is_null());
 }
 
 #[tokio::test]
-async fn a_sepa_source_can_not_be_debited_any_more() {
+async fn a_sepa_source_can_no_longer_be_debited() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
@@ -87,18 +87,18 @@ async fn a_sepa_source_can_not_be_debited_any_more() {
         ("payment_method", source.as_str()),
         ("confirm", "true"),
     ];
-    let refused = caller.post("/v1/payment_intents", &intent).await;
-    let error = refused.error(400, "");
+    let rejected = caller.post("/v1/payment_intents", &intent).await;
+    let error = rejected.error(400, "");
     assert!(error["message"].as_str().unwrap().contains("deprecated"), "{error}");
     assert!(sandbox.ledger().is_empty());
 }
 
 #[tokio::test]
-async fn a_debit_after_its_mandate_has_ended_is_refused_until_there_is_a_new_one() {
+async fn a_debit_needs_a_new_mandate_after_the_old_one_ended() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     let customer = caller.customer().await;
-    let method = id(&sandbox.attach_by_hand(&customer, "DE62370400440532013001").unwrap());
+    let method = id(&sandbox.attach_in_dashboard(&customer, "DE62370400440532013001").unwrap());
     let form = [
         ("amount", "4900"),
         ("currency", "eur"),

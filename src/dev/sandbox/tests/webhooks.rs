@@ -1,4 +1,4 @@
-//! Webhooks: signed, at least once, tried again, and gone wrong on demand.
+//! Webhooks: signatures, retries and faults.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
 use super::super::{ACCOUNT, Options, Sandbox, WebhookAction, WebhookFault, delivery};
-use super::{Caller, id, sandbox, with};
+use super::{Caller, id, sandbox, sandbox_with};
 
-/// Something that came in at an endpoint.
+/// A webhook that an endpoint received.
 #[derive(Debug)]
 pub(super) struct Post {
     pub signature: String,
@@ -27,32 +27,32 @@ impl Post {
     }
 }
 
-/// An endpoint that answers with these statuses first, and with 200 from then on.
+/// An endpoint that responds with the given statuses first, and with 200 from then on.
 pub(super) struct Endpoint {
     pub url: String,
     pub posts: mpsc::UnboundedReceiver<Post>,
 }
 
-type Answers = Arc<Mutex<VecDeque<u16>>>;
+type Statuses = Arc<Mutex<VecDeque<u16>>>;
 
 async fn receive(
-    State((answers, sender)): State<(Answers, mpsc::UnboundedSender<Post>)>,
+    State((statuses, sender)): State<(Statuses, mpsc::UnboundedSender<Post>)>,
     headers: HeaderMap,
     body: Bytes,
 ) -> StatusCode {
     let signature = headers["stripe-signature"].to_str().unwrap().to_owned();
     let _ = sender.send(Post { signature, body: String::from_utf8(body.to_vec()).unwrap() });
-    let answer = answers.lock().unwrap().pop_front().unwrap_or(200);
-    StatusCode::from_u16(answer).unwrap()
+    let status = statuses.lock().unwrap().pop_front().unwrap_or(200);
+    StatusCode::from_u16(status).unwrap()
 }
 
 impl Endpoint {
-    pub async fn start(answers: &[u16]) -> Self {
+    pub async fn start(statuses: &[u16]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}/webhooks", listener.local_addr().unwrap());
         let (sender, posts) = mpsc::unbounded_channel();
-        let answers: Answers = Arc::new(Mutex::new(answers.iter().copied().collect()));
-        let router = axum::Router::new().fallback(receive).with_state((answers, sender));
+        let statuses: Statuses = Arc::new(Mutex::new(statuses.iter().copied().collect()));
+        let router = axum::Router::new().fallback(receive).with_state((statuses, sender));
         tokio::spawn(async move { axum::serve(listener, router).await });
         Self { url, posts }
     }
@@ -61,7 +61,7 @@ impl Endpoint {
         tokio::time::timeout(std::time::Duration::from_secs(20), self.posts.recv()).await.expect("a webhook").unwrap()
     }
 
-    /// Waits for so many webhooks and gives their types, sorted.
+    /// Waits for `count` webhooks and returns their types, sorted.
     pub async fn types(&mut self, count: usize) -> Vec<String> {
         let mut types = Vec::new();
         for _ in 0..count {
@@ -72,58 +72,58 @@ impl Endpoint {
     }
 }
 
-/// Registers the endpoint and gives its secret.
+/// Registers the endpoint. Returns its id and its secret.
 pub(super) async fn register(caller: &Caller, url: &str, events: &[&str]) -> (String, String) {
     let mut form = vec![("url", url), ("api_version", "2026-08-26.dahlia")];
     form.extend(events.iter().map(|event| ("enabled_events[]", *event)));
-    let made = caller.post("/v1/webhook_endpoints", &form).await.ok();
-    (id(&made), made["secret"].as_str().unwrap().to_owned())
+    let created = caller.post("/v1/webhook_endpoints", &form).await.ok();
+    (id(&created), created["secret"].as_str().unwrap().to_owned())
 }
 
 /// Waits until every webhook has been acknowledged.
-pub(super) async fn quiet(sandbox: &Sandbox) {
+pub(super) async fn all_acknowledged(sandbox: &Sandbox) {
     while !sandbox.deliveries().is_empty() {
         tokio::task::yield_now().await;
     }
 }
 
 #[tokio::test]
-async fn a_webhook_is_signed_and_names_its_cause() {
+async fn a_webhook_is_signed_and_names_its_request() {
     let sandbox = sandbox().await;
     let (caller, mut endpoint) = (Caller::new(&sandbox), Endpoint::start(&[]).await);
     let (endpoint_id, secret) = register(&caller, &endpoint.url, &["customer.created", "customer.updated"]).await;
     assert!(secret.starts_with("whsec_"));
     let read = caller.get(&format!("/v1/webhook_endpoints/{endpoint_id}"), &[]).await.ok();
-    assert!(read.get("secret").is_none(), "the secret is told once: {read}");
+    assert!(read.get("secret").is_none(), "the secret is returned only once: {read}");
 
-    let made = caller.keyed("key-1", "/v1/customers", &[("name", "Jenny")]).await;
+    let created = caller.keyed("key-1", "/v1/customers", &[("name", "Jenny")]).await;
     let post = endpoint.next().await;
     signed_at(&post, &secret);
     let event = post.event();
     assert_eq!(event["type"], "customer.created");
     assert_eq!(event["api_version"], "2026-08-26.dahlia");
-    assert_eq!(event["data"]["object"]["id"], made.body["id"]);
+    assert_eq!(event["data"]["object"]["id"], created.body["id"]);
     assert_eq!(event["request"]["idempotency_key"], "key-1");
-    assert_eq!(event["request"]["id"], made.header("request-id"));
+    assert_eq!(event["request"]["id"], created.header("request-id"));
 
-    let customer = id(&made.body);
+    let customer = id(&created.body);
     caller.post(&format!("/v1/customers/{customer}"), &[("name", "Joan")]).await.ok();
     let event = endpoint.next().await.event();
     assert_eq!(event["data"]["previous_attributes"], serde_json::json!({ "name": "Jenny" }));
 
-    let method = id(&sandbox.attach_by_hand(&customer, "pm_card_visa").unwrap());
-    sandbox.set_default_by_hand(&customer, Some(&method)).unwrap();
+    let method = id(&sandbox.attach_in_dashboard(&customer, "pm_card_visa").unwrap());
+    sandbox.set_default_in_dashboard(&customer, Some(&method)).unwrap();
     let event = endpoint.next().await.event();
     assert_eq!(event["request"], serde_json::json!({ "id": null, "idempotency_key": null }));
     let previous = serde_json::json!({ "invoice_settings": { "default_payment_method": null } });
     assert_eq!(event["data"]["previous_attributes"], previous);
-    quiet(&sandbox).await;
+    all_acknowledged(&sandbox).await;
     let listed = caller.get(&format!("/v1/events/{}", id(&event)), &[]).await.ok();
     assert_eq!(listed["pending_webhooks"], 0);
 }
 
 #[tokio::test]
-async fn what_is_not_acknowledged_comes_again_signed_with_a_time_of_its_own() {
+async fn each_retry_is_signed_with_its_own_time() {
     let sandbox = sandbox().await;
     let (caller, mut endpoint) = (Caller::new(&sandbox), Endpoint::start(&[500, 302]).await);
     let (_, secret) = register(&caller, &endpoint.url, &["*"]).await;
@@ -131,20 +131,20 @@ async fn what_is_not_acknowledged_comes_again_signed_with_a_time_of_its_own() {
     let first = endpoint.next().await;
     let mut last = signed_at(&first, &secret);
     for attempts in 1..=2 {
-        while sandbox.deliveries().first().is_none_or(|waiting| waiting.attempts < attempts) {
+        while sandbox.deliveries().first().is_none_or(|delivery| delivery.attempts < attempts) {
             tokio::task::yield_now().await;
         }
         sandbox.advance(Duration::seconds(10));
         let again = endpoint.next().await;
         assert_eq!(again.body, first.body);
         let time = signed_at(&again, &secret);
-        assert!(time >= last + 10, "signed at {time}, the attempt before at {last}");
+        assert!(time >= last + 10, "signed at {time}, the previous attempt at {last}");
         last = time;
     }
-    quiet(&sandbox).await;
+    all_acknowledged(&sandbox).await;
 }
 
-/// The `t` of a post's signature, which is checked.
+/// Verifies a webhook's signature and returns its `t`.
 fn signed_at(post: &Post, secret: &str) -> i64 {
     let time = post.signature.split_once(',').unwrap().0.strip_prefix("t=").unwrap().parse().unwrap();
     assert_eq!(post.signature, delivery::signature(secret, time, post.body.as_bytes()));
@@ -152,7 +152,7 @@ fn signed_at(post: &Post, secret: &str) -> i64 {
 }
 
 #[tokio::test]
-async fn endpoints_get_what_they_asked_for_and_nothing_once_they_are_disabled_or_gone() {
+async fn endpoints_get_their_subscribed_events_until_disabled_or_deleted() {
     let sandbox = sandbox().await;
     let (caller, mut endpoint) = (Caller::new(&sandbox), Endpoint::start(&[]).await);
     let (one, _) = register(&caller, &endpoint.url, &["payment_method.attached"]).await;
@@ -169,7 +169,7 @@ async fn endpoints_get_what_they_asked_for_and_nothing_once_they_are_disabled_or
     assert_eq!(endpoint.next().await.event()["type"], "customer.deleted");
     assert_eq!(caller.call("DELETE", &path, &[]).await.ok()["deleted"], true);
     caller.get(&path, &[]).await.error(404, "resource_missing");
-    quiet(&sandbox).await;
+    all_acknowledged(&sandbox).await;
 }
 
 #[tokio::test]
@@ -184,7 +184,7 @@ async fn an_account_has_at_most_sixteen_endpoints() {
 }
 
 #[tokio::test]
-async fn webhooks_get_lost_doubled_and_delayed_on_demand() {
+async fn webhooks_can_be_lost_doubled_and_delayed() {
     let sandbox = sandbox().await;
     let (caller, mut endpoint) = (Caller::new(&sandbox), Endpoint::start(&[]).await);
     register(&caller, &endpoint.url, &["*"]).await;
@@ -201,9 +201,9 @@ async fn webhooks_get_lost_doubled_and_delayed_on_demand() {
     assert!(endpoint.posts.try_recv().is_err());
     sandbox.advance(Duration::HOUR);
     assert_eq!(endpoint.next().await.event()["type"], "customer.deleted");
-    quiet(&sandbox).await;
+    all_acknowledged(&sandbox).await;
     let listed = caller.get("/v1/events", &[]).await.ok();
-    assert_eq!(listed["data"].as_array().unwrap().len(), 3, "the list has the lost one");
+    assert_eq!(listed["data"].as_array().unwrap().len(), 3, "the list contains the lost event");
 
     let lost = sandbox.events(ACCOUNT).first().map(id).unwrap();
     sandbox.resend(&lost).unwrap();
@@ -215,25 +215,25 @@ async fn webhooks_survive_a_restart() {
     let folder = std::env::temp_dir().join(format!("sandbox-{}", super::super::state::new_id("test")));
     std::fs::create_dir_all(&folder).unwrap();
     let options = Options { state_file: Some(folder.join("state.json")), limits: None, ..Options::default() };
-    let first = with(options.clone()).await;
+    let first = sandbox_with(options.clone()).await;
     let (caller, mut endpoint) = (Caller::new(&first), Endpoint::start(&[500]).await);
     register(&caller, &endpoint.url, &["*"]).await;
     caller.customer().await;
-    let refused = endpoint.next().await;
-    while first.deliveries().first().is_none_or(|waiting| waiting.last_answer.is_empty()) {
+    let failed = endpoint.next().await;
+    while first.deliveries().first().is_none_or(|delivery| delivery.last_response.is_empty()) {
         tokio::task::yield_now().await;
     }
     first.stop().await;
-    let second = with(options).await;
+    let second = sandbox_with(options).await;
     second.advance(Duration::seconds(10));
-    assert_eq!(endpoint.next().await.body, refused.body);
-    quiet(&second).await;
+    assert_eq!(endpoint.next().await.body, failed.body);
+    all_acknowledged(&second).await;
     second.stop().await;
     std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
-async fn the_events_list_pages_both_ways_filters_and_forgets_after_30_days() {
+async fn the_events_list_pages_filters_and_expires_after_30_days() {
     let sandbox = sandbox().await;
     let caller = Caller::new(&sandbox);
     for _ in 0..5 {
@@ -257,7 +257,7 @@ async fn the_events_list_pages_both_ways_filters_and_forgets_after_30_days() {
 }
 
 #[tokio::test]
-async fn a_whole_story_is_told() {
+async fn a_payment_emits_its_events() {
     let sandbox = sandbox().await;
     let (caller, mut endpoint) = (Caller::new(&sandbox), Endpoint::start(&[]).await);
     register(&caller, &endpoint.url, &["*"]).await;
@@ -271,6 +271,9 @@ async fn a_whole_story_is_told() {
         ("confirm", "true"),
     ];
     caller.post("/v1/payment_intents", &form).await.ok();
-    let told = endpoint.types(4).await;
-    assert_eq!(told, ["charge.succeeded", "customer.created", "payment_intent.created", "payment_intent.succeeded"]);
+    let event_types = endpoint.types(4).await;
+    assert_eq!(
+        event_types,
+        ["charge.succeeded", "customer.created", "payment_intent.created", "payment_intent.succeeded"]
+    );
 }

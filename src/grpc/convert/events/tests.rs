@@ -1,6 +1,6 @@
-//! The contract: what a stub's JSON shows of an event is what the log stores, name by name and value by value, and all
-//! that Lago tells is there under Lago's name. JSON is written here as the canonical mapping says, from the descriptor set
-//! and the bytes on the wire, so `json_name` counts and nothing else does.
+//! The event contract: the JSON of an event has the names and values that the log stores, and all fields of Lago's
+//! webhooks under Lago's names. The tests write protobuf's canonical JSON from the descriptor set and the encoded
+//! bytes, so they depend on `json_name` only.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::*;
 
-/// Fields of Lago's webhooks that an event here must have, by the message that stands for the object. From
-/// `customer` and `invoice` only the part that Paybridge knows.
+/// The fields of Lago's webhooks, by the message that represents the object. For `customer` and `invoice`, only those
+/// that Paybridge knows.
 const LAGO: [(&str, &[&str]); 14] = [
     (
         "PaymentProviderCustomerCheckoutUrl",
@@ -64,7 +64,7 @@ const LAGO: [(&str, &[&str]); 14] = [
             "error_details",
         ],
     ),
-    // Lago's http_body is left out on purpose.
+    // Without Lago's http_body, which can contain secrets.
     ("ErrorDetails", &["code", "message", "request_id", "http_status"]),
     (
         "EventInvoice",
@@ -119,25 +119,25 @@ const LAGO: [(&str, &[&str]); 14] = [
     ("Event", &["webhook_type", "object_type", "organization_id"]),
 ];
 
-/// Our messages by name.
+/// The messages of `paybridge.v1` by name.
 fn messages() -> BTreeMap<String, DescriptorProto> {
     let set = FileDescriptorSet::decode(proto::DESCRIPTOR_SET).unwrap();
     let ours = set.file.into_iter().filter(|file| file.package() == "paybridge.v1");
     ours.flat_map(|file| file.message_type).map(|message| (message.name().to_owned(), message)).collect()
 }
 
-/// The name of the message that a field holds, if it is one of ours.
-fn held(field: &FieldDescriptorProto) -> Option<&str> {
+/// The name of a field's message type, if it belongs to `paybridge.v1`.
+fn message_type(field: &FieldDescriptorProto) -> Option<&str> {
     field.type_name().strip_prefix(".paybridge.v1.")
 }
 
-/// The canonical JSON of an encoded message: absent fields are left out, 64-bit numbers are strings.
+/// The canonical JSON of an encoded message: absent fields are omitted, 64-bit numbers are strings.
 fn to_json(messages: &BTreeMap<String, DescriptorProto>, name: &str, mut bytes: Bytes) -> Value {
     let mut object = Map::new();
     while bytes.has_remaining() {
         let (number, _) = decode_key(&mut bytes).unwrap();
-        let is_it = |field: &&FieldDescriptorProto| field.number().unsigned_abs() == number;
-        let field = messages[name].field.iter().find(is_it).unwrap();
+        let has_number = |field: &&FieldDescriptorProto| field.number().unsigned_abs() == number;
+        let field = messages[name].field.iter().find(has_number).unwrap();
         let number = decode_varint(&mut bytes).unwrap();
         let value = match field.r#type() {
             Type::Bool => json!(number != 0),
@@ -149,7 +149,7 @@ fn to_json(messages: &BTreeMap<String, DescriptorProto>, name: &str, mut bytes: 
             }
             _ => {
                 let inner = bytes.split_to(usize::try_from(number).unwrap());
-                held(field).map_or(json!("a Timestamp"), |held| to_json(messages, held, inner))
+                message_type(field).map_or(json!("a Timestamp"), |name| to_json(messages, name, inner))
             }
         };
         let name = field.json_name().to_owned();
@@ -162,7 +162,7 @@ fn to_json(messages: &BTreeMap<String, DescriptorProto>, name: &str, mut bytes: 
     Value::Object(object)
 }
 
-/// What the canonical JSON of a stored payload must be: no nulls, amounts as strings.
+/// The canonical JSON expected for a stored payload: no nulls, amounts as strings.
 fn canonical(value: Value) -> Value {
     match value {
         Value::Object(fields) => {
@@ -175,8 +175,8 @@ fn canonical(value: Value) -> Value {
     }
 }
 
-/// The JSON that a stub shows of an event with this stored payload.
-fn told(payload: Payload) -> Value {
+/// The JSON of an event with this payload.
+fn json_of(payload: Payload) -> Value {
     let event = event(Event {
         id: Uuid::from_u128(1),
         organization_id: Uuid::from_u128(2).into(),
@@ -188,7 +188,7 @@ fn told(payload: Payload) -> Value {
     to_json(&messages(), "Event", event.encode_to_vec().into())
 }
 
-/// One payload of every kind, with every field filled.
+/// One payload of each type, with all fields set.
 fn samples() -> Vec<Value> {
     let id = Uuid::from_u128(3);
     let customer = json!({
@@ -263,35 +263,35 @@ fn samples() -> Vec<Value> {
 }
 
 #[test]
-fn what_is_told_is_what_the_log_stores() {
+fn the_json_of_an_event_is_what_the_log_stores() {
     for stored in samples() {
         let payload: Payload = serde_json::from_value(stored.clone()).unwrap();
         assert_eq!(serde_json::to_value(&payload).unwrap(), stored, "the sample has every field");
         let object_type = payload.object_type();
-        let told = told(payload);
-        assert_eq!(told["object_type"], object_type);
-        assert_eq!(told[object_type], canonical(stored)[object_type]);
+        let shown = json_of(payload);
+        assert_eq!(shown["object_type"], object_type);
+        assert_eq!(shown[object_type], canonical(stored)[object_type]);
     }
 }
 
 #[test]
-fn absent_stands_for_null_but_false_and_zero_are_told() {
+fn null_is_absent_but_false_and_zero_are_present() {
     let mut samples = samples();
     let payment = samples.iter_mut().find_map(|sample| sample.get_mut("payment")).unwrap();
     payment["payment_method"] = Value::Null;
     payment["amount_cents"] = json!(0);
-    let told = told(serde_json::from_value(json!({ "payment": payment })).unwrap());
-    assert_eq!(told["payment"].get("payment_method"), None);
-    assert_eq!(told["payment"]["amount_cents"], "0");
+    let shown = json_of(serde_json::from_value(json!({ "payment": payment })).unwrap());
+    assert_eq!(shown["payment"].get("payment_method"), None);
+    assert_eq!(shown["payment"]["amount_cents"], "0");
     let method = samples.iter().find_map(|sample| sample.get("payment_method")).unwrap();
-    let told = self::told(serde_json::from_value(json!({ "payment_method": method })).unwrap());
-    assert_eq!(told["payment_method"]["is_default"], false);
+    let shown = json_of(serde_json::from_value(json!({ "payment_method": method })).unwrap());
+    assert_eq!(shown["payment_method"]["is_default"], false);
 }
 
-/// The seed's example, to the letter; `payment_provider_code` is what we add.
+/// Lago's payload, plus `payment_provider_code`.
 #[test]
-fn a_checkout_url_is_told_as_the_seed_shows_it() {
-    let told = told(Payload::PaymentProviderCustomerCheckoutUrl(CheckoutUrlObject {
+fn a_checkout_url_has_lagos_payload() {
+    let shown = json_of(Payload::PaymentProviderCustomerCheckoutUrl(CheckoutUrlObject {
         lago_customer_id: Uuid::from_u128(3),
         external_customer_id: "hooli_1234".into(),
         payment_provider: "stripe".into(),
@@ -299,7 +299,7 @@ fn a_checkout_url_is_told_as_the_seed_shows_it() {
         checkout_url: "https://checkout.stripe.com/c/pay/cs_1".into(),
     }));
     assert_eq!(
-        told,
+        shown,
         json!({
             "id": Uuid::from_u128(1),
             "position": "7",
@@ -321,18 +321,18 @@ fn a_checkout_url_is_told_as_the_seed_shows_it() {
 #[test]
 fn every_field_of_an_event_has_its_own_name_in_json() {
     let messages = messages();
-    let (mut open, mut seen) = (vec!["Event".to_owned()], BTreeSet::new());
-    while let Some(name) = open.pop() {
+    let (mut queue, mut seen) = (vec!["Event".to_owned()], BTreeSet::new());
+    while let Some(name) = queue.pop() {
         for field in &messages[&name].field {
             assert_eq!(field.json_name(), field.name(), "{name}");
-            open.extend(held(field).map(str::to_owned).filter(|held| seen.insert(held.clone())));
+            queue.extend(message_type(field).map(str::to_owned).filter(|name| seen.insert(name.clone())));
         }
     }
-    assert!(seen.len() > 13, "the walk has reached the objects");
+    assert!(seen.len() > 13, "the payload types were visited");
 }
 
 #[test]
-fn all_that_lago_tells_is_there_under_its_name() {
+fn all_fields_of_lago_are_present() {
     let messages = messages();
     for (name, fields) in LAGO {
         let ours: BTreeSet<_> = messages[name].field.iter().map(FieldDescriptorProto::name).collect();

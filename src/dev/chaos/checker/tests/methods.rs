@@ -1,18 +1,18 @@
-//! Forged evidence about payment methods and amounts.
+//! Tests of the checks of payment methods and amount changes.
 
 use super::*;
-use crate::dev::chaos::book::Unset;
 use crate::dev::chaos::checker::methods::UNSET;
 use crate::dev::chaos::evidence::{CustomerRow, StripeCustomer};
+use crate::dev::chaos::history::UnsetDefault;
 
 const CUSTOMER: &str = "customer-1";
 
-/// One more event at the log's end, which every subscriber has seen.
+/// Appends an event to the log, received by every subscriber.
 fn add_event(evidence: &mut Evidence, event: EventRow) {
     let position = i64::try_from(evidence.events.len()).unwrap() + 1;
     let event = EventRow { position, id: Uuid::from_u128(position.unsigned_abs().into()).to_string(), ..event };
-    let seen = Seen { id: event.id.parse().unwrap(), webhook_type: event.webhook_type.clone() };
-    evidence.readers[0].seen.insert(position, seen);
+    let seen = SeenEvent { id: event.id.parse().unwrap(), webhook_type: event.webhook_type.clone() };
+    evidence.subscribers[0].events.insert(position, seen);
     evidence.heads.insert(ORG.to_owned(), position);
     evidence.events.push(event);
 }
@@ -25,21 +25,21 @@ fn failure(code: &str) -> EventRow {
     EventRow { customer: CUSTOMER.to_owned(), code: code.to_owned(), ..event(0, "invoice.payment_failure", "p2", "") }
 }
 
-/// Doctors an honest book with both, and expects no breach from the first one alone.
+/// Prepares consistent evidence, expects no violation, then changes it and expects a violation of a property.
 #[track_caller]
-fn expect_between(row: &str, honest_too: impl Fn(&mut Evidence), doctor: impl FnOnce(&mut Evidence)) {
-    let mut evidence = honest();
-    honest_too(&mut evidence);
-    assert_eq!(broken(&evidence), [""; 0], "before it was doctored");
-    expect(row, |it| {
-        honest_too(it);
-        doctor(it);
+fn expect_violation_after(row: &str, prepare: impl Fn(&mut Evidence), tamper: impl FnOnce(&mut Evidence)) {
+    let mut evidence = consistent();
+    prepare(&mut evidence);
+    assert_eq!(violated(&evidence), [""; 0], "before the change");
+    expect_violation(row, |it| {
+        prepare(it);
+        tamper(it);
     });
 }
 
 #[test]
-fn a_debit_that_was_refused_though_its_mandate_is_active_is_found() {
-    let row = "no debit is refused whose mandate is active";
+fn a_refused_debit_with_an_active_mandate_is_found() {
+    let row = "no debit with an active mandate is refused";
     let refused = |it: &mut Evidence| {
         let mandate = |id: &str, status: &str| BTreeMap::from([(id.to_owned(), status.to_owned())]);
         it.mandates.insert("pm_ended".to_owned(), mandate("mandate_1", "inactive"));
@@ -48,30 +48,30 @@ fn a_debit_that_was_refused_though_its_mandate_is_active_is_found() {
         add_event(it, failure("mandate_missing"));
     };
     let set_to = |it: &mut Evidence, at: usize, method: &str| method.clone_into(&mut it.events[at].method);
-    expect_between(row, refused, |it| set_to(it, 4, "pm_active"));
+    expect_violation_after(row, refused, |it| set_to(it, 4, "pm_active"));
     // A new mandate of the same account counts.
-    expect_between(row, refused, |it| {
+    expect_violation_after(row, refused, |it| {
         let of_method = it.mandates.get_mut("pm_ended").unwrap();
         of_method.insert("mandate_3".to_owned(), "active".to_owned());
     });
-    // The default changed while the payment was decided: the one before may be meant.
-    let mut evidence = honest();
+    // The default changed while the payment was decided: the previous one may be meant.
+    let mut evidence = consistent();
     refused(&mut evidence);
     add_event(&mut evidence, of_method("payment_method.set_as_default", "pm_active"));
     add_event(&mut evidence, failure("mandate_missing"));
-    assert_eq!(broken(&evidence), [""; 0]);
+    assert_eq!(violated(&evidence), [""; 0]);
     add_event(&mut evidence, of_method("payment_method.set_as_default", "pm_active"));
     add_event(&mut evidence, failure("mandate_missing"));
-    assert_eq!(broken(&evidence), [row]);
+    assert_eq!(violated(&evidence), [row]);
     // Nobody has a default: then no mandate is missing.
-    expect(row, |it| add_event(it, failure("mandate_missing")));
+    expect_violation(row, |it| add_event(it, failure("mandate_missing")));
 }
 
-fn customer_with(default: &str, at_stripe: StripeCustomer) -> impl Fn(&mut Evidence) {
+fn customer_with(default: &str, in_stripe: StripeCustomer) -> impl Fn(&mut Evidence) {
     move |it| {
         let (external_id, customer) = (CUSTOMER.to_owned(), "cus_1".to_owned());
         let organization = ORG.to_owned();
-        it.stripe_customers.insert(customer.clone(), at_stripe.clone());
+        it.stripe_customers.insert(customer.clone(), in_stripe.clone());
         it.customers.push(CustomerRow { organization, external_id, customer, default: default.to_owned() });
     }
 }
@@ -81,90 +81,100 @@ fn source(source: &str) -> StripeCustomer {
 }
 
 #[test]
-fn an_imported_default_that_was_displaced_is_found() {
-    let row = "an imported default is charged, and kept";
+fn a_displaced_imported_default_is_found() {
+    let row = "an imported default is charged and kept";
     let imported = |it: &mut Evidence| {
         customer_with("card_1", source("card_1"))(it);
-        it.outside.unchosen.insert("pm_new".to_owned(), "cus_1".to_owned());
+        it.external.unchosen_methods.insert("pm_new".to_owned(), "cus_1".to_owned());
         it.became_default.insert(("cus_1".to_owned(), String::new()));
         it.charged_methods.insert("ch_1".to_owned(), "card_1".to_owned());
     };
     let charged = |it: &mut Evidence, charge: &str| it.charged_methods.insert(charge.to_owned(), "pm_new".to_owned());
-    expect_between(row, imported, |it| _ = charged(it, "ch_1"));
-    // A try that was refused was one all the same.
-    expect_between(row, imported, |it| _ = charged(it, "ch_3"));
-    expect_between(row, imported, |it| _ = it.became_default.insert(("cus_1".to_owned(), "pm_new".to_owned())));
-    expect_between(row, imported, |it| it.stripe_customers.get_mut("cus_1").unwrap().chosen = "pm_new".to_owned());
-    expect_between(row, imported, |it| it.customers[0].default = "pm_new".to_owned());
+    expect_violation_after(row, imported, |it| _ = charged(it, "ch_1"));
+    // A declined attempt counts, too.
+    expect_violation_after(row, imported, |it| _ = charged(it, "ch_3"));
+    expect_violation_after(row, imported, |it| _ = it.became_default.insert(("cus_1".to_owned(), "pm_new".to_owned())));
+    expect_violation_after(row, imported, |it| {
+        it.stripe_customers.get_mut("cus_1").unwrap().chosen = "pm_new".to_owned();
+    });
+    expect_violation_after(row, imported, |it| it.customers[0].default = "pm_new".to_owned());
 }
 
 #[test]
-fn a_default_that_is_not_stripes_is_found() {
-    let row = "every default is Stripe's";
-    expect_between(row, customer_with("card_1", source("card_1")), |it| it.customers[0].default.clear());
+fn a_default_that_differs_from_stripe_is_found() {
+    let row = "every default matches Stripe";
+    expect_violation_after(row, customer_with("card_1", source("card_1")), |it| it.customers[0].default.clear());
     let both = StripeCustomer { chosen: "pm_1".to_owned(), source: "card_1".to_owned() };
-    expect_between(row, customer_with("pm_1", both), |it| it.customers[0].default = "card_1".to_owned());
-    expect_between(row, customer_with("", StripeCustomer::default()), |it| it.customers[0].default = "pm_1".to_owned());
-    // One that is not linked has none at Stripe.
-    let mut evidence = honest();
+    expect_violation_after(row, customer_with("pm_1", both), |it| it.customers[0].default = "card_1".to_owned());
+    expect_violation_after(row, customer_with("", StripeCustomer::default()), |it| {
+        it.customers[0].default = "pm_1".to_owned();
+    });
+    // An unlinked customer has no default in Stripe.
+    let mut evidence = consistent();
     evidence.customers.push(CustomerRow { organization: ORG.to_owned(), ..CustomerRow::default() });
-    assert_eq!(broken(&evidence), [""; 0]);
+    assert_eq!(violated(&evidence), [""; 0]);
 }
 
-/// A default was unset, which was heard at 100; the invoice that was paid by its method at 50 was given in before.
+/// A default was unset, which was reported at 100. The invoice paid with its method at 50 had been submitted before.
 fn unset(it: &mut Evidence) {
     customer_with("", StripeCustomer::default())(it);
-    let unset =
-        Unset { customer: "cus_1".to_owned(), method: "pm_old".to_owned(), heard: Some(100), ..Unset::default() };
-    it.outside.unset.insert((0, CUSTOMER.to_owned()), unset);
+    let unset = UnsetDefault {
+        customer: "cus_1".to_owned(),
+        method: "pm_old".to_owned(),
+        reported_at: Some(100),
+        ..UnsetDefault::default()
+    };
+    it.external.unset_defaults.insert((0, CUSTOMER.to_owned()), unset);
     add_event(it, of_method(UNSET, "pm_old"));
     it.charged_methods.insert("ch_1".to_owned(), "pm_old".to_owned());
     charged_at(it, 50, 50);
 }
 
-/// The paid invoice was given in, and charged, at these times.
-fn charged_at(it: &mut Evidence, given_in: i64, charged: i64) {
-    it.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap().given_in = given_in;
+/// The times at which the paid invoice was submitted and charged.
+fn charged_at(it: &mut Evidence, submitted_at: i64, charged: i64) {
+    it.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap().submitted_at = submitted_at;
     it.charges[0].created = charged;
 }
 
 #[test]
-fn a_charge_to_a_default_that_was_unset_is_found() {
-    let row = "a default that was unset is not charged";
+fn a_charge_to_an_unset_default_is_found() {
+    let row = "an unset default is not charged";
     let whose = (0, CUSTOMER.to_owned());
-    expect_between(row, unset, |it| charged_at(it, 110, 120));
-    // What was under way goes on, and what is charged to another method, or before, or after it was chosen again, is well.
-    for (given_in, charged) in [(90, 120), (100, 120)] {
-        let mut evidence = honest();
+    expect_violation_after(row, unset, |it| charged_at(it, 110, 120));
+    // What was in progress continues. A charge to another method, or earlier, or after it was chosen again, is fine.
+    for (submitted_at, charged) in [(90, 120), (100, 120)] {
+        let mut evidence = consistent();
         unset(&mut evidence);
-        charged_at(&mut evidence, given_in, charged);
-        assert_eq!(broken(&evidence), [""; 0], "{given_in} {charged}");
+        charged_at(&mut evidence, submitted_at, charged);
+        assert_eq!(violated(&evidence), [""; 0], "{submitted_at} {charged}");
     }
-    let mut evidence = honest();
+    let mut evidence = consistent();
     unset(&mut evidence);
     charged_at(&mut evidence, 110, 120);
-    evidence.outside.unset.get_mut(&whose).unwrap().until = Some(120);
-    assert_eq!(broken(&evidence), [""; 0]);
-    evidence.outside.unset.get_mut(&whose).unwrap().until = Some(121);
-    assert_eq!(broken(&evidence), [row]);
+    evidence.external.unset_defaults.get_mut(&whose).unwrap().chosen_again_at = Some(120);
+    assert_eq!(violated(&evidence), [""; 0]);
+    evidence.external.unset_defaults.get_mut(&whose).unwrap().chosen_again_at = Some(121);
+    assert_eq!(violated(&evidence), [row]);
     // It was never reported, although it stayed unset.
-    expect_between(row, unset, |it| it.events.last_mut().unwrap().webhook_type = "payment_method.created".to_owned());
-    let mut evidence = honest();
+    expect_violation_after(row, unset, |it| {
+        it.events.last_mut().unwrap().webhook_type = "payment_method.created".to_owned();
+    });
+    let mut evidence = consistent();
     unset(&mut evidence);
     evidence.events.last_mut().unwrap().webhook_type = "payment_method.created".to_owned();
-    evidence.readers[0].seen.last_entry().unwrap().get_mut().webhook_type = "payment_method.created".to_owned();
+    evidence.subscribers[0].events.last_entry().unwrap().get_mut().webhook_type = "payment_method.created".to_owned();
     // It was chosen again before anybody could notice.
-    evidence.outside.unset.get_mut(&whose).unwrap().until = Some(99);
-    assert_eq!(broken(&evidence), [""; 0]);
+    evidence.external.unset_defaults.get_mut(&whose).unwrap().chosen_again_at = Some(99);
+    assert_eq!(violated(&evidence), [""; 0]);
 }
 
-/// The first invoice was changed to `wanted` while a page of 500 was open, which was paid.
+/// The first invoice was changed to `wanted` while a session over 500 was open, which was paid.
 fn changed_to(wanted: i64) -> impl Fn(&mut Evidence) {
     move |it| {
-        let told = it.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap();
-        told.amounts.insert(wanted);
-        told.changes.push(wanted);
-        told.had_page = true;
+        let record = it.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap();
+        record.amounts.insert(wanted);
+        record.acknowledged_changes.push(wanted);
+        record.had_open_session = true;
         if wanted == 500 {
             return;
         }
@@ -175,43 +185,44 @@ fn changed_to(wanted: i64) -> impl Fn(&mut Evidence) {
 }
 
 #[test]
-fn p12_a_change_that_came_too_late_and_was_not_reported_is_found() {
-    let row = "a change of the amount holds, or is refused aloud";
-    let unsaid = |it: &mut Evidence, nth_last: usize| {
+fn p12_an_unreported_late_amount_change_is_found() {
+    let row = "an amount change is applied, or its refusal is reported";
+    let remove_report = |it: &mut Evidence, nth_last: usize| {
         let at = it.events.len() - nth_last;
         it.events[at].webhook_type = "payment.processing".to_owned();
     };
     for wanted in [300, 600] {
-        expect_between(row, changed_to(wanted), |it| unsaid(it, 1));
-        expect_between(row, changed_to(wanted), |it| unsaid(it, 2));
-        expect_between(row, changed_to(wanted), |it| it.events.last_mut().unwrap().amount += 1);
-        expect_between(row, changed_to(wanted), |it| {
+        expect_violation_after(row, changed_to(wanted), |it| remove_report(it, 1));
+        expect_violation_after(row, changed_to(wanted), |it| remove_report(it, 2));
+        expect_violation_after(row, changed_to(wanted), |it| it.events.last_mut().unwrap().amount += 1);
+        expect_violation_after(row, changed_to(wanted), |it| {
             let refused = it.events.len() - 2;
             it.events[refused].requested += 1;
         });
     }
-    // The debit that could not be closed has failed, and another one took the old amount: the change was forgotten.
-    let mut evidence = honest();
+    // The debit that could not be canceled has failed, and another one collected the old amount: the change was
+    // forgotten.
+    let mut evidence = consistent();
     changed_to(600)(&mut evidence);
     let succeeded = evidence.events.remove(0);
     evidence.events.retain(|event| event.webhook_type != "payment.underpaid");
     evidence.events.push(event(0, "invoice.payment_failure", "p1", ""));
     evidence.events.push(succeeded);
-    assert!(!broken(&evidence).contains(&row));
+    assert!(!violated(&evidence).contains(&row));
     evidence.events.retain(|event| event.webhook_type != "invoice.payment_failure");
-    assert!(broken(&evidence).contains(&row));
-    // The new amount was taken: nothing is to be said. Several changes are left out.
-    expect_between(row, changed_to(500), |it| it.charges[0].amount = 501);
-    let mut evidence = honest();
-    let told = evidence.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap();
-    told.changes.extend([300, 500]);
-    assert_eq!(broken(&evidence), [""; 0]);
-    // Money that came in by the own intent beyond what was due, and that nobody wanted changed, is no such thing.
-    expect("overpayments are people's, recorded and told", |it| {
+    assert!(violated(&evidence).contains(&row));
+    // The new amount was collected: nothing is reported. Several changes are skipped.
+    expect_violation_after(row, changed_to(500), |it| it.charges[0].amount = 501);
+    let mut evidence = consistent();
+    let record = evidence.invoices.get_mut(&(0, "inv-1".to_owned())).unwrap();
+    record.acknowledged_changes.extend([300, 500]);
+    assert_eq!(violated(&evidence), [""; 0]);
+    // A surplus by the payment's own intent without an amount change is a violation.
+    expect_violation("overpayments come from the Dashboard, are recorded and reported", |it| {
         add_event(it, EventRow { amount: 200, ..event(0, "payment.overpaid", "p1", "pi_1") });
     });
     // It was reported twice.
-    expect_between("overpayments are people's, recorded and told", changed_to(300), |it| {
+    expect_violation_after("overpayments come from the Dashboard, are recorded and reported", changed_to(300), |it| {
         add_event(it, EventRow { amount: 200, ..event(0, "payment.overpaid", "p1", "pi_1") });
     });
 }

@@ -1,5 +1,0 @@
-DROP TABLE overpayments;
-DROP TABLE disputes;
-DROP TABLE refunds;
-DROP TABLE payment_attempts;
-DROP TABLE payments;

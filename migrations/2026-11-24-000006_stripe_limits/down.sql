@@ -1,2 +1,0 @@
-DROP INDEX jobs_lane_idx;
-DROP TABLE stripe_budgets;

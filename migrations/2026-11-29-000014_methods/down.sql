@@ -1,9 +1,0 @@
-ALTER TABLE customers
-DROP COLUMN provider_default_time,
-DROP COLUMN provider_default_id;
-DROP INDEX payment_methods_expiry_idx;
-ALTER TABLE payment_methods
-DROP COLUMN reported_expiry,
-DROP COLUMN unset_time,
-DROP COLUMN ended_mandate_ids,
-DROP COLUMN mandate_ids;

@@ -1,0 +1,3 @@
+DROP TABLE request_ids;
+DROP TABLE api_tokens;
+DROP TABLE organizations;

@@ -1,0 +1,3 @@
+DROP TABLE stripe_budgets;
+DROP TABLE stripe_requests;
+DROP TABLE integrations;

@@ -1,0 +1,255 @@
+//! Charges, refunds and disputes: facts about a payment that never change its state (P7). Refunds and disputes are read
+//! from Stripe rather than taken from events, so that an old snapshot never overwrites a newer one (P6).
+
+use super::PaymentContext;
+use super::refresh::READS_MAX;
+use crate::app::unit_of_work::UnitOfWork;
+use crate::app::{App, StripeAccount, event_payloads};
+use crate::domain::jobs::Lease;
+use crate::domain::payments::{Notice, PaymentInput, Receipt};
+use crate::domain::refunds::{Charge, Refund};
+use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
+use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
+use crate::{store, stripe};
+
+/// What to read about a payment's money.
+pub(in crate::app) enum ReadTarget<'a> {
+    /// All refunds of a charge, by Stripe's `ch_…` id.
+    RefundsOf(&'a str),
+    /// A refund, by Stripe's `re_…` id.
+    Refund(&'a str),
+    /// A dispute, by Stripe's id.
+    Dispute(&'a str),
+}
+
+/// The snapshots that were read.
+#[derive(Default)]
+struct MoneySnapshots {
+    refunds: Vec<RefundSnapshot>,
+    dispute: Option<DisputeSnapshot>,
+}
+
+impl ReadTarget<'_> {
+    /// The name of the call in logs and in `payment_provider.error`.
+    fn action(&self) -> &'static str {
+        match self {
+            Self::RefundsOf(_) => "refund.list",
+            Self::Refund(_) => "refund.read",
+            Self::Dispute(_) => "dispute.read",
+        }
+    }
+
+    async fn read(&self, stripe: &stripe::Client, key: &stripe::ApiKey) -> Result<MoneySnapshots, stripe::Error> {
+        Ok(match self {
+            Self::RefundsOf(charge) => {
+                MoneySnapshots { refunds: stripe.refunds_of(key, charge).await?, ..MoneySnapshots::default() }
+            }
+            Self::Refund(id) => {
+                MoneySnapshots { refunds: vec![stripe.refund(key, id).await?], ..MoneySnapshots::default() }
+            }
+            Self::Dispute(id) => {
+                MoneySnapshots { dispute: Some(stripe.dispute(key, id).await?), ..MoneySnapshots::default() }
+            }
+        })
+    }
+}
+
+impl App {
+    /// Reads refunds or a dispute of a payment, and stores what is new. The read counts only if the payment did not
+    /// change meanwhile, since each of these facts increases its version: otherwise it is repeated (P6).
+    pub(in crate::app) async fn read_refunds_or_dispute(
+        &self,
+        lease: &Lease,
+        id: PaymentId,
+        account: &StripeAccount,
+        target: &ReadTarget<'_>,
+    ) -> Result<()> {
+        let org = lease.organization_id;
+        for _ in 0..READS_MAX {
+            let mut tx = self.read(org).await?;
+            let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
+            tx.close().await?;
+            let found = match target.read(&self.0.stripe, &account.key).await {
+                Ok(found) => found,
+                Err(error) => return Err(self.map_stripe_error(account, target.action(), &error).await),
+            };
+            let mut work = self.begin_leased(lease).await?;
+            let context = PaymentContext::load(&mut work, id).await?;
+            if Some(context.payment.version) != version {
+                work.rollback().await?;
+                continue;
+            }
+            self.write_refunds_or_dispute(&mut work, context, account.integration_id, found).await?;
+            return work.commit().await;
+        }
+        Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while its refunds are read")))
+    }
+
+    async fn write_refunds_or_dispute(
+        &self,
+        work: &mut UnitOfWork,
+        mut context: PaymentContext,
+        integration: IntegrationId,
+        found: MoneySnapshots,
+    ) -> Result<()> {
+        let (org, now, id) = (work.org, work.now, context.payment.id);
+        let mut changed = Vec::new();
+        for snapshot in &found.refunds {
+            changed.extend(self.write_refund(work, id, integration, snapshot).await?);
+        }
+        if !changed.is_empty() {
+            context.update_refunded(work).await?;
+        }
+        for refund in changed {
+            work.record_event(event_payloads::refund_updated(&context.view(), &refund));
+        }
+        if let Some(dispute) = found.dispute
+            && let Some(before) =
+                store::charges_and_disputes::upsert_dispute(&mut work.tx, org, id, &dispute, now).await?
+        {
+            store::payments::save(&mut work.tx, &mut context.payment, now).await?;
+            work.record_events(event_payloads::dispute_updated(&context.view(), &dispute, &before));
+        }
+        Ok(())
+    }
+
+    /// Stores a refund's snapshot: in the row of the request that it answers, or in a row of its own. Returns `None` if
+    /// nothing is new.
+    async fn write_refund(
+        &self,
+        work: &mut UnitOfWork,
+        payment: PaymentId,
+        integration: IntegrationId,
+        snapshot: &RefundSnapshot,
+    ) -> Result<Option<Refund>> {
+        let (org, now) = (work.org, work.now);
+        if let Some(mut refund) = store::refunds::find_reported(&mut work.tx, org, payment, snapshot).await? {
+            let before = refund.clone();
+            apply_snapshot(&mut refund, snapshot);
+            if refund == before {
+                return Ok(None);
+            }
+            store::refunds::save(&mut work.tx, &mut refund, now).await?;
+            return Ok(Some(refund));
+        }
+        let request = snapshot.refund_id.map(RefundId::from);
+        if let Some(request) = request
+            && store::refunds::get(&mut work.tx, org, request).await.is_ok()
+        {
+            // Its request has another refund already: Stripe did carry out the request of a key that counted as dead.
+            tracing::error!(refund.id = %snapshot.id, payment.id = %payment, "Stripe made two refunds for one request");
+        }
+        let refund = new_refund(work, self.clock().new_id().into(), payment, integration, snapshot);
+        store::refunds::insert(&mut work.tx, &refund).await?;
+        Ok(Some(refund))
+    }
+}
+
+/// A refund that was not requested here.
+fn new_refund(
+    work: &UnitOfWork,
+    id: RefundId,
+    payment: PaymentId,
+    integration: IntegrationId,
+    snapshot: &RefundSnapshot,
+) -> Refund {
+    let mut refund = Refund {
+        id,
+        organization_id: work.org,
+        integration_id: integration,
+        payment_id: payment,
+        provider_refund_id: None,
+        provider_charge_id: None,
+        amount: None,
+        currency: snapshot.amount.currency,
+        status: String::new(),
+        failure_reason: None,
+        unknown_since: None,
+        dead_key_time: None,
+        create_time: work.now,
+        update_time: work.now,
+    };
+    apply_snapshot(&mut refund, snapshot);
+    refund
+}
+
+/// Copies a snapshot into a refund.
+fn apply_snapshot(refund: &mut Refund, snapshot: &RefundSnapshot) {
+    refund.provider_refund_id = Some(snapshot.id.clone());
+    refund.provider_charge_id = snapshot.provider_charge_id.clone().or_else(|| refund.provider_charge_id.take());
+    refund.amount = Some(snapshot.amount.minor_units);
+    refund.currency = snapshot.amount.currency;
+    refund.status.clone_from(&snapshot.status);
+    refund.failure_reason.clone_from(&snapshot.failure_reason);
+    refund.unknown_since = None;
+    refund.dead_key_time = None;
+}
+
+impl PaymentContext {
+    /// Updates the amount refunded of the payment.
+    async fn update_refunded(&mut self, work: &mut UnitOfWork) -> Result<()> {
+        let payment = &mut self.payment;
+        let total = store::refunds::total(&mut work.tx, work.org, payment.id, payment.amount.currency).await?;
+        // Of a payment that is not settled only parts can be refunded: they are due again.
+        payment.part_received = (payment.part_received - (total - payment.amount_refunded).max(0)).max(0);
+        payment.amount_refunded = total;
+        store::payments::save(&mut work.tx, payment, work.now).await
+    }
+
+    /// The payment is settled: stores the charge, so that it can be refunded.
+    pub(super) async fn record_settlement(
+        &mut self,
+        work: &mut UnitOfWork,
+        receipt: &Receipt,
+        is_own: bool,
+    ) -> Result<()> {
+        let intent = &receipt.provider_payment_intent_id;
+        // Its event may have arrived before the intent was known to be the payment's own, and have been counted as
+        // another intent's.
+        let counted = store::charges_and_disputes::overpaid_by(&mut work.tx, work.org, intent).await?;
+        if is_own && counted != 0 {
+            self.payment.amount_received -= counted;
+            store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
+        }
+        record_charge(work, self.payment.id, self.payment.integration_id, receipt, true).await
+    }
+
+    /// Another intent than the payment's own has taken money for its invoice: recorded once, and reported (P12). If it
+    /// counts for the invoice, it may settle the payment; a settled payment stays as it is (P7).
+    pub(in crate::app) async fn other_intent_paid(
+        &mut self,
+        work: &mut UnitOfWork,
+        integration: IntegrationId,
+        intent: &IntentSnapshot,
+        counts: bool,
+    ) -> Result<()> {
+        let (org, now, amount, id) = (work.org, work.now, intent.amount_received, self.payment.id);
+        if !store::charges_and_disputes::insert_overpayment(&mut work.tx, org, id, &intent.id, amount, now).await? {
+            return Ok(());
+        }
+        let receipt = Receipt::of(intent);
+        record_charge(work, id, integration, &receipt, false).await?;
+        if counts && !self.payment.state.is_final() {
+            return self.apply(work, PaymentInput::OtherIntentPaid(intent)).await.map(|_| ());
+        }
+        if intent.amount.currency == self.payment.amount.currency {
+            self.payment.amount_received += amount;
+        }
+        store::payments::save(&mut work.tx, &mut self.payment, now).await?;
+        work.record_event(event_payloads::notice_event(&self.view(), &Notice::Overpaid(receipt)));
+        Ok(())
+    }
+}
+
+async fn record_charge(
+    work: &mut UnitOfWork,
+    payment: PaymentId,
+    integration_id: IntegrationId,
+    receipt: &Receipt,
+    settles: bool,
+) -> Result<()> {
+    let Some(provider_charge_id) = receipt.provider_charge_id.clone() else { return Ok(()) };
+    let charge = Charge { provider_charge_id, integration_id, amount: receipt.amount, settles };
+    let (org, now) = (work.org, work.now);
+    store::charges_and_disputes::insert_charge(&mut work.tx, org, payment, &charge, now).await
+}

@@ -1,0 +1,395 @@
+//! An in-memory model of the part of Stripe that takes money: intents, sessions, idempotency keys, charges and
+//! webhooks. It is the truth that everything is checked against.
+
+use std::collections::HashMap;
+
+use time::{Duration, OffsetDateTime};
+
+use super::fixtures::{intent_id, session_id};
+
+use crate::domain::payments::Failure;
+use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
+use crate::domain::{Currency, Money};
+
+/// What happens when a payment method is charged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behavior {
+    Succeeds,
+    Declined,
+    /// The bank requires authentication, which the holder completes or fails.
+    RequiresAuthentication,
+    /// A debit whose outcome the bank reports later.
+    Debit {
+        fails: bool,
+    },
+}
+
+/// A call that changes something at Stripe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    CreateIntent { amount: i64 },
+    Confirm { intent: usize, behavior: Behavior, off_session: bool },
+    Cancel { intent: usize },
+    CreateSession { amount: i64 },
+    Expire { session: usize },
+}
+
+/// What the caller receives.
+#[derive(Clone, Debug)]
+pub enum Response {
+    Intent(Box<IntentSnapshot>),
+    Session(Box<SessionSnapshot>),
+    /// Stripe refused the request.
+    Refused(Failure),
+    /// Not executed, such as a 429.
+    NotDone,
+    /// It may have been executed. `replayed`: a stored 500, which this key returns from now on.
+    Unknown {
+        replayed: bool,
+    },
+}
+
+/// A webhook: a snapshot of the object at the time of the event, and the key of the call that caused it.
+#[derive(Clone, Debug)]
+pub enum Webhook {
+    Intent { snapshot: Box<IntentSnapshot>, key: Option<String> },
+    Session { index: usize },
+}
+
+#[derive(Debug)]
+pub struct Intent {
+    pub status: IntentStatus,
+    pub amount: i64,
+    pub charge: Option<String>,
+    pub error: Option<Failure>,
+    pub behavior: Behavior,
+    /// Whether an attempt on it was ever refused.
+    pub has_failed: bool,
+    /// The session it was created for; such an intent cannot be canceled.
+    pub session: Option<usize>,
+    /// Created by a person in the Stripe Dashboard.
+    pub is_from_dashboard: bool,
+}
+
+#[derive(Debug)]
+pub struct Session {
+    pub status: SessionStatus,
+    pub amount: i64,
+    pub intent: Option<usize>,
+    pub expires_at: OffsetDateTime,
+}
+
+#[derive(Debug)]
+pub struct Stripe {
+    pub intents: Vec<Intent>,
+    pub sessions: Vec<Session>,
+    idempotency_keys: HashMap<String, (Request, OffsetDateTime, Option<Response>)>,
+    pub webhooks: Vec<Webhook>,
+    /// Webhooks that were never sent but are in the events list.
+    pub listed: Vec<Webhook>,
+    /// Charges that took money: intent and amount.
+    pub ledger: Vec<(usize, i64)>,
+    /// Work to complete later, after a 500: key and call.
+    pub delayed: Vec<(String, Request)>,
+    charges: usize,
+    now: OffsetDateTime,
+}
+
+impl Stripe {
+    pub fn new(now: OffsetDateTime) -> Self {
+        Self {
+            intents: Vec::new(),
+            sessions: Vec::new(),
+            idempotency_keys: HashMap::new(),
+            webhooks: Vec::new(),
+            listed: Vec::new(),
+            ledger: Vec::new(),
+            delayed: Vec::new(),
+            charges: 0,
+            now,
+        }
+    }
+
+    /// Advances the clock, and expires sessions.
+    pub fn advance_to(&mut self, now: OffsetDateTime) {
+        self.now = now;
+        for session in 0..self.sessions.len() {
+            if self.sessions[session].status == SessionStatus::Open && self.sessions[session].expires_at <= now {
+                self.expire_session(session);
+            }
+        }
+    }
+
+    /// Executes a call under the rules of idempotency keys: a key is kept for 24 h and replays its response.
+    pub fn send(&mut self, key: &str, call: &Request) -> Response {
+        if let Some((known, at, response)) = self.idempotency_keys.get(key)
+            && self.now - *at < Duration::DAY
+        {
+            assert_eq!(known, call, "P2: the key {key} was sent with another body");
+            return match response {
+                Some(Response::Unknown { .. }) => Response::Unknown { replayed: true },
+                Some(response) => response.clone(),
+                // Still in progress.
+                None => Response::Unknown { replayed: false },
+            };
+        }
+        let response = self.perform(call, Some(key));
+        self.idempotency_keys.insert(key.to_owned(), (call.clone(), self.now, Some(response.clone())));
+        response
+    }
+
+    /// Responds with a 500 that is stored. The work was done, will be done later, or never is.
+    pub fn fail_with_500(&mut self, key: &str, call: &Request, is_done: bool, is_delayed: bool) -> Response {
+        if self.idempotency_keys.contains_key(key) {
+            return self.send(key, call);
+        }
+        if is_done {
+            self.perform(call, Some(key));
+        }
+        if is_delayed {
+            self.delayed.push((key.to_owned(), call.clone()));
+        }
+        self.idempotency_keys
+            .insert(key.to_owned(), (call.clone(), self.now, Some(Response::Unknown { replayed: true })));
+        Response::Unknown { replayed: false }
+    }
+
+    /// Completes work that a 500 left undone.
+    pub fn run_delayed(&mut self) {
+        for (key, call) in std::mem::take(&mut self.delayed) {
+            self.perform(&call, Some(&key));
+        }
+    }
+
+    fn perform(&mut self, call: &Request, key: Option<&str>) -> Response {
+        match *call {
+            Request::CreateIntent { amount } if amount < 50 => {
+                Response::Refused(Failure::ours("amount_too_small", "too small"))
+            }
+            Request::CreateIntent { amount } => {
+                self.intents.push(Intent {
+                    status: IntentStatus::RequiresPaymentMethod,
+                    amount,
+                    charge: None,
+                    error: None,
+                    behavior: Behavior::Succeeds,
+                    has_failed: false,
+                    session: None,
+                    is_from_dashboard: false,
+                });
+                Response::Intent(Box::new(self.intent(self.intents.len() - 1)))
+            }
+            Request::Confirm { intent, behavior, off_session } => self.confirm(intent, behavior, off_session, key),
+            Request::Cancel { intent } => {
+                if !is_open(self.intents[intent].status) || self.intents[intent].session.is_some() {
+                    return unexpected();
+                }
+                self.intents[intent].status = IntentStatus::Canceled;
+                self.emit(intent, key);
+                Response::Intent(Box::new(self.intent(intent)))
+            }
+            Request::CreateSession { amount } => {
+                let expires_at = self.now + Duration::DAY;
+                self.sessions.push(Session { status: SessionStatus::Open, amount, intent: None, expires_at });
+                Response::Session(Box::new(self.session(self.sessions.len() - 1)))
+            }
+            Request::Expire { session } => {
+                if self.sessions[session].status != SessionStatus::Open {
+                    return unexpected();
+                }
+                self.expire_session(session);
+                Response::Session(Box::new(self.session(session)))
+            }
+        }
+    }
+
+    /// The only place where money is taken.
+    pub fn confirm(&mut self, intent: usize, behavior: Behavior, off_session: bool, key: Option<&str>) -> Response {
+        if !is_open(self.intents[intent].status) {
+            return unexpected();
+        }
+        self.intents[intent].behavior = behavior;
+        match behavior {
+            Behavior::RequiresAuthentication if !off_session => {
+                self.intents[intent].status = IntentStatus::RequiresAction;
+            }
+            Behavior::RequiresAuthentication => {
+                self.decline(intent, "authentication_required");
+                self.emit(intent, key);
+                return Response::Refused(self.intents[intent].error.clone().expect("just declined"));
+            }
+            Behavior::Declined => {
+                self.decline(intent, "card_declined");
+                self.emit(intent, key);
+                return Response::Refused(self.intents[intent].error.clone().expect("just declined"));
+            }
+            Behavior::Succeeds => self.charge_now(intent),
+            Behavior::Debit { .. } => {
+                self.charge(intent);
+                self.intents[intent].error = None;
+                self.intents[intent].status = IntentStatus::Processing;
+            }
+        }
+        self.emit(intent, key);
+        Response::Intent(Box::new(self.intent(intent)))
+    }
+
+    /// Events without a call: the bank reports the outcome of a debit, or a holder authenticates or fails to.
+    pub fn settle(&mut self, intent: usize, authenticates: bool) {
+        match (self.intents[intent].status, self.intents[intent].behavior) {
+            (IntentStatus::Processing, Behavior::Debit { fails: true }) => self.fail_pending(intent),
+            (IntentStatus::Processing, _) => self.succeed(intent),
+            (IntentStatus::RequiresAction, _) if authenticates => self.charge_now(intent),
+            (IntentStatus::RequiresAction, _) => self.fail_pending(intent),
+            _ => return,
+        }
+        self.emit(intent, None);
+        if let Some(session) = self.intents[intent].session {
+            if self.intents[intent].status == IntentStatus::Succeeded {
+                self.sessions[session].status = SessionStatus::Complete;
+            }
+            self.webhooks.push(Webhook::Session { index: session });
+        }
+    }
+
+    /// The payer submits an open page.
+    pub fn pay(&mut self, session: usize, behavior: Behavior) {
+        if self.sessions[session].status != SessionStatus::Open {
+            return;
+        }
+        let intent = self.sessions[session].intent.unwrap_or_else(|| {
+            let amount = self.sessions[session].amount;
+            self.intents.push(Intent {
+                status: IntentStatus::RequiresPaymentMethod,
+                amount,
+                charge: None,
+                error: None,
+                behavior,
+                has_failed: false,
+                session: Some(session),
+                is_from_dashboard: false,
+            });
+            self.intents.len() - 1
+        });
+        self.sessions[session].intent = Some(intent);
+        self.confirm(intent, behavior, false, None);
+        if matches!(self.intents[intent].status, IntentStatus::Succeeded | IntentStatus::Processing) {
+            self.sessions[session].status = SessionStatus::Complete;
+            self.webhooks.push(Webhook::Session { index: session });
+        }
+    }
+
+    /// A person takes money for the invoice in the Stripe Dashboard, with another intent.
+    pub fn pay_in_dashboard(&mut self, amount: i64) {
+        self.intents.push(Intent {
+            status: IntentStatus::RequiresPaymentMethod,
+            amount,
+            charge: None,
+            error: None,
+            behavior: Behavior::Succeeds,
+            has_failed: false,
+            session: None,
+            is_from_dashboard: true,
+        });
+        self.confirm(self.intents.len() - 1, Behavior::Succeeds, true, None);
+    }
+
+    /// Charges caused by Paybridge: intents and amounts.
+    pub fn our_charges(&self) -> impl Iterator<Item = &(usize, i64)> {
+        self.ledger.iter().filter(|(intent, _)| !self.intents[*intent].is_from_dashboard)
+    }
+
+    fn expire_session(&mut self, session: usize) {
+        self.sessions[session].status = SessionStatus::Expired;
+        if let Some(intent) = self.sessions[session].intent.filter(|intent| is_open(self.intents[*intent].status)) {
+            self.intents[intent].status = IntentStatus::Canceled;
+            self.emit(intent, None);
+        }
+        self.webhooks.push(Webhook::Session { index: session });
+    }
+
+    fn charge(&mut self, intent: usize) {
+        self.charges += 1;
+        self.intents[intent].charge = Some(format!("ch_{}", self.charges));
+    }
+
+    fn charge_now(&mut self, intent: usize) {
+        self.charge(intent);
+        self.succeed(intent);
+    }
+
+    fn succeed(&mut self, intent: usize) {
+        self.intents[intent].status = IntentStatus::Succeeded;
+        self.intents[intent].error = None;
+        self.ledger.push((intent, self.intents[intent].amount));
+    }
+
+    fn decline(&mut self, intent: usize, code: &str) {
+        self.charge(intent);
+        self.fail_with(intent, code, true);
+    }
+
+    /// A failed debit keeps its charge; a failed authentication has none.
+    fn fail_pending(&mut self, intent: usize) {
+        let has_charge = self.intents[intent].status == IntentStatus::Processing;
+        self.fail_with(intent, "payment_intent_payment_attempt_failed", has_charge);
+    }
+
+    fn fail_with(&mut self, intent: usize, code: &str, has_charge: bool) {
+        let charge = self.intents[intent].charge.clone().filter(|_| has_charge);
+        let failure = Failure { provider_charge_id: charge, ..Failure::ours(code, "refused") };
+        self.intents[intent].error = Some(failure);
+        self.intents[intent].has_failed = true;
+        self.intents[intent].status = IntentStatus::RequiresPaymentMethod;
+    }
+
+    fn emit(&mut self, intent: usize, key: Option<&str>) {
+        let webhook = Webhook::Intent { snapshot: Box::new(self.intent(intent)), key: key.map(str::to_owned) };
+        self.webhooks.push(webhook);
+    }
+
+    /// A read of an intent.
+    pub fn intent(&self, index: usize) -> IntentSnapshot {
+        let intent = &self.intents[index];
+        let amount = Money { minor_units: intent.amount, currency: Currency::EUR };
+        let has_money = intent.status == IntentStatus::Succeeded;
+        IntentSnapshot {
+            id: intent_id(index),
+            status: intent.status,
+            amount,
+            amount_received: if has_money { intent.amount } else { 0 },
+            provider_customer_id: None,
+            latest_charge: intent.charge.clone(),
+            last_payment_error: intent.error.clone(),
+            next_action_url: None,
+            payment_id: None,
+            organization_id: None,
+            invoice_id: None,
+        }
+    }
+
+    /// A read of a session.
+    pub fn session(&self, index: usize) -> SessionSnapshot {
+        let session = &self.sessions[index];
+        SessionSnapshot {
+            id: session_id(index),
+            url: None,
+            status: session.status,
+            expire_time: session.expires_at,
+            provider_setup_intent_id: None,
+            provider_payment_intent_id: session.intent.map(intent_id),
+            provider_customer_id: None,
+        }
+    }
+}
+
+fn is_open(status: IntentStatus) -> bool {
+    matches!(
+        status,
+        IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation | IntentStatus::RequiresAction
+    )
+}
+
+fn unexpected() -> Response {
+    Response::Refused(Failure::ours("payment_intent_unexpected_state", "not in this state"))
+}

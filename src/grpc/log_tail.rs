@@ -1,0 +1,208 @@
+//! In-process fan-out of the event log. A [`LogTail`] reads the end of an organization's log once for all its streams
+//! on this replica, so the number of readers grows with replicas, not with subscribers. It lives while a stream uses
+//! it. A stream that is behind the events held in memory reads the log from the database.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use prost::Message as _;
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::convert::events as convert;
+use super::proto;
+use crate::app::App;
+use crate::domain::OrganizationId;
+
+/// The number of events per read.
+const READ_SIZE: i64 = 100;
+/// The limits of the events held in memory: their number, and their encoded size in bytes (P11).
+const EVENTS_MAX: usize = 256;
+const BYTES_MAX: usize = 1024 * 1024;
+/// The interval, in real time, of reads without a notification, and the pause after a failed read.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The log tails in use on this replica.
+pub(super) struct LogTails {
+    app: App,
+    active: Mutex<HashMap<OrganizationId, Weak<LogTail>>>,
+}
+
+/// The end of one organization's log.
+pub(super) struct LogTail {
+    recent: Mutex<RecentEvents>,
+    /// The position up to which the log was read.
+    last_position: watch::Sender<i64>,
+    /// Stops the reader when the last stream ends.
+    _reader: DropGuard,
+}
+
+impl LogTails {
+    pub(super) fn new(app: App) -> Self {
+        Self { app, active: Mutex::default() }
+    }
+
+    /// The organization's log tail. If there is none, starts one that reads after `position`.
+    pub(super) fn subscribe(&self, organization: OrganizationId, position: i64) -> Arc<LogTail> {
+        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(log_tail) = active.get(&organization).and_then(Weak::upgrade) {
+            return log_tail;
+        }
+        active.retain(|_, log_tail| log_tail.strong_count() > 0);
+        let stop = CancellationToken::new();
+        let log_tail = Arc::new(LogTail {
+            recent: Mutex::new(RecentEvents::after(position)),
+            last_position: watch::Sender::new(position),
+            _reader: stop.clone().drop_guard(),
+        });
+        active.insert(organization, Arc::downgrade(&log_tail));
+        let reader = read(self.app.clone(), organization, Arc::downgrade(&log_tail));
+        tokio::spawn(stop.run_until_cancelled_owned(reader));
+        log_tail
+    }
+}
+
+impl LogTail {
+    /// A log tail without a reader.
+    #[cfg(test)]
+    pub(super) fn with_events(events: impl IntoIterator<Item = proto::Event>) -> Self {
+        let mut recent = RecentEvents::after(0);
+        events.into_iter().for_each(|event| recent.push(Arc::new(event)));
+        let last_position = watch::Sender::new(recent.last_position);
+        Self { recent: Mutex::new(recent), last_position, _reader: CancellationToken::new().drop_guard() }
+    }
+
+    /// At most `limit` events after `position`; `None` if they are no longer in memory.
+    pub(super) fn events_after(&self, position: i64, limit: usize) -> Option<Vec<Arc<proto::Event>>> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner).events_after(position, limit)
+    }
+
+    /// The position up to which the log was read. It changes with every read that returns events.
+    pub(super) fn last_position(&self) -> watch::Receiver<i64> {
+        self.last_position.subscribe()
+    }
+}
+
+/// Reads the log until no stream uses it. While the database is unavailable, the streams wait.
+async fn read(app: App, organization: OrganizationId, log_tail: Weak<LogTail>) {
+    // Watch before the first read, so that no event written in between is missed.
+    let mut notifications = app.watch_events(organization);
+    loop {
+        let Some(position) = log_tail.upgrade().map(|log_tail| *log_tail.last_position.borrow()) else { return };
+        match app.events_after(organization, position, READ_SIZE).await {
+            Ok(events) if !events.is_empty() => {
+                let Some(log_tail) = log_tail.upgrade() else { return };
+                let mut recent = log_tail.recent.lock().unwrap_or_else(PoisonError::into_inner);
+                for event in events {
+                    recent.push(Arc::new(convert::event(event)));
+                }
+                let last_position = recent.last_position;
+                drop(recent);
+                log_tail.last_position.send_replace(last_position);
+                continue;
+            }
+            Ok(_) => {}
+            Err(error) if error.is_database_unavailable() => {}
+            Err(error) => tracing::warn!(%error, %organization, "event log could not be read, retrying"),
+        }
+        // A closed channel is always ready, so watch again.
+        if let Ok(Err(_)) = timeout(POLL_INTERVAL, notifications.changed()).await {
+            notifications = app.watch_events(organization);
+        }
+    }
+}
+
+/// The newest events, without gaps.
+struct RecentEvents {
+    events: VecDeque<Arc<proto::Event>>,
+    bytes: usize,
+    /// The last position read.
+    last_position: i64,
+}
+
+impl RecentEvents {
+    fn after(position: i64) -> Self {
+        Self { events: VecDeque::new(), bytes: 0, last_position: position }
+    }
+
+    fn push(&mut self, event: Arc<proto::Event>) {
+        if event.position != self.last_position + 1 {
+            // Retention has trimmed the log in between, so the earlier events are of no use.
+            self.events.clear();
+            self.bytes = 0;
+        }
+        self.last_position = event.position;
+        self.bytes += event.encoded_len();
+        self.events.push_back(event);
+        while self.events.len() > EVENTS_MAX || self.bytes > BYTES_MAX {
+            let Some(oldest) = self.events.pop_front() else { break };
+            self.bytes -= oldest.encoded_len();
+        }
+    }
+
+    fn events_after(&self, position: i64, limit: usize) -> Option<Vec<Arc<proto::Event>>> {
+        if position >= self.last_position {
+            return Some(Vec::new());
+        }
+        let oldest = self.events.front()?.position;
+        let skipped = usize::try_from(position + 1 - oldest).ok()?;
+        Some(self.events.iter().skip(skipped).take(limit).cloned().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(position: i64, id: &str) -> Arc<proto::Event> {
+        Arc::new(proto::Event { position, id: id.to_owned(), ..Default::default() })
+    }
+
+    fn positions(recent: &RecentEvents, after: i64, limit: usize) -> Option<Vec<i64>> {
+        recent.events_after(after, limit).map(|events| events.iter().map(|event| event.position).collect())
+    }
+
+    #[test]
+    fn p5_recent_events_follow_the_position_without_a_gap_or_are_none() {
+        let mut recent = RecentEvents::after(10);
+        assert_eq!(positions(&recent, 10, 9), Some(vec![]), "nothing new");
+        assert_eq!(positions(&recent, 9, 9), None, "older than the first event read");
+        for position in 11..=13 {
+            recent.push(event(position, ""));
+        }
+        assert_eq!(positions(&recent, 9, 9), None);
+        assert_eq!(positions(&recent, 10, 9), Some(vec![11, 12, 13]));
+        assert_eq!(positions(&recent, 10, 2), Some(vec![11, 12]));
+        assert_eq!(positions(&recent, 12, 9), Some(vec![13]));
+        assert_eq!(positions(&recent, 13, 9), Some(vec![]));
+        assert_eq!(positions(&recent, 99, 9), Some(vec![]), "a stream that starts ahead of the reader");
+    }
+
+    #[test]
+    fn p11_the_oldest_events_are_dropped() {
+        let mut recent = RecentEvents::after(0);
+        for position in 1..=300 {
+            recent.push(event(position, ""));
+        }
+        assert_eq!(recent.events.len(), EVENTS_MAX);
+        assert_eq!(positions(&recent, 43, 1), None);
+        assert_eq!(positions(&recent, 44, 1), Some(vec![45]));
+        recent.push(event(301, &"x".repeat(BYTES_MAX / 2)));
+        recent.push(event(302, &"x".repeat(BYTES_MAX / 2)));
+        assert!(recent.bytes <= BYTES_MAX);
+        assert_eq!(positions(&recent, 301, 9), Some(vec![302]));
+        recent.push(event(303, &"x".repeat(BYTES_MAX + 1)));
+        assert_eq!((recent.bytes, positions(&recent, 302, 9)), (0, None), "too large to be held in memory");
+    }
+
+    #[test]
+    fn a_gap_drops_the_earlier_events() {
+        let mut recent = RecentEvents::after(0);
+        recent.push(event(1, ""));
+        recent.push(event(5, ""));
+        assert_eq!(positions(&recent, 0, 9), None);
+        assert_eq!(positions(&recent, 4, 9), Some(vec![5]));
+    }
+}
