@@ -328,7 +328,7 @@ pub(super) struct ChaosArgs {
     /// The number of invoices to collect, 1 to 100000.
     #[arg(long, env = "PAYBRIDGE_PAYMENTS", default_value = "2000", value_name = "PAYMENTS")]
     pub(super) payments: String,
-    /// The number of `paybridge serve` processes, 1 to 9.
+    /// The number of processes under test (`serve` and `worker`), 1 to 9.
     #[arg(long, env = "PAYBRIDGE_REPLICAS", default_value = "3", value_name = "PROCESSES")]
     pub(super) replicas: String,
     /// The share of requests to Stripe that fail, 0% to 50%. 0% also leaves webhooks and connections alone.

@@ -249,7 +249,7 @@ pub struct Sandbox {
 pub struct Chaos {
     /// The number of invoices to collect.
     pub payments: usize,
-    /// The number of `paybridge serve` processes.
+    /// The number of processes under test.
     pub replicas: usize,
     /// The percentage of requests to Stripe that fail.
     pub faults: u8,

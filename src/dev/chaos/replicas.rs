@@ -59,7 +59,7 @@ enum Role {
 }
 
 impl Role {
-    /// Of three processes, one has each role. With fewer there are workers and processes that do both.
+    /// Of three processes, one has each role. With fewer than three, every process does both.
     fn of(number: usize, count: usize) -> Self {
         match number % 3 {
             2 if count > 2 => Self::Api,
