@@ -3,7 +3,7 @@
 //! The modules are listed in the order in which data flows. Imports go one way: `domain` imports nothing of ours;
 //! `store` and `stripe` import `domain`; `app` imports those three; the entry points (`grpc`, `http`, `worker`) import
 //! `app` and `domain`; `config` validates addresses with `store`; and `server` wires all of them together.
-//! `tests/tidy.rs` enforces this.
+//! `tests/tidy/` enforces this.
 
 /// The injected clock, and ids that contain its time. Any module may import it.
 pub mod clock;

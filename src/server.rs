@@ -200,7 +200,8 @@ pub fn administration(database_url: &str) -> Result<App> {
     };
     // These commands write no events, so the notifications have no receiver.
     let (notifications, _) = mpsc::channel(1);
-    Ok(App::new(Pool::new(database_url, 1)?, sealer, stripe, clock, settings, notifications))
+    let adapters = app::Adapters { pool: Pool::new(database_url, 1)?, sealer, stripe, clock };
+    Ok(App::new(adapters, settings, notifications))
 }
 
 fn sealer(settings: &Serve) -> Result<Sealer> {
@@ -231,7 +232,8 @@ fn new_app(
         action_period: settings.action_expiry,
         periods: options.periods,
     };
-    Ok(App::new(pool, sealer, stripe, options.clock.clone(), settings, notifications))
+    let adapters = app::Adapters { pool, sealer, stripe, clock: options.clock.clone() };
+    Ok(App::new(adapters, settings, notifications))
 }
 
 /// The same on all replicas, because they share the encryption keys.

@@ -70,7 +70,9 @@ pub async fn run(postgres: &Postgres, url: String, payments: usize) -> Result<()
     while let Some(accepted) = accepting.join_next().await {
         accepted??;
     }
-    report(&context, &database, &many, &single, payments, &idle).await?;
+    let charges = context.environment.sandbox.ledger().iter().filter(|entry| entry.account == many.account).count();
+    ensure!(charges == payments, "{charges} charges for {payments} payments");
+    report(&context, &database, &many, &single, &idle).await?;
     context.environment.shutdown().await;
     Ok(())
 }
@@ -80,7 +82,6 @@ async fn report(
     database: &Client,
     many: &BillingClient,
     single: &BillingClient,
-    payments: usize,
     idle: &[f64],
 ) -> Result<()> {
     let sql = format!(
@@ -89,12 +90,11 @@ async fn report(
         many.organization
     );
     let seconds: f64 = database.query_one(&sql, &[]).await?.get(0);
+    let payments = context.environment.sandbox.ledger().iter().filter(|entry| entry.account == many.account).count();
     #[expect(clippy::cast_precision_loss, reason = "only printed")]
     let rate = (payments - 1) as f64 / seconds;
     let requests = context.environment.sandbox.requests();
     let refused = requests.iter().filter(|request| request.status == Some(429)).count();
-    let charges = context.environment.sandbox.ledger().iter().filter(|entry| entry.account == many.account).count();
-    ensure!(charges == payments, "{charges} charges for {payments} payments");
     println!(
         "drain of {payments} payments     {rate:.2} per second by {SERVERS} servers; Stripe's limit 25; ratio {:.3}; \
          {refused} of {} calls were answered with 429",

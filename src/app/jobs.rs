@@ -10,6 +10,7 @@ use super::App;
 use crate::domain::jobs::{Capacity, JobKind, JobReport, Lease, Outcome};
 use crate::domain::{Error, JobId, OrganizationId, Result};
 use crate::failpoints::{self, Failpoint};
+use crate::store::jobs::JobFailure;
 use crate::store::{self, Notification, Scope};
 use crate::stripe;
 
@@ -177,7 +178,8 @@ impl App {
         } else {
             // A reconciler has no end, and no other job does its work: it is never parked.
             let failures_max = if is_reconciler { i32::MAX } else { OWN_FAILURES_MAX };
-            store::jobs::fail(&mut tx, lease, now + backoff(lease.failures), &text, failures_max, now).await?
+            let failure = JobFailure { error: text.clone(), run_at: now + backoff(lease.failures), failures_max };
+            store::jobs::fail(&mut tx, lease, &failure, now).await?
         };
         tx.commit().await?;
         if is_parked {

@@ -42,6 +42,18 @@ use crate::store::integrations::Secret;
 use crate::store::{self, Notification, Pool, Scope, Sealer};
 use crate::stripe;
 
+/// What the use cases work on.
+pub struct Adapters {
+    /// Connections to Postgres.
+    pub pool: Pool,
+    /// Seals and opens secrets.
+    pub sealer: Sealer,
+    /// The client of Stripe's API.
+    pub stripe: stripe::Client,
+    /// The clock of all times.
+    pub clock: Clock,
+}
+
 /// The settings of the use cases.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -88,14 +100,8 @@ struct StripeAccount {
 impl App {
     /// Creates the use cases. Notifications for other replicas are sent to `notifications`. Must be called within a
     /// Tokio runtime: it starts the task that stores webhooks.
-    pub fn new(
-        pool: Pool,
-        sealer: Sealer,
-        stripe: stripe::Client,
-        clock: Clock,
-        settings: Settings,
-        notifications: mpsc::Sender<Notification>,
-    ) -> Self {
+    pub fn new(adapters: Adapters, settings: Settings, notifications: mpsc::Sender<Notification>) -> Self {
+        let Adapters { pool, sealer, stripe, clock } = adapters;
         let notifier = Notifier::new(notifications);
         let inbox = deliveries::Inbox::start(pool.clone(), clock.clone(), notifier.clone());
         let tokens = TokenCache::default();

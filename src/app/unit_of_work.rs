@@ -10,7 +10,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{OrganizationId, Result};
 use crate::failpoints::{self, Failpoint};
 use crate::store::jobs::{NewJob, RequestedBy};
-use crate::store::stripe_requests::{Purpose, StripeRequest};
+use crate::store::stripe_requests::{RequestTarget, StripeRequest};
 use crate::store::{self, Notification, Scope, Transaction};
 
 /// A transaction in progress, with the jobs and events to write at its commit.
@@ -96,15 +96,9 @@ impl UnitOfWork {
     }
 
     /// Stores a request to Stripe with this change, before it is first sent (P2).
-    pub(super) async fn prepare(
-        &mut self,
-        purpose: Purpose,
-        object_id: Uuid,
-        number: i32,
-        body: String,
-    ) -> Result<StripeRequest> {
-        let request = purpose.request(object_id, number, body, self.now);
-        store::stripe_requests::prepare(&mut self.tx, self.org, purpose, object_id, &request).await?;
+    pub(super) async fn prepare(&mut self, target: RequestTarget, number: i32, body: String) -> Result<StripeRequest> {
+        let request = target.request(number, body, self.now);
+        store::stripe_requests::prepare(&mut self.tx, self.org, target, &request).await?;
         Ok(request)
     }
 

@@ -7,6 +7,8 @@ pub mod customers;
 pub mod deliveries;
 pub mod error;
 pub mod events;
+#[cfg(test)]
+pub(crate) mod fixtures;
 pub mod ids;
 pub mod integrations;
 pub mod jobs;

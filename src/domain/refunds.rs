@@ -3,6 +3,8 @@
 
 use time::OffsetDateTime;
 
+use super::payments::Payment;
+use super::signals::RefundSnapshot;
 use super::{Currency, Error, IntegrationId, Money, OrganizationId, PaymentId, RefundId, Result};
 
 /// Money returned to the customer, in full or in part.
@@ -44,6 +46,72 @@ impl Refund {
     pub const INTEGRATION_DISCONNECTED: &'static str = "integration_disconnected";
     /// Failure reason of a refund that exceeds what remains of its charge. Stripe has no code for it.
     pub const MORE_THAN_IS_LEFT: &'static str = "more_than_is_left";
+
+    /// A refund that a caller requests now.
+    pub fn requested(
+        id: RefundId,
+        organization_id: OrganizationId,
+        new: &NewRefund,
+        charge: &Charge,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self {
+            id,
+            organization_id,
+            integration_id: charge.integration_id,
+            payment_id: new.payment_id,
+            provider_refund_id: None,
+            provider_charge_id: Some(charge.provider_charge_id.clone()),
+            amount: new.amount.map(|amount| amount.minor_units),
+            currency: charge.amount.currency,
+            status: "pending".to_owned(),
+            failure_reason: None,
+            unknown_since: None,
+            dead_key_time: None,
+            create_time: now,
+            update_time: now,
+        }
+    }
+
+    /// A refund that Stripe reports, and nobody requested here.
+    pub fn reported(
+        id: RefundId,
+        payment: &Payment,
+        integration_id: IntegrationId,
+        snapshot: &RefundSnapshot,
+        now: OffsetDateTime,
+    ) -> Self {
+        let mut refund = Self {
+            id,
+            organization_id: payment.organization_id,
+            integration_id,
+            payment_id: payment.id,
+            provider_refund_id: None,
+            provider_charge_id: None,
+            amount: None,
+            currency: snapshot.amount.currency,
+            status: String::new(),
+            failure_reason: None,
+            unknown_since: None,
+            dead_key_time: None,
+            create_time: now,
+            update_time: now,
+        };
+        refund.apply(snapshot);
+        refund
+    }
+
+    /// Takes over what Stripe reports. The outcome is known from then on.
+    pub fn apply(&mut self, snapshot: &RefundSnapshot) {
+        self.provider_refund_id = Some(snapshot.id.clone());
+        self.provider_charge_id = snapshot.provider_charge_id.clone().or_else(|| self.provider_charge_id.take());
+        self.amount = Some(snapshot.amount.minor_units);
+        self.currency = snapshot.amount.currency;
+        self.status.clone_from(&snapshot.status);
+        self.failure_reason.clone_from(&snapshot.failure_reason);
+        self.unknown_since = None;
+        self.dead_key_time = None;
+    }
 
     /// Whether its status may still change without further requests.
     pub fn is_moving(&self) -> bool {

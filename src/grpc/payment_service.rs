@@ -1,5 +1,5 @@
-//! `PaymentService`: collects invoices. A call accepts the work and jobs do it; only CreatePaymentUrl calls Stripe
-//! within the call. A declined card is data on the payment.
+//! `PaymentService`: collects invoices. Jobs do the collecting; only CreatePaymentUrl calls Stripe within the call. A
+//! declined card is not an error of a call: it is the payment's `failure`.
 
 use tonic::{Request, Response, Status};
 

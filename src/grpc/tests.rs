@@ -15,7 +15,7 @@ use tonic_types::StatusExt as _;
 use super::proto::payment_service_client::PaymentServiceClient;
 use super::proto::{CreatePaymentRequest, GetPaymentRequest};
 use super::*;
-use crate::app::{Periods, Settings};
+use crate::app::{Adapters, Periods, Settings};
 use crate::clock::Clock;
 use crate::store::{Pool, SealKey, Sealer};
 use crate::stripe;
@@ -37,14 +37,14 @@ pub(super) fn app_without_database() -> App {
         action_period: Duration::DAY,
         periods: Periods::default(),
     };
-    App::new(
-        Pool::new(&format!("postgres://{closed_port}/paybridge"), 1).unwrap(),
-        Sealer::new(&[key]).unwrap(),
-        stripe::Client::new(&format!("http://{closed_port}"), clock.clone(), stripe::Timeouts::default()).unwrap(),
+    let timeouts = stripe::Timeouts::default();
+    let adapters = Adapters {
+        pool: Pool::new(&format!("postgres://{closed_port}/paybridge"), 1).unwrap(),
+        sealer: Sealer::new(&[key]).unwrap(),
+        stripe: stripe::Client::new(&format!("http://{closed_port}"), clock.clone(), timeouts).unwrap(),
         clock,
-        settings,
-        mpsc::channel(1).0,
-    )
+    };
+    App::new(adapters, settings, mpsc::channel(1).0)
 }
 
 /// A running server. Stops when dropped.

@@ -25,7 +25,7 @@ fn receiver() -> WebhookReceiver {
         periods: app::Periods::default(),
     };
     let pool = Pool::new("host=/nonexistent user=nobody", 1).unwrap();
-    let app = App::new(pool, sealer, stripe, clock, settings, mpsc::channel(1).0);
+    let app = App::new(app::Adapters { pool, sealer, stripe, clock }, settings, mpsc::channel(1).0);
     WebhookReceiver { app, capacity: Arc::new(Semaphore::new(PERMITS_MAX)) }
 }
 

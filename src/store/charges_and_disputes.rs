@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::currency;
 use super::schema::{charges::dsl as charges, disputes::dsl as disputes, overpayments::dsl as overpayments};
-use crate::domain::payments::Payment;
+use crate::domain::payments::{Payment, Receipt};
 use crate::domain::refunds::Charge;
 use crate::domain::signals::DisputeSnapshot;
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
@@ -62,16 +62,15 @@ pub async fn insert_overpayment(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     payment: PaymentId,
-    provider_payment_intent_id: &str,
-    amount_received: i64,
+    receipt: &Receipt,
     now: OffsetDateTime,
 ) -> Result<bool> {
     let inserted = diesel::insert_into(overpayments::overpayments)
         .values((
             overpayments::organization_id.eq(org.0),
-            overpayments::provider_payment_intent_id.eq(provider_payment_intent_id),
+            overpayments::provider_payment_intent_id.eq(&receipt.provider_payment_intent_id),
             overpayments::payment_id.eq(payment.0),
-            overpayments::amount_received.eq(amount_received),
+            overpayments::amount_received.eq(receipt.amount.minor_units),
             overpayments::create_time.eq(now),
         ))
         .on_conflict_do_nothing()

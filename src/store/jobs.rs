@@ -138,14 +138,21 @@ pub async fn postpone(conn: &mut AsyncPgConnection, lease: &Lease, run_at: Offse
     if postponed == 1 { Ok(()) } else { Err(Error::LeaseLost) }
 }
 
-/// Releases a job that failed for a reason of its own, to run again at `run_at`. After `failures_max` such failures it
-/// is parked at `now` instead. Returns whether it was parked.
+/// A failure of a job, for a reason of its own.
+#[derive(Clone, Debug)]
+pub struct JobFailure {
+    pub error: String,
+    /// When to run the job again.
+    pub run_at: OffsetDateTime,
+    /// After so many such failures the job is parked instead.
+    pub failures_max: i32,
+}
+
+/// Releases a job that failed, or parks it at `now`. Returns whether it was parked.
 pub async fn fail(
     conn: &mut AsyncPgConnection,
     lease: &Lease,
-    run_at: OffsetDateTime,
-    error: &str,
-    failures_max: i32,
+    failure: &JobFailure,
     now: OffsetDateTime,
 ) -> Result<bool> {
     let row: Option<Parked> = diesel::sql_query(
@@ -157,9 +164,9 @@ pub async fn fail(
     .bind::<SqlUuid, _>(lease.id.0)
     .bind::<BigInt, _>(lease.epoch)
     .bind::<BigInt, _>(lease.generation)
-    .bind::<Timestamptz, _>(run_at)
-    .bind::<Text, _>(error)
-    .bind::<Integer, _>(failures_max)
+    .bind::<Timestamptz, _>(failure.run_at)
+    .bind::<Text, _>(&failure.error)
+    .bind::<Integer, _>(failure.failures_max)
     .bind::<Timestamptz, _>(now)
     .get_result(conn)
     .await

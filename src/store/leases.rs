@@ -2,8 +2,8 @@
 //! an index that holds nothing else. Leases use the database's own time, everything else uses Paybridge's clock.
 //!
 //! Due jobs are queued in *lanes*, one per organization and kind. Workers take a few jobs from each lane in turn, in
-//! the index's order. So the next job is one index lookup away, however long any lane is, and a job in an empty lane
-//! waits for one round at most. Everything here is for the system role.
+//! the index's order. So the next job is one index lookup away, however long any lane is, and a job enqueued into an
+//! empty lane is reached within one round. Everything here is for the system role.
 
 use diesel::prelude::*;
 use diesel::sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestamptz, Uuid as SqlUuid};
@@ -186,9 +186,9 @@ async fn next_lane(
     Ok(Some((lane, rows.into_iter().filter_map(Row::lease).collect())))
 }
 
-/// Extends the leases that are still held, and returns their ids. It does not wait for a locked row: the transaction
-/// that ends that job may be enqueueing jobs that are renewed here, and both would deadlock. A locked row counts as
-/// held, since nobody else can lease it. A lease that was released a moment ago is not taken back.
+/// Extends the leases that are held, and returns the jobs that no other worker has leased since: also those whose row is
+/// locked, or whose lease was released a moment ago, which are not extended. It does not wait for a locked row: the
+/// transaction that ends that job may be enqueueing jobs that are renewed here, and both would deadlock.
 pub async fn renew(conn: &mut AsyncPgConnection, held: &[(Uuid, i64)], period: RealDuration) -> Result<Vec<Uuid>> {
     #[derive(QueryableByName)]
     struct Renewed {

@@ -9,21 +9,27 @@ use uuid::Uuid;
 use super::schema::request_ids::dsl;
 use crate::domain::{Error, OrganizationId, Result};
 
+/// A caller's request: its `request_id`, and a hash of everything else in it.
+#[derive(Clone, Debug)]
+pub struct CallerRequest {
+    pub id: String,
+    pub body_hash: [u8; 32],
+}
+
 /// Records that a `request_id` stands for `resource`. If a concurrent call has recorded it already, the body and the
 /// resource must be the same.
 pub async fn insert(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    request_id: &str,
-    body_hash: &[u8],
+    request: &CallerRequest,
     resource: Uuid,
     now: OffsetDateTime,
 ) -> Result<()> {
     let inserted = diesel::insert_into(dsl::request_ids)
         .values((
             dsl::organization_id.eq(org.0),
-            dsl::request_id.eq(request_id),
-            dsl::body_hash.eq(body_hash),
+            dsl::request_id.eq(&request.id),
+            dsl::body_hash.eq(&request.body_hash[..]),
             dsl::resource_id.eq(resource),
             dsl::create_time.eq(now),
         ))
@@ -33,9 +39,9 @@ pub async fn insert(
     if inserted == 1 {
         return Ok(());
     }
-    match resource_of(conn, org, request_id, body_hash).await? {
+    match resource_of(conn, org, request).await? {
         Some(known) if known == resource => Ok(()),
-        _ => Err(Error::RequestIdReused(request_id.to_owned())),
+        _ => Err(Error::RequestIdReused(request.id.clone())),
     }
 }
 
@@ -53,17 +59,16 @@ pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, request_id:
 pub async fn resource_of(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    request_id: &str,
-    body_hash: &[u8],
+    request: &CallerRequest,
 ) -> Result<Option<Uuid>> {
     let row: Option<(Vec<u8>, Uuid)> = dsl::request_ids
-        .find((org.0, request_id))
+        .find((org.0, &request.id))
         .select((dsl::body_hash, dsl::resource_id))
         .first(conn)
         .await
         .optional()?;
     match row {
-        Some((known_hash, _)) if known_hash != body_hash => Err(Error::RequestIdReused(request_id.to_owned())),
+        Some((known_hash, _)) if known_hash != request.body_hash => Err(Error::RequestIdReused(request.id.clone())),
         other => Ok(other.map(|(_, resource)| resource)),
     }
 }

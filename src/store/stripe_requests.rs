@@ -35,9 +35,23 @@ impl Purpose {
         }
     }
 
-    /// Builds a request for `object`.
-    pub fn request(self, object: Uuid, number: i32, body: String, now: OffsetDateTime) -> StripeRequest {
-        let idempotency_key = format!("paybridge-{}-{object}-{number}", self.as_str());
+    /// Requests of this purpose about `object`.
+    pub fn of(self, object: impl Into<Uuid>) -> RequestTarget {
+        RequestTarget { purpose: self, object: object.into() }
+    }
+}
+
+/// What a series of requests is about. Their numbers are 1, 2, 3, …
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestTarget {
+    purpose: Purpose,
+    object: Uuid,
+}
+
+impl RequestTarget {
+    /// Builds a request.
+    pub fn request(self, number: i32, body: String, now: OffsetDateTime) -> StripeRequest {
+        let idempotency_key = format!("paybridge-{}-{}-{number}", self.purpose.as_str(), self.object);
         StripeRequest { number, idempotency_key, body, create_time: now, is_finished: false }
     }
 }
@@ -59,16 +73,15 @@ pub struct StripeRequest {
 
 type Row = (i32, String, String, OffsetDateTime, Option<OffsetDateTime>);
 
-/// Reads the newest request for this purpose and object.
+/// Reads the newest request of this target.
 pub async fn newest(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
 ) -> Result<Option<StripeRequest>> {
     let row: Option<Row> = dsl::stripe_requests
-        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(object)))
-        .filter(dsl::purpose.eq(purpose.as_str()))
+        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(target.object)))
+        .filter(dsl::purpose.eq(target.purpose.as_str()))
         .order(dsl::number.desc())
         .select((dsl::number, dsl::idempotency_key, dsl::body, dsl::create_time, dsl::finish_time))
         .first(conn)
@@ -88,31 +101,29 @@ pub async fn newest(
 pub async fn is_outcome_unknown(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
     body: &str,
     since: OffsetDateTime,
 ) -> Result<bool> {
     let query = dsl::stripe_requests
-        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(object)))
-        .filter(dsl::purpose.eq(purpose.as_str()).and(dsl::body.eq(body)))
+        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(target.object)))
+        .filter(dsl::purpose.eq(target.purpose.as_str()).and(dsl::body.eq(body)))
         .filter(dsl::finish_time.is_null().and(dsl::create_time.gt(since)));
     Ok(diesel::select(diesel::dsl::exists(query)).get_result(conn).await?)
 }
 
-/// Stores a request before it is first sent. Its number must be new for its purpose and object.
+/// Stores a request before it is first sent. Its number must be new for its target.
 pub async fn prepare(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
     request: &StripeRequest,
 ) -> Result<()> {
     diesel::insert_into(dsl::stripe_requests)
         .values((
             dsl::organization_id.eq(org.0),
-            dsl::purpose.eq(purpose.as_str()),
-            dsl::object_id.eq(object),
+            dsl::purpose.eq(target.purpose.as_str()),
+            dsl::object_id.eq(target.object),
             dsl::number.eq(request.number),
             dsl::idempotency_key.eq(&request.idempotency_key),
             dsl::body.eq(&request.body),
@@ -123,17 +134,16 @@ pub async fn prepare(
     Ok(())
 }
 
-/// Deletes the requests for this purpose and object that are finished, or were prepared before `before`.
+/// Deletes the requests of this target that are finished, or were prepared before `before`.
 pub async fn delete_finished(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
     before: OffsetDateTime,
 ) -> Result<()> {
     let requests = dsl::stripe_requests
-        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(object)))
-        .filter(dsl::purpose.eq(purpose.as_str()))
+        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(target.object)))
+        .filter(dsl::purpose.eq(target.purpose.as_str()))
         .filter(dsl::finish_time.is_not_null().or(dsl::create_time.lt(before)));
     diesel::delete(requests).execute(conn).await?;
     Ok(())
@@ -143,12 +153,11 @@ pub async fn delete_finished(
 pub async fn finish(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
     number: i32,
     now: OffsetDateTime,
 ) -> Result<()> {
-    diesel::update(dsl::stripe_requests.find((org.0, object, purpose.as_str(), number)))
+    diesel::update(dsl::stripe_requests.find((org.0, target.object, target.purpose.as_str(), number)))
         .set(dsl::finish_time.eq(now))
         .execute(conn)
         .await?;
@@ -159,14 +168,13 @@ pub async fn finish(
 pub async fn finish_by_key(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
-    purpose: Purpose,
-    object: Uuid,
+    target: RequestTarget,
     idempotency_key: &str,
     now: OffsetDateTime,
 ) -> Result<()> {
     let request = dsl::stripe_requests
-        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(object)))
-        .filter(dsl::purpose.eq(purpose.as_str()).and(dsl::idempotency_key.eq(idempotency_key)))
+        .filter(dsl::organization_id.eq(org.0).and(dsl::object_id.eq(target.object)))
+        .filter(dsl::purpose.eq(target.purpose.as_str()).and(dsl::idempotency_key.eq(idempotency_key)))
         .filter(dsl::finish_time.is_null());
     diesel::update(request).set(dsl::finish_time.eq(now)).execute(conn).await?;
     Ok(())

@@ -175,12 +175,10 @@ impl Client {
 
 #[cfg(test)]
 mod tests {
-    use time::OffsetDateTime;
     use uuid::Uuid;
 
     use super::*;
-    use crate::domain::customers::LinkState;
-    use crate::domain::payment_methods::MethodKind;
+    use crate::domain::fixtures;
 
     fn hooli() -> Customer {
         Customer {
@@ -189,19 +187,8 @@ mod tests {
             external_id: "hooli_1234".to_owned(),
             name: "Hooli & Sons".to_owned(),
             email: " a@hooli.test, b@hooli.test".to_owned(),
-            phone: String::new(),
             address: Some(Address { city: "Bern".to_owned(), country: "CH".to_owned(), ..Address::default() }),
-            integration_id: None,
-            link_state: LinkState::Pending,
-            link_error: None,
-            provider_customer_id: None,
-            provider_payment_methods: vec![MethodKind::Card],
-            sync_with_provider: true,
-            default_payment_method_id: None,
-            unpushed_fields: Vec::new(),
-            version: 1,
-            create_time: OffsetDateTime::UNIX_EPOCH,
-            update_time: OffsetDateTime::UNIX_EPOCH,
+            ..fixtures::customer(None)
         }
     }
 

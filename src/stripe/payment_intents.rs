@@ -238,8 +238,7 @@ mod tests {
 
     use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
-    use crate::domain::Money;
-    use crate::domain::payments::PaymentState;
+    use crate::domain::fixtures;
 
     fn payment() -> Payment {
         Payment {
@@ -249,30 +248,7 @@ mod tests {
             customer_id: Uuid::from_u128(1).into(),
             invoice_id: "inv/1".to_owned(),
             invoice_number: "HOO-001".to_owned(),
-            amount: Money { minor_units: 4900, currency: Currency::EUR },
-            state: PaymentState::Pending,
-            pending_reason: None,
-            failure: None,
-            awaits_method: false,
-            provider_payment_intent_id: None,
-            intent_number: 1,
-            attempt_number: 0,
-            requested_method_id: None,
-            on_session: false,
-            next_action_url: None,
-            action_time: None,
-            provider_charge_id: None,
-            amount_received: 0,
-            part_received: 0,
-            amount_refunded: 0,
-            cancel_request_time: None,
-            pending_operation: None,
-            refused_amount: None,
-            manual: None,
-            unknown_since: None,
-            version: 1,
-            create_time: OffsetDateTime::UNIX_EPOCH,
-            update_time: OffsetDateTime::UNIX_EPOCH,
+            ..fixtures::payment(4900)
         }
     }
 

@@ -31,7 +31,7 @@ pub fn scrub(text: &str) -> String {
 }
 
 /// Replaces the values of `client_secret` in an event's JSON. With a client secret and the publishable key anybody can
-/// act on an intent, and we need none. The rest is unchanged.
+/// act on an intent, and we need none. Apart from white space after the colon, the rest is unchanged.
 pub fn redact_client_secrets(json: String) -> String {
     const FIELD: &str = "\"client_secret\"";
     if !json.contains(FIELD) {

@@ -236,7 +236,8 @@ async fn p5_trimming_removes_a_prefix_of_the_log_even_if_times_are_out_of_order(
     }
 }
 
-/// Transactions that emit events wait for each other at the log's counter. Calls and webhooks never do.
+/// Transactions that emit events wait for each other at the log's counter. Accepting a payment
+/// and ingesting a webhook append nothing, so they never wait.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p5_accepting_a_payment_never_waits_for_the_log() {
     let context = context(Options::default()).await;

@@ -9,6 +9,7 @@ use crate::domain::integrations::{Integration, MOVE_CUSTOMER};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::signals::SessionSnapshot;
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
+use crate::store::request_ids::CallerRequest;
 use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
@@ -22,12 +23,13 @@ impl App {
         success_url: Option<String>,
     ) -> Result<CheckoutSession> {
         let id = customer.to_string();
-        let hash = hash_request("CreateCheckoutUrl", &[&id, success_url.as_deref().unwrap_or_default()]);
+        let body_hash = hash_request("CreateCheckoutUrl", &[&id, success_url.as_deref().unwrap_or_default()]);
+        let request = request_id.map(|id| CallerRequest { id, body_hash });
         let mut work = self.begin(org).await?;
-        let known = match &request_id {
-            Some(request_id) => {
-                store::request_ids::lock(&mut work.tx, org, request_id).await?;
-                store::request_ids::resource_of(&mut work.tx, org, request_id, &hash).await?
+        let known = match &request {
+            Some(request) => {
+                store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+                store::request_ids::resource_of(&mut work.tx, org, request).await?
             }
             None => None,
         };
@@ -38,8 +40,8 @@ impl App {
             let customer = store::customers::get(&mut work.tx, org, customer).await?;
             let integration = linked_integration(&mut work, &customer).await?;
             let session = self.new_session(&mut work, &customer, &integration, success_url, false).await?;
-            if let Some(request_id) = &request_id {
-                store::request_ids::insert(&mut work.tx, org, request_id, &hash, session.id.0, work.now).await?;
+            if let Some(request) = &request {
+                store::request_ids::insert(&mut work.tx, org, request, session.id.0, work.now).await?;
             }
             work.commit().await?;
             session.id
@@ -74,7 +76,7 @@ impl App {
         let provider_id = customer.provider_customer_id.as_deref().unwrap_or_default();
         let kinds = &customer.provider_payment_methods;
         let body = stripe::checkout_sessions::setup_body(&session, provider_id, kinds);
-        work.prepare(Purpose::CheckoutSession, session.id.0, 1, body).await?;
+        work.prepare(Purpose::CheckoutSession.of(session.id), 1, body).await?;
         Ok(session)
     }
 
@@ -82,7 +84,7 @@ impl App {
     async fn create_session(&self, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
         let mut tx = self.read(org).await?;
         let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
-        let request = store::stripe_requests::newest(&mut tx, org, Purpose::CheckoutSession, id.0).await?;
+        let request = store::stripe_requests::newest(&mut tx, org, Purpose::CheckoutSession.of(id)).await?;
         tx.close().await?;
         if session.state == SessionState::Failed {
             let message = "Stripe refused to create this link; request another one with a new request_id";
@@ -117,10 +119,10 @@ impl App {
     ) -> Result<()> {
         let mut work = self.begin(org).await?;
         let session = store::checkout_sessions::lock(&mut work.tx, org, id).await?;
-        let purpose = Purpose::CheckoutSession;
-        let newest = store::stripe_requests::newest(&mut work.tx, org, purpose, id.0).await?;
+        let target = Purpose::CheckoutSession.of(id);
+        let newest = store::stripe_requests::newest(&mut work.tx, org, target).await?;
         if session.state == SessionState::Creating && newest.is_some_and(|newest| newest.number == replayed.number) {
-            work.prepare(purpose, id.0, replayed.number + 1, replayed.body.clone()).await?;
+            work.prepare(target, replayed.number + 1, replayed.body.clone()).await?;
         }
         work.commit().await
     }

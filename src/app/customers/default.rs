@@ -94,13 +94,13 @@ pub(in crate::app) async fn may_be_our_write(
 ) -> Result<bool> {
     let body = stripe::customers::default_method_body(provider_default);
     let (org, since) = (customer.organization_id, now - UNKNOWN_WRITE_PERIOD);
-    store::stripe_requests::is_outcome_unknown(tx, org, Purpose::DefaultMethod, customer.id.0, &body, since).await
+    store::stripe_requests::is_outcome_unknown(tx, org, Purpose::DefaultMethod.of(customer.id), &body, since).await
 }
 
 /// The outcome of a write is known: it no longer explains what a read shows.
 async fn finish_write(work: &mut UnitOfWork, id: CustomerId, write: &StripeRequest) -> Result<()> {
     let (org, now) = (work.org, work.now);
-    store::stripe_requests::finish(&mut work.tx, org, Purpose::DefaultMethod, id.0, write.number, now).await
+    store::stripe_requests::finish(&mut work.tx, org, Purpose::DefaultMethod.of(id), write.number, now).await
 }
 
 /// Clears that a read of a locked customer's methods found no default, once an event says when it was unset: a method
@@ -203,16 +203,15 @@ impl App {
         id: CustomerId,
         method: Option<&str>,
     ) -> Result<StripeRequest> {
-        let (org, purpose) = (work.org, Purpose::DefaultMethod);
-        let newest = store::stripe_requests::newest(&mut work.tx, org, purpose, id.0).await?;
+        let (org, target) = (work.org, Purpose::DefaultMethod.of(id));
+        let newest = store::stripe_requests::newest(&mut work.tx, org, target).await?;
         let number = newest.map_or(1, |newest| newest.number + 1);
-        store::stripe_requests::delete_finished(&mut work.tx, org, purpose, id.0, work.now - UNKNOWN_WRITE_PERIOD)
-            .await?;
+        store::stripe_requests::delete_finished(&mut work.tx, org, target, work.now - UNKNOWN_WRITE_PERIOD).await?;
         let write = StripeRequest {
             idempotency_key: format!("paybridge-default-{id}-{}", self.clock().new_id()),
-            ..purpose.request(id.0, number, stripe::customers::default_method_body(method), work.now)
+            ..target.request(number, stripe::customers::default_method_body(method), work.now)
         };
-        store::stripe_requests::prepare(&mut work.tx, org, purpose, id.0, &write).await?;
+        store::stripe_requests::prepare(&mut work.tx, org, target, &write).await?;
         Ok(write)
     }
 
@@ -260,7 +259,7 @@ impl App {
         // Stripe carried out this write at a known time: its outcome is no longer unknown.
         if let Some(key) = origin.request_key {
             let (org, now) = (work.org, work.now);
-            store::stripe_requests::finish_by_key(&mut work.tx, org, Purpose::DefaultMethod, customer.id.0, key, now)
+            store::stripe_requests::finish_by_key(&mut work.tx, org, Purpose::DefaultMethod.of(customer.id), key, now)
                 .await?;
         }
         work.commit().await

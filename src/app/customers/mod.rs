@@ -24,6 +24,7 @@ use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{PaymentFilter, PaymentState};
 use crate::domain::{CustomerId, Error, OrganizationId, Page, Result};
 use crate::store;
+use crate::store::request_ids::CallerRequest;
 
 impl App {
     /// Creates a customer. A job creates it at Stripe if `sync_with_provider` is set, or links it if
@@ -35,11 +36,12 @@ impl App {
         new: NewCustomer,
     ) -> Result<Customer> {
         check_one_link(new.provider_customer_id.as_deref(), new.sync_with_provider)?;
-        let hash = customer_hash(&new);
+        let body_hash = customer_hash(&new);
+        let request = request_id.map(|id| CallerRequest { id, body_hash });
         let mut work = self.begin(org).await?;
-        if let Some(request_id) = &request_id {
-            store::request_ids::lock(&mut work.tx, org, request_id).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request_id, &hash).await? {
+        if let Some(request) = &request {
+            store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request).await? {
                 return store::customers::get(&mut work.tx, org, known.into()).await;
             }
         }
@@ -54,8 +56,8 @@ impl App {
                 message: format!("a customer with the external id {} exists; update that one", customer.external_id),
             });
         }
-        if let Some(request_id) = &request_id {
-            store::request_ids::insert(&mut work.tx, org, request_id, &hash, customer.id.0, work.now).await?;
+        if let Some(request) = &request {
+            store::request_ids::insert(&mut work.tx, org, request, customer.id.0, work.now).await?;
         }
         if wants_link {
             work.enqueue(JobKind::SyncCustomer, customer.id.0);

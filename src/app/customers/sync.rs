@@ -52,7 +52,7 @@ impl App {
     async fn customer_request(&self, lease: &Lease, customer: &Customer) -> Result<StripeRequest> {
         let mut work = self.begin_leased(lease).await?;
         let (org, now) = (work.org, work.now);
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Customer, customer.id.0).await?;
+        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Customer.of(customer.id)).await?;
         let number = match newest {
             Some(request) if !request.is_finished && now - request.create_time <= KEY_AGE_MAX => {
                 work.rollback().await?;
@@ -62,7 +62,7 @@ impl App {
             None => 1,
         };
         let body = stripe::customers::create_body(customer);
-        let request = work.prepare(Purpose::Customer, customer.id.0, number, body).await?;
+        let request = work.prepare(Purpose::Customer.of(customer.id), number, body).await?;
         work.commit().await?;
         Ok(request)
     }
@@ -115,7 +115,7 @@ impl App {
             let mut work = self.begin_leased(lease).await?;
             let body = request.body.clone();
             let number = request.number + 1;
-            work.prepare(Purpose::Customer, customer.id.0, number, body).await?;
+            work.prepare(Purpose::Customer.of(customer.id), number, body).await?;
             work.commit().await?;
         }
         Err(stripe_unavailable(&error))
@@ -141,7 +141,7 @@ impl App {
         customer.link_error = None;
         customer.provider_customer_id = Some(provider_id.to_owned());
         if let Some(request) = request {
-            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer, seen.id.0, request.number, now)
+            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer.of(seen.id), request.number, now)
                 .await?;
             if stripe::customers::create_body(&customer) != request.body {
                 // It was changed while it was being created.
@@ -183,7 +183,7 @@ impl App {
         let (org, now) = (work.org, work.now);
         let mut customer = store::customers::lock(&mut work.tx, org, seen.id).await?;
         if let Some(request) = request {
-            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer, seen.id.0, request.number, now)
+            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer.of(seen.id), request.number, now)
                 .await?;
         }
         let Some(integration) = customer.integration_id.filter(|_| customer.has_same_link(seen)) else {

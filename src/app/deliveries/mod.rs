@@ -18,7 +18,7 @@ use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
-use crate::stripe::events::EventEnvelope;
+use crate::stripe::events::{EventEnvelope, ListedEvent};
 use crate::{store, stripe};
 
 /// How long an unsealed webhook secret is cached.
@@ -111,7 +111,7 @@ impl App {
         verified.map_err(Rejection::BadSignature)?;
         let envelope = EventEnvelope::parse(&body).map_err(|error| Rejection::NotAnEvent(error.to_owned()))?;
         let body = String::from_utf8(body).map_err(|_| Rejection::NotAnEvent("the body is not UTF-8".to_owned()))?;
-        let delivery = new_delivery(org, integration, envelope, body, false, now);
+        let delivery = new_delivery(org, integration, ListedEvent { envelope, body }, now);
         self.0.inbox.put(delivery).await.map_err(|_| Rejection::Unavailable)
     }
 
@@ -141,14 +141,8 @@ impl App {
     }
 }
 
-fn new_delivery(
-    org: OrganizationId,
-    integration: IntegrationId,
-    envelope: EventEnvelope,
-    body: String,
-    polled: bool,
-    now: OffsetDateTime,
-) -> Delivery {
+fn new_delivery(org: OrganizationId, integration: IntegrationId, event: ListedEvent, now: OffsetDateTime) -> Delivery {
+    let ListedEvent { envelope, body } = event;
     Delivery {
         organization_id: org,
         integration_id: integration,
@@ -156,7 +150,7 @@ fn new_delivery(
         created: envelope.created,
         event_type: envelope.event_type,
         body: stripe::redact::redact_client_secrets(body),
-        polled,
+        polled: false,
         state: DeliveryState::Received,
         receive_time: now,
     }

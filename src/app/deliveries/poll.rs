@@ -145,8 +145,8 @@ impl App {
 
         let mut work = self.begin_leased(lease).await?;
         let now = work.now;
-        let found: Vec<Delivery> =
-            listed.into_iter().map(|event| new_delivery(org, id, event.envelope, event.body, true, now)).collect();
+        let polled = |event| Delivery { polled: true, ..new_delivery(org, id, event, now) };
+        let found: Vec<Delivery> = listed.into_iter().map(polled).collect();
         let new = store::deliveries::insert_new(&mut work.tx, &found.iter().collect::<Vec<_>>()).await?;
         for delivery in &found {
             if new.contains(&(delivery.integration_id.0, delivery.provider_event_id.clone())) {

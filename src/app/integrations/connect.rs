@@ -15,6 +15,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integration_health::ListProgress;
 use crate::store::integrations::Secret;
+use crate::store::request_ids::CallerRequest;
 use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
@@ -30,10 +31,11 @@ impl App {
         request_id: Option<String>,
         new: NewIntegration,
     ) -> Result<(Integration, Vec<Finding>)> {
-        let hash = integration_hash(&new);
-        if let Some(request_id) = &request_id {
+        let body_hash = integration_hash(&new);
+        let request = request_id.map(|id| CallerRequest { id, body_hash });
+        if let Some(request) = &request {
             let mut tx = self.read(org).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut tx, org, request_id, &hash).await? {
+            if let Some(known) = store::request_ids::resource_of(&mut tx, org, request).await? {
                 return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
             }
             tx.close().await?;
@@ -44,16 +46,16 @@ impl App {
         // counts.
         let compared = self.check_not_connected(org, &checked).await;
         let mut work = self.begin(org).await?;
-        if let Some(request_id) = &request_id {
+        if let Some(request) = &request {
             // A concurrent repeat of this request may have been faster.
-            store::request_ids::lock(&mut work.tx, org, request_id).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request_id, &hash).await? {
+            store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request).await? {
                 return Ok((store::integrations::get(&mut work.tx, org, known.into()).await?, Vec::new()));
             }
         }
         let integration = self.insert_integration(&mut work, &new, &checked, &compared?).await?;
-        if let Some(request_id) = &request_id {
-            store::request_ids::insert(&mut work.tx, org, request_id, &hash, integration.id.0, work.now).await?;
+        if let Some(request) = &request {
+            store::request_ids::insert(&mut work.tx, org, request, integration.id.0, work.now).await?;
         }
         work.commit().await?;
         let findings = checked.findings.iter().map(scope_finding).collect();
@@ -112,7 +114,7 @@ impl App {
 
     async fn prepare_endpoint(&self, work: &mut UnitOfWork, id: IntegrationId, number: i32) -> Result<StripeRequest> {
         let body = stripe::webhook_endpoints::create_body(&self.endpoint_url(work.org, id), work.org, id);
-        work.prepare(Purpose::WebhookEndpoint, id.0, number, body).await
+        work.prepare(Purpose::WebhookEndpoint.of(id), number, body).await
     }
 
     /// The URL to which Stripe posts an integration's webhooks. It names the organization, so that row-level security
@@ -155,7 +157,7 @@ impl App {
         key: &stripe::ApiKey,
     ) -> Result<StripeRequest> {
         let mut tx = self.read(org).await?;
-        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::WebhookEndpoint, id.0).await?;
+        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::WebhookEndpoint.of(id)).await?;
         tx.close().await?;
         let number = match newest {
             Some(request) if self.clock().now() - request.create_time <= KEY_AGE_MAX => return Ok(request),

@@ -106,8 +106,8 @@ impl App {
         };
         let present = self.endpoints_at_stripe(account).await;
         let present = present.map_err(|error| map_job_error("webhook_endpoint.list", &error))?;
-        // Only now, and only while the lease is held: another worker may have taken over the job during the call and
-        // put the integration's present endpoint in place (P8). One that is listed by now and not known will never be.
+        // Read the recorded endpoints after the list, under the lease: another worker may have taken over the job during
+        // the call and recorded one (P8). What is listed and still not recorded is an orphan.
         let mut work = self.begin_leased(lease).await?;
         let kept = known_endpoints(&mut work.tx, org, id).await?;
         work.commit().await?;
@@ -117,7 +117,7 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
-        let request = work.prepare(Purpose::ReplacementEndpoint, id.0, number, body).await?;
+        let request = work.prepare(Purpose::ReplacementEndpoint.of(id), number, body).await?;
         work.commit().await?;
         Ok(request)
     }
@@ -224,7 +224,7 @@ impl App {
 
     async fn newest_replacement(&self, org: OrganizationId, id: IntegrationId) -> Result<Option<StripeRequest>> {
         let mut tx = self.read(org).await?;
-        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::ReplacementEndpoint, id.0).await?;
+        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::ReplacementEndpoint.of(id)).await?;
         tx.close().await?;
         Ok(newest)
     }
@@ -269,5 +269,5 @@ async fn known_endpoints(tx: &mut store::Transaction, org: OrganizationId, id: I
 
 async fn finish_replacement(work: &mut UnitOfWork, id: IntegrationId, request: &StripeRequest) -> Result<()> {
     let (org, now) = (work.org, work.now);
-    store::stripe_requests::finish(&mut work.tx, org, Purpose::ReplacementEndpoint, id.0, request.number, now).await
+    store::stripe_requests::finish(&mut work.tx, org, Purpose::ReplacementEndpoint.of(id), request.number, now).await
 }

@@ -6,7 +6,7 @@ use super::refresh::READS_MAX;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::jobs::Lease;
-use crate::domain::payments::{Notice, PaymentInput, Receipt};
+use crate::domain::payments::{Notice, Payment, PaymentInput, Receipt};
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
@@ -95,7 +95,7 @@ impl App {
         let (org, now, id) = (work.org, work.now, context.payment.id);
         let mut changed = Vec::new();
         for snapshot in &found.refunds {
-            changed.extend(self.write_refund(work, id, integration, snapshot).await?);
+            changed.extend(self.write_refund(work, &context.payment, integration, snapshot).await?);
         }
         if !changed.is_empty() {
             context.update_refunded(work).await?;
@@ -118,14 +118,14 @@ impl App {
     async fn write_refund(
         &self,
         work: &mut UnitOfWork,
-        payment: PaymentId,
+        payment: &Payment,
         integration: IntegrationId,
         snapshot: &RefundSnapshot,
     ) -> Result<Option<Refund>> {
         let (org, now) = (work.org, work.now);
-        if let Some(mut refund) = store::refunds::find_reported(&mut work.tx, org, payment, snapshot).await? {
+        if let Some(mut refund) = store::refunds::find_reported(&mut work.tx, org, payment.id, snapshot).await? {
             let before = refund.clone();
-            apply_snapshot(&mut refund, snapshot);
+            refund.apply(snapshot);
             if refund == before {
                 return Ok(None);
             }
@@ -137,52 +137,12 @@ impl App {
             && store::refunds::get(&mut work.tx, org, request).await.is_ok()
         {
             // Its request has another refund already: Stripe did carry out the request of a key that counted as dead.
-            tracing::error!(refund.id = %snapshot.id, payment.id = %payment, "Stripe made two refunds for one request");
+            tracing::error!(refund.id = %snapshot.id, payment.id = %payment.id, "Stripe made two refunds for one request");
         }
-        let refund = new_refund(work, self.clock().new_id().into(), payment, integration, snapshot);
+        let refund = Refund::reported(self.clock().new_id().into(), payment, integration, snapshot, now);
         store::refunds::insert(&mut work.tx, &refund).await?;
         Ok(Some(refund))
     }
-}
-
-/// A refund that was not requested here.
-fn new_refund(
-    work: &UnitOfWork,
-    id: RefundId,
-    payment: PaymentId,
-    integration: IntegrationId,
-    snapshot: &RefundSnapshot,
-) -> Refund {
-    let mut refund = Refund {
-        id,
-        organization_id: work.org,
-        integration_id: integration,
-        payment_id: payment,
-        provider_refund_id: None,
-        provider_charge_id: None,
-        amount: None,
-        currency: snapshot.amount.currency,
-        status: String::new(),
-        failure_reason: None,
-        unknown_since: None,
-        dead_key_time: None,
-        create_time: work.now,
-        update_time: work.now,
-    };
-    apply_snapshot(&mut refund, snapshot);
-    refund
-}
-
-/// Copies a snapshot into a refund.
-fn apply_snapshot(refund: &mut Refund, snapshot: &RefundSnapshot) {
-    refund.provider_refund_id = Some(snapshot.id.clone());
-    refund.provider_charge_id = snapshot.provider_charge_id.clone().or_else(|| refund.provider_charge_id.take());
-    refund.amount = Some(snapshot.amount.minor_units);
-    refund.currency = snapshot.amount.currency;
-    refund.status.clone_from(&snapshot.status);
-    refund.failure_reason.clone_from(&snapshot.failure_reason);
-    refund.unknown_since = None;
-    refund.dead_key_time = None;
 }
 
 impl PaymentContext {
@@ -223,17 +183,16 @@ impl PaymentContext {
         intent: &IntentSnapshot,
         counts: bool,
     ) -> Result<()> {
-        let (org, now, amount, id) = (work.org, work.now, intent.amount_received, self.payment.id);
-        if !store::charges_and_disputes::insert_overpayment(&mut work.tx, org, id, &intent.id, amount, now).await? {
+        let (org, now, id, receipt) = (work.org, work.now, self.payment.id, Receipt::of(intent));
+        if !store::charges_and_disputes::insert_overpayment(&mut work.tx, org, id, &receipt, now).await? {
             return Ok(());
         }
-        let receipt = Receipt::of(intent);
         record_charge(work, id, integration, &receipt, false).await?;
         if counts && !self.payment.state.is_final() {
             return self.apply(work, PaymentInput::OtherIntentPaid(intent)).await.map(|_| ());
         }
         if intent.amount.currency == self.payment.amount.currency {
-            self.payment.amount_received += amount;
+            self.payment.amount_received += receipt.amount.minor_units;
         }
         store::payments::save(&mut work.tx, &mut self.payment, now).await?;
         work.record_event(event_payloads::notice_event(&self.view(), &Notice::Overpaid(receipt)));

@@ -13,6 +13,7 @@ use crate::domain::payments::{Manual, Payment, PaymentInput, PaymentState, Pendi
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::{Error, Money, OrganizationId, PaymentId, Result};
 use crate::store;
+use crate::store::request_ids::CallerRequest;
 use crate::stripe;
 
 /// How far a caller's clock or time zone may be off.
@@ -85,18 +86,21 @@ impl App {
         paid_time: Option<time::OffsetDateTime>,
     ) -> Result<Payment> {
         let paid_text = paid_time.map(|time| time.unix_timestamp_nanos().to_string()).unwrap_or_default();
-        let hash = hash_request("RecordManualPayment", &[&id.to_string(), &reference, &paid_text]);
+        let request = CallerRequest {
+            id: request_id,
+            body_hash: hash_request("RecordManualPayment", &[&id.to_string(), &reference, &paid_text]),
+        };
         let mut work = self.begin(org).await?;
         if paid_time.is_some_and(|time| time > work.now + CLOCKS_APART_MAX) {
             return Err(Error::invalid("paid_time", "is in the future"));
         }
-        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
-        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await?.is_some();
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request).await?.is_some();
         let mut context = PaymentContext::load(&mut work, id).await?;
         if is_known {
             return Ok(context.payment);
         }
-        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+        store::request_ids::insert(&mut work.tx, org, &request, id.0, work.now).await?;
         let manual = Manual { reference, time: paid_time.unwrap_or(work.now) };
         request_operation(&mut work, &mut context, PendingOperation::RecordManual(manual), &RECORD).await?;
         work.commit().await?;

@@ -27,12 +27,12 @@ impl App {
     ) -> Result<JobFlow> {
         let (org, payment) = (work.org, &context.payment);
         let provider_customer = context.provider_customer()?.to_owned();
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::PaymentIntent, payment.id.0).await?;
+        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::PaymentIntent.of(payment.id)).await?;
         let request = if let Some(request) = newest.filter(|request| request.number >= payment.intent_number) {
             request
         } else {
             let body = stripe::payment_intents::create_body(payment, &provider_customer, &kinds);
-            work.prepare(Purpose::PaymentIntent, payment.id.0, payment.intent_number, body).await?
+            work.prepare(Purpose::PaymentIntent.of(payment.id), payment.intent_number, body).await?
         };
         let now = work.now;
         work.commit().await?;

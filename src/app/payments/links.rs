@@ -12,9 +12,10 @@ use crate::app::{App, KEY_AGE_MAX};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
-    Attempt, AttemptKind, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
+    Attempt, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
 };
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
+use crate::store::request_ids::CallerRequest;
 use crate::{store, stripe};
 
 /// After how long a job checks that the call that creates a link completed.
@@ -36,20 +37,23 @@ impl App {
         id: PaymentId,
         success_url: Option<String>,
     ) -> Result<(Payment, Option<Link>)> {
-        let hash = hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]);
+        let request = CallerRequest {
+            id: request_id,
+            body_hash: hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]),
+        };
         let mut work = self.begin(org).await?;
-        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
-        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await?.is_some();
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request).await?.is_some();
         let mut context = PaymentContext::load(&mut work, id).await?;
         let number = if is_known {
-            store::request_ids::attempt_of(&mut work.tx, org, &request_id).await?
+            store::request_ids::attempt_of(&mut work.tx, org, &request.id).await?
         } else {
             if context.open_link().is_none() {
                 self.prepare_link(&mut work, &mut context, success_url).await?;
             }
             let number = context.payment.attempt_number;
-            store::request_ids::insert(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
-            store::request_ids::set_attempt(&mut work.tx, org, &request_id, number).await?;
+            store::request_ids::insert(&mut work.tx, org, &request, id.0, work.now).await?;
+            store::request_ids::set_attempt(&mut work.tx, org, &request.id, number).await?;
             number
         };
         work.commit().await?;
@@ -105,23 +109,9 @@ impl App {
             return Err(Error::precondition("PAYMENT_URL_REFUSED", subject, message));
         }
         let success_url = self.success_url(success_url, &context.integration);
-        let number = payment.attempt_number + 1;
-        let attempt = Attempt {
-            payment_id: payment.id,
-            number,
-            amount: payment.amount,
-            kind: AttemptKind::Link(Link::default()),
-            provider_payment_intent_id: None,
-            idempotency_key: format!("paybridge-link-{}-{number}", payment.id),
-            body: stripe::checkout_sessions::payment_body(payment, number, provider_customer, &kinds, &success_url),
-            prior_charge: None,
-            prior_error: None,
-            state: AttemptState::Open,
-            provider_charge_id: None,
-            dead_key_time: None,
-            create_time: work.now,
-            finish_time: None,
-        };
+        let number = payment.next_attempt_number();
+        let body = stripe::checkout_sessions::payment_body(payment, number, provider_customer, &kinds, &success_url);
+        let attempt = Attempt::new_link(payment, body, work.now);
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
         context.payment.attempt_number = number;
         if context.payment.provider_payment_intent_id.is_none() {

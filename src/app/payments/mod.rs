@@ -27,6 +27,7 @@ use crate::domain::payments::{
 };
 use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
 use crate::store;
+use crate::store::request_ids::CallerRequest;
 
 /// A hash over a request's parts. Each part is preceded by its length, so that different requests have different input.
 pub(super) fn hash_request(method: &str, parts: &[&str]) -> [u8; 32] {
@@ -44,9 +45,9 @@ impl App {
         if let Some(rejection) = new.amount.rejection() {
             return Err(Error::invalid("amount.minor_units", rejection));
         }
-        let hash = payment_hash(&new);
+        let request = CallerRequest { id: request_id, body_hash: payment_hash(&new) };
         let mut work = self.begin(org).await?;
-        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await? {
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {
             return store::payments::get(&mut work.tx, org, known.into())
                 .await?
                 .ok_or_else(|| Error::not_found("payment", known));
@@ -54,10 +55,10 @@ impl App {
         let customer = find_customer(&mut work, &new.customer).await?;
         let integration = collecting_integration(&mut work, &customer).await?;
         check_currency(&customer, &new)?;
-        let fresh = new_payment(&work, self.clock().new_id().into(), &new, &customer, &integration);
+        let fresh = Payment::new(self.clock().new_id().into(), &new, &customer, integration.id, work.now);
         let is_new = store::payments::insert(&mut work.tx, &fresh).await?;
         let payment = if is_new { fresh } else { reuse_payment(&mut work, fresh).await? };
-        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, payment.id.0, work.now).await?;
+        store::request_ids::insert(&mut work.tx, org, &request, payment.id.0, work.now).await?;
         if payment.state == PaymentState::Pending {
             work.enqueue(JobKind::SubmitPayment, payment.id.0);
         }
@@ -96,14 +97,17 @@ impl App {
         force: bool,
     ) -> Result<Payment> {
         let method_text = method.map(|id| id.to_string()).unwrap_or_default();
-        let hash = hash_request("RetryPayment", &[&id.to_string(), &method_text, if force { "force" } else { "" }]);
+        let request = CallerRequest {
+            id: request_id,
+            body_hash: hash_request("RetryPayment", &[&id.to_string(), &method_text, if force { "force" } else { "" }]),
+        };
         let mut work = self.begin(org).await?;
-        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
-        if store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await?.is_some() {
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        if store::request_ids::resource_of(&mut work.tx, org, &request).await?.is_some() {
             return store::payments::get(&mut work.tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id));
         }
         let mut context = PaymentContext::load(&mut work, id).await?;
-        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, id.0, work.now).await?;
+        store::request_ids::insert(&mut work.tx, org, &request, id.0, work.now).await?;
         check_retry(&mut work, &context, method, force).await?;
         if context.open_link().is_some() {
             // The link is closed first.
@@ -125,17 +129,7 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
         return Err(Error::internal(anyhow::anyhow!("a conflicting payment was not found")));
     };
     if known.state == PaymentState::Canceled {
-        // The numbers continue, so that no idempotency key is ever used for another body (P2).
-        let mut payment = Payment {
-            id: known.id,
-            intent_number: known.intent_number + 1,
-            attempt_number: known.attempt_number,
-            amount_received: known.amount_received,
-            amount_refunded: known.amount_refunded,
-            version: known.version,
-            create_time: known.create_time,
-            ..fresh
-        };
+        let mut payment = fresh.reopening(&known);
         store::payments::save(&mut work.tx, &mut payment, work.now).await?;
         return Ok(payment);
     }
@@ -218,47 +212,6 @@ fn check_currency(customer: &Customer, new: &NewPayment) -> Result<()> {
             new.amount.currency
         ),
     ))
-}
-
-fn new_payment(
-    work: &UnitOfWork,
-    id: PaymentId,
-    new: &NewPayment,
-    customer: &Customer,
-    integration: &Integration,
-) -> Payment {
-    Payment {
-        id,
-        organization_id: work.org,
-        integration_id: integration.id,
-        customer_id: customer.id,
-        invoice_id: new.invoice_id.clone(),
-        invoice_number: new.invoice_number.clone(),
-        amount: new.amount,
-        state: PaymentState::Pending,
-        pending_reason: None,
-        failure: None,
-        awaits_method: false,
-        provider_payment_intent_id: None,
-        intent_number: 1,
-        attempt_number: 0,
-        requested_method_id: None,
-        on_session: false,
-        next_action_url: None,
-        action_time: None,
-        provider_charge_id: None,
-        amount_received: 0,
-        part_received: 0,
-        amount_refunded: 0,
-        cancel_request_time: None,
-        pending_operation: None,
-        refused_amount: None,
-        manual: None,
-        unknown_since: None,
-        version: 1,
-        create_time: work.now,
-        update_time: work.now,
-    }
 }
 
 /// Checks whether a retry is allowed now. Card networks fine merchants who repeat what was refused permanently. What

@@ -17,6 +17,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::DEAD_KEY_READS;
 use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
+use crate::store::request_ids::CallerRequest;
 use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
@@ -26,10 +27,10 @@ const KEY_RETENTION: Duration = Duration::DAY;
 impl App {
     /// Accepts a refund. Returns its present state: `pending` if it is new.
     pub async fn refund_payment(&self, org: OrganizationId, request_id: String, new: NewRefund) -> Result<Refund> {
-        let hash = refund_hash(&new);
+        let request = CallerRequest { id: request_id, body_hash: refund_hash(&new) };
         let mut work = self.begin(org).await?;
-        store::request_ids::lock(&mut work.tx, org, &request_id).await?;
-        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request_id, &hash).await? {
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {
             return store::refunds::get(&mut work.tx, org, known.into()).await;
         }
         let payment = store::payments::lock(&mut work.tx, org, new.payment_id).await?;
@@ -44,24 +45,9 @@ impl App {
                 format!("{message}; refund it in the Stripe Dashboard"),
             ));
         }
-        let refund = Refund {
-            id: self.clock().new_id().into(),
-            organization_id: org,
-            integration_id: charge.integration_id,
-            payment_id: payment.id,
-            provider_refund_id: None,
-            provider_charge_id: Some(charge.provider_charge_id.clone()),
-            amount: new.amount.map(|amount| amount.minor_units),
-            currency: charge.amount.currency,
-            status: "pending".to_owned(),
-            failure_reason: None,
-            unknown_since: None,
-            dead_key_time: None,
-            create_time: work.now,
-            update_time: work.now,
-        };
+        let refund = Refund::requested(self.clock().new_id().into(), org, &new, charge, work.now);
         store::refunds::insert(&mut work.tx, &refund).await?;
-        store::request_ids::insert(&mut work.tx, org, &request_id, &hash, refund.id.0, work.now).await?;
+        store::request_ids::insert(&mut work.tx, org, &request, refund.id.0, work.now).await?;
         work.enqueue(JobKind::RefundPayment, refund.id.0);
         work.commit().await?;
         Ok(refund)
@@ -89,7 +75,7 @@ impl App {
         if !refund.is_moving() {
             return work.end(Outcome::Done).await;
         }
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Refund, id.0).await?;
+        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Refund.of(id)).await?;
         match store::integrations::get(&mut work.tx, org, refund.integration_id).await?.state {
             IntegrationState::Disconnected => {
                 work.rollback().await?;
@@ -113,7 +99,7 @@ impl App {
             // Stored only now, so that the key's age counts from its first send. From here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            work.prepare(Purpose::Refund, id.0, 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
+            work.prepare(Purpose::Refund.of(id), 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
         };
         let now = work.now;
         work.commit().await?;
@@ -206,7 +192,7 @@ impl App {
         let next = if let Some(next_read) = next_read {
             next_read
         } else {
-            work.prepare(Purpose::Refund, refund.id.0, request.number + 1, request.body).await?;
+            work.prepare(Purpose::Refund.of(refund.id), request.number + 1, request.body).await?;
             refund.dead_key_time = None;
             work.now
         };

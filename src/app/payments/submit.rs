@@ -11,13 +11,13 @@ use crate::app::{App, StripeAccount};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::payments::{Attempt, AttemptKind, AttemptState, Failure, PaymentInput, Resume, Step, resume};
+use crate::domain::payments::{Attempt, AttemptState, Failure, PaymentInput, Resume, Step, resume};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::{store, stripe};
 
-/// The maximum number of steps per run of the job. A payment needs two; three if a local decision comes first; more if
-/// an open payment path is closed before.
+/// The maximum number of steps per run of the job. A payment needs three: create the intent,
+/// prepare the attempt, send it. It needs more if a local decision comes first, or an open payment path is closed.
 const STEPS_MAX: usize = 10;
 
 impl App {
@@ -35,8 +35,8 @@ impl App {
             }
             match context.plan() {
                 Step::Idle => return work.end(Outcome::Done).await,
-                // A method stored recently may be attached although its webhook has not arrived. Read once per run: a
-                // customer without any costs no more.
+                // A method stored recently may be attached although its webhook has not arrived. One
+                // read per run, so that a customer without methods costs one read and not one per step.
                 step if step.lacks_method() && !has_read_methods => {
                     work.rollback().await?;
                     self.read_payment_methods(lease, context.customer.id).await?;
@@ -116,46 +116,29 @@ impl App {
     ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
         let mut context = PaymentContext::load(&mut work, planned.payment.id).await?;
-        // Only what was planned is done. The read of the intent in between may have increased the version, and nothing
-        // else.
+        // Stop if the plan has changed. The version may differ, because reading the intent saves the payment.
         let is_same = context.payment.attempt_number == planned.payment.attempt_number
             && context.payment.provider_payment_intent_id == planned.payment.provider_payment_intent_id
             && context.payment.amount == planned.payment.amount;
         if !is_same || !matches!(context.plan(), Step::Confirm { .. }) {
             return work.commit().await;
         }
-        let Some(intent_id) = context.payment.provider_payment_intent_id.clone() else {
-            return Err(Error::internal(anyhow::anyhow!("a confirm was planned without an intent")));
-        };
         let provider_method = context
             .methods
             .iter()
             .find(|known| known.id == method)
             .map(|known| known.provider_payment_method_id.clone())
             .ok_or_else(|| Error::not_found("payment method", method))?;
-        let number = context.payment.attempt_number + 1;
         let body = if context.payment.on_session {
             let return_url = self.success_url(None, &context.integration);
             stripe::payment_intents::confirm_on_session_body(&provider_method, kinds, &return_url)
         } else {
             stripe::payment_intents::confirm_body(&provider_method, kinds)
         };
-        let attempt = Attempt {
-            payment_id: context.payment.id,
-            number,
-            amount: context.payment.amount,
-            kind: AttemptKind::Confirm { method },
-            provider_payment_intent_id: Some(intent_id),
-            idempotency_key: confirm_key(context.payment.id, number),
-            body,
-            prior_charge: intent.and_then(|intent| intent.latest_charge.clone()),
-            prior_error: intent.and_then(|intent| intent.last_payment_error.clone()),
-            state: AttemptState::Open,
-            provider_charge_id: None,
-            dead_key_time: None,
-            create_time: work.now,
-            finish_time: None,
+        let Some(attempt) = Attempt::new_confirmation(&context.payment, method, body, intent, work.now) else {
+            return Err(Error::internal(anyhow::anyhow!("a confirm was planned without an intent")));
         };
+        let number = attempt.number;
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
         context.attempt = Some(attempt);
         context.apply(&mut work, PaymentInput::Sent(number)).await?;
@@ -237,8 +220,7 @@ impl App {
             && self.record_detachment(lease, context, &account, attempt).await?;
         let mut work = self.begin_leased(lease).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;
-        // A webhook or a read may have reported the refusal first. It must be applied once: applied twice it would also
-        // fail the customer's next action.
+        // Skip the refusal if a webhook or a read has applied it already: applied twice, it would fail a later attempt.
         let is_ours = context.attempt.as_ref().is_some_and(|now| now.number == attempt.number && now.is_open());
         match error.disposition() {
             _ if !is_ours => work.end(Outcome::Done).await?,
@@ -315,18 +297,9 @@ impl App {
             old.state = AttemptState::Superseded;
             old.finish_time = Some(now);
             store::attempts::save_outcome(&mut work.tx, work.org, old).await?;
-            let number = old.number + 1;
-            let next = Attempt {
-                number,
-                idempotency_key: confirm_key(context.payment.id, number),
-                prior_charge: intent.and_then(|intent| intent.latest_charge.clone()),
-                prior_error: intent.and_then(|intent| intent.last_payment_error.clone()),
-                dead_key_time: None,
-                create_time: now,
-                ..attempt.clone()
-            };
+            let next = attempt.under_new_key(intent, now);
             store::attempts::insert(&mut work.tx, work.org, &next).await?;
-            context.payment.attempt_number = number;
+            context.payment.attempt_number = next.number;
             store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
         }
         work.commit().await?;
@@ -356,10 +329,6 @@ fn detached_failure(context: &PaymentContext) -> Failure {
     }
     let text = "the payment method was detached at Stripe; retry to charge the customer's current default";
     Failure::ours("payment_method_not_usable", text)
-}
-
-fn confirm_key(payment: PaymentId, number: i32) -> String {
-    format!("paybridge-confirm-{payment}-{number}")
 }
 
 /// Whether the job continues or has ended.

@@ -1,7 +1,6 @@
 //! Setup of a run: Postgres, the sandbox, proxies between all of them, processes, and connected organizations.
 
 use std::path::Path;
-use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -70,9 +69,8 @@ impl Run {
             organizations.push(Arc::new(connect(&database, &sandbox, (&replicas, connecting), number).await?));
         }
         poller.stop().await;
-        let (history, backlog) = (Arc::<History>::default(), Arc::<AtomicUsize>::default());
-        let shared = (organizations.clone(), Arc::clone(&history), sandbox.clone(), Arc::clone(&backlog));
-        let workload = Workload::new(plan, shared.0, shared.1, shared.2, seed, shared.3);
+        let history = Arc::<History>::default();
+        let workload = Workload::new(plan, organizations.clone(), Arc::clone(&history), sandbox.clone(), seed);
         Ok(Self {
             settings,
             seed,
@@ -86,7 +84,7 @@ impl Run {
             replicas,
             organizations,
             history,
-            backlog,
+            backlog: Arc::clone(&workload.backlog),
             workload: Arc::new(workload),
             monitor: Arc::default(),
             counts: Arc::default(),

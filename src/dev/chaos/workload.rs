@@ -67,7 +67,6 @@ impl Workload {
         history: Arc<History>,
         sandbox: Sandbox,
         seed: u64,
-        backlog: Arc<AtomicUsize>,
     ) -> Self {
         let states = |of: &Vec<CustomerPlan>| of.iter().map(|_| CustomerState::default()).collect();
         let customers = plan.organizations.iter().map(states).collect();
@@ -80,7 +79,7 @@ impl Workload {
             history,
             sandbox,
             seed,
-            backlog,
+            backlog: Arc::default(),
             call_retries,
             paid_in_dashboard,
             actors,

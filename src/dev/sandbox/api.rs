@@ -15,7 +15,7 @@ use super::connection::ResetHandle;
 use super::faults::{self, Effect, Plan};
 use super::form;
 use super::handlers;
-use super::idempotency::{self, Claim};
+use super::idempotency::{self, Claim, IdempotentRequest};
 use super::lists;
 use super::parameters::{self, Endpoint};
 use super::shared::{Inner, RecordedRequest, Shared};
@@ -108,9 +108,7 @@ impl ApiResponse {
 pub(super) async fn serve(
     Extract(shared): Extract<Arc<Shared>>,
     ConnectInfo(reset_handle): ConnectInfo<ResetHandle>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    (method, uri, headers): (Method, Uri, HeaderMap),
     body: Bytes,
 ) -> Response<Body> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
@@ -227,8 +225,14 @@ fn admit(
     let locked = object_to_lock(endpoint, request);
     if let Some(key) = &request.idempotency_key {
         let account = inner.account(&caller);
-        let path = format!("{} {}", request.method, request.path);
-        match idempotency::claim(account, key, &path, &request.form, &request.request_id, now)? {
+        let first = IdempotentRequest {
+            path: format!("{} {}", request.method, request.path),
+            form: request.form.clone(),
+            request_id: request.request_id.clone(),
+            created: now,
+            response: None,
+        };
+        match idempotency::claim(account, key, first)? {
             Claim::Replay { status, body, request_id } => {
                 let should_retry = (status >= 500).then_some(false);
                 let response = ApiResponse {

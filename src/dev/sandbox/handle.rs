@@ -195,7 +195,7 @@ impl Sandbox {
     pub fn attach_in_dashboard(&self, customer: &str, method: &str) -> anyhow::Result<Value> {
         self.transact(customer, |tx| {
             customers::existing(tx, customer)?;
-            let resolved = resolve_method(tx, method)?;
+            let resolved = payment_methods::resolve(tx, method)?;
             let attached = payment_methods::attach_to(tx, text(&resolved, "/id"), customer)?;
             if text(&attached, "/type") == "sepa_debit" {
                 mandates::create(tx, text(&attached, "/id"));
@@ -378,17 +378,6 @@ fn pending_delivery(delivery: &Delivery) -> PendingDelivery {
         endpoint: delivery.endpoint.clone(),
         attempts: delivery.attempt,
         last_response: delivery.last_response.clone(),
-    }
-}
-
-/// The payment method for an id, a shared test id, a card number or an IBAN.
-fn resolve_method(tx: &mut Transaction, method: &str) -> ApiResult {
-    if method.starts_with("pm_") {
-        payment_methods::own_or_shared(tx, method, "payment_method")
-    } else if method.starts_with(|letter: char| letter.is_ascii_digit()) {
-        payment_methods::from_card_entry(tx, method)
-    } else {
-        payment_methods::from_iban(tx, method, &json!({ "name": "Jenny Rosen", "email": "jenny@example.com" }))
     }
 }
 

@@ -31,31 +31,17 @@ pub(super) enum Claim {
 }
 
 /// Looks a key up and, if it is new, claims it for this request.
-pub(super) fn claim(
-    account: &mut Account,
-    key: &str,
-    path: &str,
-    form: &[(String, String)],
-    request_id: &str,
-    now: i64,
-) -> Result<Claim, ApiError> {
+pub(super) fn claim(account: &mut Account, key: &str, request: IdempotentRequest) -> Result<Claim, ApiError> {
     if key.chars().count() > 255 {
         return Err(ApiError::invalid("Idempotency keys can be at most 255 characters long.").early());
     }
-    prune(account, now);
+    prune(account, request.created);
     let Some(known) = account.idempotency.get(key) else {
-        let first = IdempotentRequest {
-            path: path.to_owned(),
-            form: form.to_vec(),
-            request_id: request_id.to_owned(),
-            created: now,
-            response: None,
-        };
-        account.idempotency.insert(key.to_owned(), first);
-        account.idempotency_order.push_back((now, key.to_owned()));
+        account.idempotency_order.push_back((request.created, key.to_owned()));
+        account.idempotency.insert(key.to_owned(), request);
         return Ok(Claim::New);
     };
-    if known.path != path || sorted(&known.form) != sorted(form) {
+    if known.path != request.path || sorted(&known.form) != sorted(&request.form) {
         let message = format!(
             "Keys for idempotent requests can only be used with the same parameters they were first used with, and on \
              the same endpoint ('{}'). Try using a key other than '{key}' if you meant to execute a different request.",

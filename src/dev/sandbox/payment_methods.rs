@@ -373,3 +373,14 @@ pub(super) fn declined(decline: &Decline) -> ApiError {
     }
     api_error
 }
+
+/// The payment method for an id, a shared test id, a card number or an IBAN.
+pub(super) fn resolve(tx: &mut Transaction, method: &str) -> ApiResult {
+    if method.starts_with("pm_") {
+        own_or_shared(tx, method, "payment_method")
+    } else if method.starts_with(|letter: char| letter.is_ascii_digit()) {
+        from_card_entry(tx, method)
+    } else {
+        from_iban(tx, method, &json!({ "name": "Jenny Rosen", "email": "jenny@example.com" }))
+    }
+}

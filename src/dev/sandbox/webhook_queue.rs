@@ -43,7 +43,7 @@ impl WebhookQueue {
         self.pending.insert(self.last, delivery);
     }
 
-    /// The due deliveries with their numbers. They are in flight until [`Self::finish`] or [`Self::retry`].
+    /// The due deliveries with their numbers. They are in flight until [`Self::finish`]; [`Self::retry`] follows it.
     pub fn take_due(&mut self, now: i64) -> Vec<(u64, Delivery)> {
         let mut due = Vec::new();
         for queue in self.queues.values_mut() {

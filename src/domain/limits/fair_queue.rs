@@ -12,7 +12,7 @@ use super::{Priority, Slots, WHOLE_ACCOUNT};
 /// starve.
 const GRANTS_PER_FIFO_GRANT: u64 = 10;
 
-/// More concurrent calls than a process makes; from here on the concurrency limit is lifted.
+/// More concurrent calls than one process makes. When the limit has recovered to this, it is dropped.
 const IN_FLIGHT_MAX: f64 = 100.0;
 
 /// A call that waits to be sent.

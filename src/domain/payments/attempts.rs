@@ -3,7 +3,7 @@
 
 use time::OffsetDateTime;
 
-use super::Failure;
+use super::{Failure, Payment};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Money, PaymentId, PaymentMethodId};
 
@@ -33,6 +33,17 @@ pub enum AttemptKind {
     },
     /// The payer pays on a page hosted by Stripe.
     Link(Link),
+}
+
+impl AttemptKind {
+    /// The idempotency key of the payment's attempt with this number.
+    fn key(&self, payment: PaymentId, number: i32) -> String {
+        let name = match self {
+            Self::Confirm { .. } => "confirm",
+            Self::Link(_) => "link",
+        };
+        format!("paybridge-{name}-{payment}-{number}")
+    }
 }
 
 /// A payment-mode Checkout session. Its URL is handed out only after its id is committed, so nobody can pay there
@@ -81,6 +92,64 @@ pub struct Attempt {
 }
 
 impl Attempt {
+    /// A confirmation of the payment's intent, prepared now. `seen` is what was read of the intent just before, if it
+    /// was confirmed before. `None` if the payment has no intent.
+    pub fn new_confirmation(
+        payment: &Payment,
+        method: PaymentMethodId,
+        body: String,
+        seen: Option<&IntentSnapshot>,
+        now: OffsetDateTime,
+    ) -> Option<Self> {
+        let intent = payment.provider_payment_intent_id.clone()?;
+        let attempt = Self::new(payment, AttemptKind::Confirm { method }, body, now);
+        Some(Self { provider_payment_intent_id: Some(intent), ..attempt.after(seen) })
+    }
+
+    /// A payment link, prepared now. It takes the slot before it is sent.
+    pub fn new_link(payment: &Payment, body: String, now: OffsetDateTime) -> Self {
+        Self::new(payment, AttemptKind::Link(Link::default()), body, now)
+    }
+
+    /// The same confirmation under another key, for a key that can't be sent again. It confirms the same intent, which
+    /// can succeed only once (P2).
+    #[must_use]
+    pub fn under_new_key(&self, seen: Option<&IntentSnapshot>, now: OffsetDateTime) -> Self {
+        let number = self.number + 1;
+        let idempotency_key = self.kind.key(self.payment_id, number);
+        let attempt = Self { number, idempotency_key, dead_key_time: None, create_time: now, ..self.clone() };
+        attempt.after(seen)
+    }
+
+    fn new(payment: &Payment, kind: AttemptKind, body: String, now: OffsetDateTime) -> Self {
+        let number = payment.next_attempt_number();
+        Self {
+            payment_id: payment.id,
+            number,
+            amount: payment.amount,
+            idempotency_key: kind.key(payment.id, number),
+            kind,
+            provider_payment_intent_id: None,
+            body,
+            prior_charge: None,
+            prior_error: None,
+            state: AttemptState::Open,
+            provider_charge_id: None,
+            dead_key_time: None,
+            create_time: now,
+            finish_time: None,
+        }
+    }
+
+    /// Records what the intent showed just before the attempt.
+    fn after(self, seen: Option<&IntentSnapshot>) -> Self {
+        Self {
+            prior_charge: seen.and_then(|intent| intent.latest_charge.clone()),
+            prior_error: seen.and_then(|intent| intent.last_payment_error.clone()),
+            ..self
+        }
+    }
+
     /// The method to charge; `None` for a link.
     pub fn method(&self) -> Option<PaymentMethodId> {
         match self.kind {

@@ -23,7 +23,7 @@ pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
 pub use self::pending_operations::{Manual, PendingOperation, Rejection};
 pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_rejection, plan, resume};
 pub use self::transitions::{Notice, Receipt, Transition};
-use super::customers::CustomerRef;
+use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
 /// The state of a payment.
@@ -259,6 +259,71 @@ pub struct Payment {
     pub create_time: OffsetDateTime,
     /// When it last changed.
     pub update_time: OffsetDateTime,
+}
+
+impl Payment {
+    /// The collection of an invoice, accepted now.
+    pub fn new(
+        id: PaymentId,
+        new: &NewPayment,
+        customer: &Customer,
+        integration_id: IntegrationId,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self {
+            id,
+            organization_id: customer.organization_id,
+            integration_id,
+            customer_id: customer.id,
+            invoice_id: new.invoice_id.clone(),
+            invoice_number: new.invoice_number.clone(),
+            amount: new.amount,
+            state: PaymentState::Pending,
+            pending_reason: None,
+            failure: None,
+            awaits_method: false,
+            provider_payment_intent_id: None,
+            intent_number: 1,
+            attempt_number: 0,
+            requested_method_id: None,
+            on_session: false,
+            next_action_url: None,
+            action_time: None,
+            provider_charge_id: None,
+            amount_received: 0,
+            part_received: 0,
+            amount_refunded: 0,
+            cancel_request_time: None,
+            pending_operation: None,
+            refused_amount: None,
+            manual: None,
+            unknown_since: None,
+            version: 1,
+            create_time: now,
+            update_time: now,
+        }
+    }
+
+    /// Reopens the canceled payment `canceled` of the same invoice. Its numbers continue, so that no idempotency key is
+    /// ever used for another body (P2).
+    #[must_use]
+    pub fn reopening(self, canceled: &Self) -> Self {
+        Self {
+            id: canceled.id,
+            intent_number: canceled.intent_number + 1,
+            attempt_number: canceled.attempt_number,
+            amount_received: canceled.amount_received,
+            amount_refunded: canceled.amount_refunded,
+            version: canceled.version,
+            create_time: canceled.create_time,
+            ..self
+        }
+    }
+
+    /// The number of the next attempt.
+    pub fn next_attempt_number(&self) -> i32 {
+        self.attempt_number + 1
+    }
 }
 
 /// A caller's request to collect an invoice.

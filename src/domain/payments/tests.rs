@@ -7,8 +7,8 @@ use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
 
 use super::*;
-use crate::domain::Currency;
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::{Currency, fixtures};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const CONTEXT: ApplyContext = ApplyContext { now: NOW, supports_3ds: false };
@@ -16,56 +16,18 @@ const EUROS: Money = Money { minor_units: 4900, currency: Currency::EUR };
 
 fn payment(state: PaymentState) -> Payment {
     Payment {
-        id: Uuid::nil().into(),
-        organization_id: Uuid::nil().into(),
-        integration_id: Uuid::nil().into(),
-        customer_id: Uuid::nil().into(),
-        invoice_id: "inv".to_owned(),
-        invoice_number: String::new(),
-        amount: EUROS,
         state,
-        pending_reason: None,
-        failure: None,
-        awaits_method: false,
+        invoice_id: "inv".to_owned(),
         provider_payment_intent_id: Some("pi_1".to_owned()),
-        intent_number: 1,
         attempt_number: 1,
-        requested_method_id: None,
-        on_session: false,
-        next_action_url: None,
-        action_time: None,
-        provider_charge_id: None,
-        amount_received: 0,
-        part_received: 0,
-        amount_refunded: 0,
-        cancel_request_time: None,
-        pending_operation: None,
-        refused_amount: None,
-        manual: None,
-        unknown_since: None,
-        version: 1,
-        create_time: NOW,
-        update_time: NOW,
+        ..fixtures::payment(EUROS.minor_units)
     }
 }
 
 fn attempt() -> Attempt {
-    Attempt {
-        payment_id: Uuid::nil().into(),
-        number: 1,
-        amount: EUROS,
-        kind: AttemptKind::Confirm { method: Uuid::nil().into() },
-        provider_payment_intent_id: Some("pi_1".to_owned()),
-        idempotency_key: "key".to_owned(),
-        body: "payment_method=pm_1".to_owned(),
-        prior_charge: None,
-        prior_error: None,
-        state: AttemptState::Open,
-        provider_charge_id: None,
-        dead_key_time: None,
-        create_time: NOW,
-        finish_time: None,
-    }
+    let before = Payment { attempt_number: 0, ..payment(PaymentState::Pending) };
+    let body = "payment_method=pm_1".to_owned();
+    Attempt::new_confirmation(&before, Uuid::nil().into(), body, None, NOW).expect("the payment has an intent")
 }
 
 fn intent(status: IntentStatus) -> IntentSnapshot {

@@ -9,7 +9,7 @@
 //! A failing seed is run again with a trace. Add it to [`REGRESSION_SEEDS`].
 
 mod accounting;
-mod fixtures;
+mod ids;
 mod reconciliation;
 mod schedule;
 mod stripe;
@@ -18,14 +18,13 @@ mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use self::fixtures::{index, new_attempt};
+use self::ids::index;
 use self::schedule::Schedule;
 use self::world::World;
 use super::integrations::IntegrationState;
-use super::payments::{
-    Attempt, AttemptKind, AttemptState, Link, Notice, PaymentInput, PaymentState, PendingOperation, Step,
-};
+use super::payments::{Attempt, AttemptState, Notice, PaymentInput, PaymentState, PendingOperation, Step};
 use super::signals::{IntentStatus, SessionStatus};
+use crate::domain::fixtures::START;
 
 /// Seeds that have failed before.
 const REGRESSION_SEEDS: [u64; 7] = [2, 158, 1_995, 4_066, 4_392, 50_339, 57_667];
@@ -137,9 +136,8 @@ fn schedules_reach_every_state_and_payment_path() {
 fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected() {
     let mut world = World::new(1, false);
     world.payment.state = PaymentState::Failed;
+    world.attempts.push(Attempt::new_link(&world.payment, String::new(), START));
     world.payment.attempt_number = 1;
-    let attempt = new_attempt(&world, 1, AttemptKind::Link(Link::default()));
-    world.attempts.push(attempt);
     for intent in [None, Some("pi_1".to_owned())] {
         world.payment.provider_payment_intent_id = intent;
         world.integration.state = IntegrationState::Active;

@@ -2,7 +2,7 @@
 
 use time::Duration;
 
-use super::fixtures::{index, session_id};
+use super::ids::{index, session_id};
 use super::stripe::{Request, Response, Webhook};
 use super::worker::{Actor, Result, StepError};
 use super::world::{JobKind, Outcome};

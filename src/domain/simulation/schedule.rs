@@ -7,13 +7,13 @@ use std::task::{Context, Waker};
 
 use time::Duration;
 
-use super::fixtures::{index, new_attempt, new_payment};
+use super::ids::index;
 use super::stripe::{Behavior, Webhook};
 use super::worker::{Actor, Shared};
 use super::world::{JobKind, Lease, World};
+use crate::domain::fixtures::payment;
 use crate::domain::payments::{
-    Attempt, AttemptKind, Link, Manual, Notice, Payment, PaymentInput, PaymentState, PendingOperation, Step,
-    link_rejection,
+    Attempt, Manual, Notice, Payment, PaymentInput, PaymentState, PendingOperation, Step, link_rejection,
 };
 
 /// Steps with faults in each schedule.
@@ -294,7 +294,7 @@ fn reopen(world: &mut World) {
         attempt_number: known.attempt_number,
         version: known.version + 1,
         amount_received: known.amount_received,
-        ..new_payment(4900)
+        ..payment(4900)
     };
     world.accounting.reopen(4900);
     let now = world.now;
@@ -304,10 +304,9 @@ fn reopen(world: &mut World) {
 /// The link takes the slot before anything is sent for it.
 fn prepare_link(world: &mut World) {
     world.log(|| "a link is requested".to_owned());
-    let number = world.payment.attempt_number + 1;
-    let attempt = new_attempt(world, number, AttemptKind::Link(Link::default()));
+    let attempt = Attempt::new_link(&world.payment, String::new(), world.now);
+    world.payment.attempt_number = attempt.number;
     world.attempts.push(attempt);
-    world.payment.attempt_number = number;
     if world.payment.provider_payment_intent_id.is_none() {
         world.payment.intent_number += 1;
     }

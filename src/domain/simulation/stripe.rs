@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use time::{Duration, OffsetDateTime};
 
-use super::fixtures::{intent_id, session_id};
+use super::ids::{intent_id, session_id};
 
 use crate::domain::payments::Failure;
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};

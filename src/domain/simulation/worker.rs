@@ -7,14 +7,12 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
-use super::fixtures::{index, intent_id, new_attempt};
+use super::ids::{index, intent_id};
 
 use super::stripe::{Behavior, Request, Response};
 use super::world::{JobKind, Lease, Outcome, World};
 use crate::domain::PaymentMethodId;
-use crate::domain::payments::{
-    Attempt, AttemptKind, AttemptState, KEY_AGE_MAX, PaymentInput, PendingReason, Resume, Step, resume,
-};
+use crate::domain::payments::{Attempt, AttemptState, KEY_AGE_MAX, PaymentInput, PendingReason, Resume, Step, resume};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 
 pub type Shared = Rc<RefCell<World>>;
@@ -282,16 +280,11 @@ impl Actor {
             if !is_same || !matches!(world.plan(), Step::Confirm { .. }) {
                 return;
             }
-            let number = world.payment.attempt_number + 1;
             let body = if world.payment.on_session { "on" } else { "off" };
-            let attempt = new_attempt(world, number, AttemptKind::Confirm { method });
-            world.attempts.push(Attempt {
-                provider_payment_intent_id: world.payment.provider_payment_intent_id.clone(),
-                body: body.to_owned(),
-                prior_charge: seen.as_ref().and_then(|seen| seen.latest_charge.clone()),
-                prior_error: seen.and_then(|seen| seen.last_payment_error),
-                ..attempt
-            });
+            let attempt = Attempt::new_confirmation(&world.payment, method, body.to_owned(), seen.as_ref(), world.now)
+                .expect("an intent");
+            let number = attempt.number;
+            world.attempts.push(attempt);
             world.apply(PaymentInput::Sent(number));
         })
         .await
@@ -322,18 +315,9 @@ impl Actor {
                         return;
                     };
                     old.state = AttemptState::Superseded;
-                    let number = old.number + 1;
-                    let next = Attempt {
-                        number,
-                        idempotency_key: format!("confirm-{number}"),
-                        prior_charge: seen.as_ref().and_then(|seen| seen.latest_charge.clone()),
-                        prior_error: seen.and_then(|seen| seen.last_payment_error),
-                        dead_key_time: None,
-                        create_time: now,
-                        ..attempt.clone()
-                    };
+                    let next = attempt.under_new_key(seen.as_ref(), now);
+                    world.payment.attempt_number = next.number;
                     world.attempts.push(next);
-                    world.payment.attempt_number = number;
                     world.payment.version += 1;
                 })
                 .await

@@ -7,10 +7,11 @@ use std::fmt::Debug;
 use time::{Duration, OffsetDateTime};
 
 use super::accounting::Accounting;
-use super::fixtures::{START, customer, index, integration, method, new_payment};
+use super::ids::index;
 use super::stripe::{Behavior, Stripe, Webhook};
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::Customer;
+use crate::domain::fixtures::{START, customer, integration, method, payment};
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::{MethodKind, PaymentMethod};
 use crate::domain::payments::{
@@ -128,7 +129,7 @@ impl World {
             random,
             now: START,
             stripe: Stripe::new(START),
-            payment: new_payment(4900),
+            payment: payment(4900),
             attempts: Vec::new(),
             customer,
             integration,

@@ -39,18 +39,19 @@ fn charge(id: &str, intent: &str, payment: &str, invoice: &str, status: &str) ->
     }
 }
 
-fn payment(id: &str, invoice: &str, intent: &str, state: &str, received: i64, failure: &str) -> PaymentRow {
+/// The payment `p1` of the invoice `inv-1`, which the intent `pi_1` collects, and so on.
+fn payment(number: u8, state: &str, received: i64, failure: &str) -> PaymentRow {
     PaymentRow {
         organization: ORG.to_owned(),
-        id: id.to_owned(),
-        invoice: invoice.to_owned(),
+        id: format!("p{number}"),
+        invoice: format!("inv-{number}"),
         state: state.to_owned(),
         pending_reason: String::new(),
         failure: failure.to_owned(),
         amount: 500,
         received,
-        refunded: if id == "p1" { 500 } else { 0 },
-        intent: intent.to_owned(),
+        refunded: if number == 1 { 500 } else { 0 },
+        intent: format!("pi_{number}"),
         is_manual: false,
     }
 }
@@ -133,10 +134,7 @@ fn consistent() -> Evidence {
     };
     Evidence {
         tenants: vec![Tenant { id: ORG.into(), account: "acct".into() }],
-        payments: vec![
-            payment("p1", "inv-1", "pi_1", "succeeded", 1_000, ""),
-            payment("p2", "inv-2", "pi_2", "failed", 0, "card_declined"),
-        ],
+        payments: vec![payment(1, "succeeded", 1_000, ""), payment(2, "failed", 0, "card_declined")],
         overpayments: vec![OverpaymentRow { intent: "pi_dashboard".into(), payment: "p1".into() }],
         deliveries: BTreeMap::from([
             delivery("evt_1", "applied", ""),

@@ -1,14 +1,13 @@
-//! The objects that a schedule starts with. Only what schedules depend on is filled in.
+//! Objects for tests. Only what decisions depend on is filled in.
 
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::world::World;
-use crate::domain::customers::{Customer, LinkState};
-use crate::domain::integrations::{Integration, IntegrationState};
-use crate::domain::payment_methods::{Mandates, MethodDetails, MethodKind, PaymentMethod};
-use crate::domain::payments::{Attempt, AttemptKind, AttemptState, Link, Payment, PaymentState};
-use crate::domain::{Currency, Money, PaymentMethodId};
+use super::customers::{Customer, CustomerRef, LinkState};
+use super::integrations::{Integration, IntegrationState};
+use super::payment_methods::{Mandates, MethodDetails, MethodKind, PaymentMethod};
+use super::payments::{NewPayment, Payment};
+use super::{Currency, Money, PaymentMethodId};
 
 pub const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 
@@ -78,71 +77,13 @@ pub fn integration(supports_3ds: bool) -> Integration {
     }
 }
 
-pub fn new_payment(minor_units: i64) -> Payment {
-    Payment {
-        id: Uuid::nil().into(),
-        organization_id: Uuid::nil().into(),
-        integration_id: Uuid::nil().into(),
-        customer_id: Uuid::nil().into(),
+/// A payment in euros, just accepted.
+pub fn payment(minor_units: i64) -> Payment {
+    let new = NewPayment {
         invoice_id: String::new(),
         invoice_number: String::new(),
+        customer: CustomerRef::Id(Uuid::nil().into()),
         amount: Money { minor_units, currency: Currency::EUR },
-        state: PaymentState::Pending,
-        pending_reason: None,
-        failure: None,
-        awaits_method: false,
-        provider_payment_intent_id: None,
-        intent_number: 1,
-        attempt_number: 0,
-        requested_method_id: None,
-        on_session: false,
-        next_action_url: None,
-        action_time: None,
-        provider_charge_id: None,
-        amount_received: 0,
-        part_received: 0,
-        amount_refunded: 0,
-        cancel_request_time: None,
-        pending_operation: None,
-        refused_amount: None,
-        manual: None,
-        unknown_since: None,
-        version: 1,
-        create_time: START,
-        update_time: START,
-    }
-}
-
-/// An attempt that is prepared now.
-pub fn new_attempt(world: &World, number: i32, kind: AttemptKind) -> Attempt {
-    let name = if matches!(kind, AttemptKind::Link(Link { .. })) { "link" } else { "confirm" };
-    Attempt {
-        payment_id: world.payment.id,
-        number,
-        amount: world.payment.amount,
-        kind,
-        provider_payment_intent_id: None,
-        idempotency_key: format!("{name}-{number}"),
-        body: String::new(),
-        prior_charge: None,
-        prior_error: None,
-        state: AttemptState::Open,
-        provider_charge_id: None,
-        dead_key_time: None,
-        create_time: world.now,
-        finish_time: None,
-    }
-}
-
-pub fn intent_id(index: usize) -> String {
-    format!("pi_{index}")
-}
-
-pub fn session_id(index: usize) -> String {
-    format!("cs_{index}")
-}
-
-/// The index in an id of this model.
-pub fn index(id: &str) -> usize {
-    id.rsplit('_').next().and_then(|digits| digits.parse().ok()).expect("an id of this model")
+    };
+    Payment::new(Uuid::nil().into(), &new, &customer(None), Uuid::nil().into(), START)
 }
