@@ -4,7 +4,7 @@
 //! module but `domain` may use them. Without the feature `dev` a failpoint compiles to nothing; with it, it costs one
 //! read of a static.
 //!
-//! `PAYBRIDGE_CRASH_POINT=<name>:<n>` makes the process kill itself when it reaches the failpoint for the nth time.
+//! `PAYBRIDGE_FAILPOINT=<name>:<n>` makes the process kill itself when it reaches the failpoint for the nth time.
 
 /// A point that the process can be killed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Failpoint {
         Self::BeforeEvent,
     ];
 
-    /// The name in `PAYBRIDGE_CRASH_POINT`.
+    /// The name in `PAYBRIDGE_FAILPOINT`.
     pub fn name(self) -> &'static str {
         match self {
             Self::BeforeCommit => "before-commit",
@@ -73,7 +73,7 @@ mod armed {
     use super::Failpoint;
 
     /// The environment variable that arms a failpoint.
-    pub const VARIABLE: &str = "PAYBRIDGE_CRASH_POINT";
+    pub const VARIABLE: &str = "PAYBRIDGE_FAILPOINT";
 
     /// The failpoint at which this process is killed.
     #[derive(Debug)]

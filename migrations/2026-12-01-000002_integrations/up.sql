@@ -27,7 +27,7 @@ CREATE TABLE integrations (
     -- Calls that the present API key was refused for lack of a permission, such as 'refund.create'. Each is reported
     -- once; a new key empties the list.
     forbidden_actions text[] NOT NULL,
-    -- Stripe can't reach Paybridge, so its events list is polled instead of receiving webhooks.
+    -- Stripe cannot reach Paybridge, so its events list is polled instead of receiving webhooks.
     polls_events boolean NOT NULL,
     -- The `created` of the newest event seen by a complete read of the events list. The next read overlaps it.
     poll_time timestamptz,
@@ -73,7 +73,7 @@ CREATE TABLE stripe_requests (
     object_id uuid NOT NULL,
     -- What the request creates: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent', …
     purpose text NOT NULL,
-    -- Incremented when a key can't be used again: it is older than 20 h, or its stored response is a 500.
+    -- Incremented when a key cannot be used again: it is older than 20 h, or its stored response is a 500.
     number integer NOT NULL,
     idempotency_key text NOT NULL,
     -- Form-encoded.

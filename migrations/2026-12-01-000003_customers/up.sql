@@ -65,7 +65,7 @@ CREATE TABLE payment_methods (
     unset_time timestamptz,
     -- `unset_time` comes from a read that showed no default. Stripe's event, which has the exact time, corrects both.
     is_unset_read boolean NOT NULL,
-    -- Final: a method can't be attached again.
+    -- Final: a method cannot be attached again.
     detach_time timestamptz,
     -- `detach_time` comes from a read that showed the method detached. Stripe's event corrects both.
     is_detach_read boolean NOT NULL,

@@ -14,7 +14,7 @@ use crate::domain::events::{
 };
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::payments::{Failure, Notice, Payment, PaymentState, Receipt, Transition};
+use crate::domain::payments::{Failure, Notice, Payment, PaymentState, ReceivedMoney, Transition};
 use crate::domain::refunds::Refund;
 use crate::domain::signals::DisputeSnapshot;
 
@@ -96,7 +96,7 @@ fn state_changed(view: &PaymentView<'_>, transition: &Transition) -> Vec<NewEven
 }
 
 /// The payment, with the amount, intent and charge of a receipt.
-fn received(view: &PaymentView<'_>, receipt: &Receipt) -> PaymentObject {
+fn received(view: &PaymentView<'_>, receipt: &ReceivedMoney) -> PaymentObject {
     PaymentObject {
         provider_payment_id: Some(receipt.provider_payment_intent_id.clone()),
         external_payment_id: Some(receipt.provider_payment_intent_id.clone()),

@@ -59,7 +59,7 @@ impl App {
     /// Frees jobs with an expired lease, at most 200. Returns whether there may be more.
     pub async fn release_expired_leases(&self) -> Result<bool> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        let freed = store::leases::free_expired(&mut tx).await?;
+        let freed = store::leases::release_expired(&mut tx).await?;
         tx.commit().await?;
         if freed > 0 {
             tracing::debug!(freed, "expired leases released");

@@ -46,7 +46,7 @@ impl App {
         let mut taken = Vec::new();
         for (id, budget) in &mut budgets {
             let Some(demand) = demands.iter().find(|demand| demand.bucket == *id) else { continue };
-            if demand.was_refused {
+            if demand.was_rate_limited {
                 budget.slow_down(full(id), now);
                 tracing::info!(endpoint = id.endpoint, rate = budget.rate, "rate lowered after Stripe returned 429");
             }

@@ -6,7 +6,7 @@
 //! the server and waits until it is ready.
 //!
 //! The server listens on a Unix socket in a folder that only its own account may enter, and on no TCP port unless one
-//! is given, so it can't conflict with another server. It is durable unless [`Options::durable`] is off. It never
+//! is given, so it cannot conflict with another server. It is durable unless [`Options::durable`] is off. It never
 //! outlives this process: it is stopped by [`Postgres::stop`], when the handle is dropped, and, if this process is
 //! killed, by the death signal that the kernel sends. Linux only.
 
@@ -55,7 +55,7 @@ pub struct Options {
     pub fresh: bool,
     /// The folder of `postgres` and `initdb`. `None` uses the newest installed version, else fetched programs.
     pub programs: Option<PathBuf>,
-    /// A port of 127.0.0.1 to listen on as well, for what a Unix socket can't do, such as TLS.
+    /// A port of 127.0.0.1 to listen on as well, for what a Unix socket cannot do, such as TLS.
     pub tcp_port: Option<u16>,
 }
 
@@ -120,7 +120,7 @@ impl Postgres {
         format!("host={socket} port={port} user={} dbname={}", quote(role), quote(database))
     }
 
-    /// The folder of the files: the requested one, or a fallback if the server's account can't enter that.
+    /// The folder of the files: the requested one, or a fallback if the server's account cannot enter that.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }

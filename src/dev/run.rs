@@ -25,7 +25,7 @@ const CLOCK_SAVE_INTERVAL: time::Duration = time::Duration::milliseconds(250);
 /// Runs a database that outlives the process, the sandbox and a server until a signal arrives.
 pub async fn run_dev(settings: config::Dev) -> Result<ExitCode> {
     let folder = std::path::absolute(&settings.data_folder)?;
-    std::fs::create_dir_all(&folder).with_context(|| format!("{} can't be created", folder.display()))?;
+    std::fs::create_dir_all(&folder).with_context(|| format!("{} cannot be created", folder.display()))?;
     println!("Starting Postgres in {} …", folder.join("postgres").display());
     let postgres_folder = folder.join("postgres");
     let options = postgres::Options {
@@ -115,7 +115,7 @@ async fn ensure_token(environment: &TestEnvironment, folder: &Path) -> Result<Pa
     options
         .open(&file)
         .and_then(|mut opened| opened.write_all(token.as_bytes()))
-        .with_context(|| format!("{} can't be written", file.display()))?;
+        .with_context(|| format!("{} cannot be written", file.display()))?;
     Ok(file)
 }
 
@@ -183,7 +183,7 @@ Ctrl-C stops it. The data is kept until `paybridge dev --fresh`.
 pub async fn run_sandbox(settings: config::Sandbox) -> Result<ExitCode> {
     let listener = TcpListener::bind(settings.listen)
         .await
-        .with_context(|| format!("the sandbox can't listen on {}", settings.listen))?;
+        .with_context(|| format!("the sandbox cannot listen on {}", settings.listen))?;
     let sandbox = Sandbox::start(listener, Clock::system(), sandbox::Options::default())?;
     println!("The Stripe sandbox is at {}; its key is {}. Ctrl-C stops it.", sandbox.url(), sandbox::SECRET_KEY);
     let end = Lifecycle::new(std::time::Duration::from_secs(5)).run().await?;

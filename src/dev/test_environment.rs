@@ -185,7 +185,7 @@ impl TestEnvironment {
     pub async fn start(database_url: String, clock: Clock, options: Options) -> Result<Self> {
         let listener = TcpListener::bind(options.sandbox_listen)
             .await
-            .with_context(|| format!("the sandbox can't listen on {}", options.sandbox_listen))?;
+            .with_context(|| format!("the sandbox cannot listen on {}", options.sandbox_listen))?;
         let sandbox = Sandbox::start(listener, clock.clone(), options.sandbox.clone())?;
         let administration = server::administration(&database_url)?;
         let mut environment = Self {
@@ -239,8 +239,9 @@ impl TestEnvironment {
         let is_first = self.servers.is_empty();
         let any = SocketAddr::from(([127, 0, 0, 1], 0));
         let (grpc, http) = if is_first { (self.options.grpc_listen, self.options.http_listen) } else { (any, any) };
-        let grpc = bind_without_listening(grpc).with_context(|| format!("the gRPC API can't listen on {grpc}"))?;
-        let http = bind_without_listening(http).with_context(|| format!("the HTTP endpoint can't listen on {http}"))?;
+        let grpc = bind_without_listening(grpc).with_context(|| format!("the gRPC API cannot listen on {grpc}"))?;
+        let http =
+            bind_without_listening(http).with_context(|| format!("the HTTP endpoint cannot listen on {http}"))?;
         let (grpc_address, http_address) = (grpc.local_addr()?, http.local_addr()?);
         let address = Address { grpc: format!("http://{grpc_address}"), http: format!("http://{http_address}") };
         if is_first && !self.options.polls_events {
@@ -327,9 +328,9 @@ impl TestEnvironment {
         }
         if let Some(file) = &self.options.log_file {
             let log = OpenOptions::new().create(true).append(true).open(file);
-            command.stderr(log.with_context(|| format!("{} can't be written", file.display()))?);
+            command.stderr(log.with_context(|| format!("{} cannot be written", file.display()))?);
         }
-        let child = command.spawn().context("the server process can't be started")?;
+        let child = command.spawn().context("the server process cannot be started")?;
         self.processes.lock().expect("no holder panics").push(Process(child));
         Ok(())
     }

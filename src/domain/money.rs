@@ -77,15 +77,15 @@ pub struct Money {
 
 impl Money {
     /// The largest amount that Stripe accepts in one charge: twelve digits.
-    pub const MAX_MINOR_UNITS: i64 = 999_999_999_999;
+    pub const MINOR_UNITS_MAX: i64 = 999_999_999_999;
 
     /// Why this amount cannot be an invoice's; `None` if it can.
     pub fn rejection(&self) -> Option<String> {
         if self.minor_units < 0 {
             return Some("must not be negative; a refund is not a payment".to_owned());
         }
-        if self.minor_units > Self::MAX_MINOR_UNITS {
-            return Some(format!("must be at most {}", Self::MAX_MINOR_UNITS));
+        if self.minor_units > Self::MINOR_UNITS_MAX {
+            return Some(format!("must be at most {}", Self::MINOR_UNITS_MAX));
         }
         let (step, why) = self.currency.granularity();
         let below = self.minor_units - self.minor_units % step;

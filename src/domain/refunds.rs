@@ -114,7 +114,7 @@ impl Refund {
     }
 
     /// Whether its status may still change without further requests.
-    pub fn is_moving(&self) -> bool {
+    pub fn is_in_flight(&self) -> bool {
         matches!(self.status.as_str(), "pending" | "requires_action")
     }
 }

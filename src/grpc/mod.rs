@@ -68,7 +68,7 @@ struct Api {
 /// canceled when the process starts to shut down.
 ///
 /// # Errors
-/// Fails if the built-in descriptor set can't be decoded.
+/// Fails if the built-in descriptor set cannot be decoded.
 pub fn routes<H: Health>(
     app: App,
     options: Options,

@@ -1,5 +1,5 @@
 //! Page tokens: the position at which a list continues. They are opaque and authenticated with an HMAC: a token is
-//! valid only for the list, organization and filter that it was issued for, so a caller can't forge a position (P10). A
+//! valid only for the list, organization and filter that it was issued for, so a caller cannot forge a position (P10). A
 //! token contains no secret and does not expire.
 //!
 //! Lists are sorted from newest to oldest, by id (UUID v7), so the position is the id of the last item of a page.

@@ -44,7 +44,7 @@ fn text(error: &Error) -> String {
 }
 
 /// Corrects errors that tonic returns itself, which have no details. Two of its codes are misleading: OUT_OF_RANGE for
-/// a message over the limit (in this API it means a trimmed position), and INTERNAL for one that can't be decoded.
+/// a message over the limit (in this API it means a trimmed position), and INTERNAL for one that cannot be decoded.
 pub(super) async fn add_details(response: Response) -> Response {
     let from_tonic = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty());
     let error = match from_tonic.as_ref().map(Status::code) {
@@ -55,7 +55,7 @@ pub(super) async fn add_details(response: Response) -> Response {
         Some(Code::Internal) if from_tonic.is_some_and(|status| status.message().starts_with("failed to decode")) => {
             Error::Invalid(vec![Violation::new(
                 "",
-                "the request can't be decoded; send the request message of this call",
+                "the request cannot be decoded; send the request message of this call",
             )])
         }
         _ => return response,

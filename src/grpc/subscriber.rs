@@ -49,7 +49,7 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Starts the task. The stream ends with a status when `shutdown` is canceled or the log can't be read.
+    /// Starts the task. The stream ends with a status when `shutdown` is canceled or the log cannot be read.
     pub(super) fn start(self, heartbeat: Duration, shutdown: CancellationToken) -> ReceiverStream<StreamItem> {
         // One slot is reserved for the final status, so it can be sent even if the client has stopped reading.
         let (to_client, messages) = mpsc::channel(QUEUED_MAX + 1);
@@ -86,7 +86,7 @@ impl Subscriber {
                 }
             }
             if is_caught_up {
-                // Both a timeout and a change are fine, and the channel can't close while we hold the log tail.
+                // Both a timeout and a change are fine, and the channel cannot close while we hold the log tail.
                 let _ = timeout_at(next_heartbeat, last_position.changed()).await;
             }
             if Instant::now() >= next_heartbeat {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::rows::currency;
 use super::schema::{charges::dsl as charges, disputes::dsl as disputes, overpayments::dsl as overpayments};
-use crate::domain::payments::{Payment, Receipt};
+use crate::domain::payments::{Payment, ReceivedMoney};
 use crate::domain::refunds::Charge;
 use crate::domain::signals::DisputeSnapshot;
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
@@ -62,7 +62,7 @@ pub async fn insert_overpayment(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     payment: PaymentId,
-    receipt: &Receipt,
+    receipt: &ReceivedMoney,
     now: OffsetDateTime,
 ) -> Result<bool> {
     let inserted = diesel::insert_into(overpayments::overpayments)

@@ -168,7 +168,7 @@ impl Address {
                 "the server's certificate is not valid before {}; correct this machine's clock",
                 date(not_before.as_secs())
             ),
-            _ => "the server's certificate can't be used".to_owned(),
+            _ => "the server's certificate cannot be used".to_owned(),
         }
     }
 }

@@ -77,7 +77,7 @@ impl Row {
 }
 
 /// Inserts deliveries that are not stored yet, of any organizations. Returns the new ones. Rows are sorted by key, so
-/// that two batches with the same deliveries can't deadlock. For the system role, or for a tenant with its own
+/// that two batches with the same deliveries cannot deadlock. For the system role, or for a tenant with its own
 /// deliveries.
 pub async fn insert_new(conn: &mut AsyncPgConnection, deliveries: &[&Delivery]) -> Result<Vec<(Uuid, String)>> {
     let mut rows: Vec<Row> = deliveries.iter().map(|delivery| Row::from(*delivery)).collect();

@@ -10,11 +10,11 @@ use crate::domain::error::DATABASE_UNAVAILABLE;
 /// The retry delay that callers get while the database is unavailable.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 
-/// The database can't be reached in time: nothing was done. Readiness logs an outage once, so each error is only a
+/// The database cannot be reached in time: nothing was done. Readiness logs an outage once, so each error is only a
 /// debug line.
 pub fn unavailable(source: &dyn std::fmt::Display) -> Error {
     tracing::debug!(error = %source, "the database is unavailable");
-    unavailable_because("the database can't be reached")
+    unavailable_because("the database cannot be reached")
 }
 
 /// The database aborted a statement because of a timeout, a deadlock or a serialization failure.

@@ -22,7 +22,7 @@ const DUE: &str = "due AND lease_until IS NULL AND park_time IS NULL";
 /// The condition of a job that [`make_due`] has not made due yet, and of `jobs_scheduled_idx`.
 const SCHEDULED: &str = "NOT due AND lease_until IS NULL AND park_time IS NULL";
 
-/// The most jobs that one [`make_due`] or [`free_expired`] changes.
+/// The most jobs that one [`make_due`] or [`release_expired`] changes.
 const BATCH_MAX: i64 = 200;
 
 /// The most lanes without a job for this process that one [`lease`] visits: lanes of an organization at its limit, of
@@ -46,9 +46,9 @@ pub async fn make_due(conn: &mut AsyncPgConnection, now: OffsetDateTime) -> Resu
 /// Makes the jobs leasable whose lease has expired because its process died: the oldest first, at most 200. Returns how
 /// many there were.
 ///
-/// Not for every poll: while an old snapshot is held (by a backup, for example), the index still contains every lease
-/// since, and this reads all of them.
-pub async fn free_expired(conn: &mut AsyncPgConnection) -> Result<usize> {
+/// Do not run it on every poll: while an old snapshot is held (by a backup, for example), the index keeps an entry for
+/// every lease since, and this reads all of them.
+pub async fn release_expired(conn: &mut AsyncPgConnection) -> Result<usize> {
     let freed = diesel::sql_query(
         "UPDATE jobs SET lease_until = NULL WHERE id = ANY (ARRAY( \
              SELECT id FROM jobs WHERE lease_until < statement_timestamp() \

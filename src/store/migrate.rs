@@ -66,7 +66,7 @@ pub(super) enum Schema {
 /// Checks the schema with the rights of a serving process, which can only read it.
 pub(super) async fn check_schema(database_url: &str) -> anyhow::Result<Schema> {
     let mut ours = MigrationSource::<Pg>::migrations(&MIGRATIONS)
-        .map_err(|error| anyhow::anyhow!("the embedded migrations can't be read: {error}"))?
+        .map_err(|error| anyhow::anyhow!("the embedded migrations cannot be read: {error}"))?
         .iter()
         .map(|migration| migration.name().version().to_string())
         .collect::<Vec<_>>();
@@ -98,7 +98,7 @@ pub(super) async fn check_schema(database_url: &str) -> anyhow::Result<Schema> {
 
 pub(super) async fn connect(database_url: &str) -> anyhow::Result<AsyncPgConnection> {
     let address = Address::parse(database_url).map_err(|sentence| anyhow::anyhow!("DATABASE_URL {sentence}"))?;
-    address.establish().await.context("the database can't be reached; check DATABASE_URL")
+    address.establish().await.context("the database cannot be reached; check DATABASE_URL")
 }
 
 #[derive(QueryableByName)]

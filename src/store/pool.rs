@@ -92,7 +92,7 @@ impl Pool {
             ),
         };
         // After a restart of the database every pooled connection is dead, which only its next use shows. Dead
-        // connections are dropped in turn until one is alive, or a new one can't be opened.
+        // connections are dropped in turn until one is alive, or a new one cannot be opened.
         let mut last = None;
         for _ in 0..=self.connections.status().max_size {
             let mut connection = self.connection().await?;

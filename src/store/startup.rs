@@ -52,7 +52,7 @@ impl Setting {
     }
 }
 
-/// Why a process can't start to work.
+/// Why a process cannot start to work.
 #[derive(Debug)]
 pub enum StartupError {
     /// May pass while the process waits: the database is unavailable, or lacks migrations.
@@ -121,7 +121,7 @@ pub(super) async fn check_server(url: &str, setting: Setting) -> Checked {
 
 async fn connect(address: &Address, setting: Setting) -> Checked<Client> {
     let connected = address.connect().await;
-    let (client, driver) = connected.with_context(|| format!("the database can't be reached; check {setting}"))?;
+    let (client, driver) = connected.with_context(|| format!("the database cannot be reached; check {setting}"))?;
     let version = driver.parameter("server_version").unwrap_or_default().to_owned();
     tokio::spawn(driver);
     if is_too_old(&version) {
@@ -132,7 +132,7 @@ async fn connect(address: &Address, setting: Setting) -> Checked<Client> {
     Ok(client)
 }
 
-/// A version that can't be parsed is accepted.
+/// A version that cannot be parsed is accepted.
 fn is_too_old(version: &str) -> bool {
     let digits = version.split(|letter: char| !letter.is_ascii_digit()).next().unwrap_or_default();
     digits.parse().is_ok_and(|major: u32| major < POSTGRES_MIN)

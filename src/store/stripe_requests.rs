@@ -59,7 +59,7 @@ impl RequestTarget {
 /// A POST to Stripe: every send has the same bytes and the same key (P2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StripeRequest {
-    /// Increases when a key can't be used again.
+    /// Increases when a key cannot be used again.
     pub number: i32,
     /// Stripe's `Idempotency-Key`.
     pub idempotency_key: String,

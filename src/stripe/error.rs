@@ -204,7 +204,7 @@ impl Error {
     }
 
     /// Whether the API key must be repaired first: it is rejected or lacks a permission.
-    pub fn is_key_error(&self) -> bool {
+    pub fn is_api_key_error(&self) -> bool {
         matches!(self, Self::Unauthorized(_) | Self::Forbidden { .. })
     }
 

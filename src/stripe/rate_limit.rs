@@ -41,7 +41,7 @@ pub struct ApiKey {
 #[derive(Clone, Debug)]
 struct AccountCaller {
     account: Arc<Account>,
-    owner: Uuid,
+    organization: Uuid,
 }
 
 impl ApiKey {
@@ -94,7 +94,7 @@ impl Client {
     pub fn key(&self, secret: SecretString, account: &str, livemode: bool, org: OrganizationId) -> ApiKey {
         ApiKey {
             secret,
-            caller: Some(AccountCaller { account: self.rate_limiters.account(account, livemode), owner: org.0 }),
+            caller: Some(AccountCaller { account: self.rate_limiters.account(account, livemode), organization: org.0 }),
         }
     }
 
@@ -148,9 +148,9 @@ impl RateLimiters {
         accounts.retain(|_, account| Arc::strong_count(account) > 1 || *lock(&account.last_used) > idle_since);
         let mut all = Vec::new();
         for account in accounts.values() {
-            for (endpoint, wanted, was_refused) in lock(&account.queue).demand() {
+            for (endpoint, wanted, was_rate_limited) in lock(&account.queue).demand() {
                 let bucket = BucketId { account: account.id.clone(), livemode: account.livemode, endpoint };
-                all.push(Demand { bucket, wanted, was_refused });
+                all.push(Demand { bucket, wanted, was_rate_limited });
             }
         }
         drop(accounts);
@@ -176,8 +176,11 @@ impl RateLimiters {
             if let Some(until) = open_until {
                 return Err(self.not_sent(caller, UnsentCause::Outage, until));
             }
-            let queued_call =
-                QueuedCall { priority: priority(call), owner: caller.owner, endpoint: permit.endpoint.clone() };
+            let queued_call = QueuedCall {
+                priority: priority(call),
+                organization: caller.organization,
+                endpoint: permit.endpoint.clone(),
+            };
             let entry = QueueEntry::enqueue(account, queued_call);
             if tokio::time::timeout(ACQUIRE_TIMEOUT, self.wait_for_admission(account, entry.number)).await.is_err() {
                 drop(entry);
@@ -222,7 +225,7 @@ impl RateLimiters {
     /// The error of an unsent call. It staggers the retries of one organization's calls at the account's rate.
     fn not_sent(&self, caller: &AccountCaller, cause: UnsentCause, from: OffsetDateTime) -> Error {
         let rate = self.limits.rate(caller.account.livemode, WHOLE_ACCOUNT).min(self.limits.endpoint);
-        let at = lock(&caller.account.queue).retry_time(caller.owner, from, Duration::seconds_f64(1.0 / rate));
+        let at = lock(&caller.account.queue).retry_time(caller.organization, from, Duration::seconds_f64(1.0 / rate));
         metrics::counter!("paybridge_stripe_unsent_total", "reason" => cause.as_str()).increment(1);
         Error::not_sent(cause, at - self.clock.now())
     }

@@ -44,7 +44,7 @@ pub fn redact_client_secrets(json: String) -> String {
         clean.push_str(FIELD);
         rest = after;
         let value = after.trim_start().strip_prefix(':').and_then(|value| value.trim_start().strip_prefix('"'));
-        // A client secret has no escapes; a text with escapes is somebody's metadata.
+        // A value with a backslash is not a client secret but a caller's text.
         let secret = value.and_then(|value| value.split_once('"')).filter(|(secret, _)| !secret.contains('\\'));
         if let Some((_, after)) = secret {
             clean.extend([":\"", REDACTED, "\""]);
@@ -74,7 +74,7 @@ pub(super) fn scrubbed<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Opt
 pub struct HostedUrl(String);
 
 impl HostedUrl {
-    /// The URL.
+    /// Exposes the URL. Never log it.
     pub fn expose(&self) -> &str {
         &self.0
     }

@@ -128,7 +128,7 @@ async fn a_payment_that_needs_3d_secure_fails_if_its_customer_was_relinked() {
     })
     .await;
     harness.drain_jobs(&["submit_payment"]).await;
-    assert_eq!(harness.payment("inv").await.state(), PaymentState::Processing, "the customer can't be read yet");
+    assert_eq!(harness.payment("inv").await.state(), PaymentState::Processing, "the customer cannot be read yet");
     harness.sandbox().clear_faults();
     harness.advance(Duration::MINUTE);
     let failed = harness.payment_in("inv", PaymentState::Failed).await;

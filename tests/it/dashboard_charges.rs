@@ -95,7 +95,7 @@ async fn p12_a_dashboard_charge_during_a_debit_waits_for_the_bank() {
         let intent = pay_in_dashboard(&mut harness, "inv", 4900).await;
         harness.payment_when("inv", "has recorded the charge", |payment| received(payment) == 4900).await;
         harness.quiesce().await;
-        assert_eq!(harness.payment("inv").await.state(), PaymentState::Processing, "the debit can't be canceled");
+        assert_eq!(harness.payment("inv").await.state(), PaymentState::Processing, "the debit cannot be canceled");
         let refused = harness.cancel(&processing).await.expect_err("it is paid");
         assert_eq!(reason(&refused), "PAYMENT_BUSY");
         harness.advance(Duration::days(6));

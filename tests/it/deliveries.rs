@@ -30,7 +30,7 @@ async fn p6_no_webhook_is_acknowledged_before_it_is_durable() {
     harness.all_delivered().await;
     let database = harness.database().await;
 
-    // The delivery can't be written: the webhook is not answered.
+    // The delivery cannot be written: the webhook is not answered.
     database.batch_execute("BEGIN; LOCK TABLE deliveries IN ACCESS EXCLUSIVE MODE").await.expect("the table is locked");
     harness.sandbox().attach_in_dashboard(&provider_id, "pm_card_visa").expect("the method is attached");
     let second_connection = harness.database().await;

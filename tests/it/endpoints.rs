@@ -125,7 +125,7 @@ async fn secrets(harness: &Harness) -> (bool, bool, Option<String>) {
     (row.get(0), row.get(1), row.get(2))
 }
 
-/// Waits until the endpoint is replaced because of its version. The old one can't be deleted. Returns the ids of both.
+/// Waits until the endpoint is replaced because of its version. The old one cannot be deleted. Returns the ids of both.
 async fn replaced(harness: &mut Harness) -> (String, String) {
     let (old, _) = endpoint(harness).await;
     harness.sandbox().set_endpoint_version(&old, None).expect("the version is set");

@@ -1,6 +1,6 @@
 //! P5: the event log has no gaps: positions are 1, 2, 3, … in commit order, for all writers and readers.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -279,7 +279,7 @@ async fn a_cancellation_follows_stripes_response() {
     assert_eq!(intent["status"], "canceled", "canceled at Stripe first");
     let again = harness.cancel(&canceled).await.expect("a repeat is accepted");
     assert_eq!(again.state(), PaymentState::Canceled);
-    let refused = harness.retry("late", &canceled, true).await.expect_err("a canceled payment can't be retried");
+    let refused = harness.retry("late", &canceled, true).await.expect_err("a canceled payment cannot be retried");
     assert_eq!(reason(&refused), "PAYMENT_NOT_RETRYABLE");
 
     // Nothing is at Stripe yet: the payment is canceled at once, without a call.

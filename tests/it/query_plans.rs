@@ -302,7 +302,7 @@ async fn a_due_job_is_found_at_once_whatever_other_jobs_exist() {
                 Capacity { free: 4, organization_max: 1, held, after: Lane::start(), is_scan_incomplete: false };
             let mut tx = pool.begin(Scope::System).await.expect("a transaction");
             store::leases::make_due(&mut tx, Clock::system().now()).await.expect("jobs become due");
-            store::leases::free_expired(&mut tx).await.expect("an answer");
+            store::leases::release_expired(&mut tx).await.expect("an answer");
             let leases =
                 store::leases::lease(&mut tx, &mut capacity, RealDuration::from_mins(1)).await.expect("leases");
             store::leases::next_due(&mut tx).await.expect("an answer");

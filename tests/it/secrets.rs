@@ -1,7 +1,7 @@
 //! P9: secrets stay sealed. Calls with secrets are made to a process that logs everything. Then every place where a
 //! secret could be is searched.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;

@@ -36,7 +36,7 @@ async fn p7_a_late_failure_or_a_cancellation_does_not_unsettle_a_paid_payment() 
         1,
         "the decline was reported when it happened"
     );
-    let refused = harness.cancel(&paid).await.expect_err("a paid payment can't be canceled");
+    let refused = harness.cancel(&paid).await.expect_err("a paid payment cannot be canceled");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "PAYMENT_NOT_CANCELABLE"));
     let refused = harness.retry("late", &paid, true).await.expect_err("nor retried");
     assert_eq!((refused.code(), reason(&refused).as_str()), (Code::FailedPrecondition, "PAYMENT_NOT_RETRYABLE"));

@@ -17,7 +17,7 @@ use crate::support::sql::superuser;
 use crate::support::wait::until;
 use crate::support::{KillOnDrop, context, database, http, program, reserved_port};
 
-/// Two encryption keys for tests.
+/// Two encryption keys. The first is that of the test environment.
 const KEY: &str = "cGF5YnJpZGdlLWRldi1zZWFscy10ZXN0LXNlY3JldHM=";
 const OTHER_KEY: &str = "YW5vdGhlci1rZXktd2hpY2gtc2VhbHMtbm8tc2VjcmU=";
 
@@ -32,7 +32,7 @@ struct Server {
 
 fn serve_command(url: &str, keys: &str) -> Command {
     let mut command = Command::new(program());
-    // The variables of the tests are no settings of the service: it would warn about them.
+    // The suite's own PAYBRIDGE_ variables are no settings of the service, which would warn about them.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PAYBRIDGE_")) {
         command.env_remove(name);
     }
@@ -100,7 +100,7 @@ fn postgres_in(folder: &TempDir) -> Postgres {
     Postgres::start(&folder.path().join("postgres"), &options).expect("Postgres starts")
 }
 
-/// Waits for two more checks of the database, one a second: nothing else shows that a line is not logged again.
+/// Waits for two more checks of the database, one a second. That no line follows can only be waited for.
 async fn two_more_checks() {
     pause(Duration::from_secs(2)).await;
 }
@@ -114,7 +114,7 @@ async fn a_process_waits_for_an_unavailable_database_and_logs_one_line() {
     tokio::task::block_in_place(|| postgres.stop()).expect("it stops");
 
     let mut server = Server::start(&url, &format!("k1:{KEY}"));
-    server.until_waiting("the database can't be reached; check DATABASE_URL").await;
+    server.until_waiting("the database cannot be reached; check DATABASE_URL").await;
     two_more_checks().await;
     assert_eq!(server.warnings().len(), 1, "{}", server.log());
     let postgres = tokio::task::block_in_place(|| postgres_in(&folder));
@@ -275,6 +275,6 @@ fn a_silent_server_times_out() {
     let output = Command::new(program()).arg("migrate").env("DATABASE_URL", url).output().expect("it runs");
     let text = text_of(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains("can't be reached") && text.contains("has not answered within 11s"), "{text}");
+    assert!(text.contains("cannot be reached") && text.contains("has not answered within 11s"), "{text}");
     drop(listener);
 }

@@ -1,6 +1,6 @@
 //! P10 at the API: a resource of another organization gets the same error as one that does not exist.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
 use std::fmt::Debug;
 
@@ -233,7 +233,7 @@ async fn p10_a_foreign_resource_gets_the_error_of_an_unknown_one() {
         invoice: payment.invoice_id,
         refund: refund.id,
     };
-    // Both integrations have the same code, so the foreign one can't be named by it.
+    // Both integrations have the same code, so the foreign one cannot be named by it.
     let foreign = Named { code: "unknown-code".to_owned(), ..named };
     let before = all_lists(&mut theirs.api, &customer.id).await;
 

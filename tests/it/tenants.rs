@@ -1,6 +1,6 @@
 //! P10: no tenant sees or touches another's rows, even if a query forgets its WHERE.
 
-#![expect(clippy::unwrap_used, reason = "the helpers of tests are tests, too")]
+#![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
 use std::collections::BTreeMap;
 

@@ -141,7 +141,7 @@ fn assert_admitted(url: &str) {
     assert!(succeeded, "{url}: {output}");
 }
 
-/// Checks that a command can't connect, with an error that contains all of `words`.
+/// Checks that a command cannot connect, with an error that contains all of `words`.
 fn assert_refused(url: &str, words: &[&str]) {
     let (succeeded, _, output) = run(&["organization", "list"], url);
     assert!(!succeeded, "{url} is not refused");

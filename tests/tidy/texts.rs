@@ -64,7 +64,7 @@ fn released_migrations_are_unchanged() {
         match std::fs::read(folder.join(name)) {
             Ok(text) if hex::encode(Sha256::digest(&text)) == *listed => {}
             Ok(_) => violations.push(format!("{name} was changed after its release; write a new migration instead")),
-            Err(error) => violations.push(format!("{name} was released and can't be read: {error}")),
+            Err(error) => violations.push(format!("{name} was released and cannot be read: {error}")),
         }
     }
     let mut present: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();

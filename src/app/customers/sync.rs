@@ -81,7 +81,7 @@ impl App {
                 self.on_link_failed(lease, customer, &message, "resource_missing", None).await
             }
             Ok(found) => self.on_linked(lease, customer, &found.id, None).await,
-            Err(error) if error.is_key_error() => {
+            Err(error) if error.is_api_key_error() => {
                 self.pause_integration(&account, "customer.link", &error).await?;
                 self.begin_leased(lease).await?.end(Outcome::Done).await
             }
@@ -101,7 +101,7 @@ impl App {
         request: &StripeRequest,
         error: stripe::Error,
     ) -> Result<()> {
-        if error.is_key_error() {
+        if error.is_api_key_error() {
             // The link stays pending, and is resumed when the key is rotated.
             self.pause_integration(account, "customer.create", &error).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;

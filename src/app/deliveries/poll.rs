@@ -113,7 +113,7 @@ impl App {
     /// collected whose outcome would not be noticed.
     async fn map_list_error(&self, integration: &Integration, account: &StripeAccount, error: &stripe::Error) -> Error {
         let is_only_source = integration.polls_events && integration.state == IntegrationState::Active;
-        if !is_only_source || !error.is_key_error() {
+        if !is_only_source || !error.is_api_key_error() {
             return self.map_stripe_error(account, "event.list", error).await;
         }
         match self.pause_integration(account, "event.list", error).await {

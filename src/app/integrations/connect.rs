@@ -139,7 +139,7 @@ impl App {
                 resume(&mut work, &mut integration).await?;
                 work.commit().await
             }
-            Err(error) if error.disposition() == stripe::Disposition::Refused || error.is_key_error() => {
+            Err(error) if error.disposition() == stripe::Disposition::Refused || error.is_api_key_error() => {
                 self.abandon_connecting(org, id).await?;
                 let message = format!("the webhook endpoint could not be registered: {error}");
                 Err(Error::precondition("ENDPOINT_REFUSED", format!("integration/{id}"), message))

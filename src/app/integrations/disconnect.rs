@@ -127,7 +127,7 @@ impl App {
         for endpoint in self.endpoints_to_remove(account).await? {
             match self.0.stripe.delete_webhook_endpoint(&account.key, &endpoint).await {
                 Ok(()) => {}
-                Err(error) if error.is_key_error() => is_removed = false,
+                Err(error) if error.is_api_key_error() => is_removed = false,
                 Err(error) => return Err(super::map_job_error("webhook_endpoint.delete", &error)),
             }
         }

@@ -40,7 +40,7 @@ impl App {
             known = match self.0.stripe.webhook_endpoint(&account.key, id).await {
                 Ok(endpoint) => Some(endpoint),
                 Err(error) if error.is_missing() => None,
-                Err(error) => return self.map_endpoint_error(lease, account, &error).await,
+                Err(error) => return self.report_endpoint_error(lease, account, &error).await,
             };
         }
         let url = self.endpoint_url(account.org, account.integration_id);
@@ -69,7 +69,7 @@ impl App {
                 self.clear_endpoint_fault(lease, account).await?;
                 self.on_endpoint_repaired(lease).await
             }
-            Err(error) => self.map_endpoint_error(lease, account, &error).await,
+            Err(error) => self.report_endpoint_error(lease, account, &error).await,
         }
     }
 
@@ -87,7 +87,7 @@ impl App {
                     finish_replacement(&mut work, account.integration_id, &request).await?;
                     work.commit().await?;
                 }
-                self.map_endpoint_error(lease, account, &error).await
+                self.report_endpoint_error(lease, account, &error).await
             }
         }
     }
@@ -170,7 +170,7 @@ impl App {
         tx.close().await?;
         let Some(old) = old else { return Ok(()) };
         if let Err(error) = self.0.stripe.delete_webhook_endpoint(&account.key, &old).await {
-            return self.map_endpoint_error(lease, account, &error).await;
+            return self.report_endpoint_error(lease, account, &error).await;
         }
         let mut work = self.begin_leased(lease).await?;
         let integration = store::integrations::lock(&mut work.tx, org, id).await?;
@@ -202,7 +202,7 @@ impl App {
     /// A call about the endpoint failed. A key without the permission for endpoints may still collect payments, so it
     /// pauses nothing. That and a refusal are reported once, since only an operator can repair them. Everything else is
     /// retried.
-    async fn map_endpoint_error(&self, lease: &Lease, account: &StripeAccount, error: &stripe::Error) -> Result<()> {
+    async fn report_endpoint_error(&self, lease: &Lease, account: &StripeAccount, error: &stripe::Error) -> Result<()> {
         let is_reported = matches!(error.disposition(), stripe::Disposition::Refused)
             || matches!(error, stripe::Error::Forbidden { .. });
         if !is_reported {
@@ -252,7 +252,7 @@ impl App {
                     }
                 }),
                 // With a rejected key they are left behind.
-                Err(error) if error.is_key_error() => {}
+                Err(error) if error.is_api_key_error() => {}
                 Err(error) => return Err(map_job_error("webhook_endpoint.list", &error)),
             }
         }

@@ -93,7 +93,7 @@ impl App {
         let is_optional = action.split_once('.').is_some_and(|(object, _)| is_optional(object));
         let reported = match error {
             stripe::Error::Forbidden { .. } if is_optional => self.report_forbidden(account, action, error).await,
-            _ if error.is_key_error() => self.pause_integration(account, action, error).await,
+            _ if error.is_api_key_error() => self.pause_integration(account, action, error).await,
             _ => Ok(()),
         };
         match reported {

@@ -6,7 +6,7 @@ use super::refresh::READS_MAX;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::jobs::Lease;
-use crate::domain::payments::{Notice, Payment, PaymentInput, Receipt};
+use crate::domain::payments::{Notice, Payment, PaymentInput, ReceivedMoney};
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
@@ -160,7 +160,7 @@ impl PaymentContext {
     pub(super) async fn record_settlement(
         &mut self,
         work: &mut UnitOfWork,
-        receipt: &Receipt,
+        receipt: &ReceivedMoney,
         is_own: bool,
     ) -> Result<()> {
         let intent = &receipt.provider_payment_intent_id;
@@ -183,7 +183,7 @@ impl PaymentContext {
         intent: &IntentSnapshot,
         counts: bool,
     ) -> Result<()> {
-        let (org, now, id, receipt) = (work.org, work.now, self.payment.id, Receipt::of(intent));
+        let (org, now, id, receipt) = (work.org, work.now, self.payment.id, ReceivedMoney::of(intent));
         if !store::charges_and_disputes::insert_overpayment(&mut work.tx, org, id, &receipt, now).await? {
             return Ok(());
         }
@@ -204,7 +204,7 @@ async fn record_charge(
     work: &mut UnitOfWork,
     payment: PaymentId,
     integration_id: IntegrationId,
-    receipt: &Receipt,
+    receipt: &ReceivedMoney,
     settles: bool,
 ) -> Result<()> {
     let Some(provider_charge_id) = receipt.provider_charge_id.clone() else { return Ok(()) };

@@ -164,10 +164,10 @@ impl App {
     async fn cannot_close(&self, actor: Actor<'_>, id: PaymentId) -> Result<JobFlow> {
         let mut work = self.begin_as(actor).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;
-        if context.payment.is_moving() {
+        if context.payment.is_in_flight() {
             context.apply(&mut work, PaymentInput::CannotClose).await?;
         }
-        let waits = context.payment.is_moving() && context.payment.pending_operation.is_some();
+        let waits = context.payment.is_in_flight() && context.payment.pending_operation.is_some();
         work.commit().await?;
         Ok(if waits { JobFlow::Break(()) } else { JobFlow::Continue(()) })
     }

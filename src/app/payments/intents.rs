@@ -137,7 +137,7 @@ impl App {
         error: &stripe::Error,
     ) -> Result<JobFlow> {
         let id = context.payment.id;
-        if error.is_key_error() {
+        if error.is_api_key_error() {
             self.pause_integration(account, "payment_intent.create", error).await?;
             let mut work = self.begin_leased(lease).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;

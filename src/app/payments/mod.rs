@@ -114,7 +114,7 @@ impl App {
             close::request_operation(&mut work, &mut context, PendingOperation::Retry { method }, &close::RETRY)
                 .await?;
         } else {
-            context.apply(&mut work, PaymentInput::Retried(method)).await?;
+            context.apply(&mut work, PaymentInput::RetryRequested(method)).await?;
             work.enqueue(JobKind::SubmitPayment, id.0);
         }
         work.commit().await?;

@@ -109,7 +109,7 @@ impl App {
         if before != Some(context.payment.state) {
             record_repair("payment", 1);
         }
-        if !context.payment.is_moving() {
+        if !context.payment.is_in_flight() {
             return work.end(Outcome::Done).await;
         }
         let soon = work.now + Duration::MINUTE;

@@ -72,7 +72,7 @@ impl App {
         let (org, id) = (lease.organization_id, RefundId::from(lease.object_id));
         let mut work = self.begin_leased(lease).await?;
         let refund = store::refunds::get(&mut work.tx, org, id).await?;
-        if !refund.is_moving() {
+        if !refund.is_in_flight() {
             return work.end(Outcome::Done).await;
         }
         let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Refund.of(id)).await?;
@@ -249,7 +249,7 @@ impl App {
         let mut work = self.begin_leased(lease).await?;
         let context = PaymentContext::load(&mut work, refund.payment_id).await?;
         let mut refund = store::refunds::get(&mut work.tx, work.org, refund.id).await?;
-        if refund.is_moving() {
+        if refund.is_in_flight() {
             let now = work.now;
             refund.unknown_since.get_or_insert(now);
             store::refunds::save(&mut work.tx, &mut refund, now).await?;

@@ -42,7 +42,7 @@ impl App {
                     self.read_payment_methods(lease, context.customer.id).await?;
                     has_read_methods = true;
                 }
-                Step::Decide(input) => {
+                Step::Apply(input) => {
                     context.apply(&mut work, *input).await?;
                     if context.payment.pending_operation.is_none() {
                         return work.end(Outcome::Done).await;
@@ -73,7 +73,7 @@ impl App {
                         return Ok(());
                     }
                 }
-                Step::Confirm { method, kinds } => {
+                Step::PrepareAttempt { method, kinds } => {
                     work.rollback().await?;
                     let mut intent = None;
                     // Before the first confirmation the intent has no charge or error yet.
@@ -120,7 +120,7 @@ impl App {
         let is_same = context.payment.attempt_number == planned.payment.attempt_number
             && context.payment.provider_payment_intent_id == planned.payment.provider_payment_intent_id
             && context.payment.amount == planned.payment.amount;
-        if !is_same || !matches!(context.plan(), Step::Confirm { .. }) {
+        if !is_same || !matches!(context.plan(), Step::PrepareAttempt { .. }) {
             return work.commit().await;
         }
         let provider_method = context
@@ -141,7 +141,7 @@ impl App {
         let number = attempt.number;
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
         context.attempt = Some(attempt);
-        context.apply(&mut work, PaymentInput::Sent(number)).await?;
+        context.apply(&mut work, PaymentInput::AttemptPrepared(number)).await?;
         work.commit().await
     }
 
@@ -163,12 +163,12 @@ impl App {
         }
         match resume(&attempt, intent.as_ref(), is_first_send, now) {
             Resume::Send => self.confirm(lease, &context, &attempt).await,
-            Resume::Read | Resume::Settled => self.finish_job(lease).await,
+            Resume::Read | Resume::OutcomeKnown => self.finish_job(lease).await,
             Resume::Wait(until) => {
                 self.begin_leased(lease).await?.end(Outcome::RunAgain(until)).await?;
                 Ok(JobFlow::Break(()))
             }
-            Resume::NewKey => self.replace_key(lease, &attempt, intent.as_ref(), now).await,
+            Resume::NewKey => self.supersede_attempt(lease, &attempt, intent.as_ref(), now).await,
         }
     }
 
@@ -200,12 +200,12 @@ impl App {
         };
         if let stripe::Error::Invalid(_) = &error
             && let Some(intent) = self.refresh_payment(Actor::Job(lease), id).await?
-            && (!intent.awaits_confirmation() || attempt.has_moved(&intent))
+            && (!intent.awaits_confirmation() || attempt.left_trace_on(&intent))
         {
             // The intent changed independently of this request: its state counts, not the refusal.
             return self.finish_job(lease).await;
         }
-        if error.is_key_error() {
+        if error.is_api_key_error() {
             self.pause_integration(&account, "payment_intent.confirm", &error).await?;
             let mut work = self.begin_leased(lease).await?;
             let context = PaymentContext::load(&mut work, id).await?;
@@ -283,7 +283,7 @@ impl App {
 
     /// The attempt's key cannot be sent again, and the intent shows no trace of it: the same body is sent under a new
     /// key on the same intent, which can succeed only once (P2).
-    async fn replace_key(
+    async fn supersede_attempt(
         &self,
         lease: &Lease,
         attempt: &Attempt,

@@ -174,7 +174,7 @@ impl FaultInjector {
                 let requested = api.rotate_integration_key(request.clone());
                 matches!(tokio::time::timeout(ROTATION_TIMEOUT, requested).await, Ok(Ok(_)))
             };
-            // While Stripe fails, the new key can't be verified, so the rotation is repeated.
+            // While Stripe fails, the new key cannot be verified, so the rotation is repeated.
             while !rotate(&mut rng).await {
                 pause(Duration::from_millis(300)).await;
             }

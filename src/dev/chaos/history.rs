@@ -1,5 +1,5 @@
 //! The history: what Paybridge reported to the outside. Callers record what was acknowledged to them, subscribers
-//! record every event. The database can't influence it.
+//! record every event. The database cannot influence it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

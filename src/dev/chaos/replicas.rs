@@ -201,7 +201,7 @@ impl Replicas {
     }
 
     /// Waits until all processes are ready.
-    pub async fn all_ready(&self) -> Result<()> {
+    pub async fn wait_until_ready(&self) -> Result<()> {
         let ready = poll_until(READY_TIMEOUT, async || self.all.iter().all(|replica| replica.is_ready())).await;
         if !ready {
             bail!("the processes were not ready within {READY_TIMEOUT:?}; see {}", self.launch.logs.display());
@@ -210,7 +210,7 @@ impl Replicas {
     }
 
     /// The number of ready processes.
-    pub fn ready(&self) -> usize {
+    pub fn ready_count(&self) -> usize {
         self.all.iter().filter(|replica| replica.is_ready()).count()
     }
 
@@ -225,7 +225,7 @@ impl Replicas {
         let restarted =
             async || self.all.iter().zip(&before).all(|(it, before)| it.incarnations.borrow().number > *before);
         poll_until(READY_TIMEOUT, restarted).await;
-        self.all_ready().await
+        self.wait_until_ready().await
     }
 
     /// Stops all processes gracefully. `false`: some had to be killed.
@@ -267,7 +267,7 @@ fn run_once(replica: &Replica, launch: &Launch, log: &File) -> Exit {
     }
     let failpoint = inner.failpoints.as_mut().map(draw_failpoint);
     let (Ok(out), Ok(err)) = (log.try_clone(), log.try_clone()) else {
-        return Exit::Unexpected("its log can't be opened".to_owned());
+        return Exit::Unexpected("its log cannot be opened".to_owned());
     };
     let mut command = Command::new(&launch.program);
     command
@@ -340,7 +340,7 @@ async fn probe_readiness(replica: Arc<Replica>, records: Arc<Mutex<Records>>) {
 fn log_file(logs: &Path, name: &str, number: usize) -> Result<File> {
     let path = logs.join(format!("{name}-{number}.log"));
     let opened = OpenOptions::new().create(true).append(true).open(&path);
-    opened.with_context(|| format!("{} can't be written", path.display()))
+    opened.with_context(|| format!("{} cannot be written", path.display()))
 }
 
 /// Finds a port that nobody listens on and that the kernel uses for no outgoing connection.

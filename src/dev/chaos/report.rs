@@ -43,7 +43,7 @@ pub(super) async fn print_progress(run: &Run) {
             run.phase(),
             run.history.accepted(),
             run.settings.payments,
-            run.replicas.ready(),
+            run.replicas.ready_count(),
             run.settings.replicas,
             count(&counts.kills),
             count(&counts.stops),

@@ -57,10 +57,10 @@ impl Run {
         let poller = environment.iter().filter(|(name, _)| *name != WEBHOOK_URL).cloned().collect();
         let replicas = Replicas::start(settings.replicas, launch("replica", environment), &mut rng("ports"))?;
         webhooks.set_target(Target::Tcp(replicas.serving().map(|replica| replica.http).collect()));
-        replicas.all_ready().await?;
+        replicas.wait_until_ready().await?;
         // An integration that is connected by a process without a webhook URL polls the events list from then on.
         let poller = Replicas::start(1, launch("poller", poller), &mut rng("another port"))?;
-        poller.all_ready().await?;
+        poller.wait_until_ready().await?;
 
         let plan = Plan::new(seed, settings.payments);
         let mut organizations = Vec::new();

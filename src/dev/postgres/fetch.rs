@@ -265,7 +265,7 @@ fn restore_links(unpacked: &Path) -> Result<()> {
     if !list.exists() {
         return Ok(());
     }
-    let links: Vec<Link> = serde_json::from_slice(&fs::read(list)?).context("pg-symlinks.json can't be read")?;
+    let links: Vec<Link> = serde_json::from_slice(&fs::read(list)?).context("pg-symlinks.json cannot be read")?;
     for Link { source, target } in links {
         // Both are in the same folder.
         let name = source.file_name().context("pg-symlinks.json has an entry without a file name")?;

@@ -26,7 +26,7 @@ const SOCKET_PATH_BYTES_MAX: usize = 107;
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How long the server of a killed process may take to shut down.
 const PREVIOUS_SERVER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Where the files go if we are root and the server's account can't enter the requested folder.
+/// Where the files go if we are root and the server's account cannot enter the requested folder.
 pub(super) const FALLBACK_FOLDER: &str = "/var/lib/paybridge";
 
 /// The account that the server runs as if we are root, because Postgres refuses to run as root.
@@ -60,7 +60,7 @@ impl LockedFolder {
         if account.is_some_and(|account| !is_reachable(&folder, account)) {
             let fallback = fallback_folder(&folder)?;
             tracing::info!(
-                "Postgres can't run as root, and its account can't enter {}; its files are in {}",
+                "Postgres cannot run as root, and its account cannot enter {}; its files are in {}",
                 folder.display(),
                 fallback.display()
             );
@@ -245,7 +245,7 @@ fn account_for(folder: &Path) -> Result<Account> {
     let accounts = fs::read_to_string("/etc/passwd").context("cannot read /etc/passwd")?;
     let found = ["postgres", "nobody"].into_iter().find_map(|name| account_named(&accounts, name));
     found.context(
-        "Postgres can't run as root, and there is no account `postgres` or `nobody` to run it; create one of them",
+        "Postgres cannot run as root, and there is no account `postgres` or `nobody` to run it; create one of them",
     )
 }
 
@@ -290,7 +290,7 @@ fn make_private(folder: &Path, account: Option<Account>) -> io::Result<()> {
     fs::set_permissions(folder, Permissions::from_mode(0o700))
 }
 
-/// `run` in the folder; or a short private folder among the temporary files, if a socket can't have that path because
+/// `run` in the folder; or a short private folder among the temporary files, if a socket cannot have that path because
 /// it is too long or has characters that separate addresses.
 fn socket_folder(folder: &Path, account: Option<Account>) -> Result<PathBuf> {
     let inside = folder.join("run");

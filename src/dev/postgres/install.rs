@@ -86,7 +86,7 @@ fn not_found_error(newest: Option<u32>, fetching: &anyhow::Error) -> anyhow::Err
     )
 }
 
-/// The installation for data files of version `data`, or the newest if there are none: Postgres can't open the files of
+/// The installation for data files of version `data`, or the newest if there are none: Postgres cannot open the files of
 /// another major version.
 pub(super) fn choose(installed: &[Installation], data: Option<u32>) -> Result<&Installation> {
     let Some(major) = data else {

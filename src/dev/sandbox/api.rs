@@ -76,7 +76,7 @@ fn unrecognized(request: &ApiRequest) -> ApiError {
         "Unrecognized request URL ({}: {}). Please see https://stripe.com/docs or we can help at https://support.stripe.com/.",
         request.method, request.path
     );
-    ApiError::new(404, "invalid_request_error", message).early()
+    ApiError::new(404, "invalid_request_error", message).before_execution()
 }
 
 /// A response to the caller, before it becomes an HTTP response.
@@ -273,13 +273,13 @@ fn check_headers(headers: &RequestHeaders, caller: &Caller) -> Result<(), ApiErr
     if let Some(other) = headers.on_behalf_of.as_deref().filter(|other| *other != caller.account) {
         let message =
             format!("The provided key does not have access to account '{other}' (or that account does not exist).");
-        return Err(ApiError::new(403, "invalid_request_error", message).code("account_invalid").early());
+        return Err(ApiError::new(403, "invalid_request_error", message).code("account_invalid").before_execution());
     }
     headers.version.as_deref().map_or(Ok(()), versions::check_published)?;
     let form_encoded = |kind: &str| kind.starts_with("application/x-www-form-urlencoded");
     if headers.content_type.as_deref().is_some_and(|kind| !form_encoded(kind)) {
         let message = "Invalid Content-Type: send the parameters as application/x-www-form-urlencoded.";
-        return Err(ApiError::invalid(message).early());
+        return Err(ApiError::invalid(message).before_execution());
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ impl ApiError {
     }
 
     /// Marks an error that a check of the request returned before its execution.
-    pub fn early(mut self) -> Self {
+    pub fn before_execution(mut self) -> Self {
         self.early = true;
         self
     }
@@ -71,7 +71,7 @@ impl ApiError {
     pub fn limited(reason: &str) -> Self {
         let message =
             "Request rate limit exceeded. Learn more about rate limits here https://docs.stripe.com/rate-limits.";
-        let mut api_error = Self::new(429, "invalid_request_error", message).code("rate_limit").early();
+        let mut api_error = Self::new(429, "invalid_request_error", message).code("rate_limit").before_execution();
         api_error.limited = Some(reason.to_owned());
         api_error
     }
@@ -80,7 +80,7 @@ impl ApiError {
     pub fn locked() -> Self {
         let message = "This object cannot be accessed right now because another API request or Stripe process is \
                        currently accessing it. If you see this error intermittently, retry the request.";
-        let mut api_error = Self::new(429, "invalid_request_error", message).code("lock_timeout").early();
+        let mut api_error = Self::new(429, "invalid_request_error", message).code("lock_timeout").before_execution();
         api_error.should_retry = Some(true);
         api_error
     }

@@ -32,7 +32,7 @@ pub(super) fn key_from_header(header: &str) -> Option<String> {
 
 /// Authenticates a request, or returns a 401.
 pub(super) fn authenticate(state: &State, header: Option<&str>) -> Result<Caller, ApiError> {
-    let unauthorized = |message: String| ApiError::new(401, "invalid_request_error", message).early();
+    let unauthorized = |message: String| ApiError::new(401, "invalid_request_error", message).before_execution();
     let Some(key) = header.and_then(key_from_header) else {
         return Err(unauthorized(
             "You did not provide an API key. You need to provide your API key in the Authorization header, using Bearer \
@@ -80,7 +80,7 @@ pub(super) fn check_permission(caller: &Caller, endpoint: &Endpoint) -> Result<(
          permission would allow this request to continue.",
         masked(&caller.key),
     );
-    Err(ApiError::new(403, "invalid_request_error", message).early())
+    Err(ApiError::new(403, "invalid_request_error", message).before_execution())
 }
 
 /// A key with its middle masked, for error messages.

@@ -106,16 +106,16 @@ fn expiry(tx: &Transaction, params: &Value) -> Result<i64, ApiError> {
         return Ok(expires_at);
     }
     let message = "The `expires_at` timestamp must be between 30 minutes and 24 hours from Checkout Session creation.";
-    Err(ApiError::invalid(message).at("expires_at").early())
+    Err(ApiError::invalid(message).at("expires_at").before_execution())
 }
 
 /// Checks the rules for several parameters together. Returns the mode.
 fn check<'a>(tx: &Transaction, params: &'a Value) -> Result<&'a str, ApiError> {
     let missing = |param: &str| {
         let message = format!("Missing required param: {param}.");
-        Err(ApiError::invalid(message).code("parameter_missing").at(param).early())
+        Err(ApiError::invalid(message).code("parameter_missing").at(param).before_execution())
     };
-    let clash = |message: &str, param: &str| Err(ApiError::invalid(message).at(param).early());
+    let clash = |message: &str, param: &str| Err(ApiError::invalid(message).at(param).before_execution());
     let mode = text(params, "/mode");
     let given = |param: &str| params.get(param).is_some();
     if mode.is_empty() {
@@ -127,7 +127,7 @@ fn check<'a>(tx: &Transaction, params: &'a Value) -> Result<&'a str, ApiError> {
     for param in ["success_url", "cancel_url"] {
         let url = text(params, &format!("/{param}"));
         if given(param) && !(url.starts_with("https://") || url.starts_with("http://")) {
-            return Err(ApiError::invalid("Not a valid URL").code("url_invalid").at(param).early());
+            return Err(ApiError::invalid("Not a valid URL").code("url_invalid").at(param).before_execution());
         }
     }
     if given("customer") && given("customer_email") {

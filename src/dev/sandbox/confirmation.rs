@@ -9,7 +9,7 @@ use super::charges;
 use super::checkout_sessions;
 use super::disputes;
 use super::mandates;
-use super::money::MAX_DEBIT;
+use super::money::DEBIT_MAX;
 use super::payment_intents::{is_open, unexpected, usable};
 use super::payment_methods;
 use super::setup_intents::next_action;
@@ -19,7 +19,7 @@ use super::timers::TimerAction;
 use super::transaction::{Transaction, copy_fields};
 
 /// The number of confirmations after which Stripe cancels an intent.
-const MAX_CONFIRMS: u32 = 30;
+const CONFIRMS_MAX: u32 = 30;
 
 /// Checks a confirmation and returns its payment method. Changes nothing if the confirmation is invalid.
 pub(super) fn check(tx: &mut Transaction, intent: &Value, params: &Value) -> ApiResult {
@@ -64,7 +64,7 @@ pub(super) fn check(tx: &mut Transaction, intent: &Value, params: &Value) -> Api
         return Err(ApiError::invalid(message).at("return_url"));
     }
     let method = usable(tx, intent, given)?;
-    if text(&method, "/type") == "sepa_debit" && number(intent, "/amount") > MAX_DEBIT {
+    if text(&method, "/type") == "sepa_debit" && number(intent, "/amount") > DEBIT_MAX {
         let message = "Amount must be no more than 10,000.00 eur for sepa_debit.";
         return Err(ApiError::invalid(message).code("amount_too_large").at("amount"));
     }
@@ -75,7 +75,7 @@ pub(super) fn check(tx: &mut Transaction, intent: &Value, params: &Value) -> Api
 pub(super) fn confirm(tx: &mut Transaction, intent: &Value, params: &Value, method: &Value) -> ApiResult {
     let (mut intent, id) = (intent.clone(), text(intent, "/id").to_owned());
     tx.internals_mut(&id).confirms += 1;
-    if tx.internals_mut(&id).confirms > MAX_CONFIRMS {
+    if tx.internals_mut(&id).confirms > CONFIRMS_MAX {
         let intent = super::payment_intents::close(tx, &intent, "automatic".into());
         let message = "This PaymentIntent was confirmed too many times and has been canceled.";
         return Err(unexpected(&intent, message.to_owned()));

@@ -174,13 +174,13 @@ fn check(params: &Value) -> Result<(), ApiError> {
         return Err(ApiError::invalid(format!("Invalid email address: {email}"))
             .code("email_invalid")
             .at("email")
-            .early());
+            .before_execution());
     }
     for (field, longest) in [("name", 256), ("email", 512), ("phone", 20), ("description", 5000)] {
         let length = params.get(field).and_then(Value::as_str).map_or(0, |value| value.chars().count());
         if length > longest {
             let message = format!("Invalid string: {field} must be at most {longest} characters");
-            return Err(ApiError::invalid(message).code("parameter_invalid_string").at(field).early());
+            return Err(ApiError::invalid(message).code("parameter_invalid_string").at(field).before_execution());
         }
     }
     Ok(())

@@ -38,7 +38,7 @@ pub(super) async fn run(shared: Arc<Shared>, client: reqwest::Client) {
             let mut next: Option<i64> = None;
             for (slot, account) in &mut inner.state.accounts {
                 requests.extend(take_due(slot, account, now));
-                next = account.webhooks.next_due().into_iter().chain(next).min();
+                next = account.webhooks.next_send_time().into_iter().chain(next).min();
             }
             (requests, next)
         });

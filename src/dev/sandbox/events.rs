@@ -94,10 +94,10 @@ pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
         params.get("types").and_then(Value::as_array).map(|types| types.iter().filter_map(Value::as_str).collect());
     if !one.is_empty() && several.is_some() {
         let message = "You may only specify one of these parameters: type, types.";
-        return Err(ApiError::invalid(message).at("types").early());
+        return Err(ApiError::invalid(message).at("types").before_execution());
     }
     if several.as_ref().is_some_and(|types| types.len() > 20) {
-        return Err(ApiError::invalid("types can hold at most 20 event types.").at("types").early());
+        return Err(ApiError::invalid("types can hold at most 20 event types.").at("types").before_execution());
     }
     let delivered = params.get("delivery_success").and_then(Value::as_bool);
     let named = |kind: &str| one.is_empty() || one == kind || wildcard(one, kind);

@@ -189,15 +189,15 @@ fn apply(plan: &mut Plan, action: &Action) {
         Action::RateLimit { reason } => plan.api_error = Some(ApiError::limited(reason)),
         Action::Unauthorized => {
             let api_error = ApiError::new(401, "invalid_request_error", "Expired API Key provided: ****");
-            plan.api_error = Some(api_error.code("api_key_expired").early());
+            plan.api_error = Some(api_error.code("api_key_expired").before_execution());
         }
         Action::Forbidden => {
             let message = "The provided key does not have the required permissions for this endpoint.";
-            plan.api_error = Some(ApiError::new(403, "invalid_request_error", message).early());
+            plan.api_error = Some(ApiError::new(403, "invalid_request_error", message).before_execution());
         }
         Action::Unavailable => {
             let message = "Stripe is temporarily unavailable. Please try again.";
-            plan.api_error = Some(ApiError::new(503, "api_error", message).early());
+            plan.api_error = Some(ApiError::new(503, "api_error", message).before_execution());
         }
         Action::ServerError { work } => plan.server_error = Some(*work),
         Action::Cut { work } => plan.cut = Some(*work),

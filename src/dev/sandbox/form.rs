@@ -3,7 +3,7 @@
 use super::api_error::ApiError;
 
 /// The maximum nesting of a parameter. Bounds the recursion; none of Stripe's parameters is deeper.
-const MAX_DEPTH: usize = 8;
+const DEPTH_MAX: usize = 8;
 
 /// A decoded form: a value, or fields in the order of the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,7 +64,7 @@ fn segments(key: &str) -> Option<Vec<&str>> {
         path.push(part);
         rest = after;
     }
-    (!head.is_empty() && path.len() <= MAX_DEPTH).then_some(path)
+    (!head.is_empty() && path.len() <= DEPTH_MAX).then_some(path)
 }
 
 fn insert(at: &mut Field, path: &[&str], key: &str, value: &str) -> Result<(), ApiError> {

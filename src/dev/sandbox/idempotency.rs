@@ -33,7 +33,7 @@ pub(super) enum Claim {
 /// Looks a key up and, if it is new, claims it for this request.
 pub(super) fn claim(account: &mut Account, key: &str, request: IdempotentRequest) -> Result<Claim, ApiError> {
     if key.chars().count() > 255 {
-        return Err(ApiError::invalid("Idempotency keys can be at most 255 characters long.").early());
+        return Err(ApiError::invalid("Idempotency keys can be at most 255 characters long.").before_execution());
     }
     prune(account, request.created);
     let Some(known) = account.idempotency.get(key) else {
@@ -47,7 +47,7 @@ pub(super) fn claim(account: &mut Account, key: &str, request: IdempotentRequest
              the same endpoint ('{}'). Try using a key other than '{key}' if you meant to execute a different request.",
             known.path
         );
-        return Err(ApiError::new(400, "idempotency_error", message).early());
+        return Err(ApiError::new(400, "idempotency_error", message).before_execution());
     }
     if let Some((status, body)) = &known.response {
         return Ok(Claim::Replay { status: *status, body: body.clone(), request_id: known.request_id.clone() });
@@ -56,7 +56,8 @@ pub(super) fn claim(account: &mut Account, key: &str, request: IdempotentRequest
         "There is currently another in-progress request using this Idempotent Key (that probably means you submitted \
          twice, and the other request is still going through): {key}. Please try again later."
     );
-    let mut api_error = ApiError::new(409, "idempotency_error", message).code("idempotency_key_in_use").early();
+    let mut api_error =
+        ApiError::new(409, "idempotency_error", message).code("idempotency_key_in_use").before_execution();
     api_error.should_retry = Some(true);
     Err(api_error)
 }

@@ -10,9 +10,9 @@ use super::state::{Account, new_id, number, text};
 use super::transaction::{Call, Transaction};
 
 /// The maximum number in a payment session.
-const MAX_ITEMS: usize = 100;
+const ITEMS_MAX: usize = 100;
 /// The number in a session whose `line_items` are expanded.
-const MAX_EXPANDED: usize = 10;
+const EXPANDED_MAX: usize = 10;
 
 /// A checked line item, not stored yet.
 struct Line {
@@ -25,9 +25,9 @@ struct Line {
 /// Creates the items of a payment session. Stores nothing if one of them is invalid.
 pub(super) fn create(tx: &mut Transaction, params: &Value, types: &Value) -> Result<Vec<Value>, ApiError> {
     let given = params["line_items"].as_array().map_or(&[][..], Vec::as_slice);
-    if given.len() > MAX_ITEMS {
-        let message = format!("A Checkout Session in `payment` mode takes at most {MAX_ITEMS} line items.");
-        return Err(ApiError::invalid(message).at("line_items").early());
+    if given.len() > ITEMS_MAX {
+        let message = format!("A Checkout Session in `payment` mode takes at most {ITEMS_MAX} line items.");
+        return Err(ApiError::invalid(message).at("line_items").before_execution());
     }
     let lines = given.iter().enumerate().map(|(at, item)| line(tx, item, at)).collect::<Result<Vec<_>, _>>()?;
     check(&lines, types)?;
@@ -52,26 +52,32 @@ fn line(tx: &Transaction, item: &Value, at: usize) -> Result<Line, ApiError> {
     let (price, inline) = match (item.get("price").and_then(Value::as_str), item.get("price_data")) {
         (Some(_), Some(_)) => {
             let message = "You may only specify one of these parameters: price, price_data.";
-            return Err(ApiError::invalid(message).at(&place("")).early());
+            return Err(ApiError::invalid(message).at(&place("")).before_execution());
         }
         (Some(id), None) => (tx.referenced("price", id, &place("[price]"))?, false),
         (None, Some(data)) => (products::price(tx, data, &place("[price_data]"))?, true),
         (None, None) => {
             let message = format!("Missing required param: {}.", place("[price_data]"));
-            return Err(ApiError::invalid(message).code("parameter_missing").at(&place("[price_data]")).early());
+            return Err(ApiError::invalid(message)
+                .code("parameter_missing")
+                .at(&place("[price_data]"))
+                .before_execution());
         }
     };
     if price["active"] == false {
         let message = "The price specified is inactive. This field only accepts active prices.";
-        return Err(ApiError::invalid(message).at(&place("[price]")).early());
+        return Err(ApiError::invalid(message).at(&place("[price]")).before_execution());
     }
     let Some(quantity) = item.get("quantity").and_then(Value::as_i64) else {
         let message = format!("Quantity is required. Add `quantity` to `{}`", place(""));
-        return Err(ApiError::invalid(message).at(&place("[quantity]")).early());
+        return Err(ApiError::invalid(message).at(&place("[quantity]")).before_execution());
     };
     if quantity < 1 {
         let message = "This value must be greater than or equal to 1.";
-        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at(&place("[quantity]")).early());
+        return Err(ApiError::invalid(message)
+            .code("parameter_invalid_integer")
+            .at(&place("[quantity]"))
+            .before_execution());
     }
     Ok(Line { price, inline, quantity })
 }
@@ -81,11 +87,11 @@ fn check(lines: &[Line], types: &Value) -> Result<(), ApiError> {
     let currency = lines.first().map_or("", |line| text(&line.price, "/currency"));
     if lines.iter().any(|line| text(&line.price, "/currency") != currency) {
         let message = "All line items must be in the same currency.";
-        return Err(ApiError::invalid(message).at("line_items").early());
+        return Err(ApiError::invalid(message).at("line_items").before_execution());
     }
     if currency != "eur" && types.as_array().is_some_and(|types| types.iter().any(|kind| kind == "sepa_debit")) {
         let message = "The payment method `sepa_debit` cannot be used with a currency other than eur.";
-        return Err(ApiError::invalid(message).at("payment_method_types").early());
+        return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
     }
     let total = lines.iter().fold(0, |sum: i64, line| sum.saturating_add(amount(line)));
     money::check_amount(total, currency, "line_items")
@@ -132,8 +138,8 @@ pub(super) fn expanded(account: &Account, session: &str) -> Value {
     let items = of_session(account, session);
     json!({
         "object": "list",
-        "data": items.get(..items.len().min(MAX_EXPANDED)),
-        "has_more": items.len() > MAX_EXPANDED,
+        "data": items.get(..items.len().min(EXPANDED_MAX)),
+        "has_more": items.len() > EXPANDED_MAX,
         "url": format!("/v1/checkout/sessions/{session}/line_items"),
     })
 }

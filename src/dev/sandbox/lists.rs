@@ -19,13 +19,16 @@ pub(super) fn page(matching: &[Value], call: &Call, kind: &str) -> ApiResult {
     let limit = match call.params.get("limit").and_then(Value::as_i64) {
         None => 10,
         Some(limit) => usize::try_from(limit).ok().filter(|limit| (1..=100).contains(limit)).ok_or_else(|| {
-            ApiError::invalid("Limits must be between 1 and 100.").code("parameter_invalid_integer").at("limit").early()
+            ApiError::invalid("Limits must be between 1 and 100.")
+                .code("parameter_invalid_integer")
+                .at("limit")
+                .before_execution()
         })?,
     };
     let (after, before) = (text(&call.params, "/starting_after"), text(&call.params, "/ending_before"));
     if !after.is_empty() && !before.is_empty() {
         let message = "You may only specify one of these parameters: starting_after, ending_before.";
-        return Err(ApiError::invalid(message).early());
+        return Err(ApiError::invalid(message).before_execution());
     }
     let place = |cursor: &str, param: &str| {
         matching
@@ -85,10 +88,12 @@ pub(super) fn check_expand(params: &Value) -> Result<(), ApiError> {
         let first = path.strip_prefix("data.").unwrap_or(path).split('.').next().unwrap_or_default();
         if !EXPANDABLE.contains(&first) {
             let message = format!("This property cannot be expanded ({path}).");
-            return Err(ApiError::invalid(message).at("expand").early());
+            return Err(ApiError::invalid(message).at("expand").before_execution());
         }
         if path.split('.').count() > 4 {
-            return Err(ApiError::invalid("You cannot expand more than 4 levels of a property.").at("expand").early());
+            return Err(ApiError::invalid("You cannot expand more than 4 levels of a property.")
+                .at("expand")
+                .before_execution());
         }
     }
     Ok(())
@@ -106,7 +111,8 @@ pub(super) fn expand(account: &Account, result: &mut Value, params: &Value, vers
 
 fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str, version: &str) -> Result<(), ApiError> {
     let Some((field, rest)) = parts.split_first() else { return Ok(()) };
-    let cannot = || ApiError::invalid(format!("This property cannot be expanded ({path}).")).at("expand").early();
+    let cannot =
+        || ApiError::invalid(format!("This property cannot be expanded ({path}).")).at("expand").before_execution();
     if *field == "line_items" && text(at, "/object") == "checkout.session" {
         at[*field] = line_items::expanded(account, text(at, "/id"));
     }
@@ -115,7 +121,7 @@ fn expand_one(account: &Account, at: &mut Value, parts: &[&str], path: &str, ver
         let absent = || {
             ApiError::invalid(format!("This sandbox does not keep the object {id}: it cannot expand {path}."))
                 .at("expand")
-                .early()
+                .before_execution()
         };
         let object = account.objects.get(id.as_str()).ok_or_else(absent)?.clone();
         *inner = object;

@@ -17,7 +17,7 @@ fn check_one_choice(params: &Value) -> Result<(), ApiError> {
         return Ok(());
     }
     let message = format!("You may only specify one of these parameters: {}.", given.join(", "));
-    Err(ApiError::invalid(message).early())
+    Err(ApiError::invalid(message).before_execution())
 }
 
 /// The allowed types that can be used. The others are left out without an error, but Stripe rejects an intent for which
@@ -29,7 +29,7 @@ fn usable(allowed: &Value, fits: impl Fn(&str) -> bool) -> Result<Value, ApiErro
         let message = "None of the payment method types in `allowed_payment_method_types` can be used: activate them in \
                        your dashboard, and check that they take the currency.";
         let api_error = ApiError::invalid(message).code("payment_intent_invalid_parameter");
-        return Err(api_error.at("allowed_payment_method_types").early());
+        return Err(api_error.at("allowed_payment_method_types").before_execution());
     }
     Ok(json!(usable))
 }
@@ -90,7 +90,7 @@ fn explicit(intent: &Value, types: &Value) -> Result<Value, ApiError> {
         return Ok(types.clone());
     };
     let api_error = ApiError::invalid(message).code("payment_intent_invalid_parameter");
-    Err(api_error.at("payment_method_types").early())
+    Err(api_error.at("payment_method_types").before_execution())
 }
 
 /// The types that a Checkout Session offers: all usable ones unless the request names some.

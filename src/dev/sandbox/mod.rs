@@ -83,7 +83,7 @@ pub const ACCOUNT: &str = "acct_sandbox";
 pub const SECRET_KEY: &str = "sk_test_sandbox";
 
 /// The size limit of a request body.
-const MAX_BODY_BYTES: usize = 1 << 20;
+const BODY_BYTES_MAX: usize = 1 << 20;
 
 /// A handle to a running sandbox. Clones refer to the same sandbox.
 #[derive(Debug, Clone)]
@@ -128,7 +128,7 @@ impl Sandbox {
             .route("/_sandbox/", any(control::serve))
             .route("/_sandbox/{*rest}", any(control::serve))
             .fallback(api::serve)
-            .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
+            .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
             .with_state(shared.clone())
             .into_make_service_with_connect_info::<connection::ResetHandle>();
         let stopped = shared.stop.clone().cancelled_owned();

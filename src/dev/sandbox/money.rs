@@ -45,10 +45,10 @@ const MINIMUM: &[(&str, i64)] = &[
 ];
 
 /// The maximum amount of a card charge: twelve digits.
-const MAX_AMOUNT: i64 = 999_999_999_999;
+const AMOUNT_MAX: i64 = 999_999_999_999;
 
 /// The maximum amount of a SEPA debit: 10,000 EUR.
-pub(super) const MAX_DEBIT: i64 = 1_000_000;
+pub(super) const DEBIT_MAX: i64 = 1_000_000;
 
 /// The currency in lower case, if Stripe supports it.
 pub(super) fn currency(given: &str) -> Result<String, ApiError> {
@@ -58,23 +58,23 @@ pub(super) fn currency(given: &str) -> Result<String, ApiError> {
     }
     let known = [TWO_DECIMALS, ZERO_DECIMALS, THREE_DECIMALS].concat().join(", ");
     let message = format!("Invalid currency: {lower}. Stripe currently supports these currencies: {known}");
-    Err(ApiError::invalid(message).at("currency").early())
+    Err(ApiError::invalid(message).at("currency").before_execution())
 }
 
 /// Checks that the amount can be charged in the currency.
 pub(super) fn check_amount(amount: i64, currency: &str, param: &str) -> Result<(), ApiError> {
     if amount < 1 {
         let message = "This value must be greater than or equal to 1.";
-        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at(param).early());
+        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at(param).before_execution());
     }
-    if amount > MAX_AMOUNT {
+    if amount > AMOUNT_MAX {
         let message = "Amount must be no more than 999,999,999,999.";
-        return Err(ApiError::invalid(message).code("amount_too_large").at(param).early());
+        return Err(ApiError::invalid(message).code("amount_too_large").at(param).before_execution());
     }
     let minimum = MINIMUM.iter().find(|(known, _)| *known == currency).map_or(1, |(_, minimum)| *minimum);
     if amount < minimum {
         let message = format!("Amount must be at least {} {currency}", format_amount(minimum, currency));
-        return Err(ApiError::invalid(message).code("amount_too_small").at(param).early());
+        return Err(ApiError::invalid(message).code("amount_too_small").at(param).before_execution());
     }
     let round = match currency {
         "isk" | "ugx" => 100,
@@ -83,7 +83,7 @@ pub(super) fn check_amount(amount: i64, currency: &str, param: &str) -> Result<(
     };
     if amount % round != 0 {
         let message = format!("Invalid amount: amounts in {currency} must be divisible by {round}.");
-        return Err(ApiError::invalid(message).at(param).early());
+        return Err(ApiError::invalid(message).at(param).before_execution());
     }
     Ok(())
 }
@@ -116,7 +116,7 @@ mod tests {
         assert!(check_amount(49, "eur", "amount").is_err());
         assert!(check_amount(50, "eur", "amount").is_ok());
         assert!(check_amount(1235, "kwd", "amount").is_err());
-        assert!(check_amount(MAX_AMOUNT + 1, "eur", "amount").is_err());
+        assert!(check_amount(AMOUNT_MAX + 1, "eur", "amount").is_err());
         assert!(currency("xyz").is_err());
         for (amount, currency) in [(1, "isk"), (150, "ugx"), (5001, "kwd")] {
             assert!(check_amount(amount, currency, "amount").is_err(), "{amount} {currency}");

@@ -189,9 +189,9 @@ pub fn check(method: &str, path: &str, form: &[(String, String)]) -> Result<(), 
 
 /// The parameters of a request as typed JSON: numbers, booleans, arrays, and `null` for a value to unset.
 pub(super) fn typed_form(endpoint: &Endpoint, pairs: &[(String, String)]) -> Result<Value, ApiError> {
-    match form::tree(pairs).map_err(ApiError::early)? {
+    match form::tree(pairs).map_err(ApiError::before_execution)? {
         Field::Branch(fields) => object(&endpoint.parameters, &fields, "")
-            .map_err(|api_error| unsupported::explain(api_error.early(), endpoint, pairs)),
+            .map_err(|api_error| unsupported::explain(api_error.before_execution(), endpoint, pairs)),
         Field::Text(_) => Ok(Value::Object(Map::new())),
     }
 }

@@ -22,7 +22,7 @@ pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     for param in ["off_session", "error_on_requires_action", "return_url", "mandate", "mandate_data"] {
         if params.get(param).is_some() && !confirm {
             let message = format!("`{param}` can only be given when `confirm` is true.");
-            return Err(ApiError::invalid(message).at(param).early());
+            return Err(ApiError::invalid(message).at(param).before_execution());
         }
     }
     let mut intent = blank(tx, params)?;
@@ -112,12 +112,12 @@ pub(super) fn check_types(types: &Value) -> Result<(), ApiError> {
     let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     if types.is_empty() {
         let message = "You must provide at least one payment method type.";
-        return Err(ApiError::invalid(message).at("payment_method_types").early());
+        return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
     }
     for (at, kind) in types.iter().enumerate() {
         if types[..at].contains(kind) {
             let message = format!("The payment method type {kind} is given twice.");
-            return Err(ApiError::invalid(message).at("payment_method_types").early());
+            return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
         }
         if !KINDS.contains(kind) {
             let message = format!(
@@ -127,7 +127,7 @@ pub(super) fn check_types(types: &Value) -> Result<(), ApiError> {
             return Err(ApiError::invalid(message)
                 .code("payment_method_unactivated")
                 .at("payment_method_types")
-                .early());
+                .before_execution());
         }
     }
     Ok(())

@@ -65,12 +65,12 @@ pub(super) fn with_data(tx: &mut Transaction, params: &Value) -> ApiResult {
     let Some(data) = params.get(DATA) else { return Ok(params.clone()) };
     if params.get("payment_method").is_some() {
         let message = format!("You may only specify one of these parameters: payment_method, {DATA}.");
-        return Err(ApiError::invalid(message).at(DATA).early());
+        return Err(ApiError::invalid(message).at(DATA).before_execution());
     }
     if text(data, "/type") != "sepa_debit" {
         let message =
             format!("This sandbox does not take {DATA} of the type {}, only of sepa_debit.", text(data, "/type"));
-        return Err(ApiError::invalid(message).at("payment_method_data[type]").early());
+        return Err(ApiError::invalid(message).at("payment_method_data[type]").before_execution());
     }
     let method = bank_account(tx, data, DATA)?;
     let method = complete(tx, method, data)?;
@@ -80,7 +80,10 @@ pub(super) fn with_data(tx: &mut Transaction, params: &Value) -> ApiResult {
 }
 
 fn missing(param: &str) -> ApiError {
-    ApiError::invalid(format!("Missing required param: {param}.")).code("parameter_missing").at(param).early()
+    ApiError::invalid(format!("Missing required param: {param}."))
+        .code("parameter_missing")
+        .at(param)
+        .before_execution()
 }
 
 /// The error for a card without a token. Stripe accepts raw card numbers only from accounts that it has approved, which
@@ -99,7 +102,7 @@ fn no_token(tx: &Transaction, params: &Value) -> ApiError {
          to the test card you are using, see https://stripe.com/docs/testing. To enable testing raw card data APIs, see \
          https://support.stripe.com/questions/enabling-access-to-raw-card-data-apis."
     };
-    ApiError::new(402, "invalid_request_error", message).early()
+    ApiError::new(402, "invalid_request_error", message).before_execution()
 }
 
 /// Creates the card with a number that a payer entered.

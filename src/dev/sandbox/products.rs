@@ -62,14 +62,18 @@ fn product(tx: &Transaction, params: &Value) -> ApiResult {
 /// such as `line_items[0][price_data]`, or empty.
 pub(super) fn price(tx: &Transaction, params: &Value, place: &str) -> ApiResult {
     let at = |param: &str| if place.is_empty() { param.to_owned() } else { format!("{place}[{param}]") };
-    let missing =
-        |message: &str, param: &str| ApiError::invalid(message).code("parameter_missing").at(&at(param)).early();
+    let missing = |message: &str, param: &str| {
+        ApiError::invalid(message).code("parameter_missing").at(&at(param)).before_execution()
+    };
     let Some(amount) = params.get("unit_amount") else {
         return Err(missing("Missing required param: unit_amount.", "unit_amount"));
     };
     if number(params, "/unit_amount") < 0 {
         let message = "This value must be greater than or equal to 0.";
-        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at(&at("unit_amount")).early());
+        return Err(ApiError::invalid(message)
+            .code("parameter_invalid_integer")
+            .at(&at("unit_amount"))
+            .before_execution());
     }
     let product = match (params.get("product").and_then(Value::as_str), params.get("product_data")) {
         (Some(id), None) => tx.referenced("product", id, &at("product"))?["id"].clone(),
@@ -80,7 +84,7 @@ pub(super) fn price(tx: &Transaction, params: &Value, place: &str) -> ApiResult 
         }
         (Some(_), Some(_)) => {
             let message = "You may only specify one of these parameters: product, product_data.";
-            return Err(ApiError::invalid(message).at(&at("product")).early());
+            return Err(ApiError::invalid(message).at(&at("product")).before_execution());
         }
     };
     let currency = money::currency(text(params, "/currency")).map_err(|api_error| api_error.at(&at("currency")))?;

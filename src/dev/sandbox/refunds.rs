@@ -34,7 +34,7 @@ pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     let amount = params.get("amount").and_then(Value::as_i64).unwrap_or(left);
     if amount < 1 {
         let message = "This value must be greater than or equal to 1.";
-        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at("amount").early());
+        return Err(ApiError::invalid(message).code("parameter_invalid_integer").at("amount").before_execution());
     }
     if amount > left {
         let message = format!("Refund amount ({amount}) is greater than unrefunded amount on charge ({left})");
@@ -85,7 +85,7 @@ fn charge_of(tx: &Transaction, params: &Value) -> ApiResult {
     match (intent, charge) {
         ("", "") => {
             let message = "One of the following params should be provided for this request: payment_intent or charge.";
-            Err(ApiError::invalid(message).early())
+            Err(ApiError::invalid(message).before_execution())
         }
         ("", charge) => tx.referenced("charge", charge, "charge"),
         (intent, given) => {

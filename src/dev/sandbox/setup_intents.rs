@@ -20,7 +20,7 @@ pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
     for (param, given) in [("mandate_data", params.get("mandate_data")), ("return_url", params.get("return_url"))] {
         if given.is_some() && !confirm {
             let message = format!("`{param}` can only be given when `confirm` is true.");
-            return Err(ApiError::invalid(message).at(param).early());
+            return Err(ApiError::invalid(message).at(param).before_execution());
         }
     }
     let mut intent = blank(tx, params)?;

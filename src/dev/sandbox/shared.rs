@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::dev::rng::Rng;
 
 /// The number of recent requests among which [`Inner::record_status`] looks for one that is in flight.
-const MAX_IN_FLIGHT: usize = 5_000;
+const IN_FLIGHT_MAX: usize = 5_000;
 
 /// The configuration of a sandbox.
 #[derive(Debug, Clone)]
@@ -136,7 +136,7 @@ impl Inner {
 
     /// Records the status of a response. Searches only recent requests, to bound the cost.
     pub fn record_status(&mut self, request_id: &str, status: u16) {
-        let last = self.requests.iter_mut().rev().take(MAX_IN_FLIGHT);
+        let last = self.requests.iter_mut().rev().take(IN_FLIGHT_MAX);
         if let Some(request) = last.into_iter().find(|request| request.request_id == request_id) {
             request.status = Some(status);
         }

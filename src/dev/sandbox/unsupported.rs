@@ -48,7 +48,7 @@ pub(super) fn endpoint(method: &str, path: &str) -> Option<ApiError> {
         |(methods, known): &&(BTreeSet<String>, String)| methods.contains(method) && matches(known, path).is_some();
     UNSUPPORTED.endpoints.iter().find(is_requested)?;
     let message = format!("This sandbox does not have the endpoint {method} {path}, which Stripe has.");
-    Some(ApiError::new(404, "invalid_request_error", message).early())
+    Some(ApiError::new(404, "invalid_request_error", message).before_execution())
 }
 
 /// Replaces the error if Stripe supports the rejected parameter or value and the sandbox does not.
@@ -69,7 +69,7 @@ pub(super) fn explain(api_error: ApiError, endpoint: &Endpoint, form: &[(String,
         let Some((_, value)) = given else { return api_error };
         format!("This sandbox does not take {value} for {param}; Stripe does.")
     };
-    ApiError::invalid(message).at(&param).early()
+    ApiError::invalid(message).at(&param).before_execution()
 }
 
 /// The name without array indices: `a[][b]` for `a[0][b]`.

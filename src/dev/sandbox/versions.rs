@@ -48,22 +48,22 @@ pub(super) fn check_published(version: &str) -> Result<(), ApiError> {
     } else {
         format!("Invalid Stripe API version: {version}")
     };
-    Err(ApiError::invalid(message).early())
+    Err(ApiError::invalid(message).before_execution())
 }
 
 /// Rejects parameters that the version does not have yet, or no longer has.
 pub(super) fn check_parameters(version: &str, endpoint: &Endpoint, params: &Value) -> Result<(), ApiError> {
     if version >= ENDIVE && params.get("payment_method_types").is_some() {
         if endpoint.path.starts_with("/v1/checkout/") {
-            return Err(parameters::unknown("payment_method_types").early());
+            return Err(parameters::unknown("payment_method_types").before_execution());
         }
         let message = "`payment_method_types` is no longer supported in this API version. Use `allowed_payment_method_types` \
                        to limit the payment methods, or leave it out to use those of your Dashboard.";
         let api_error = ApiError::invalid(message).code("payment_method_types_no_longer_supported");
-        return Err(api_error.at("payment_method_types").early());
+        return Err(api_error.at("payment_method_types").before_execution());
     }
     if version < WITH_ALLOWED_TYPES && params.get("allowed_payment_method_types").is_some() {
-        return Err(parameters::unknown("allowed_payment_method_types").early());
+        return Err(parameters::unknown("allowed_payment_method_types").before_execution());
     }
     Ok(())
 }

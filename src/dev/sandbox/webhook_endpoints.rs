@@ -10,7 +10,7 @@ use super::transaction::{API_VERSION, Call, Transaction, copy_fields, merge_meta
 use super::versions;
 
 /// The maximum number of endpoints of an account, in each mode.
-const MAX_ENDPOINTS: usize = 16;
+const ENDPOINTS_MAX: usize = 16;
 
 /// `POST /v1/webhook_endpoints`. Only this response contains the secret.
 pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
@@ -26,11 +26,11 @@ pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
             versions::check_published(other).map_err(|api_error| api_error.at("api_version"))?;
             let message =
                 format!("This sandbox does not send webhooks in the API version {other}, only in {API_VERSION}.");
-            return Err(ApiError::invalid(message).at("api_version").early());
+            return Err(ApiError::invalid(message).at("api_version").before_execution());
         }
     }
-    if tx.account.order.get("webhook_endpoint").is_some_and(|known| known.len() >= MAX_ENDPOINTS) {
-        let message = format!("You have reached the maximum of {MAX_ENDPOINTS} webhook endpoints.");
+    if tx.account.order.get("webhook_endpoint").is_some_and(|known| known.len() >= ENDPOINTS_MAX) {
+        let message = format!("You have reached the maximum of {ENDPOINTS_MAX} webhook endpoints.");
         return Err(ApiError::invalid(message));
     }
     let id = new_id("we");
@@ -109,11 +109,11 @@ fn check_url(params: &Value, livemode: bool) -> Result<(), ApiError> {
         return Err(ApiError::invalid("Invalid URL: An explicit scheme (such as https) must be provided.")
             .code("url_invalid")
             .at("url")
-            .early());
+            .before_execution());
     }
     if livemode && url.starts_with("http://") {
         let message = "Invalid URL: URL must be HTTPS in live mode.";
-        return Err(ApiError::invalid(message).code("url_invalid").at("url").early());
+        return Err(ApiError::invalid(message).code("url_invalid").at("url").before_execution());
     }
     Ok(())
 }
@@ -125,17 +125,17 @@ fn enabled(params: &Value) -> Result<Option<Vec<String>>, ApiError> {
         if kind != "*" && !events::TYPES.contains(&kind) {
             let param = format!("enabled_events[{at}]");
             let message = format!("Invalid {param}: {kind} is not an event type.");
-            return Err(ApiError::invalid(message).at(&param).early());
+            return Err(ApiError::invalid(message).at(&param).before_execution());
         }
         enabled.push(kind.to_owned());
     }
     if enabled.is_empty() {
         let message = "You must enable at least one event.";
-        return Err(ApiError::invalid(message).at("enabled_events").early());
+        return Err(ApiError::invalid(message).at("enabled_events").before_execution());
     }
     if enabled.len() > 1 && enabled.iter().any(|kind| kind == "*") {
         let message = "`*` already enables every event: give it alone.";
-        return Err(ApiError::invalid(message).at("enabled_events").early());
+        return Err(ApiError::invalid(message).at("enabled_events").before_execution());
     }
     Ok(Some(enabled))
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::state::Delivery;
 
 /// The limit of concurrent requests to one endpoint.
-const MAX_IN_FLIGHT: usize = 10;
+const IN_FLIGHT_MAX: usize = 10;
 
 /// The pending deliveries of one account.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -47,7 +47,7 @@ impl WebhookQueue {
     pub fn take_due(&mut self, now: i64) -> Vec<(u64, Delivery)> {
         let mut due = Vec::new();
         for queue in self.queues.values_mut() {
-            while queue.in_flight.len() < MAX_IN_FLIGHT
+            while queue.in_flight.len() < IN_FLIGHT_MAX
                 && let Some((at, number)) = queue.due.first().copied().filter(|(at, _)| *at <= now)
             {
                 queue.due.remove(&(at, number));
@@ -59,8 +59,8 @@ impl WebhookQueue {
     }
 
     /// When the next delivery is due, among the endpoints below their limit of concurrent requests.
-    pub fn next_due(&self) -> Option<i64> {
-        let free = self.queues.values().filter(|queue| queue.in_flight.len() < MAX_IN_FLIGHT);
+    pub fn next_send_time(&self) -> Option<i64> {
+        let free = self.queues.values().filter(|queue| queue.in_flight.len() < IN_FLIGHT_MAX);
         free.filter_map(|queue| queue.due.first()).map(|(at, _)| *at).min()
     }
 
@@ -116,9 +116,9 @@ mod tests {
         }
         queue.push(delivery("fast", 2));
         let due = queue.take_due(2);
-        assert_eq!(due.iter().filter(|(_, due)| due.endpoint == "slow").count(), MAX_IN_FLIGHT);
+        assert_eq!(due.iter().filter(|(_, due)| due.endpoint == "slow").count(), IN_FLIGHT_MAX);
         assert_eq!(due.iter().filter(|(_, due)| due.endpoint == "fast").count(), 1);
-        assert_eq!((queue.take_due(2).len(), queue.next_due()), (0, None));
+        assert_eq!((queue.take_due(2).len(), queue.next_send_time()), (0, None));
         let number = due.iter().find(|(_, due)| due.endpoint == "slow").unwrap().0;
         let failed = queue.finish(number).unwrap();
         queue.retry(number, Delivery { at: 9, ..failed });

@@ -113,9 +113,9 @@ pub struct Api {
 }
 
 impl Api {
-    /// Connects to a server. Fails if it can't be reached.
+    /// Connects to a server. Fails if it cannot be reached.
     pub async fn connect(url: &str, token: &str) -> Result<Self> {
-        let channel = Channel::from_shared(url.to_owned())?.connect().await.context("the server can't be reached")?;
+        let channel = Channel::from_shared(url.to_owned())?.connect().await.context("the server cannot be reached")?;
         Self::over(&channel, token)
     }
 

@@ -21,7 +21,7 @@ pub struct QueuedCall {
     /// Its class of priority.
     pub priority: Priority,
     /// The organization that it is for. Organizations take turns within a priority.
-    pub owner: Uuid,
+    pub organization: Uuid,
     /// The endpoint that is called, by method and route.
     pub endpoint: String,
 }
@@ -57,7 +57,7 @@ pub struct FairQueue {
 #[derive(Debug, Default)]
 struct Bucket {
     held: HeldSlots,
-    was_refused: bool,
+    was_rate_limited: bool,
 }
 
 impl FairQueue {
@@ -94,7 +94,7 @@ impl FairQueue {
         let next = if self.grants % GRANTS_PER_FIFO_GRANT == GRANTS_PER_FIFO_GRANT - 1 {
             ready.min_by_key(|(number, _)| **number)
         } else {
-            ready.min_by_key(|(number, call)| (call.priority, self.last_grants.get(&call.owner), **number))
+            ready.min_by_key(|(number, call)| (call.priority, self.last_grants.get(&call.organization), **number))
         };
         match next.map(|(next, _)| *next) {
             Some(next) if next == number => {}
@@ -111,7 +111,7 @@ impl FairQueue {
                 }
             }
             self.grants += 1;
-            self.last_grants.insert(call.owner, self.grants);
+            self.last_grants.insert(call.organization, self.grants);
             self.in_flight += 1;
         }
         Admission::Now
@@ -141,11 +141,11 @@ impl FairQueue {
             let waiting = u32::try_from(self.waiting.values().filter(uses_bucket).count()).unwrap_or(u32::MAX);
             demand.push((name.clone(), waiting.saturating_sub(bucket.held.count())));
         }
-        let is_refused = self.buckets.values().any(|bucket| bucket.was_refused);
-        if !is_refused && demand.iter().all(|(_, missing)| *missing == 0) {
+        let is_rate_limited = self.buckets.values().any(|bucket| bucket.was_rate_limited);
+        if !is_rate_limited && demand.iter().all(|(_, missing)| *missing == 0) {
             return Vec::new();
         }
-        let refused = self.buckets.values_mut().map(|bucket| std::mem::take(&mut bucket.was_refused));
+        let refused = self.buckets.values_mut().map(|bucket| std::mem::take(&mut bucket.was_rate_limited));
         demand.into_iter().zip(refused).map(|((name, missing), refused)| (name, missing, refused)).collect()
     }
 
@@ -156,17 +156,17 @@ impl FairQueue {
         }
     }
 
-    /// Stripe has rejected a call to `bucket` for its rate. The slots held were spaced for a rate that is too high, so
-    /// they are dropped.
+    /// Stripe has answered a call counted in `bucket` with 429. The slots held were spaced for a rate that is too high,
+    /// so they are dropped.
     pub fn rate_limited(&mut self, bucket: &str) {
         let name = if self.buckets.contains_key(bucket) { bucket } else { WHOLE_ACCOUNT };
         if let Some(bucket) = self.buckets.get_mut(name) {
             bucket.held.clear();
-            bucket.was_refused = true;
+            bucket.was_rate_limited = true;
         }
     }
 
-    /// Stripe has rejected a call for too many concurrent ones: halves the number of calls in flight.
+    /// Stripe has answered a call with 429 because too many were in flight: halves the limit.
     pub fn too_many_in_flight(&mut self, now: OffsetDateTime) {
         self.in_flight_max = Some(((f64::from(self.in_flight) / 2.0).floor().max(1.0), now));
     }
@@ -182,11 +182,11 @@ impl FairQueue {
 
     /// When a call that was granted no slot may retry, at `from` or later. The calls of an organization retry one
     /// `interval` apart, so that thousands of them do not all fail at once.
-    pub fn retry_time(&mut self, owner: Uuid, from: OffsetDateTime, interval: Duration) -> OffsetDateTime {
+    pub fn retry_time(&mut self, organization: Uuid, from: OffsetDateTime, interval: Duration) -> OffsetDateTime {
         // Times that have passed reserve nothing.
         self.next_retry_times.retain(|_, next| *next > from);
-        let time = self.next_retry_times.get(&owner).copied().unwrap_or(from).max(from);
-        self.next_retry_times.insert(owner, time + interval);
+        let time = self.next_retry_times.get(&organization).copied().unwrap_or(from).max(from);
+        self.next_retry_times.insert(organization, time + interval);
         time
     }
 }
@@ -202,8 +202,8 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(milliseconds)
     }
 
-    fn call(priority: Priority, owner: Uuid) -> QueuedCall {
-        QueuedCall { priority, owner, endpoint: format!("{priority:?}") }
+    fn call(priority: Priority, organization: Uuid) -> QueuedCall {
+        QueuedCall { priority, organization, endpoint: format!("{priority:?}") }
     }
 
     fn slots(first: i64, count: u32) -> Slots {

@@ -79,7 +79,7 @@ pub struct Demand {
     /// Calls that wait without a slot.
     pub wanted: u32,
     /// Whether Stripe has rejected a call with a 429 since the last report.
-    pub was_refused: bool,
+    pub was_rate_limited: bool,
 }
 
 /// The priority of a call, highest first. Work that is nearly done comes before new work: a confirmation ends a

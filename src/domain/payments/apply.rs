@@ -2,8 +2,9 @@
 
 use time::OffsetDateTime;
 
+use super::links::link_refused;
 use super::{
-    Attempt, AttemptState, Failure, Link, Notice, Payment, PaymentState, PendingOperation, PendingReason, Receipt,
+    Attempt, AttemptState, Failure, Notice, Payment, PaymentState, PendingOperation, PendingReason, ReceivedMoney,
     Transition,
 };
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot};
@@ -12,19 +13,19 @@ use crate::domain::{Money, PaymentMethodId};
 /// An input to a payment's state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PaymentInput<'a> {
-    /// A rule of Paybridge's: nothing can be sent yet.
+    /// Decided by Paybridge, not by Stripe: nothing can be sent yet.
     Wait(PendingReason),
-    /// A rule of Paybridge's, or Stripe's response to the creation of the intent: the payment cannot be collected as it
-    /// is. Only before a confirm was sent.
+    /// Decided by Paybridge, or by Stripe's response to the creation of the intent: the payment cannot be collected as it
+    /// is. Only before a confirmation was sent.
     Refused(Failure),
-    /// A confirm is about to be sent, as the attempt with this number.
-    Sent(i32),
+    /// The attempt with this number is stored, and its confirmation is about to be sent.
+    AttemptPrepared(i32),
     /// The outcome of a Stripe request is unknown.
     Unknown,
     /// There is nothing to collect.
-    NothingDue,
+    ZeroAmount,
     /// The caller requests another attempt, optionally with this method.
-    Retried(Option<PaymentMethodId>),
+    RetryRequested(Option<PaymentMethodId>),
     /// A payment method has arrived for a payment that lacked one ([`Payment::is_due_for`]).
     MethodAttached,
     /// It can no longer be collected. It is canceled once nothing at Stripe can take money for it.
@@ -81,7 +82,7 @@ impl Payment {
             && from != PaymentState::Succeeded
             && let Some(intent) = paying_intent
         {
-            transition.settled_by = Some(Receipt::of(intent));
+            transition.settled_by = Some(ReceivedMoney::of(intent));
         }
         self.run_pending_operation(attempt, context, &mut transition);
         transition.to = self.state;
@@ -107,25 +108,29 @@ impl Payment {
             _ if self.state.is_final() => {}
             PaymentInput::Intent(intent) => self.apply_intent(attempt.as_deref_mut(), intent, context),
             // If Stripe has settled the payment meanwhile, its outcome is known, whatever happened to the response.
-            PaymentInput::Unknown if self.is_moving() || self.state == PaymentState::Pending => {
+            PaymentInput::Unknown if self.is_in_flight() || self.state == PaymentState::Pending => {
                 self.unknown_since.get_or_insert(context.now);
             }
             PaymentInput::Wait(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
             PaymentInput::Refused(failure) if self.state == PaymentState::Pending => self.fail(failure),
-            PaymentInput::ConfirmRefused(failure) if self.is_moving() => {
+            PaymentInput::ConfirmRefused(failure) if self.is_in_flight() => {
                 self.refused(attempt.as_deref_mut(), failure, None, context);
             }
-            PaymentInput::Sent(number) if matches!(self.state, PaymentState::Pending | PaymentState::Processing) => {
+            PaymentInput::AttemptPrepared(number)
+                if matches!(self.state, PaymentState::Pending | PaymentState::Processing) =>
+            {
                 self.attempt_number = number;
                 self.enter(PaymentState::Processing);
             }
-            PaymentInput::NothingDue if self.state == PaymentState::Pending => {
+            PaymentInput::ZeroAmount if self.state == PaymentState::Pending => {
                 let unknown_since = self.unknown_since;
                 self.enter(PaymentState::Succeeded);
                 // What may be left at Stripe since the integration was disconnected is still unknown.
                 self.unknown_since = unknown_since;
             }
-            PaymentInput::Retried(method) if matches!(self.state, PaymentState::Failed | PaymentState::Pending) => {
+            PaymentInput::RetryRequested(method)
+                if matches!(self.state, PaymentState::Failed | PaymentState::Pending) =>
+            {
                 self.requested_method_id = method;
                 self.enter(PaymentState::Pending);
             }
@@ -148,29 +153,21 @@ impl Payment {
                 self.end_operation_without_stripe(attempt.as_deref_mut(), context, transition);
             }
             PaymentInput::LinkCreated(session) => self.link_created(attempt.as_deref_mut(), session),
-            PaymentInput::LinkRefused(failure) => {
-                // If the session was created meanwhile, its URL is out, whatever a slower request was answered.
-                let has_session = |link: &Link| link.provider_session_id.is_some();
-                if let Some(attempt) =
-                    attempt.as_deref_mut().filter(|attempt| attempt.open_link().is_some_and(|link| !has_session(link)))
-                {
-                    attempt.settle(AttemptState::Failed(failure), None, context.now);
-                }
-            }
+            PaymentInput::LinkRefused(failure) => link_refused(attempt.as_deref_mut(), failure, context),
             PaymentInput::Link(session, intent) => self.apply_link(attempt, session, intent, context),
             PaymentInput::OtherIntentPaid(intent) => self.other_intent_paid(intent, transition),
             PaymentInput::Unknown
             | PaymentInput::Wait(_)
             | PaymentInput::Refused(_)
             | PaymentInput::ConfirmRefused(_)
-            | PaymentInput::Sent(_)
-            | PaymentInput::NothingDue
-            | PaymentInput::Retried(_)
+            | PaymentInput::AttemptPrepared(_)
+            | PaymentInput::ZeroAmount
+            | PaymentInput::RetryRequested(_)
             | PaymentInput::MethodAttached => {}
         }
     }
 
-    /// Whether it is `FAILED` because a caller ended its link, or again for the failure reported before its link.
+    /// Whether this `FAILED` needs no event: a caller ended the link, or the failure was reported before the link.
     fn has_no_new_failure(&self, from: PaymentState) -> bool {
         let failure = self.failure.as_ref().filter(|_| self.state == PaymentState::Failed);
         failure.is_some_and(|failure| {
@@ -180,7 +177,7 @@ impl Payment {
     }
 
     /// Whether something at Stripe may take money for it.
-    pub fn is_moving(&self) -> bool {
+    pub fn is_in_flight(&self) -> bool {
         matches!(self.state, PaymentState::Processing | PaymentState::RequiresAction)
     }
 
@@ -214,10 +211,11 @@ impl Payment {
                 Some(PendingOperation::Settle { provider_payment_intent_id, provider_charge_id, minor_units }) => {
                     // If our own payment path brought less than is due, part of the other payment was needed.
                     let settled = transition.settled_by.as_ref().map(|receipt| receipt.amount.minor_units);
-                    let missing = settled.map_or(0, |received| (self.due() - self.part_received - received).max(0));
+                    let missing =
+                        settled.map_or(0, |received| (self.amount_due() - self.part_received - received).max(0));
                     self.part_received += missing;
                     let amount = Money { minor_units: minor_units - missing, ..self.amount };
-                    let receipt = Receipt { provider_payment_intent_id, provider_charge_id, amount };
+                    let receipt = ReceivedMoney { provider_payment_intent_id, provider_charge_id, amount };
                     transition.notices.push(Notice::Overpaid(receipt));
                 }
                 Some(operation) if transition.settled_by.is_some() => self.reject(&operation, transition),
@@ -230,10 +228,10 @@ impl Payment {
             && let Some(operation) = self.pending_operation.take()
         {
             if let Some(attempt) = attempt {
-                // A link whose URL was not handed out is never handed out.
-                attempt.settle(AttemptState::Canceled, None, context.now);
+                // An open link here has no session yet: it is canceled.
+                attempt.finish(AttemptState::Canceled, None, context.now);
             }
-            // An unconfirmed intent that is still being created for the old request is not waited for.
+            // A late response to the old creation request must not be adopted, so the number changes.
             self.intent_number += 1;
             self.execute(operation, transition);
         }
@@ -254,16 +252,16 @@ impl Payment {
             IntentStatus::Succeeded => {
                 if let Some(attempt) = attempt {
                     if attempt.confirms(&intent.id) {
-                        attempt.settle(AttemptState::Succeeded, charge, context.now);
+                        attempt.finish(AttemptState::Succeeded, charge, context.now);
                     } else {
-                        attempt.settle(AttemptState::Canceled, None, context.now);
+                        attempt.finish(AttemptState::Canceled, None, context.now);
                     }
                 }
                 self.paid(intent);
             }
             IntentStatus::Canceled => {
                 if let Some(attempt) = attempt.filter(|attempt| attempt.confirms(&intent.id)) {
-                    attempt.settle(AttemptState::Canceled, charge, context.now);
+                    attempt.finish(AttemptState::Canceled, charge, context.now);
                 }
                 if waits_for_link
                     || self.pending_operation.as_ref().is_some_and(|operation| *operation != PendingOperation::Cancel)
@@ -297,11 +295,11 @@ impl Payment {
     /// The intent waits for a payment method. That is a refusal only if the open attempt has left a trace on it (P2),
     /// or if no attempt of ours is open: then an attempt made in the Stripe Dashboard has ended.
     fn apply_refusal(&mut self, attempt: Option<&mut Attempt>, intent: &IntentSnapshot, context: ApplyContext) {
-        if !self.is_moving() {
+        if !self.is_in_flight() {
             return;
         }
         match attempt.filter(|attempt| attempt.confirms(&intent.id) && attempt.is_open()) {
-            Some(attempt) if attempt.has_moved(intent) => {
+            Some(attempt) if attempt.left_trace_on(intent) => {
                 self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), context);
             }
             None if !self.on_session && intent.last_payment_error.is_some() => self.fail(refusal_of(intent)),
@@ -320,7 +318,7 @@ impl Payment {
     ) {
         if let Some(attempt) = attempt {
             let charge = charge.or_else(|| failure.provider_charge_id.clone());
-            attempt.settle(AttemptState::Failed(failure.clone()), charge, context.now);
+            attempt.finish(AttemptState::Failed(failure.clone()), charge, context.now);
         }
         if failure.requires_authentication()
             && context.supports_3ds
@@ -357,23 +355,23 @@ impl Payment {
         self.unknown_since = None;
         self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
         self.awaits_method &= !state.is_final();
-        // A charge made in the Stripe Dashboard that waits for our own payment path to be closed has paid the refused
-        // amount.
+        // A charge made in the Stripe Dashboard that waits for our payment path to close must still be compared with the
+        // refused amount.
         let is_paid =
             state == PaymentState::Succeeded || matches!(self.pending_operation, Some(PendingOperation::Settle { .. }));
-        if !self.is_moving() && !is_paid {
+        if !self.is_in_flight() && !is_paid {
             self.refused_amount = None;
         }
     }
 }
 
-/// The intent is in progress. A link that waited for the intent to be closed cannot open.
+/// Records the charge of an intent in progress. A link that waited for this intent to close is canceled.
 fn mark_in_progress(attempt: Option<&mut Attempt>, intent: &IntentSnapshot, context: ApplyContext) {
     let Some(attempt) = attempt else { return };
     if attempt.confirms(&intent.id) {
         attempt.note_charge(intent.latest_charge.clone());
     } else {
-        attempt.settle(AttemptState::Canceled, None, context.now);
+        attempt.finish(AttemptState::Canceled, None, context.now);
     }
 }
 

@@ -111,7 +111,7 @@ impl Attempt {
         Self::new(payment, AttemptKind::Link(Link::default()), body, now)
     }
 
-    /// The same confirmation under another key, for a key that can't be sent again. It confirms the same intent, which
+    /// The same confirmation under another key, for a key that cannot be sent again. It confirms the same intent, which
     /// can succeed only once (P2).
     #[must_use]
     pub fn under_new_key(&self, seen: Option<&IntentSnapshot>, now: OffsetDateTime) -> Self {
@@ -183,7 +183,7 @@ impl Attempt {
 
     /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the
     /// confirmation.
-    pub fn has_moved(&self, intent: &IntentSnapshot) -> bool {
+    pub fn left_trace_on(&self, intent: &IntentSnapshot) -> bool {
         if intent.latest_charge != self.prior_charge {
             return true;
         }
@@ -195,7 +195,7 @@ impl Attempt {
     }
 
     /// Settles an open attempt; a settled one keeps its outcome.
-    pub(super) fn settle(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
+    pub(super) fn finish(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
         if self.is_open() {
             self.state = outcome;
             self.finish_time = Some(now);

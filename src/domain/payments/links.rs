@@ -41,7 +41,7 @@ impl Payment {
         let charge = intent.and_then(|intent| intent.latest_charge.clone());
         match (session.status, intent.map(|intent| (intent.status, intent))) {
             (_, Some((IntentStatus::Succeeded, intent))) => {
-                attempt.settle(AttemptState::Succeeded, charge, context.now);
+                attempt.finish(AttemptState::Succeeded, charge, context.now);
                 self.paid(intent);
             }
             (SessionStatus::Complete, Some((IntentStatus::Processing | IntentStatus::RequiresCapture, _))) => {
@@ -50,11 +50,11 @@ impl Payment {
             }
             (SessionStatus::Complete, Some((IntentStatus::RequiresPaymentMethod, intent))) => {
                 let failure = refusal_of(intent);
-                attempt.settle(AttemptState::Failed(failure.clone()), charge, context.now);
+                attempt.finish(AttemptState::Failed(failure.clone()), charge, context.now);
                 self.fail(failure);
             }
             (SessionStatus::Expired, _) | (SessionStatus::Complete, Some((IntentStatus::Canceled, _))) => {
-                attempt.settle(AttemptState::Canceled, None, context.now);
+                attempt.finish(AttemptState::Canceled, None, context.now);
                 if self.pending_operation.is_none() {
                     let text = "the payment link expired unused; retry, or request a new link";
                     self.end_link(Failure::ours("payment_url_expired", text));
@@ -69,5 +69,15 @@ impl Payment {
     pub(super) fn end_link(&mut self, failure: Failure) {
         let failure = self.failure.take().unwrap_or(failure);
         self.fail(failure);
+    }
+}
+
+/// Settles a link whose session Stripe has not created. If the session was created meanwhile, its URL was returned to a
+/// caller, whatever a slower request was answered.
+pub(super) fn link_refused(attempt: Option<&mut Attempt>, failure: Failure, context: ApplyContext) {
+    let has_no_session =
+        |attempt: &&mut Attempt| attempt.open_link().is_some_and(|link| link.provider_session_id.is_none());
+    if let Some(attempt) = attempt.filter(has_no_session) {
+        attempt.finish(AttemptState::Failed(failure), None, context.now);
     }
 }

@@ -22,7 +22,7 @@ pub use self::apply::{ApplyContext, PaymentInput};
 pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
 pub use self::pending_operations::{Manual, PendingOperation, Rejection};
 pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_rejection, plan, resume};
-pub use self::transitions::{Notice, Receipt, Transition};
+pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
@@ -72,7 +72,7 @@ impl PaymentState {
             .find(|state| state.as_str() == name)
     }
 
-    /// Whether it can't change any more (P7).
+    /// Whether it cannot change any more (P7).
     pub fn is_final(self) -> bool {
         matches!(self, Self::Succeeded | Self::Canceled)
     }

@@ -4,7 +4,7 @@
 
 use time::OffsetDateTime;
 
-use super::{ApplyContext, Attempt, AttemptState, Failure, Notice, Payment, PaymentState, Receipt, Transition};
+use super::{ApplyContext, Attempt, AttemptState, Failure, Notice, Payment, PaymentState, ReceivedMoney, Transition};
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Money, PaymentMethodId};
 
@@ -132,7 +132,7 @@ impl Payment {
                 self.part_received = (self.part_received - part_known).max(0);
                 if minor_units == 0 || self.state == PaymentState::Pending {
                     self.enter(PaymentState::Pending);
-                } else if self.is_moving() {
+                } else if self.is_in_flight() {
                     let text =
                         "the payment link was ended because the amount has changed; retry, or request a new link";
                     self.end_link(Failure::ours(Failure::PAYMENT_URL_CLOSED, text));
@@ -150,7 +150,7 @@ impl Payment {
                 self.provider_payment_intent_id = Some(provider_payment_intent_id.clone());
                 self.provider_charge_id.clone_from(&provider_charge_id);
                 let amount = Money { minor_units, ..self.amount };
-                transition.settled_by = Some(Receipt { provider_payment_intent_id, provider_charge_id, amount });
+                transition.settled_by = Some(ReceivedMoney { provider_payment_intent_id, provider_charge_id, amount });
                 self.enter(PaymentState::Succeeded);
             }
             PendingOperation::ExpireAction => {
@@ -172,14 +172,14 @@ impl Payment {
     ) {
         // A payment that still has to ask its customer to authenticate was refused: nothing of it is in flight.
         let awaits_on_session_confirm = self.on_session && !attempt.as_ref().is_some_and(|attempt| attempt.is_open());
-        let is_in_flight = self.is_moving() && !awaits_on_session_confirm;
+        let is_in_flight = self.is_in_flight() && !awaits_on_session_confirm;
         if is_in_flight && !self.pending_operation.as_ref().is_some_and(PendingOperation::awaits_outcome) {
             return self.abandon_operation(transition);
         }
         let Some(operation) = self.pending_operation.take() else { return };
         if !is_in_flight {
             if let Some(attempt) = attempt {
-                attempt.settle(AttemptState::Canceled, None, context.now);
+                attempt.finish(AttemptState::Canceled, None, context.now);
             }
             self.intent_number += 1;
             self.provider_payment_intent_id = None;
@@ -218,14 +218,14 @@ impl Payment {
     /// payment once our own payment path is closed (P1). If it pays a part, the part is counted and reported. If the
     /// invoice is paid already, it is an overpayment (P12).
     pub(super) fn other_intent_paid(&mut self, intent: &IntentSnapshot, transition: &mut Transition) {
-        let receipt = Receipt::of(intent);
+        let receipt = ReceivedMoney::of(intent);
         let received = receipt.amount.minor_units;
         self.amount_received += received;
         if self.pending_operation.as_ref().is_some_and(PendingOperation::awaits_outcome) {
             transition.notices.push(Notice::Overpaid(receipt));
             return;
         }
-        let remaining = self.due() - self.part_received - received;
+        let remaining = self.amount_due() - self.part_received - received;
         if remaining > 0 {
             self.part_received += received;
             transition.notices.push(Notice::Underpaid { receipt, remaining });

@@ -25,14 +25,14 @@ pub enum Step {
     /// Nothing to do; an external event has to arrive first.
     Idle,
     /// Apply this input, which a rule of Paybridge's has decided.
-    Decide(Box<PaymentInput<'static>>),
+    Apply(Box<PaymentInput<'static>>),
     /// Create the intent without confirming it. No money can move yet.
     CreateIntent {
         /// Its `payment_method_types`.
         kinds: Vec<MethodKind>,
     },
     /// Prepare an attempt on the intent, and confirm it.
-    Confirm {
+    PrepareAttempt {
         /// The method to charge.
         method: PaymentMethodId,
         /// The recomputed `payment_method_types` to send with the confirmation.
@@ -51,7 +51,7 @@ pub enum Step {
 impl Step {
     /// Whether the payment is about to fail for lack of a payment method.
     pub fn lacks_method(&self) -> bool {
-        let Self::Decide(input) = self else { return false };
+        let Self::Apply(input) = self else { return false };
         let (PaymentInput::Refused(failure) | PaymentInput::ConfirmRefused(failure)) = &**input else { return false };
         failure.lacks_method()
     }
@@ -105,7 +105,7 @@ pub fn plan(
         // A link opens only after Stripe has confirmed that the intent is closed (P1). None opens at an integration
         // that is being disconnected, because a payment made there would not be reported to Paybridge.
         return match (&payment.provider_payment_intent_id, &link.provider_session_id) {
-            (_, None) if !integration.accepts_work() => Step::Decide(Box::new(PaymentInput::Withdrawn)),
+            (_, None) if !integration.accepts_work() => Step::Apply(Box::new(PaymentInput::Withdrawn)),
             (Some(_), _) => Step::CloseIntent,
             (None, None) => Step::CreateLink,
             (None, Some(_)) => Step::Idle,
@@ -142,9 +142,9 @@ fn collect(
     customer: &Customer,
     methods: &[PaymentMethod],
 ) -> Step {
-    let decide = |input| Step::Decide(Box::new(input));
+    let decide = |input| Step::Apply(Box::new(input));
     if payment.amount.minor_units == 0 {
-        return decide(PaymentInput::NothingDue);
+        return decide(PaymentInput::ZeroAmount);
     }
     if !integration.accepts_work() {
         return decide(PaymentInput::Withdrawn);
@@ -170,7 +170,7 @@ fn collect(
     let wanted = again.or(payment.requested_method_id).or(customer.default_payment_method_id);
     match chargeable(payment, wanted, methods, &kinds) {
         Err(failure) => decide(refused(payment, *failure)),
-        Ok(method) if payment.provider_payment_intent_id.is_some() => Step::Confirm { method, kinds },
+        Ok(method) if payment.provider_payment_intent_id.is_some() => Step::PrepareAttempt { method, kinds },
         Ok(_) => Step::CreateIntent { kinds },
     }
 }
@@ -226,7 +226,7 @@ pub enum Resume {
     /// Send the prepared body under the attempt's own key.
     Send,
     /// The intent shows the outcome; nothing more is sent.
-    Settled,
+    OutcomeKnown,
     /// The key returns nothing new, but Stripe may still complete the work: read the intent again at this time.
     Wait(OffsetDateTime),
     /// The key can no longer be used and nothing has happened: send the same body on the same intent under a new key,
@@ -243,8 +243,8 @@ pub fn resume(attempt: &Attempt, intent: Option<&IntentSnapshot>, is_first_send:
         let is_fresh = is_first_send && !is_old && age <= FIRST_SEND_PERIOD;
         return if is_fresh { Resume::Send } else { Resume::Read };
     };
-    if !intent.awaits_confirmation() || attempt.has_moved(intent) {
-        return Resume::Settled;
+    if !intent.awaits_confirmation() || attempt.left_trace_on(intent) {
+        return Resume::OutcomeKnown;
     }
     if !is_old {
         return Resume::Send;

@@ -86,9 +86,9 @@ fn p2_once_sent_our_own_rules_fail_nothing() {
         for input in [
             PaymentInput::Refused(Failure::ours("no_payment_method", "")),
             PaymentInput::Wait(PendingReason::IntegrationPaused),
-            PaymentInput::NothingDue,
+            PaymentInput::ZeroAmount,
             PaymentInput::Withdrawn,
-            PaymentInput::Retried(None),
+            PaymentInput::RetryRequested(None),
             PaymentInput::Unknown,
         ] {
             let mut payment = payment(state);
@@ -162,11 +162,11 @@ fn any_input() -> impl Strategy<Value = PaymentInput<'static>> {
         1 => proptest::sample::select(paid).prop_map(PaymentInput::OtherIntentPaid),
         1 => Just(PaymentInput::CannotClose),
         1 => Just(PaymentInput::IntegrationDisconnected),
-        1 => Just(PaymentInput::Sent(1)),
+        1 => Just(PaymentInput::AttemptPrepared(1)),
         1 => Just(PaymentInput::Unknown),
-        1 => Just(PaymentInput::NothingDue),
+        1 => Just(PaymentInput::ZeroAmount),
         1 => Just(PaymentInput::Withdrawn),
-        1 => Just(PaymentInput::Retried(None)),
+        1 => Just(PaymentInput::RetryRequested(None)),
         1 => Just(PaymentInput::Wait(PendingReason::AmountTooSmall)),
         1 => Just(PaymentInput::Refused(Failure::ours("no_payment_method", ""))),
         1 => Just(PaymentInput::ConfirmRefused(Failure::ours("card_declined", ""))),
@@ -196,7 +196,7 @@ proptest! {
     fn p2_only_stripe_fails_what_was_sent(inputs in proptest::collection::vec(any_input(), 1..30)) {
         let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
         for input in inputs {
-            let was_moving = payment.is_moving();
+            let was_moving = payment.is_in_flight();
             payment.apply(Some(&mut attempt), input.clone(), CONTEXT);
             if was_moving && payment.state == PaymentState::Failed {
                 let is_from_stripe = match &input {

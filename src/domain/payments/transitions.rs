@@ -8,7 +8,7 @@ use crate::domain::signals::IntentSnapshot;
 
 /// Money received through one intent.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Receipt {
+pub struct ReceivedMoney {
     /// Stripe's `pi_…`.
     pub provider_payment_intent_id: String,
     /// Stripe's `ch_…`.
@@ -17,7 +17,7 @@ pub struct Receipt {
     pub amount: Money,
 }
 
-impl Receipt {
+impl ReceivedMoney {
     /// The whole amount that an intent has received.
     pub fn of(intent: &IntentSnapshot) -> Self {
         Self {
@@ -44,16 +44,16 @@ pub enum Notice {
         minor_units: i64,
     },
     /// More was received than was due (P12). The receipt's amount is the surplus.
-    Overpaid(Receipt),
+    Overpaid(ReceivedMoney),
     /// Less was received than is due.
     Underpaid {
         /// The partial payment.
-        receipt: Receipt,
+        receipt: ReceivedMoney,
         /// What remains to be paid, minor units.
         remaining: i64,
     },
     /// It was settled with less than was requested, or in another currency.
-    AmountMismatch(Receipt),
+    AmountMismatch(ReceivedMoney),
 }
 
 /// The effect of one input on a payment.
@@ -71,7 +71,7 @@ pub struct Transition {
     /// What else is reported, in order.
     pub notices: Vec<Notice>,
     /// The receipt that settled it, if an intent did.
-    pub settled_by: Option<Receipt>,
+    pub settled_by: Option<ReceivedMoney>,
 }
 
 impl Transition {
@@ -97,7 +97,7 @@ impl Payment {
     /// The amount due, minor units, including parts paid by charges made in the Stripe Dashboard. It is the amount that
     /// a caller has requested, even if the change is pending or was refused, because the caller relies on it; otherwise
     /// the current amount.
-    pub(super) fn due(&self) -> i64 {
+    pub(super) fn amount_due(&self) -> i64 {
         match self.pending_operation {
             Some(PendingOperation::ChangeAmount { minor_units, part_known }) => minor_units + part_known,
             _ => self.refused_amount.unwrap_or(self.amount.minor_units),
@@ -106,8 +106,8 @@ impl Payment {
 
     /// The difference between the amount due and what was received, if any (P12): the receipt that settled the payment,
     /// plus parts paid in the Stripe Dashboard.
-    pub(super) fn difference(&self, receipt: &Receipt) -> Option<Notice> {
-        let due = self.due();
+    pub(super) fn difference(&self, receipt: &ReceivedMoney) -> Option<Notice> {
+        let due = self.amount_due();
         let received = receipt.amount.minor_units + self.part_received;
         if receipt.amount.currency != self.amount.currency {
             return Some(Notice::AmountMismatch(receipt.clone()));

@@ -144,7 +144,7 @@ fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected()
         assert!(matches!(world.plan(), Step::CreateLink | Step::CloseIntent));
         for state in [IntegrationState::Disconnecting, IntegrationState::Disconnected] {
             world.integration.state = state;
-            assert_eq!(world.plan(), Step::Decide(Box::new(PaymentInput::Withdrawn)));
+            assert_eq!(world.plan(), Step::Apply(Box::new(PaymentInput::Withdrawn)));
         }
     }
     world.apply(PaymentInput::Withdrawn);

@@ -7,7 +7,8 @@ use super::stripe::{Request, Response, Webhook};
 use super::worker::{Actor, Result, StepError};
 use super::world::{JobKind, Outcome};
 use crate::domain::payments::{
-    Attempt, AttemptState, Failure, KEY_AGE_MAX, Notice, PaymentInput, PaymentState, PendingOperation, Receipt, Step,
+    Attempt, AttemptState, Failure, KEY_AGE_MAX, Notice, PaymentInput, PaymentState, PendingOperation, ReceivedMoney,
+    Step,
 };
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionStatus};
 
@@ -79,10 +80,10 @@ impl Actor {
 
     async fn cannot_close(&self) -> Result<bool> {
         self.tx(|world| {
-            if world.payment.is_moving() {
+            if world.payment.is_in_flight() {
                 world.apply(PaymentInput::CannotClose);
             }
-            world.payment.is_moving() && world.payment.pending_operation.is_some()
+            world.payment.is_in_flight() && world.payment.pending_operation.is_some()
         })
         .await
     }
@@ -136,7 +137,7 @@ impl Actor {
         }
         let next = self
             .tx(|world| {
-                if !world.payment.is_moving() {
+                if !world.payment.is_in_flight() {
                     return None;
                 }
                 let mut next = world.now + Duration::hours(1);
@@ -214,7 +215,7 @@ impl Actor {
                         world.other_paid.push(webhook.id.clone());
                         if world.payment.state.is_final() {
                             world.payment.amount_received += webhook.amount_received;
-                            world.notices.push(Notice::Overpaid(Receipt::of(webhook)));
+                            world.notices.push(Notice::Overpaid(ReceivedMoney::of(webhook)));
                             world.accounting.receive_late(webhook.amount_received);
                         } else {
                             world.apply(PaymentInput::OtherIntentPaid(webhook));

@@ -270,7 +270,7 @@ fn retry(world: &mut World) {
     if world.newest().is_some_and(|attempt| attempt.open_link().is_some()) {
         world.apply(PaymentInput::Requested(operation));
     } else {
-        world.apply(PaymentInput::Retried(method));
+        world.apply(PaymentInput::RetryRequested(method));
     }
 }
 

@@ -114,7 +114,7 @@ impl Actor {
                         world.apply(PaymentInput::MethodAttached);
                     }
                     let step = world.plan();
-                    if let Step::Decide(input) = &step
+                    if let Step::Apply(input) = &step
                         && (!step.lacks_method() || has_read_methods)
                     {
                         world.apply((**input).clone());
@@ -134,14 +134,14 @@ impl Actor {
                     has_read_methods = true;
                 }
                 Step::Idle => return self.finish(Outcome::Done).await,
-                Step::Decide(_) if payment.pending_operation.is_none() => return self.finish(Outcome::Done).await,
-                Step::Decide(_) => {}
+                Step::Apply(_) if payment.pending_operation.is_none() => return self.finish(Outcome::Done).await,
+                Step::Apply(_) => {}
                 Step::CreateIntent { .. } => {
                     if self.create_intent().await? {
                         return Ok(());
                     }
                 }
-                Step::Confirm { method, .. } => {
+                Step::PrepareAttempt { method, .. } => {
                     let mut seen = None;
                     if attempt.is_some() {
                         seen = self.refresh().await?.filter(IntentSnapshot::awaits_confirmation);
@@ -277,7 +277,7 @@ impl Actor {
             let is_same = world.payment.attempt_number == planned.attempt_number
                 && world.payment.provider_payment_intent_id == planned.provider_payment_intent_id
                 && world.payment.amount == planned.amount;
-            if !is_same || !matches!(world.plan(), Step::Confirm { .. }) {
+            if !is_same || !matches!(world.plan(), Step::PrepareAttempt { .. }) {
                 return;
             }
             let body = if world.payment.on_session { "on" } else { "off" };
@@ -285,7 +285,7 @@ impl Actor {
                 .expect("an intent");
             let number = attempt.number;
             world.attempts.push(attempt);
-            world.apply(PaymentInput::Sent(number));
+            world.apply(PaymentInput::AttemptPrepared(number));
         })
         .await
     }
@@ -304,7 +304,7 @@ impl Actor {
         }
         match resume(&attempt, seen.as_ref(), is_first_send, now) {
             Resume::Send => self.confirm(&attempt).await,
-            Resume::Read | Resume::Settled => self.finish_done().await.map(|()| true),
+            Resume::Read | Resume::OutcomeKnown => self.finish_done().await.map(|()| true),
             Resume::Wait(until) => self.finish(Outcome::RunAgain(until)).await.map(|()| true),
             Resume::NewKey => self
                 .tx(|world| {
@@ -342,7 +342,7 @@ impl Actor {
             Response::Refused(failure) => {
                 if failure.code == "payment_intent_unexpected_state"
                     && let Some(intent) = self.refresh().await?
-                    && (!intent.awaits_confirmation() || attempt.has_moved(&intent))
+                    && (!intent.awaits_confirmation() || attempt.left_trace_on(&intent))
                 {
                     self.finish_done().await?;
                     return Ok(true);

@@ -220,7 +220,7 @@ impl World {
         if self.payment.needs_work(&before, &transition) {
             self.enqueue(JobKind::Submit, self.now);
         }
-        if transition.from != transition.to && self.payment.is_moving() {
+        if transition.from != transition.to && self.payment.is_in_flight() {
             self.enqueue(JobKind::Reconcile, self.now + Duration::hours(1));
         }
         self.notices.extend(transition.notices.iter().cloned());
@@ -340,12 +340,12 @@ impl World {
             }
         }
         for (at, intent) in self.stripe.intents.iter().enumerate() {
-            let is_moving = matches!(intent.status, IntentStatus::Processing | IntentStatus::RequiresAction);
+            let is_in_flight = matches!(intent.status, IntentStatus::Processing | IntentStatus::RequiresAction);
             let is_on_open_page =
                 intent.session.is_some_and(|session| self.stripe.sessions[session].status == SessionStatus::Open);
             // Charges created in the dashboard are not ours.
             if !intent.is_from_dashboard
-                && ((is_moving && !is_on_open_page) || intent.status == IntentStatus::Succeeded)
+                && ((is_in_flight && !is_on_open_page) || intent.status == IntentStatus::Succeeded)
             {
                 payable.push(format!("intent {at}"));
             }
@@ -379,7 +379,7 @@ impl World {
             "a pending operation is left: {:?}",
             self.payment.pending_operation
         );
-        assert!(!self.payment.is_moving(), "{state:?} at quiescence");
+        assert!(!self.payment.is_in_flight(), "{state:?} at quiescence");
         let paid = self.reported_states.iter().filter(|state| **state == PaymentState::Succeeded).count();
         assert!(paid <= 1, "reported as paid {paid} times");
         assert!(self.jobs.is_empty(), "jobs are left: {:?}", self.jobs);

@@ -38,7 +38,7 @@ pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Re
         sync_with_provider: request.sync_with_provider,
     };
     if customer.sync_with_provider && customer.provider_customer_id.is_some() {
-        let text = "can't be combined with provider_customer_id; a customer is either created at Stripe or linked";
+        let text = "cannot be combined with provider_customer_id; a customer is either created at Stripe or linked";
         fields.add_violation("sync_with_provider", text);
     }
     fields.check()?;

@@ -192,7 +192,7 @@ mod tests {
         let (_, _, off) = update(Some("supports_3ds")).unwrap();
         assert_eq!((off.supports_3ds, off.relay_provider_events), (Some(false), None));
         assert_eq!(update(None).unwrap().2.supports_3ds, None, "absent never resets");
-        assert_eq!(violations(update(Some("name"))).len(), 1, "a name can't be emptied");
+        assert_eq!(violations(update(Some("name"))).len(), 1, "a name cannot be emptied");
         assert_eq!(violations(update(Some("secret_key"))).len(), 1, "keys are rotated, not updated");
     }
 }

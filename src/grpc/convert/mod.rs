@@ -222,7 +222,7 @@ pub(super) fn masked_fields<'a>(
         if !names().any(|name| name == path) {
             let listed = names().collect::<Vec<_>>().join(", ");
             let path: String = path.chars().take(64).collect();
-            fields.add_violation("update_mask", format!("`{path}` can't be set; use {listed}, or `*`"));
+            fields.add_violation("update_mask", format!("`{path}` cannot be set; use {listed}, or `*`"));
         }
     }
     names().filter(|name| mask.paths.iter().any(|path| path == name)).collect()

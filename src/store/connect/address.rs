@@ -239,7 +239,7 @@ struct Parameter<'text> {
 }
 
 impl<'text> Parts<'text> {
-    /// `None` if the `key=value` pairs can't be parsed.
+    /// `None` if the `key=value` pairs cannot be parsed.
     fn of(text: &'text str) -> Option<Self> {
         if !text.starts_with("postgres://") && !text.starts_with("postgresql://") {
             return Some(Self { head: "".into(), separator: " ", parameters: pairs(text)? });

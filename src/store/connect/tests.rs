@@ -177,20 +177,20 @@ fn unusable_files_are_named_and_their_content_is_not_shown() {
     };
     check("good.pem", "good.pem", "good.key").unwrap();
     for (root, reason) in [
-        ("none", "can't be read"),
+        ("none", "cannot be read"),
         ("text", "holds no certificate"),
         ("good.key", "holds no certificate"),
         ("der", "holds no certificate"),
         ("broken.pem", "broken PEM"),
         ("cut.pem", "broken PEM"),
-        ("empty.pem", "can't be read"),
+        ("empty.pem", "cannot be read"),
     ] {
         let error = check(root, "good.pem", "good.key").unwrap_err();
         assert!(error.contains("sslrootcert=") && error.contains(root) && error.contains(reason), "{error}");
         assert!(!error.contains("hunter2"), "{error}");
     }
     for (key, reason) in [
-        ("none", "can't be read"),
+        ("none", "cannot be read"),
         ("text", "holds no private key"),
         ("good.pem", "holds no private key"),
         ("other.key", "does not belong"),

@@ -33,13 +33,13 @@ pub(super) fn connector(address: &Address) -> Result<MakeRustlsConnect, String> 
         }
     };
     let versions = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    let builder = versions.map_err(|error| format!("needs TLS, which can't be set up: {error}"))?;
+    let builder = versions.map_err(|error| format!("needs TLS, which cannot be set up: {error}"))?;
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier));
     let mut config = match identity {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder
             .with_client_auth_cert(chain, key)
-            .map_err(|error| format!("gives an sslcert that can't be used: {error}"))?,
+            .map_err(|error| format!("gives an sslcert that cannot be used: {error}"))?,
     };
     if address.config.get_ssl_negotiation() == SslNegotiation::Direct {
         config.alpn_protocols = vec![PROTOCOL.to_vec()];
@@ -58,7 +58,7 @@ pub(super) fn verifier(address: &Address, provider: &Arc<CryptoProvider>) -> Res
     };
     let chain = roots.map(|roots| {
         let built = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider)).build();
-        built.map_err(|error| format!("gives an sslrootcert that can't be used: {error}"))
+        built.map_err(|error| format!("gives an sslrootcert that cannot be used: {error}"))
     });
     let (provider, checks_name) = (Arc::clone(provider), address.mode == Mode::VerifyFull);
     Ok(Verifier { chain: chain.transpose()?, known, checks_name, provider })
@@ -81,7 +81,7 @@ fn file_roots(path: &Path, certificates: &[CertificateDer<'static>]) -> Result<R
     for certificate in certificates {
         roots
             .add(certificate.clone())
-            .map_err(|_| unusable("sslrootcert", path, "holds a certificate that can't be read"))?;
+            .map_err(|_| unusable("sslrootcert", path, "holds a certificate that cannot be read"))?;
     }
     Ok(roots)
 }
@@ -104,7 +104,7 @@ fn read_identity(
             Err(unusable("sslkey", &identity.key, "does not belong to the certificate in sslcert"))
         }
         Err(Error::InvalidCertificate(_)) => {
-            Err(unusable("sslcert", &identity.certificate, "holds a certificate that can't be read"))
+            Err(unusable("sslcert", &identity.certificate, "holds a certificate that cannot be read"))
         }
         Err(_) => Err(unusable("sslkey", &identity.key, "holds a key of a kind that is not supported")),
     }
@@ -134,7 +134,7 @@ fn certificates(name: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn read(name: &str, path: &Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| unusable(name, path, &format!("can't be read: {error}")))
+    std::fs::read(path).map_err(|error| unusable(name, path, &format!("cannot be read: {error}")))
 }
 
 fn unusable(name: &str, path: &Path, reason: &str) -> String {

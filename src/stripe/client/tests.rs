@@ -152,7 +152,7 @@ async fn a_key_with_a_line_break_is_not_sent() {
     let server = ScriptedServer::sequence(vec![response(200, INTENT)]).await;
     let bad = ApiKey::unlimited("sk_test_sandbox\r\nX-Other: 1".into());
     let error = server.client().payment_intent(&bad, "pi_1").await.unwrap_err();
-    assert!(error.is_key_error());
+    assert!(error.is_api_key_error());
     assert!(!format!("{error} {error:?}").contains("sk_test"));
     assert_eq!(server.requests().len(), 0);
 }

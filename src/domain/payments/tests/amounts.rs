@@ -12,7 +12,7 @@ fn with_amount_change(requested: i64) -> Payment {
 }
 
 fn overpaid(intent: &IntentSnapshot, minor_units: i64) -> Notice {
-    Notice::Overpaid(Receipt { amount: Money { minor_units, ..EUROS }, ..Receipt::of(intent) })
+    Notice::Overpaid(ReceivedMoney { amount: Money { minor_units, ..EUROS }, ..ReceivedMoney::of(intent) })
 }
 
 #[test]
@@ -33,7 +33,10 @@ fn p12_another_intent_paid_while_a_change_is_pending_is_compared_with_the_reques
 fn p12_a_part_paid_while_a_change_is_pending_counts_towards_the_new_amount() {
     let mut payment = with_amount_change(3000);
     let transition = payment.apply(None, PaymentInput::OtherIntentPaid(&other_intent(2000)), CONTEXT);
-    assert_eq!(transition.notices, [Notice::Underpaid { receipt: Receipt::of(&other_intent(2000)), remaining: 1000 }]);
+    assert_eq!(
+        transition.notices,
+        [Notice::Underpaid { receipt: ReceivedMoney::of(&other_intent(2000)), remaining: 1000 }]
+    );
     assert_eq!(payment.rejection(None, &payment.amount_change(3000)), None, "the same change is accepted again");
     payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
     assert_eq!((payment.amount.minor_units, payment.part_received, payment.state), (3000, 2000, PaymentState::Failed));

@@ -64,23 +64,26 @@ fn p1_p12_another_intent_settles_after_our_own_payment_path_is_closed() {
     let transition = payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
     assert_eq!((payment.state, payment.amount_received), (PaymentState::Succeeded, 5900), "counted once");
     assert_eq!(payment.provider_payment_intent_id.as_deref(), Some("pi_other"));
-    let surplus = Receipt { amount: Money { minor_units: 1000, ..EUROS }, ..Receipt::of(&other_intent(5900)) };
+    let surplus =
+        ReceivedMoney { amount: Money { minor_units: 1000, ..EUROS }, ..ReceivedMoney::of(&other_intent(5900)) };
     assert_eq!(transition.notices, [Notice::Overpaid(surplus)]);
-    assert_eq!(transition.settled_by, Some(Receipt::of(&other_intent(5900))));
+    assert_eq!(transition.settled_by, Some(ReceivedMoney::of(&other_intent(5900))));
 }
 
 #[test]
 fn p12_partial_payments_are_reported_and_add_up_until_the_amount_is_changed() {
     let mut failed = payment(PaymentState::Failed);
     let transition = failed.apply(None, PaymentInput::OtherIntentPaid(&other_intent(2000)), CONTEXT);
-    let receipt = Receipt::of(&other_intent(2000));
+    let receipt = ReceivedMoney::of(&other_intent(2000));
     assert_eq!(transition.notices, [Notice::Underpaid { receipt, remaining: 2900 }]);
     assert_eq!((failed.state, &failed.pending_operation, failed.part_received), (PaymentState::Failed, &None, 2000));
     // Paid in full in addition to the part.
     let mut whole = failed.clone();
     let transition = whole.apply(None, PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CONTEXT);
-    let surplus =
-        Receipt { amount: Money { minor_units: 2000, ..EUROS }, ..Receipt::of(&intent(IntentStatus::Succeeded)) };
+    let surplus = ReceivedMoney {
+        amount: Money { minor_units: 2000, ..EUROS },
+        ..ReceivedMoney::of(&intent(IntentStatus::Succeeded))
+    };
     assert_eq!((whole.amount_received, transition.notices), (6900, vec![Notice::Overpaid(surplus)]));
     // The remainder, by another intent.
     let mut rest = Payment { provider_payment_intent_id: None, ..failed.clone() };
@@ -102,10 +105,10 @@ fn p12_another_intent_ends_a_pending_operation_and_a_second_payment_is_an_overpa
             PendingOperation::Cancel => vec![Notice::CancellationRefused],
             // The requested 50.00 would be due.
             PendingOperation::ChangeAmount { .. } => {
-                vec![Notice::Underpaid { receipt: Receipt::of(&other_intent(4900)), remaining: 100 }]
+                vec![Notice::Underpaid { receipt: ReceivedMoney::of(&other_intent(4900)), remaining: 100 }]
             }
             PendingOperation::RecordManual(_) | PendingOperation::Settle { .. } => {
-                vec![Notice::Overpaid(Receipt::of(&other_intent(4900)))]
+                vec![Notice::Overpaid(ReceivedMoney::of(&other_intent(4900)))]
             }
             PendingOperation::Retry { .. } | PendingOperation::ExpireAction => Vec::new(),
         };
@@ -146,12 +149,14 @@ fn p1_a_pending_operation_ends_when_the_intent_has_taken_the_money() {
             PendingOperation::Cancel => vec![Notice::CancellationRefused],
             PendingOperation::ChangeAmount { minor_units, .. } => {
                 // 49.00 were received, and 50.00 were requested.
-                let receipt = Receipt::of(&intent(IntentStatus::Succeeded));
+                let receipt = ReceivedMoney::of(&intent(IntentStatus::Succeeded));
                 vec![Notice::AmountChangeRefused { minor_units }, Notice::Underpaid { receipt, remaining: 100 }]
             }
             // P12: paid through Stripe and elsewhere.
-            PendingOperation::RecordManual(_) => vec![Notice::Overpaid(Receipt::of(&intent(IntentStatus::Succeeded)))],
-            PendingOperation::Settle { .. } => vec![Notice::Overpaid(Receipt::of(&other_intent(4900)))],
+            PendingOperation::RecordManual(_) => {
+                vec![Notice::Overpaid(ReceivedMoney::of(&intent(IntentStatus::Succeeded)))]
+            }
+            PendingOperation::Settle { .. } => vec![Notice::Overpaid(ReceivedMoney::of(&other_intent(4900)))],
             PendingOperation::Retry { .. } | PendingOperation::ExpireAction => Vec::new(),
         };
         assert_eq!(transition.notices, expected, "{operation:?}");
@@ -246,7 +251,7 @@ fn a_required_authentication_is_confirmed_on_session_and_only_once() {
     assert!(!transition.is_reportable() && payment.on_session, "nothing has failed yet");
     assert!(matches!(first.state, AttemptState::Failed(_)));
     let mut second = Attempt { number: 2, ..attempt() };
-    payment.apply(Some(&mut second), PaymentInput::Sent(2), with_3ds);
+    payment.apply(Some(&mut second), PaymentInput::AttemptPrepared(2), with_3ds);
     payment.apply(Some(&mut second), PaymentInput::Intent(&intent(IntentStatus::RequiresAction)), with_3ds);
     assert_eq!((payment.state, payment.action_time), (PaymentState::RequiresAction, Some(NOW)));
     payment.apply(Some(&mut second), PaymentInput::ConfirmRefused(authentication_required.clone()), with_3ds);
@@ -330,10 +335,10 @@ fn p12_a_paid_link_is_compared_with_the_amount_that_was_refused() {
         assert_eq!(refused.notices, [Notice::AmountChangeRefused { minor_units: requested }]);
         let paid = link_intent(IntentStatus::Succeeded);
         let transition = payment.apply(Some(&mut open), PaymentInput::Link(&page, Some(&paid)), CONTEXT);
-        let receipt = Receipt::of(&paid);
+        let receipt = ReceivedMoney::of(&paid);
         let expected = match remaining {
             Some(remaining) => Notice::Underpaid { receipt, remaining },
-            None => Notice::Overpaid(Receipt { amount: Money { minor_units: 1900, ..EUROS }, ..receipt }),
+            None => Notice::Overpaid(ReceivedMoney { amount: Money { minor_units: 1900, ..EUROS }, ..receipt }),
         };
         assert_eq!((transition.notices, payment.amount), (vec![expected], EUROS));
     }

@@ -61,9 +61,9 @@ fn the_automatic_retry_never_repeats_a_decline_of_the_method_that_has_arrived() 
     let mut lacking = payment(PaymentState::Pending);
     lacking.apply(None, PaymentInput::Refused(Failure::no_payment_method()), CONTEXT);
     // The caller's RetryPayment is faster than the automatic retry, and Stripe's clock is ahead of ours.
-    lacking.apply(None, PaymentInput::Retried(None), CONTEXT);
+    lacking.apply(None, PaymentInput::RetryRequested(None), CONTEXT);
     let mut tried = attempt();
-    lacking.apply(Some(&mut tried), PaymentInput::Sent(1), CONTEXT);
+    lacking.apply(Some(&mut tried), PaymentInput::AttemptPrepared(1), CONTEXT);
     lacking.apply(Some(&mut tried), PaymentInput::Intent(&declined("ch_1")), CONTEXT);
     assert!(lacking.awaits_method && lacking.state == PaymentState::Failed);
     let arrived = PaymentMethod { attach_time: Some(NOW + Duration::seconds(2)), ..card() };
