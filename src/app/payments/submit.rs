@@ -16,8 +16,8 @@ use crate::domain::signals::IntentSnapshot;
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::{store, stripe};
 
-/// The maximum number of steps per run of the job. A payment needs three: create the intent,
-/// prepare the attempt, send it. It needs more if a local decision comes first, or an open payment path is closed.
+/// The maximum number of steps per run of the job. A payment needs three: create the intent, prepare
+/// the attempt, send it. It needs more if a local decision comes first, or an open payment path is closed.
 const STEPS_MAX: usize = 10;
 
 impl App {
@@ -35,8 +35,8 @@ impl App {
             }
             match context.plan() {
                 Step::Idle => return work.end(Outcome::Done).await,
-                // A method stored recently may be attached although its webhook has not arrived. One
-                // read per run, so that a customer without methods costs one read and not one per step.
+                // A method stored recently may be attached although its webhook has not arrived. One read per run, so that
+                // a customer without methods costs one read and not one per step.
                 step if step.lacks_method() && !has_read_methods => {
                     work.rollback().await?;
                     self.read_payment_methods(lease, context.customer.id).await?;
@@ -136,7 +136,7 @@ impl App {
             stripe::payment_intents::confirm_body(&provider_method, kinds)
         };
         let Some(attempt) = Attempt::new_confirmation(&context.payment, method, body, intent, work.now) else {
-            return Err(Error::internal(anyhow::anyhow!("a confirm was planned without an intent")));
+            return Err(Error::internal(anyhow::anyhow!("a confirmation was planned without an intent")));
         };
         let number = attempt.number;
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;

@@ -2,7 +2,6 @@
 
 use time::OffsetDateTime;
 
-use super::links::link_refused;
 use super::{
     Attempt, AttemptState, Failure, Notice, Payment, PaymentState, PendingOperation, PendingReason, ReceivedMoney,
     Transition,
@@ -153,7 +152,11 @@ impl Payment {
                 self.end_operation_without_stripe(attempt.as_deref_mut(), context, transition);
             }
             PaymentInput::LinkCreated(session) => self.link_created(attempt.as_deref_mut(), session),
-            PaymentInput::LinkRefused(failure) => link_refused(attempt.as_deref_mut(), failure, context),
+            PaymentInput::LinkRefused(failure) => {
+                if let Some(attempt) = attempt.as_deref_mut() {
+                    attempt.refuse_link(failure, context.now);
+                }
+            }
             PaymentInput::Link(session, intent) => self.apply_link(attempt, session, intent, context),
             PaymentInput::OtherIntentPaid(intent) => self.other_intent_paid(intent, transition),
             PaymentInput::Unknown

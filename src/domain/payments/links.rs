@@ -1,5 +1,7 @@
 //! How a payment link changes a payment.
 
+use time::OffsetDateTime;
+
 use super::apply::{ApplyContext, refusal_of};
 use super::{Attempt, AttemptKind, AttemptState, Failure, Link, Payment, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
@@ -72,12 +74,12 @@ impl Payment {
     }
 }
 
-/// Settles a link whose session Stripe has not created. If the session was created meanwhile, its URL was returned to a
-/// caller, whatever a slower request was answered.
-pub(super) fn link_refused(attempt: Option<&mut Attempt>, failure: Failure, context: ApplyContext) {
-    let has_no_session =
-        |attempt: &&mut Attempt| attempt.open_link().is_some_and(|link| link.provider_session_id.is_none());
-    if let Some(attempt) = attempt.filter(has_no_session) {
-        attempt.finish(AttemptState::Failed(failure), None, context.now);
+impl Attempt {
+    /// Ends a link whose session Stripe has not created. If the session was created meanwhile, its URL was returned to a
+    /// caller, whatever a slower request was answered.
+    pub(super) fn refuse_link(&mut self, failure: Failure, now: OffsetDateTime) {
+        if self.open_link().is_some_and(|link| link.provider_session_id.is_none()) {
+            self.finish(AttemptState::Failed(failure), None, now);
+        }
     }
 }

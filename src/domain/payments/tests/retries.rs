@@ -2,7 +2,7 @@
 
 use super::payment_paths::{link, session};
 use super::*;
-use crate::domain::payment_methods::{Mandates, MethodDetails, PaymentMethod};
+use crate::domain::payment_methods::{MethodKind, PaymentMethod};
 use crate::domain::signals::SessionStatus;
 
 #[test]
@@ -74,21 +74,5 @@ fn the_automatic_retry_never_repeats_a_decline_of_the_method_that_has_arrived() 
 }
 
 fn card() -> PaymentMethod {
-    PaymentMethod {
-        id: Uuid::nil().into(),
-        organization_id: Uuid::nil().into(),
-        customer_id: Uuid::nil().into(),
-        integration_id: Uuid::nil().into(),
-        provider_payment_method_id: "pm_1".to_owned(),
-        kind: "card".to_owned(),
-        details: MethodDetails::default(),
-        mandates: Mandates::default(),
-        attach_time: None,
-        choose_time: None,
-        unset_time: None,
-        is_unset_read: false,
-        detach_time: None,
-        is_detach_read: false,
-        create_time: NOW,
-    }
+    PaymentMethod { id: Uuid::nil().into(), attach_time: None, ..fixtures::method(1, MethodKind::Card) }
 }
