@@ -245,7 +245,7 @@ async fn p12_an_own_intent_that_is_paid_before_it_is_known_is_counted_once() {
     let intent = harness.intents("inv")[0]["id"].as_str().expect("an id").to_owned();
     let paid = harness.sandbox().pay_intent_in_dashboard(&intent, &method).expect("it is paid");
     until("its event waits, then pays the invoice", async || {
-        harness.advance(Duration::seconds(30));
+        harness.advance_slowly(Duration::seconds(30));
         (harness.event_count("payment.succeeded", "inv").await == 1).then_some(())
     })
     .await;
@@ -320,7 +320,7 @@ async fn p12_a_foreign_intent_that_names_nothing_of_this_integration_is_ignored_
     let event = pay_in_dashboard(&harness, payer_and_method, &[("invoice_id", "inv")]);
     harness.advance(Duration::minutes(5));
     until("it is ignored", async || {
-        harness.advance(Duration::seconds(30));
+        harness.advance_slowly(Duration::seconds(30));
         let database = harness.database().await;
         let query = "SELECT FROM deliveries WHERE provider_event_id = $1 AND state = 'ignored'";
         database.query_opt(query, &[&object_id(&event)]).await.expect("a result").map(|_| ())

@@ -183,7 +183,7 @@ async fn p6_a_read_does_not_mistake_our_own_late_write_for_a_choice() {
     let event = "customer.updated".to_owned();
     harness.sandbox().add_webhook_fault(WebhookFault { event, times: None, ..WebhookFault::default() });
     until("the late write is done", async || {
-        harness.advance(Duration::seconds(10));
+        harness.advance_slowly(Duration::seconds(10));
         (stripe_default(&harness, &provider_id) == chosen).then_some(())
     })
     .await;
@@ -197,7 +197,7 @@ async fn p6_a_read_does_not_mistake_our_own_late_write_for_a_choice() {
 /// Waits until Stripe's default is unset again: no event has explained it.
 async fn until_stripe_default_is_unset(harness: &Harness, provider_id: &str) {
     until("the default is unset at Stripe", async || {
-        harness.advance(Duration::seconds(10));
+        harness.advance_slowly(Duration::seconds(10));
         stripe_default(harness, provider_id).is_empty().then_some(())
     })
     .await;
@@ -224,7 +224,7 @@ async fn p6_a_choice_that_our_own_write_replaced_counts_once_its_event_arrives()
     deliver(&harness, &events[0]).await;
     until_default_is(&mut harness, "hooli", &chosen).await;
     until("it is written to Stripe again", async || {
-        harness.advance(Duration::seconds(10));
+        harness.advance_slowly(Duration::seconds(10));
         (stripe_default(&harness, &provider_id) == chosen).then_some(())
     })
     .await;
@@ -331,7 +331,7 @@ async fn p6_a_choice_whose_event_is_missing_is_found_by_a_read() {
     until_default_is(&mut harness, "hooli", &third).await;
     let harness_ref = &harness;
     until("the choice counts", async || {
-        harness_ref.advance(Duration::seconds(20));
+        harness_ref.advance_slowly(Duration::seconds(20));
         let events = harness_ref.billing.events();
         let chosen = events.iter().rev().find_map(|event| match &event.object {
             Some(Object::PaymentMethod(it)) if event.webhook_type == "payment_method.set_as_default" => {
@@ -367,7 +367,7 @@ async fn p6_an_unset_default_found_by_a_read_is_dated_by_its_late_event() {
     harness.sandbox().resend(&object_id(&late[0])).expect("it is sent");
     until_default_is(&mut harness, "hooli", &second).await;
     until("a read finds no default", async || {
-        harness.advance(Duration::seconds(20));
+        harness.advance_slowly(Duration::seconds(20));
         (method_event_count(&harness, "payment_method.unset_as_default", &second).await == 1).then_some(())
     })
     .await;

@@ -90,7 +90,7 @@ async fn p6_foreign_and_unhandled_events_are_stored_and_ignored_with_the_reason(
     let event = object_id(&newest_event(&harness, "payment_method.attached"));
     until("it waits", async || delivery(&database, &event).await).await;
     let (state, reason) = until("it is ignored", async || {
-        harness.advance(Duration::seconds(20));
+        harness.advance_slowly(Duration::seconds(20));
         delivery(&database, &event).await.filter(|(state, _)| state != "received")
     })
     .await;

@@ -52,7 +52,7 @@ async fn a_poison_job_is_parked_blocks_nothing_and_runs_again_after_a_retry() {
     let poisoned = harness.pay("hooli", "inv-poison").await;
     let parked = until("it is parked", async || {
         // Its backoff grows to half an hour.
-        harness.advance(Duration::minutes(31));
+        harness.advance_slowly(Duration::minutes(31));
         job(&database, "submit_payment").await.filter(|(.., is_parked)| *is_parked)
     })
     .await;
@@ -201,7 +201,7 @@ async fn a_job_that_fails_because_stripe_is_unavailable_is_never_parked() {
     };
     harness.billing.api.customers.create_customer(newcomer).await.expect("it is accepted");
     until("both have more failures than it takes to park a job", async || {
-        harness.advance(Duration::minutes(5) + Duration::SECOND);
+        harness.advance_slowly(Duration::minutes(5) + Duration::SECOND);
         let jobs = [job(&database, "submit_payment").await?, job(&database, "sync_customer").await?];
         jobs.iter().all(|(failures, ..)| *failures >= 25).then_some(())
     })
@@ -228,7 +228,7 @@ async fn p8_a_reconciler_is_never_parked() {
         CREATE TRIGGER poison BEFORE UPDATE OF sweep_time ON integrations FOR EACH ROW EXECUTE FUNCTION poison();";
     database.batch_execute(block).await.expect("the trigger is set");
     until("it has failed more often than it takes to park a job", async || {
-        harness.advance(Duration::minutes(31));
+        harness.advance_slowly(Duration::minutes(31));
         job(&database, "sweep_integration").await.filter(|(_, own, _)| *own > 22)
     })
     .await;
@@ -236,7 +236,7 @@ async fn p8_a_reconciler_is_never_parked() {
     assert!(!reconciler.2, "it is not parked");
     database.batch_execute("DROP TRIGGER poison ON integrations").await.expect("the trigger is dropped");
     until("it succeeds again", async || {
-        harness.advance(Duration::minutes(31));
+        harness.advance_slowly(Duration::minutes(31));
         job(&database, "sweep_integration").await.filter(|(failures, ..)| *failures == 0)
     })
     .await;

@@ -124,7 +124,7 @@ async fn p6_a_key_that_may_not_read_the_only_list_of_events_pauses_the_integrati
     harness.billing.api.customers.create_customer(newcomer).await.expect("it is accepted");
     let database = harness.database().await;
     until("its job has been tried", async || {
-        harness.advance(Duration::minutes(5));
+        harness.advance_slowly(Duration::minutes(5));
         let query = "SELECT FROM jobs WHERE kind = 'sync_customer' AND failures > 2 AND own_failures = 0";
         database.query_opt(query, &[]).await.expect("a result")
     })

@@ -158,7 +158,7 @@ async fn a_refund_that_is_pending_for_long_is_read_from_stripe() {
     harness.advance(Duration::days(2));
     until("both have succeeded", async || {
         // A read may come just before Stripe is done; the next one is an hour later.
-        harness.advance(Duration::hours(1));
+        harness.advance_slowly(Duration::hours(1));
         let all = list_refunds(&harness, &payment).await;
         all.iter().all(|refund| refund.state() == RefundState::Succeeded).then_some(())
     })
@@ -349,7 +349,7 @@ async fn a_disconnect_waits_for_refunds_and_afterwards_none_is_accepted() {
     refund_in(&harness, &slow.id, RefundState::Succeeded).await;
     refund_in(&harness, &late.id, RefundState::Succeeded).await;
     until("it is disconnected", async || {
-        harness.advance(Duration::minutes(1));
+        harness.advance_slowly(Duration::minutes(1));
         (harness.read_integration().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;

@@ -62,7 +62,7 @@ async fn with_lago_key(name: &str, names_account: bool, options: Options) -> Har
     }
     let response = billing.api.integrations.create_integration(connect("stripe", KEY)).await.expect("it is connected");
     let integration = response.into_inner().integration.expect("an integration");
-    Harness { context, billing, integration }
+    Harness::over(context, billing, integration)
 }
 
 fn found<'a>(findings: &'a [IntegrationFinding], name: &str) -> &'a IntegrationFinding {

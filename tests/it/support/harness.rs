@@ -17,7 +17,7 @@ use serde_json::Value;
 use tonic::Status;
 
 use crate::support::sql::superuser;
-use crate::support::wait::{until, until_ok};
+use crate::support::wait::{Pace, until, until_ok};
 use crate::support::{context, http};
 
 /// The path of every confirmation of an intent.
@@ -30,13 +30,19 @@ pub struct Harness {
     pub context: ScenarioContext,
     pub billing: BillingClient,
     pub integration: Integration,
+    pace: Pace,
 }
 
 impl Harness {
     pub async fn new(name: &str, options: Options) -> Self {
         let context = context(options).await;
         let (billing, integration) = BillingClient::connected(&context, name).await.expect("Stripe is connected");
-        Self { context, billing, integration }
+        Self::over(context, billing, integration)
+    }
+
+    /// A harness of an integration that is connected already.
+    pub fn over(context: ScenarioContext, billing: BillingClient, integration: Integration) -> Self {
+        Self { context, billing, integration, pace: Pace::default() }
     }
 
     /// A harness with the customer `hooli`, whose default is this method (see [`Self::customer`]).
@@ -57,6 +63,14 @@ impl Harness {
 
     pub fn advance(&self, by: time::Duration) {
         self.context.environment.clock.advance(by);
+    }
+
+    /// Advances the clock unless the servers have had less than 100 ms to act on the last step: for polls, which come
+    /// more often than that.
+    pub fn advance_slowly(&self, by: time::Duration) {
+        if self.pace.allows_step() {
+            self.advance(by);
+        }
     }
 
     /// A connection to the database as its superuser.

@@ -1,5 +1,6 @@
 //! Waiting for conditions, in real time.
 
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use paybridge::clock::pause;
@@ -27,21 +28,35 @@ pub async fn until_ok<T>(what: &str, mut poll: impl AsyncFnMut() -> Result<T, St
     }
 }
 
-/// Like [`until`], and advances the clock by `step` at every fourth poll: the servers have 100 ms to act on each step.
+/// Like [`until`], and advances the clock by `step` between polls.
 pub async fn advance_until<T>(
     harness: &mut Harness,
     step: time::Duration,
     what: &str,
     mut poll: impl AsyncFnMut(&mut Harness) -> Option<T>,
 ) -> T {
-    let mut polls = 0_u32;
     until(what, async || {
         let value = poll(harness).await;
-        if value.is_none() && polls.is_multiple_of(4) {
-            harness.advance(step);
+        if value.is_none() {
+            harness.advance_slowly(step);
         }
-        polls += 1;
         value
     })
     .await
+}
+
+/// When a clock was last advanced while something was waited for.
+#[derive(Default)]
+pub struct Pace(Mutex<Option<Instant>>);
+
+impl Pace {
+    /// Whether the servers have had 100 ms to act on the last step.
+    pub fn allows_step(&self) -> bool {
+        let mut last = self.0.lock().expect("no panic while it was held");
+        let is_allowed = last.is_none_or(|last| last.elapsed() >= Duration::from_millis(100));
+        if is_allowed {
+            *last = Some(Instant::now());
+        }
+        is_allowed
+    }
 }
