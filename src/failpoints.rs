@@ -7,7 +7,8 @@
 //! `PAYBRIDGE_FAILPOINT=<name>:<n>` makes the process kill itself when it reaches the failpoint for the nth time.
 
 /// A point that the process can be killed at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString, strum::VariantArray)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Failpoint {
     /// A transition is written; its transaction is still open.
     BeforeCommit,
@@ -28,30 +29,9 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    /// Every failpoint.
-    pub const ALL: [Self; 8] = [
-        Self::BeforeCommit,
-        Self::AfterCommit,
-        Self::BeforeRequest,
-        Self::AfterResponse,
-        Self::BeforeInboxCommit,
-        Self::AfterInboxCommit,
-        Self::AfterLease,
-        Self::BeforeEvent,
-    ];
-
     /// The name in `PAYBRIDGE_FAILPOINT`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::BeforeCommit => "before-commit",
-            Self::AfterCommit => "after-commit",
-            Self::BeforeRequest => "before-request",
-            Self::AfterResponse => "after-response",
-            Self::BeforeInboxCommit => "before-inbox-commit",
-            Self::AfterInboxCommit => "after-inbox-commit",
-            Self::AfterLease => "after-lease",
-            Self::BeforeEvent => "before-event",
-        }
+    pub fn as_str(self) -> &'static str {
+        self.into()
     }
 }
 
@@ -87,7 +67,7 @@ mod armed {
         /// Parses `name:n`. Anything else arms nothing.
         pub(super) fn parse(text: &str) -> Option<Self> {
             let (name, times) = text.split_once(':')?;
-            let failpoint = Failpoint::ALL.into_iter().find(|failpoint| failpoint.name() == name)?;
+            let failpoint = name.parse().ok()?;
             let times: u64 = times.parse().ok().filter(|times| *times > 0)?;
             Some(Self { failpoint, remaining: AtomicU64::new(times) })
         }
@@ -103,7 +83,7 @@ mod armed {
         static ARMED: OnceLock<Option<ArmedFailpoint>> = OnceLock::new();
         let armed = ARMED.get_or_init(|| ArmedFailpoint::parse(&std::env::var(VARIABLE).ok()?));
         if armed.as_ref().is_some_and(|armed| armed.is_triggered_by(failpoint)) {
-            eprintln!("failpoint {}: killing the process", failpoint.name());
+            eprintln!("failpoint {}: killing the process", failpoint.as_str());
             let _ = kill_process(getpid(), Signal::KILL);
         }
     }
@@ -112,6 +92,8 @@ mod armed {
 #[cfg(test)]
 #[cfg(feature = "dev")]
 mod tests {
+    use strum::VariantArray as _;
+
     use super::Failpoint;
     use super::armed::ArmedFailpoint;
 
@@ -124,10 +106,10 @@ mod tests {
 
     #[test]
     fn every_failpoint_has_a_unique_name_and_invalid_text_arms_nothing() {
-        for failpoint in Failpoint::ALL {
-            let armed = ArmedFailpoint::parse(&format!("{}:1", failpoint.name())).unwrap();
-            let triggered = Failpoint::ALL.into_iter().filter(|other| armed.is_triggered_by(*other));
-            assert_eq!(triggered.collect::<Vec<_>>(), [failpoint]);
+        for &failpoint in Failpoint::VARIANTS {
+            let armed = ArmedFailpoint::parse(&format!("{}:1", failpoint.as_str())).unwrap();
+            let triggered = Failpoint::VARIANTS.iter().filter(|other| armed.is_triggered_by(**other));
+            assert_eq!(triggered.collect::<Vec<_>>(), [&failpoint]);
         }
         for text in ["", "after-commit", "after-commit:0", "after-commit:x", "nowhere:1"] {
             assert!(ArmedFailpoint::parse(text).is_none(), "{text}");

@@ -24,6 +24,7 @@ use anyhow::{Context, Result};
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use secrecy::ExposeSecret;
 use sha2::Sha256;
+use strum::VariantArray as _;
 use tokio::net::TcpListener;
 use tokio::sync::{SetOnce, mpsc, watch};
 use tokio::time::{MissedTickBehavior, interval};
@@ -309,7 +310,7 @@ async fn supply_slots(app: &App) {
 async fn count_parked(app: &App) {
     let mut ticks = interval(PARKED_JOBS_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut kinds: HashMap<String, i32> = JobKind::ALL.iter().map(|(_, name)| ((*name).to_owned(), 0)).collect();
+    let mut kinds: HashMap<String, i32> = JobKind::VARIANTS.iter().map(|kind| (kind.as_str().to_owned(), 0)).collect();
     loop {
         ticks.tick().await;
         let Ok(parked) = app.parked_jobs().await else { continue };

@@ -7,7 +7,8 @@ use crate::domain::Result;
 use crate::store::{self, Scope};
 
 /// A periodic task.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum Timer {
     /// Deletes rows past their retention, and creates partitions for the coming days.
     Retire,
@@ -18,10 +19,7 @@ pub enum Timer {
 impl Timer {
     /// The name in the database and in logs.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Retire => "retire",
-            Self::Reconcilers => "reconcilers",
-        }
+        self.into()
     }
 
     /// The period, in clock time.

@@ -13,9 +13,7 @@ use super::arguments::{
 use super::check::{self, SettingErrors, non_blank};
 #[cfg(feature = "dev")]
 use super::settings::{Chaos, Demo, Dev, Sandbox};
-use super::settings::{
-    Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
-};
+use super::settings::{Connection, EncryptionKey, Grpc, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls};
 
 /// Parses every setting. Returns all errors if there are any.
 pub(super) fn settings(cli: Cli) -> Result<Settings, SettingErrors> {
@@ -34,11 +32,8 @@ pub(super) fn settings(cli: Cli) -> Result<Settings, SettingErrors> {
 }
 
 fn telemetry(errors: &mut SettingErrors, args: TelemetryArgs) -> Option<Telemetry> {
-    let format = match args.log_format.trim() {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        other => Err(format!("`{other}` is neither `text` nor `json`")),
-    };
+    let format = args.log_format.trim();
+    let format = format.parse().map_err(|_| format!("`{format}` is neither `text` nor `json`"));
     let format = errors.record("log-format", format);
     let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| format!("`{}`: {error}", args.log_filter));
     let filter = errors.record("log-filter", filter);

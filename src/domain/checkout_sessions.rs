@@ -5,7 +5,8 @@ use time::OffsetDateTime;
 use super::{CheckoutSessionId, CustomerId, IntegrationId, OrganizationId};
 
 /// The state of a Checkout session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum SessionState {
     /// Being created at Stripe.
     Creating,
@@ -17,6 +18,13 @@ pub enum SessionState {
     Expired,
     /// Stripe refused to create it.
     Failed,
+}
+
+impl SessionState {
+    /// The name in the database.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// A setup-mode Checkout session created by Paybridge.

@@ -6,7 +6,8 @@ use super::payment_methods::MethodKind;
 use super::{Currency, CustomerId, IntegrationId, OrganizationId, PaymentMethodId};
 
 /// The state of the link to a Stripe customer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum LinkState {
     /// There is no Stripe customer, so it cannot be charged.
     None,
@@ -16,6 +17,13 @@ pub enum LinkState {
     Linked,
     /// Stripe refused; see [`Customer::link_error`].
     Failed,
+}
+
+impl LinkState {
+    /// The name in the database.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// A postal address. All parts are optional free text, except the country, which is ISO 3166-1 alpha-2.

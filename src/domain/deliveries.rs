@@ -5,7 +5,8 @@ use time::OffsetDateTime;
 use super::{IntegrationId, OrganizationId};
 
 /// The processing state of a delivery.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum DeliveryState {
     /// Stored, not applied yet.
     Received,
@@ -20,12 +21,7 @@ pub enum DeliveryState {
 impl DeliveryState {
     /// The name in the database and in metrics.
     pub fn as_str(&self) -> &'static str {
-        match self {
-            Self::Received => "received",
-            Self::Applied => "applied",
-            Self::Ignored(_) => "ignored",
-            Self::Parked(_) => "parked",
-        }
+        self.into()
     }
 }
 

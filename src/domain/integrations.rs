@@ -6,7 +6,8 @@ use time::OffsetDateTime;
 use super::{Error, IntegrationId, OrganizationId, Result};
 
 /// The lifecycle state of an integration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum IntegrationState {
     /// Its key is being checked and its webhook endpoint registered.
     Connecting,
@@ -18,6 +19,13 @@ pub enum IntegrationState {
     Disconnecting,
     /// Endpoint and secrets are deleted; history stays.
     Disconnected,
+}
+
+impl IntegrationState {
+    /// The name in the database.
+    pub fn as_str(self) -> &'static str {
+        self.into()
+    }
 }
 
 /// One connection of an organization to one Stripe account. It does not contain the secrets, which `store` keeps

@@ -10,7 +10,8 @@ use uuid::Uuid;
 use super::{JobId, OrganizationId};
 
 /// The kind of a job, which determines the object it processes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString, strum::VariantArray)]
+#[strum(serialize_all = "snake_case")]
 pub enum JobKind {
     /// Submits a payment to Stripe, or closes its payment path there.
     SubmitPayment,
@@ -45,36 +46,13 @@ pub enum JobKind {
 }
 
 impl JobKind {
-    /// All kinds, with their names in the database and in logs.
-    pub const ALL: [(Self, &'static str); 15] = [
-        (Self::SubmitPayment, "submit_payment"),
-        (Self::ReconcilePayment, "reconcile_payment"),
-        (Self::RefundPayment, "refund_payment"),
-        (Self::ReconcileSession, "reconcile_session"),
-        (Self::ApplyDelivery, "apply_delivery"),
-        (Self::SyncCustomer, "sync_customer"),
-        (Self::ImportPaymentMethods, "import_payment_methods"),
-        (Self::PushDefaultMethod, "push_default_method"),
-        (Self::DetachMethod, "detach_method"),
-        (Self::CreateCheckoutSession, "create_checkout_session"),
-        (Self::ConnectIntegration, "connect_integration"),
-        (Self::DisconnectIntegration, "disconnect_integration"),
-        (Self::PollEvents, "poll_events"),
-        (Self::SweepIntegration, "sweep_integration"),
-        (Self::CheckEndpoint, "check_endpoint"),
-    ];
-
     /// The periodic jobs that every live integration has: its reconcilers.
     pub const RECONCILERS: [Self; 3] = [Self::PollEvents, Self::SweepIntegration, Self::CheckEndpoint];
 
-    /// The name in the database and in logs.
+    /// The name in the database and in logs. A variant that is renamed keeps the name of its rows with
+    /// `#[strum(serialize = "…")]`.
     pub fn as_str(self) -> &'static str {
-        Self::ALL.iter().find(|(kind, _)| *kind == self).map_or("unknown", |(_, name)| name)
-    }
-
-    /// The kind with this name in the database.
-    pub fn parse(name: &str) -> Option<Self> {
-        Self::ALL.iter().find(|(_, known)| *known == name).map(|(kind, _)| *kind)
+        self.into()
     }
 }
 

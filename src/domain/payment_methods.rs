@@ -8,7 +8,8 @@ use time::OffsetDateTime;
 use super::{Currency, CustomerId, IntegrationId, OrganizationId, PaymentMethodId};
 
 /// The kinds of payment method that Paybridge collects with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum MethodKind {
     /// Cards, and the wallets based on them.
     Card,
@@ -19,15 +20,7 @@ pub enum MethodKind {
 impl MethodKind {
     /// Stripe's name of the kind.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Card => "card",
-            Self::SepaDebit => "sepa_debit",
-        }
-    }
-
-    /// The kind with this name at Stripe, if Paybridge collects with it.
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Card, Self::SepaDebit].into_iter().find(|kind| kind.as_str() == name)
+        self.into()
     }
 
     /// Whether it can pay in `currency`. SEPA Direct Debit accepts euros only.
@@ -150,7 +143,7 @@ impl PaymentMethod {
 
     /// Whether it may be the default: attached, and of an allowed kind.
     pub fn is_eligible(&self, allowed: &[MethodKind]) -> bool {
-        self.detach_time.is_none() && MethodKind::parse(&self.kind).is_some_and(|kind| allowed.contains(&kind))
+        self.detach_time.is_none() && self.kind.parse().is_ok_and(|kind| allowed.contains(&kind))
     }
 
     /// The newest fact in favour of the method. Times are whole seconds, Stripe's resolution. Within a second a choice

@@ -72,33 +72,20 @@ pub enum Signal {
     },
 }
 
-/// A PaymentIntent's status, as Stripe names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A PaymentIntent's status, as Stripe names it. Until API version 2019-02-11 payment methods were called sources.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "the names are Stripe's")]
 pub enum IntentStatus {
+    #[strum(serialize = "requires_payment_method", serialize = "requires_source")]
     RequiresPaymentMethod,
     RequiresConfirmation,
+    #[strum(serialize = "requires_action", serialize = "requires_source_action")]
     RequiresAction,
     Processing,
     RequiresCapture,
     Succeeded,
     Canceled,
-}
-
-impl IntentStatus {
-    /// The status with this name. Until API version 2019-02-11 payment methods were called sources.
-    pub fn parse(name: &str) -> Option<Self> {
-        Some(match name {
-            "requires_payment_method" | "requires_source" => Self::RequiresPaymentMethod,
-            "requires_confirmation" => Self::RequiresConfirmation,
-            "requires_action" | "requires_source_action" => Self::RequiresAction,
-            "processing" => Self::Processing,
-            "requires_capture" => Self::RequiresCapture,
-            "succeeded" => Self::Succeeded,
-            "canceled" => Self::Canceled,
-            _ => return None,
-        })
-    }
 }
 
 /// The state of a PaymentIntent at one moment.
@@ -254,7 +241,8 @@ pub struct SessionSnapshot {
 }
 
 /// A Checkout session's status, as Stripe names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 #[expect(missing_docs, reason = "the names are Stripe's")]
 pub enum SessionStatus {
     Open,

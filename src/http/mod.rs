@@ -92,13 +92,14 @@ async fn webhook(
 ) -> Response {
     let started = Instant::now();
     let response = receiver.receive(path, request).await;
-    metrics::counter!("paybridge_webhooks_total", "result" => response.name()).increment(1);
+    metrics::counter!("paybridge_webhooks_total", "result" => response.as_str()).increment(1);
     metrics::histogram!("paybridge_webhook_seconds").record(started.elapsed());
     response.into_response()
 }
 
 /// The response to a webhook. The texts are for people who read failed deliveries in the Stripe Dashboard.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 enum WebhookResponse {
     /// Stored by this request or an earlier one.
     Stored,
@@ -112,6 +113,7 @@ enum WebhookResponse {
     /// The body is too long.
     TooLarge,
     /// The headers are too long.
+    #[strum(serialize = "too_large")]
     HeadersTooLarge,
     /// The body did not arrive in time.
     TooSlow,
@@ -176,17 +178,8 @@ fn permits_for(headers: &HeaderMap) -> Option<u32> {
 
 impl WebhookResponse {
     /// The metric's label.
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Stored => "stored",
-            Self::Unknown => "unknown",
-            Self::Refused(_) => "refused",
-            Self::NotAnEvent => "not_an_event",
-            Self::TooLarge | Self::HeadersTooLarge => "too_large",
-            Self::TooSlow => "too_slow",
-            Self::Full => "full",
-            Self::Unavailable => "unavailable",
-        }
+    fn as_str(&self) -> &'static str {
+        self.into()
     }
 }
 

@@ -5,9 +5,9 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::unreadable;
+use super::rows::variant;
 use super::schema::checkout_sessions::dsl;
-use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
+use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::{CheckoutSessionId, Error, IntegrationId, OrganizationId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -26,23 +26,14 @@ struct Row {
     create_time: OffsetDateTime,
 }
 
-const STATES: [(SessionState, &str); 5] = [
-    (SessionState::Creating, "creating"),
-    (SessionState::Open, "open"),
-    (SessionState::Complete, "complete"),
-    (SessionState::Expired, "expired"),
-    (SessionState::Failed, "failed"),
-];
-
 impl From<&CheckoutSession> for Row {
     fn from(session: &CheckoutSession) -> Self {
-        let state = STATES.iter().find(|(state, _)| *state == session.state).map_or("failed", |(_, name)| name);
         Self {
             organization_id: session.organization_id.0,
             id: session.id.0,
             customer_id: session.customer_id.0,
             integration_id: session.integration_id.0,
-            state: state.to_owned(),
+            state: session.state.as_str().to_owned(),
             success_url: session.success_url.clone(),
             provider_session_id: session.provider_session_id.clone(),
             url: session.url.clone(),
@@ -55,17 +46,12 @@ impl From<&CheckoutSession> for Row {
 
 impl Row {
     fn parse(self) -> Result<CheckoutSession> {
-        let state = STATES
-            .iter()
-            .find(|(_, name)| *name == self.state)
-            .map(|(state, _)| *state)
-            .ok_or_else(|| unreadable("checkout_sessions", "state", &self.state))?;
         Ok(CheckoutSession {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
             customer_id: self.customer_id.into(),
             integration_id: self.integration_id.into(),
-            state,
+            state: variant("checkout_sessions", "state", &self.state)?,
             success_url: self.success_url,
             provider_session_id: self.provider_session_id,
             url: self.url,

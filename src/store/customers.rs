@@ -8,11 +8,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::{unreadable, violates};
-use super::rows::{from_json, to_json};
+use super::error::violates;
+use super::rows::{from_json, to_json, variant};
 use super::schema::customers::dsl;
-use crate::domain::customers::{Customer, LinkState};
-use crate::domain::payment_methods::MethodKind;
+use crate::domain::customers::Customer;
 use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -38,16 +37,8 @@ struct Row {
     update_time: OffsetDateTime,
 }
 
-const LINK_STATES: [(LinkState, &str); 4] = [
-    (LinkState::None, "none"),
-    (LinkState::Pending, "pending"),
-    (LinkState::Linked, "linked"),
-    (LinkState::Failed, "failed"),
-];
-
 impl Row {
     fn new(customer: &Customer) -> Result<Self> {
-        let link_state = LINK_STATES.iter().find(|(state, _)| *state == customer.link_state).map_or("none", |(_, n)| n);
         Ok(Self {
             organization_id: customer.organization_id.0,
             id: customer.id.0,
@@ -57,7 +48,7 @@ impl Row {
             phone: customer.phone.clone(),
             address: customer.address.as_ref().map(to_json).transpose()?,
             integration_id: customer.integration_id.map(|id| id.0),
-            link_state: link_state.to_owned(),
+            link_state: customer.link_state.as_str().to_owned(),
             link_error: customer.link_error.clone(),
             provider_customer_id: customer.provider_customer_id.clone(),
             provider_payment_methods: customer
@@ -76,15 +67,10 @@ impl Row {
 
     fn parse(self) -> Result<Customer> {
         let table = "customers";
-        let link_state = LINK_STATES
-            .iter()
-            .find(|(_, name)| *name == self.link_state)
-            .map(|(state, _)| *state)
-            .ok_or_else(|| unreadable(table, "link_state", &self.link_state))?;
         let provider_payment_methods = self
             .provider_payment_methods
             .iter()
-            .map(|name| MethodKind::parse(name).ok_or_else(|| unreadable(table, "provider_payment_methods", name)))
+            .map(|name| variant(table, "provider_payment_methods", name))
             .collect::<Result<_>>()?;
         Ok(Customer {
             id: self.id.into(),
@@ -95,7 +81,7 @@ impl Row {
             phone: self.phone,
             address: self.address.map(|value| from_json(table, "address", value)).transpose()?,
             integration_id: self.integration_id.map(Into::into),
-            link_state,
+            link_state: variant(table, "link_state", &self.link_state)?,
             link_error: self.link_error,
             provider_customer_id: self.provider_customer_id,
             provider_payment_methods,

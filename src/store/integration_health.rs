@@ -7,7 +7,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::unreadable;
+use super::rows::variant;
 use super::schema::integrations::dsl;
 use crate::domain::jobs::JobKind;
 use crate::domain::{IntegrationId, OrganizationId, Result};
@@ -178,9 +178,6 @@ pub async fn missing_reconcilers(
     .load(conn)
     .await?;
     rows.into_iter()
-        .map(|row| {
-            let kind = JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?;
-            Ok((row.organization_id.into(), row.id.into(), kind))
-        })
+        .map(|row| Ok((row.organization_id.into(), row.id.into(), variant("jobs", "kind", &row.kind)?)))
         .collect()
 }

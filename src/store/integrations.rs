@@ -7,10 +7,10 @@ use secrecy::SecretString;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::unreadable;
+use super::rows::variant;
 use super::schema::integrations::dsl;
 use super::seal::{Place, Sealer};
-use crate::domain::integrations::{Integration, IntegrationState};
+use crate::domain::integrations::Integration;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -35,18 +35,6 @@ struct Row {
     update_time: OffsetDateTime,
 }
 
-const STATES: [(IntegrationState, &str); 5] = [
-    (IntegrationState::Connecting, "connecting"),
-    (IntegrationState::Active, "active"),
-    (IntegrationState::Paused, "paused"),
-    (IntegrationState::Disconnecting, "disconnecting"),
-    (IntegrationState::Disconnected, "disconnected"),
-];
-
-fn state_name(state: IntegrationState) -> &'static str {
-    STATES.iter().find(|(known, _)| *known == state).map_or("paused", |(_, name)| name)
-}
-
 impl From<&Integration> for Row {
     fn from(integration: &Integration) -> Self {
         Self {
@@ -54,7 +42,7 @@ impl From<&Integration> for Row {
             id: integration.id.0,
             code: integration.code.clone(),
             name: integration.name.clone(),
-            state: state_name(integration.state).to_owned(),
+            state: integration.state.as_str().to_owned(),
             pause_reason: integration.pause_reason.clone(),
             livemode: integration.livemode,
             provider_account_id: integration.provider_account_id.clone(),
@@ -73,17 +61,12 @@ impl From<&Integration> for Row {
 
 impl Row {
     fn parse(self) -> Result<Integration> {
-        let state = STATES
-            .iter()
-            .find(|(_, name)| *name == self.state)
-            .map(|(state, _)| *state)
-            .ok_or_else(|| unreadable("integrations", "state", &self.state))?;
         Ok(Integration {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
             code: self.code,
             name: self.name,
-            state,
+            state: variant("integrations", "state", &self.state)?,
             pause_reason: self.pause_reason,
             livemode: self.livemode,
             provider_account_id: self.provider_account_id,

@@ -10,6 +10,7 @@ use diesel::sql_types::{Array, BigInt, Double, Integer, Nullable, Text, Timestam
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::HashSet;
 use std::time::Duration as RealDuration;
+use strum::VariantArray as _;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -100,7 +101,7 @@ impl Row {
         Some(Lease {
             id: self.id?.into(),
             organization_id: self.lane_organization_id.into(),
-            kind: JobKind::parse(&self.lane_kind)?,
+            kind: self.lane_kind.parse().ok()?,
             object_id: self.object_id?,
             object_key: self.object_key?,
             object_time: self.object_time,
@@ -178,7 +179,7 @@ async fn next_lane(
     .bind::<BigInt, _>(i64::try_from(limit).map_err(Error::internal)?)
     .bind::<Double, _>(period.as_secs_f64())
     .bind::<Array<SqlUuid>, _>(capacity.full().map(|org| org.0).collect::<Vec<_>>())
-    .bind::<Array<Text>, _>(JobKind::ALL.iter().map(|(_, name)| *name).collect::<Vec<_>>())
+    .bind::<Array<Text>, _>(JobKind::VARIANTS.iter().map(|kind| kind.as_str()).collect::<Vec<_>>())
     .load(conn)
     .await?;
     let Some(first) = rows.as_slice().first() else { return Ok(None) };

@@ -6,8 +6,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::unreadable;
-use super::rows::{currency, from_json, to_json};
+use super::rows::{currency, from_json, to_json, variant};
 use super::schema::payments::dsl;
 use crate::domain::payments::{Payment, PaymentFilter, PaymentState, PendingReason};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
@@ -86,11 +85,8 @@ impl Row {
     }
 
     fn parse(self) -> Result<Payment> {
-        let state = PaymentState::parse(&self.state).ok_or_else(|| unreadable("payments", "state", &self.state))?;
-        let pending_reason = self
-            .pending_reason
-            .map(|name| PendingReason::parse(&name).ok_or_else(|| unreadable("payments", "pending_reason", &name)))
-            .transpose()?;
+        let pending_reason =
+            self.pending_reason.map(|name| variant("payments", "pending_reason", &name)).transpose()?;
         Ok(Payment {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
@@ -99,7 +95,7 @@ impl Row {
             invoice_id: self.invoice_id,
             invoice_number: self.invoice_number,
             amount: Money { minor_units: self.amount, currency: currency("payments", &self.currency)? },
-            state,
+            state: variant("payments", "state", &self.state)?,
             pending_reason,
             failure: self.failure.map(|value| from_json("payments", "failure", value)).transpose()?,
             awaits_method: self.awaits_method,
@@ -327,10 +323,5 @@ pub async fn unsettled(
     .bind::<SqlUuid, _>(integration.0)
     .load(conn)
     .await?;
-    rows.into_iter()
-        .map(|row| {
-            let state = PaymentState::parse(&row.state);
-            Ok((row.id, state.ok_or_else(|| unreadable("payments", "state", &row.state))?))
-        })
-        .collect()
+    rows.into_iter().map(|row| Ok((row.id, variant("payments", "state", &row.state)?))).collect()
 }

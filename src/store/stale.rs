@@ -7,7 +7,7 @@ use std::time::Duration as RealDuration;
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::error::unreadable;
+use super::rows::variant;
 use crate::domain::jobs::JobKind;
 use crate::domain::reconcile::ReadSchedule;
 use crate::domain::{IntegrationId, OrganizationId, Result};
@@ -77,7 +77,7 @@ pub async fn list(
     rows.into_iter()
         .map(|row| {
             Ok(Stale {
-                kind: JobKind::parse(&row.kind).ok_or_else(|| unreadable("jobs", "kind", &row.kind))?,
+                kind: variant("jobs", "kind", &row.kind)?,
                 object_id: row.object_id,
                 changed: row.changed,
                 schedule: if row.is_slow { ReadSchedule::Slow } else { ReadSchedule::Normal },

@@ -37,12 +37,8 @@ pub(super) struct WireSession {
 }
 
 fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SessionStatus, D::Error> {
-    match String::deserialize(deserializer)?.as_str() {
-        "open" => Ok(SessionStatus::Open),
-        "complete" => Ok(SessionStatus::Complete),
-        "expired" => Ok(SessionStatus::Expired),
-        _ => Err(D::Error::custom("not a status of a Checkout session")),
-    }
+    let name = String::deserialize(deserializer)?;
+    name.parse().map_err(|_| D::Error::custom("not a status of a Checkout session"))
 }
 
 impl From<WireSession> for SessionSnapshot {

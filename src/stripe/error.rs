@@ -92,7 +92,8 @@ pub enum Disposition {
 }
 
 /// Why a call was not sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub enum UnsentCause {
     /// The account's rate limit is exhausted.
     Limit,
@@ -118,7 +119,8 @@ pub enum UnknownCause {
 }
 
 /// The limit behind a 429 (`Stripe-Rate-Limited-Reason`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumString)]
+#[strum(serialize_all = "kebab-case")]
 pub enum RateLimit {
     /// Calls per second of the whole account.
     GlobalRate,
@@ -310,10 +312,7 @@ impl fmt::Display for Detail {
 impl UnsentCause {
     /// The metric's label.
     pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Limit => "limit",
-            Self::Outage => "outage",
-        }
+        self.into()
     }
 }
 
@@ -332,13 +331,6 @@ impl fmt::Display for UnknownCause {
 
 impl RateLimit {
     pub(super) fn parse(reason: Option<&str>) -> Self {
-        match reason {
-            Some("global-rate") => Self::GlobalRate,
-            Some("global-concurrency") => Self::GlobalConcurrency,
-            Some("endpoint-rate") => Self::EndpointRate,
-            Some("endpoint-concurrency") => Self::EndpointConcurrency,
-            Some("resource-specific") => Self::ResourceSpecific,
-            _ => Self::Unnamed,
-        }
+        reason.and_then(|reason| reason.parse().ok()).unwrap_or(Self::Unnamed)
     }
 }

@@ -82,7 +82,7 @@ struct RedirectToUrl {
 
 fn status<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IntentStatus, D::Error> {
     let name = String::deserialize(deserializer)?;
-    IntentStatus::parse(&name).ok_or_else(|| D::Error::custom("not a status of a PaymentIntent"))
+    name.parse().map_err(|_| D::Error::custom("not a status of a PaymentIntent"))
 }
 
 impl From<WireIntent> for IntentSnapshot {

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use strum::VariantArray as _;
 use tokio::sync::watch;
 
 use super::{lock, pause, poll_until};
@@ -311,7 +312,7 @@ fn run_once(replica: &Replica, launch: &Launch, log: &File) -> Exit {
 
 /// Draws a failpoint, and how often it is passed before the crash.
 fn draw_failpoint(rng: &mut Rng) -> String {
-    format!("{}:{}", rng.pick(&Failpoint::ALL).name(), rng.between(1, PASSES_MAX))
+    format!("{}:{}", rng.pick(Failpoint::VARIANTS).as_str(), rng.between(1, PASSES_MAX))
 }
 
 /// Probes every new incarnation until it is ready.

@@ -23,6 +23,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// How a subscriber behaves.
+#[derive(strum::IntoStaticStr)]
+#[strum(serialize_all = "snake_case")]
 pub(super) enum SubscriberKind {
     /// The billing system: reads continuously and reacts to events.
     Billing(mpsc::UnboundedSender<(usize, Event)>),
@@ -30,16 +32,6 @@ pub(super) enum SubscriberKind {
     Slow,
     /// Reconnects all the time, a few positions back or at the start.
     Reconnecting,
-}
-
-impl SubscriberKind {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Billing(_) => "billing",
-            Self::Slow => "slow",
-            Self::Reconnecting => "reconnecting",
-        }
-    }
 }
 
 /// A subscriber of a log.
@@ -62,7 +54,7 @@ impl Subscriber {
         history: &Arc<History>,
         seed: u64,
     ) -> Self {
-        let record = history.add_subscriber(number, kind.name());
+        let record = history.add_subscriber(number, (&kind).into());
         let rng = Rng::named(seed, &format!("subscriber {record}"));
         let (organization, history) = (Arc::clone(organization), Arc::clone(history));
         Self { organization, number, kind, history, record, cursor: 0, rng }

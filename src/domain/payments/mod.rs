@@ -27,7 +27,8 @@ use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
 
 /// The state of a payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum PaymentState {
     /// Accepted; nothing can take money yet.
     Pending,
@@ -55,21 +56,7 @@ impl PaymentState {
 
     /// The name in lower case, as in the database and in events.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Processing => "processing",
-            Self::RequiresAction => "requires_action",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::Canceled => "canceled",
-        }
-    }
-
-    /// The state with this name.
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::Pending, Self::Processing, Self::RequiresAction, Self::Succeeded, Self::Failed, Self::Canceled]
-            .into_iter()
-            .find(|state| state.as_str() == name)
+        self.into()
     }
 
     /// Whether it cannot change any more (P7).
@@ -79,7 +66,8 @@ impl PaymentState {
 }
 
 /// Why a payment waits in `PENDING`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
+#[strum(serialize_all = "snake_case")]
 pub enum PendingReason {
     /// Its customer is being created or linked at Stripe.
     WaitingForCustomer,
@@ -92,18 +80,7 @@ pub enum PendingReason {
 impl PendingReason {
     /// The name in lower case, as in the database and in events.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::WaitingForCustomer => "waiting_for_customer",
-            Self::AmountTooSmall => "amount_too_small",
-            Self::IntegrationPaused => "integration_paused",
-        }
-    }
-
-    /// The reason with this name.
-    pub fn parse(name: &str) -> Option<Self> {
-        [Self::WaitingForCustomer, Self::AmountTooSmall, Self::IntegrationPaused]
-            .into_iter()
-            .find(|reason| reason.as_str() == name)
+        self.into()
     }
 }
 

@@ -196,7 +196,7 @@ fn chargeable(
     let Some(method) = wanted.and_then(|id| methods.iter().find(|method| method.id == id)) else {
         return Err(Box::new(Failure::no_payment_method()));
     };
-    let fits = MethodKind::parse(&method.kind).is_some_and(|kind| kinds.contains(&kind));
+    let fits = method.kind.parse().is_ok_and(|kind| kinds.contains(&kind));
     if !fits || method.detach_time.is_some() {
         let text = format!("the payment method is detached, not allowed, or cannot pay in {}", payment.amount.currency);
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));

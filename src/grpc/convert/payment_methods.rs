@@ -41,7 +41,7 @@ pub(super) fn kind(kind: MethodKind) -> i32 {
 
 /// Converts a payment method. `default` is its customer's default.
 pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<PaymentMethodId>) -> proto::PaymentMethod {
-    let known = MethodKind::parse(&method.kind);
+    let known = method.kind.parse().ok();
     let mandate = method.mandates.clone();
     let state = if method.detach_time.is_some() { PaymentMethodState::Detached } else { PaymentMethodState::Attached };
     proto::PaymentMethod {

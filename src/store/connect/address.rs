@@ -1,7 +1,6 @@
 //! Postgres' address as libpq reads it: tokio-postgres' settings, and the TLS settings that tokio-postgres lacks.
 
 use std::borrow::Cow;
-use std::fmt;
 use std::path::PathBuf;
 
 use percent_encoding::percent_decode_str;
@@ -41,7 +40,8 @@ pub struct Address {
 }
 
 /// libpq's `sslmode`, from weakest to strongest.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, strum::Display, strum::EnumString)]
+#[strum(serialize_all = "kebab-case")]
 pub(super) enum Mode {
     /// Never TLS.
     Disable,
@@ -53,18 +53,6 @@ pub(super) enum Mode {
     VerifyCa,
     /// Also, the certificate names the address's host.
     VerifyFull,
-}
-
-impl fmt::Display for Mode {
-    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        out.write_str(match self {
-            Self::Disable => "disable",
-            Self::Prefer => "prefer",
-            Self::Require => "require",
-            Self::VerifyCa => "verify-ca",
-            Self::VerifyFull => "verify-full",
-        })
-    }
 }
 
 /// The CAs that may sign the server's certificate.
@@ -209,7 +197,6 @@ impl Address {
 }
 
 fn parse_mode(text: &str) -> Result<Mode, String> {
-    let modes = [Mode::Disable, Mode::Prefer, Mode::Require, Mode::VerifyCa, Mode::VerifyFull];
     if text == "allow" {
         return Err(
             "gives sslmode=allow, which sends plain text before it tries TLS and is not supported; use prefer, \
@@ -217,7 +204,7 @@ fn parse_mode(text: &str) -> Result<Mode, String> {
                 .to_owned(),
         );
     }
-    modes.into_iter().find(|mode| mode.to_string() == text).ok_or_else(|| {
+    text.parse().map_err(|_| {
         "gives an sslmode that does not exist; the modes are disable, prefer, require, verify-ca and verify-full"
             .to_owned()
     })
