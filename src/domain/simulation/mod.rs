@@ -26,8 +26,8 @@ use super::payments::{Attempt, AttemptState, Notice, PaymentInput, PaymentState,
 use super::signals::{IntentStatus, SessionStatus};
 use crate::domain::fixtures::START;
 
-/// Seeds that have failed before.
-const REGRESSION_SEEDS: [u64; 7] = [2, 158, 1_995, 4_066, 4_392, 50_339, 57_667];
+/// Seeds that have failed before. A seed names a schedule for as long as the generator and the order of the draws stay.
+const REGRESSION_SEEDS: &[u64] = &[];
 /// The number of schedules in a normal test run.
 const SCHEDULES: u64 = 100_000;
 
@@ -55,7 +55,7 @@ fn run_all(seeds: std::ops::Range<u64>) {
 
 #[test]
 fn regression_seeds_pass() {
-    REGRESSION_SEEDS.into_iter().for_each(run);
+    REGRESSION_SEEDS.iter().copied().for_each(run);
 }
 
 /// Split in two halves that run in parallel.

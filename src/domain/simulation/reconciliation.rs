@@ -1,5 +1,6 @@
 //! What a worker does other than charging: reads Stripe, applies webhooks, closes payment paths and creates links.
 
+use rand::Rng as _;
 use time::Duration;
 
 use super::ids::{index, session_id};
@@ -52,7 +53,7 @@ impl Actor {
     /// `true`: it cannot be closed now, and the pending operation stays pending.
     pub async fn close_intent(&self, intent: Option<&str>) -> Result<bool> {
         let Some(intent) = intent else { return Ok(false) };
-        let key = format!("cancel-{}", self.world.borrow_mut().random.next());
+        let key = format!("cancel-{}", self.world.borrow_mut().rng.next_u64());
         if matches!(self.send(&key, Request::Cancel { intent: index(intent) }).await, Response::NotDone) {
             return Err(StepError::Unavailable);
         }
@@ -67,7 +68,7 @@ impl Actor {
     pub(super) async fn close_link(&self, attempt: Option<Attempt>) -> Result<bool> {
         let link = attempt.as_ref().and_then(Attempt::open_link);
         let Some(session) = link.and_then(|link| link.provider_session_id.as_deref()) else { return Ok(false) };
-        let key = format!("expire-{}", self.world.borrow_mut().random.next());
+        let key = format!("expire-{}", self.world.borrow_mut().rng.next_u64());
         if matches!(self.send(&key, Request::Expire { session: index(session) }).await, Response::NotDone) {
             return Err(StepError::Unavailable);
         }

@@ -5,6 +5,8 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Waker};
 
+use rand::RngExt as _;
+use rand::seq::IndexedRandom as _;
 use time::Duration;
 
 use super::ids::index;
@@ -35,7 +37,7 @@ pub struct Schedule {
 impl Schedule {
     pub fn new(seed: u64, is_traced: bool) -> Self {
         let mut world = World::new(seed, is_traced);
-        let caller_requests = world.random.below(5);
+        let caller_requests = world.rng.random_range(0..5);
         Self { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), caller_requests }
     }
 
@@ -60,14 +62,14 @@ impl Schedule {
 
     /// Picks and runs the next event.
     fn step(&mut self) {
-        let roll = self.world.borrow_mut().random.below(100);
+        let roll = self.world.borrow_mut().rng.random_range(0..100);
         match roll {
             0..50 if !self.tasks.is_empty() => {
-                let at = self.world.borrow_mut().random.below(self.tasks.len());
+                let at = self.world.borrow_mut().rng.random_range(0..self.tasks.len());
                 self.poll_task(at);
             }
             50..53 if !self.tasks.is_empty() => {
-                let at = self.world.borrow_mut().random.below(self.tasks.len());
+                let at = self.world.borrow_mut().rng.random_range(0..self.tasks.len());
                 let (lease, _) = self.tasks.swap_remove(at);
                 self.world.borrow_mut().log(|| format!("crash: {lease:?}"));
             }
@@ -95,7 +97,10 @@ impl Schedule {
         }
         let mut world = self.world.borrow_mut();
         let jobs = world.jobs.len();
-        let from = world.random.below(jobs);
+        if jobs == 0 {
+            return false;
+        }
+        let from = world.rng.random_range(0..jobs);
         let Some(lease) = (0..jobs).find_map(|step| world.lease((from + step) % jobs)) else { return false };
         world.log(|| format!("leased: {lease:?}"));
         drop(world);
@@ -120,7 +125,7 @@ impl Schedule {
             world.payment.amount_change(remaining.unwrap_or(6000)),
             PendingOperation::RecordManual(Manual { reference: String::new(), time }),
         ];
-        let which = world.random.below(operations.len() + 4);
+        let which = world.rng.random_range(0..operations.len() + 4);
         if let Some(operation) = operations.get(which) {
             // The current amount is no change.
             let is_same = matches!(operation, PendingOperation::ChangeAmount { minor_units, .. }
@@ -151,9 +156,9 @@ impl Schedule {
         let world = &mut *world;
         let behaviors =
             [Behavior::Succeeds, Behavior::Declined, Behavior::Debit { fails: false }, Behavior::Debit { fails: true }];
-        let behavior = world.random.choose(&behaviors);
-        let is_first = world.random.percent(60);
-        match world.random.below(9) {
+        let behavior = *behaviors.choose(&mut world.rng).expect("not empty");
+        let is_first = world.rng.random_ratio(60, 100);
+        match world.rng.random_range(0..9) {
             0..3 => {
                 let link = world.newest().and_then(Attempt::open_link);
                 let session = link.and_then(|link| link.provider_session_id.as_deref()).map(index);
@@ -178,7 +183,7 @@ impl Schedule {
                 // A few times: a part, the remainder, or more.
                 if world.stripe.intents.iter().filter(|intent| intent.is_from_dashboard).count() < 3 && is_first {
                     let amounts = [world.payment.amount.minor_units.max(50), 2000, 6000];
-                    let amount = world.random.choose(&amounts);
+                    let amount = *amounts.choose(&mut world.rng).expect("not empty");
                     world.log(|| format!("a charge of {amount} is created in the dashboard"));
                     world.stripe.pay_in_dashboard(amount);
                 }
@@ -195,13 +200,13 @@ impl Schedule {
             return false;
         }
         let waiting = world.stripe.webhooks.len();
-        let at = world.random.below(waiting);
+        let at = world.rng.random_range(0..waiting);
         let webhook: Webhook = world.stripe.webhooks.swap_remove(at);
-        if !is_reliable && world.random.percent(15) {
+        if !is_reliable && world.rng.random_ratio(15, 100) {
             world.stripe.listed.push(webhook);
             return true;
         }
-        if !is_reliable && world.random.percent(15) {
+        if !is_reliable && world.rng.random_ratio(15, 100) {
             world.stripe.webhooks.push(webhook.clone());
         }
         world.log(|| format!("webhook: {webhook:?}"));
@@ -215,7 +220,7 @@ impl Schedule {
     fn advance_clock_randomly(&mut self) {
         let mut world = self.world.borrow_mut();
         let steps = [3, 20, 70, 400, 3_700, 75_000, 90_000];
-        let seconds = world.random.choose(&steps);
+        let seconds = *steps.choose(&mut world.rng).expect("not empty");
         self.advance_clock(&mut world, Duration::seconds(seconds));
     }
 
@@ -261,7 +266,7 @@ impl Schedule {
 }
 
 fn retry(world: &mut World) {
-    let method = world.random.percent(50).then_some(world.methods[1].id);
+    let method = world.rng.random_ratio(50, 100).then_some(world.methods[1].id);
     let operation = PendingOperation::Retry { method };
     if world.payment.rejection(world.newest(), &operation).is_some() {
         return;
@@ -280,7 +285,7 @@ fn attach_method(world: &mut World) {
         world.is_attached = true;
         world.methods[1].attach_time = Some(world.now);
     }
-    if world.random.percent(50) {
+    if world.rng.random_ratio(50, 100) {
         world.observe_method();
     }
 }

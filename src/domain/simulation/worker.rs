@@ -7,6 +7,8 @@ use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
 
+use rand::RngExt as _;
+
 use super::ids::{index, intent_id};
 
 use super::stripe::{Behavior, Request, Response};
@@ -62,7 +64,7 @@ impl Actor {
         pause().await;
         let response = {
             let mut world = self.world.borrow_mut();
-            let roll = if world.has_faults { world.random.below(100) } else { 99 };
+            let roll = if world.has_faults { world.rng.random_range(0..100) } else { 99 };
             let response = match roll {
                 0..6 => Response::Unknown { replayed: false },
                 6..16 => {
@@ -86,7 +88,7 @@ impl Actor {
         pause().await;
         let found = {
             let mut world = self.world.borrow_mut();
-            if world.has_faults && world.random.percent(8) { None } else { Some(query(&world)) }
+            if world.has_faults && world.rng.random_ratio(8, 100) { None } else { Some(query(&world)) }
         };
         pause().await;
         found.ok_or(StepError::Unavailable)

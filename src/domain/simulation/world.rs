@@ -4,6 +4,9 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 
+use rand::rngs::Xoshiro256PlusPlus;
+use rand::seq::IndexedRandom as _;
+use rand::{RngExt as _, SeedableRng as _};
 use time::{Duration, OffsetDateTime};
 
 use super::accounting::Accounting;
@@ -18,33 +21,6 @@ use crate::domain::payments::{
     ApplyContext, Attempt, Failure, Notice, Payment, PaymentInput, PaymentState, Step, Transition, plan,
 };
 use crate::domain::signals::{IntentStatus, SessionStatus};
-
-/// SplitMix64: small, fast, and the same on every machine.
-#[derive(Debug)]
-pub struct Random(pub u64);
-
-impl Random {
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound.max(1)).expect("small")).expect("small")
-    }
-
-    pub fn percent(&mut self, chance: usize) -> bool {
-        self.below(100) < chance
-    }
-
-    pub fn choose<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len())]
-    }
-}
 
 /// As in `domain::jobs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,7 +58,8 @@ pub enum Outcome {
 }
 
 pub struct World {
-    pub random: Random,
+    /// A named generator: a seed gives the same numbers on every platform.
+    pub rng: Xoshiro256PlusPlus,
     pub now: OffsetDateTime,
     pub stripe: Stripe,
     pub payment: Payment,
@@ -113,7 +90,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, is_traced: bool) -> Self {
-        let mut random = Random(seed);
+        let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let behaviors = [
             Behavior::Succeeds,
             Behavior::Declined,
@@ -122,11 +99,12 @@ impl World {
             Behavior::Debit { fails: true },
         ];
         let methods = vec![method(1, MethodKind::Card), method(2, MethodKind::SepaDebit)];
-        let behaviors = methods.iter().map(|method| (method.id, random.choose(&behaviors))).collect();
-        let customer = customer(random.percent(85).then_some(methods[0].id));
-        let integration = integration(random.percent(50));
+        let behaviors =
+            methods.iter().map(|method| (method.id, *behaviors.choose(&mut rng).expect("not empty"))).collect();
+        let customer = customer(rng.random_ratio(85, 100).then_some(methods[0].id));
+        let integration = integration(rng.random_ratio(50, 100));
         let mut world = Self {
-            random,
+            rng,
             now: START,
             stripe: Stripe::new(START),
             payment: payment(4900),
@@ -280,7 +258,7 @@ impl World {
     pub fn lease(&mut self, at: usize) -> Option<Lease> {
         let now = self.now;
         let job = self.jobs.get_mut(at)?;
-        if job.run_at > now || job.leased_until.is_some_and(|until| until > now) {
+        if job.leased_until.is_some_and(|until| until > now) || job.run_at > now {
             return None;
         }
         job.epoch += 1;
@@ -326,7 +304,7 @@ impl World {
         for attempt in &self.attempts {
             let link = attempt.link().and_then(|link| link.provider_session_id.as_deref()).map(index);
             if let Some(session) = link.filter(|session| self.stripe.sessions[*session].status == SessionStatus::Open) {
-                payable.push(format!("session {session}"));
+                payable.push(("session", session));
                 let confirmed = self.attempts.iter().filter(|attempt| attempt.link().is_none());
                 let used = confirmed.filter_map(|attempt| attempt.provider_payment_intent_id.as_ref());
                 for intent in used.chain(&self.payment.provider_payment_intent_id) {
@@ -347,7 +325,7 @@ impl World {
             if !intent.is_from_dashboard
                 && ((is_in_flight && !is_on_open_page) || intent.status == IntentStatus::Succeeded)
             {
-                payable.push(format!("intent {at}"));
+                payable.push(("intent", at));
             }
         }
         assert!(payable.len() <= 1, "P1: {payable:?} can take money or have taken it");
