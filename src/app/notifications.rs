@@ -2,8 +2,9 @@
 //! are coalesced and sent after the commit, and the receiver reads the database.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
 use crate::domain::OrganizationId;
@@ -36,7 +37,7 @@ impl Notifier {
         match notification {
             Notification::Jobs => self.0.jobs.notify_one(),
             Notification::Events(organization) => {
-                let mut logs = self.0.logs.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut logs = self.0.logs.lock();
                 if let Some(log) = logs.get(&organization) {
                     if log.receiver_count() == 0 {
                         logs.remove(&organization);
@@ -50,13 +51,13 @@ impl Notifier {
 
     /// A receiver that changes whenever the organization's log may have grown.
     pub(super) fn watch(&self, organization: OrganizationId) -> watch::Receiver<u64> {
-        let mut logs = self.0.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.0.logs.lock();
         logs.entry(organization).or_insert_with(|| watch::Sender::new(0)).subscribe()
     }
 
     /// The organizations whose log is watched in this process.
     pub(super) fn watched(&self) -> Vec<OrganizationId> {
-        let mut logs = self.0.logs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logs = self.0.logs.lock();
         logs.retain(|_, log| log.receiver_count() > 0);
         logs.keys().copied().collect()
     }

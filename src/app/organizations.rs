@@ -1,10 +1,10 @@
 //! Organizations (tenants) and their API tokens.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -25,12 +25,12 @@ pub(super) struct TokenCache(Mutex<HashMap<[u8; 32], (OrganizationId, OffsetDate
 
 impl TokenCache {
     fn get(&self, hash: &[u8; 32], now: OffsetDateTime) -> Option<OrganizationId> {
-        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.0.lock();
         cache.get(hash).filter(|(_, until)| now < *until).map(|(organization, _)| *organization)
     }
 
     fn put(&self, hash: [u8; 32], organization: OrganizationId, now: OffsetDateTime) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.0.lock();
         if cache.len() >= TOKEN_CACHE_SIZE {
             cache.clear();
         }

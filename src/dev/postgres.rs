@@ -15,11 +15,12 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, waitid};
 
 use self::folder::{Account, LockedFolder};
@@ -182,12 +183,8 @@ struct Server {
 }
 
 impl Server {
-    fn exit(&self) -> MutexGuard<'_, Option<String>> {
-        self.exit.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn signal(&self, signal: Signal) {
-        let exit = self.exit();
+        let exit = self.exit.lock();
         if exit.is_none() {
             // Fails only if the process has exited, which the following wait notices.
             let _ = kill_process(self.pid, signal);
@@ -195,8 +192,9 @@ impl Server {
     }
 
     fn wait(&self, timeout: Duration) -> Option<String> {
-        let waited = self.exited.wait_timeout_while(self.exit(), timeout, |exit| exit.is_none());
-        waited.unwrap_or_else(PoisonError::into_inner).0.clone()
+        let mut exit = self.exit.lock();
+        self.exited.wait_while_for(&mut exit, |exit| exit.is_none(), timeout);
+        exit.clone()
     }
 
     fn stop(&self) -> Result<()> {
@@ -361,7 +359,7 @@ fn reap(mut child: Child, server: &Server) {
     // Waits without reaping first: until the process is reaped, its id is not reused.
     let options = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT;
     while matches!(waitid(WaitId::Pid(server.pid), options), Err(rustix::io::Errno::INTR)) {}
-    let mut exit = server.exit();
+    let mut exit = server.exit.lock();
     *exit = Some(match child.wait() {
         Ok(status) => status.signal().map_or_else(|| status.to_string(), |signal| format!("killed by signal {signal}")),
         Err(error) => error.to_string(),

@@ -8,12 +8,12 @@ use std::fs::OpenOptions;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::time::{Duration as RealDuration, Instant};
 
 use anyhow::{Context, Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use tokio::net::{TcpListener, TcpSocket};
 use tokio_postgres::NoTls;
@@ -224,12 +224,12 @@ impl TestEnvironment {
 
     /// The id of the process that was started last.
     pub fn newest_process_id(&self) -> Option<u32> {
-        self.processes.lock().expect("no holder panics").last().map(|process| process.0.id())
+        self.processes.lock().last().map(|process| process.0.id())
     }
 
     /// The exit status of a process, or `None` while it runs.
     pub fn exit_status(&self, process: u32) -> Option<ExitStatus> {
-        let mut processes = self.processes.lock().expect("no holder panics");
+        let mut processes = self.processes.lock();
         let found = processes.iter_mut().find(|known| known.0.id() == process)?;
         found.0.try_wait().ok().flatten()
     }
@@ -271,7 +271,7 @@ impl TestEnvironment {
             ..ServerOptions::new(Some(grpc), http)
         };
         server::start(&settings, options, &lifecycle).await?;
-        self.lifecycles.lock().expect("no holder panics").push(lifecycle);
+        self.lifecycles.lock().push(lifecycle);
         Ok(())
     }
 
@@ -331,7 +331,7 @@ impl TestEnvironment {
             command.stderr(log.with_context(|| format!("{} cannot be written", file.display()))?);
         }
         let child = command.spawn().context("the server process cannot be started")?;
-        self.processes.lock().expect("no holder panics").push(Process(child));
+        self.processes.lock().push(Process(child));
         Ok(())
     }
 
@@ -363,11 +363,11 @@ impl TestEnvironment {
     /// Stops the newest server: gracefully in this process, a process by kill -9.
     pub async fn stop_newest_server(&mut self) {
         self.servers.pop();
-        let process = self.processes.lock().expect("no holder panics").pop();
+        let process = self.processes.lock().pop();
         if process.is_some() {
             return;
         }
-        let lifecycle = self.lifecycles.lock().expect("no holder panics").pop();
+        let lifecycle = self.lifecycles.lock().pop();
         if let Some(lifecycle) = lifecycle {
             lifecycle.stop().await;
         }
@@ -375,8 +375,8 @@ impl TestEnvironment {
 
     /// Stops the servers, then the sandbox. Processes are killed.
     pub async fn shutdown(self) {
-        self.processes.lock().expect("no holder panics").clear();
-        let lifecycles = std::mem::take(&mut *self.lifecycles.lock().expect("no holder panics"));
+        self.processes.lock().clear();
+        let lifecycles = std::mem::take(&mut *self.lifecycles.lock());
         for lifecycle in lifecycles {
             lifecycle.stop().await;
         }

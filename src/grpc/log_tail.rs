@@ -3,9 +3,10 @@
 //! it. A stream that is behind the events held in memory reads the log from the database.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -46,7 +47,7 @@ impl LogTails {
 
     /// The organization's log tail. If there is none, starts one that reads after `position`.
     pub(super) fn subscribe(&self, organization: OrganizationId, position: i64) -> Arc<LogTail> {
-        let mut active = self.active.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut active = self.active.lock();
         if let Some(log_tail) = active.get(&organization).and_then(Weak::upgrade) {
             return log_tail;
         }
@@ -76,7 +77,7 @@ impl LogTail {
 
     /// At most `limit` events after `position`; `None` if they are no longer in memory.
     pub(super) fn events_after(&self, position: i64, limit: usize) -> Option<Vec<Arc<proto::Event>>> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).events_after(position, limit)
+        self.recent.lock().events_after(position, limit)
     }
 
     /// The position up to which the log was read. It changes with every read that returns events.
@@ -94,7 +95,7 @@ async fn read(app: App, organization: OrganizationId, log_tail: Weak<LogTail>) {
         match app.events_after(organization, position, READ_SIZE).await {
             Ok(events) if !events.is_empty() => {
                 let Some(log_tail) = log_tail.upgrade() else { return };
-                let mut recent = log_tail.recent.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut recent = log_tail.recent.lock();
                 for event in events {
                     recent.push(Arc::new(convert::event(event)));
                 }

@@ -7,9 +7,10 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -172,7 +173,7 @@ impl StreamLimiter {
         organization: OrganizationId,
         max: usize,
     ) -> Result<StreamPermit> {
-        let mut counts = stream_limiter.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = stream_limiter.0.lock();
         let count = counts.entry(organization).or_default();
         if *count >= max {
             let message = format!(
@@ -187,7 +188,7 @@ impl StreamLimiter {
 
 impl Drop for StreamPermit {
     fn drop(&mut self) {
-        let mut counts = self.stream_limiter.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.stream_limiter.0.lock();
         if let Some(count) = counts.get_mut(&self.organization) {
             *count -= 1;
             if *count == 0 {
@@ -292,7 +293,7 @@ mod tests {
         assert_eq!(received(&mut stream, 1).await, [">1"]);
         drop(stream);
         let released = async {
-            while !stream_limiter.0.lock().unwrap().is_empty() {
+            while !stream_limiter.0.lock().is_empty() {
                 tokio::task::yield_now().await;
             }
         };
@@ -309,7 +310,7 @@ mod tests {
         drop(first);
         let third = acquire(1).unwrap();
         drop((second, third));
-        assert!(stream_limiter.0.lock().unwrap().is_empty(), "closed streams leave no entry");
+        assert!(stream_limiter.0.lock().is_empty(), "closed streams leave no entry");
     }
 
     #[test]

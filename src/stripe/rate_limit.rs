@@ -8,9 +8,10 @@
 //! [`Client::supply`]: they are shared by all replicas through the database, which this module does not know.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration as RealDuration;
 
+use parking_lot::Mutex;
 use reqwest::Method;
 use secrecy::{ExposeSecret, SecretString};
 use time::{Duration, OffsetDateTime};
@@ -80,10 +81,6 @@ struct Account {
     last_used: Mutex<OffsetDateTime>,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// A random number from 0 to 1.
 pub(super) fn random_fraction() -> f64 {
     getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
@@ -116,7 +113,7 @@ impl Client {
     /// Hands out slots that were taken for `bucket`.
     pub fn supply(&self, bucket: &BucketId, slots: Slots) {
         let account = self.rate_limiters.account(&bucket.account, bucket.livemode);
-        lock(&account.queue).supply(&bucket.endpoint, slots);
+        account.queue.lock().supply(&bucket.endpoint, slots);
         account.changed.notify_waiters();
     }
 }
@@ -127,7 +124,7 @@ impl RateLimiters {
     }
 
     fn account(&self, id: &str, livemode: bool) -> Arc<Account> {
-        let mut accounts = lock(&self.accounts);
+        let mut accounts = self.accounts.lock();
         let account = accounts.entry((id.to_owned(), livemode)).or_insert_with(|| {
             Arc::new(Account {
                 id: id.to_owned(),
@@ -138,17 +135,17 @@ impl RateLimiters {
                 last_used: Mutex::new(self.clock.now()),
             })
         });
-        *lock(&account.last_used) = self.clock.now();
+        *account.last_used.lock() = self.clock.now();
         account.clone()
     }
 
     fn demand(&self) -> Vec<Demand> {
         let idle_since = self.clock.now() - self.clock.shown(IDLE_TIMEOUT);
-        let mut accounts = lock(&self.accounts);
-        accounts.retain(|_, account| Arc::strong_count(account) > 1 || *lock(&account.last_used) > idle_since);
+        let mut accounts = self.accounts.lock();
+        accounts.retain(|_, account| Arc::strong_count(account) > 1 || *account.last_used.lock() > idle_since);
         let mut all = Vec::new();
         for account in accounts.values() {
-            for (endpoint, wanted, was_rate_limited) in lock(&account.queue).demand() {
+            for (endpoint, wanted, was_rate_limited) in account.queue.lock().demand() {
                 let bucket = BucketId { account: account.id.clone(), livemode: account.livemode, endpoint };
                 all.push(Demand { bucket, wanted, was_rate_limited });
             }
@@ -169,10 +166,10 @@ impl RateLimiters {
             is_outage_probe: false,
             is_finished: false,
         };
-        let open_until = lock(&self.outage).open_until(self.clock.now());
+        let open_until = self.outage.lock().open_until(self.clock.now());
         if let Some(caller) = &key.caller {
             let account = &caller.account;
-            let open_until = open_until.max(lock(&account.breaker).open_until(self.clock.now()));
+            let open_until = open_until.max(account.breaker.lock().open_until(self.clock.now()));
             if let Some(until) = open_until {
                 return Err(self.not_sent(caller, UnsentCause::Outage, until));
             }
@@ -187,10 +184,10 @@ impl RateLimiters {
                 return Err(self.not_sent(caller, UnsentCause::Limit, self.clock.now() + Duration::SECOND));
             }
             permit.account = Some(account.clone());
-            let admitted = lock(&account.breaker).admit(self.clock.now());
+            let admitted = account.breaker.lock().admit(self.clock.now());
             permit.is_probe = admitted.map_err(|until| self.not_sent(caller, UnsentCause::Outage, until))?;
         }
-        let admitted = lock(&self.outage).admit(self.clock.now());
+        let admitted = self.outage.lock().admit(self.clock.now());
         permit.is_outage_probe = match (admitted, &key.caller) {
             (Ok(is_probe), _) => is_probe,
             (Err(until), Some(caller)) => return Err(self.not_sent(caller, UnsentCause::Outage, until)),
@@ -205,7 +202,7 @@ impl RateLimiters {
             tokio::pin!(changed);
             // Notifications from here on are not missed.
             changed.as_mut().enable();
-            let admission = lock(&account.queue).acquire(number, self.clock.now());
+            let admission = account.queue.lock().acquire(number, self.clock.now());
             if admission == Admission::Now {
                 return;
             }
@@ -225,7 +222,7 @@ impl RateLimiters {
     /// The error of an unsent call. It staggers the retries of one organization's calls at the account's rate.
     fn not_sent(&self, caller: &AccountCaller, cause: UnsentCause, from: OffsetDateTime) -> Error {
         let rate = self.limits.rate(caller.account.livemode, WHOLE_ACCOUNT).min(self.limits.endpoint);
-        let at = lock(&caller.account.queue).retry_time(caller.organization, from, Duration::seconds_f64(1.0 / rate));
+        let at = caller.account.queue.lock().retry_time(caller.organization, from, Duration::seconds_f64(1.0 / rate));
         metrics::counter!("paybridge_stripe_unsent_total", "reason" => cause.as_str()).increment(1);
         Error::not_sent(cause, at - self.clock.now())
     }
@@ -249,14 +246,14 @@ struct QueueEntry {
 
 impl QueueEntry {
     fn enqueue(account: &Arc<Account>, queued_call: QueuedCall) -> Self {
-        let number = lock(&account.queue).enqueue(queued_call);
+        let number = account.queue.lock().enqueue(queued_call);
         Self { account: account.clone(), number }
     }
 }
 
 impl Drop for QueueEntry {
     fn drop(&mut self) {
-        lock(&self.account.queue).remove(self.number);
+        self.account.queue.lock().remove(self.number);
         self.account.changed.notify_waiters();
     }
 }
@@ -290,11 +287,11 @@ impl Permit {
         let now = self.rate_limiters.clock.now();
         let failed = feedback == Feedback::Failure;
         let name = self.account.as_ref().map_or("", |account| account.id.as_str());
-        lock(&self.rate_limiters.outage).record(now, name, failed, self.is_outage_probe, random_fraction());
+        self.rate_limiters.outage.lock().record(now, name, failed, self.is_outage_probe, random_fraction());
         let Some(account) = &self.account else { return };
-        lock(&account.breaker).record(now, failed, self.is_probe, random_fraction(), true);
+        account.breaker.lock().record(now, failed, self.is_probe, random_fraction(), true);
         let Feedback::Limit(limit) = feedback else { return };
-        let mut queue = lock(&account.queue);
+        let mut queue = account.queue.lock();
         match limit {
             RateLimit::GlobalRate => queue.rate_limited(WHOLE_ACCOUNT),
             RateLimit::EndpointRate | RateLimit::Unnamed => queue.rate_limited(&self.endpoint),
@@ -311,13 +308,13 @@ impl Drop for Permit {
     fn drop(&mut self) {
         let now = self.rate_limiters.clock.now();
         if self.is_outage_probe && !self.is_finished {
-            lock(&self.rate_limiters.outage).abort_probe(now);
+            self.rate_limiters.outage.lock().abort_probe(now);
         }
         let Some(account) = &self.account else { return };
         if self.is_probe && !self.is_finished {
-            lock(&account.breaker).abort_probe(now);
+            account.breaker.lock().abort_probe(now);
         }
-        lock(&account.queue).release();
+        account.queue.lock().release();
         account.changed.notify_waiters();
     }
 }

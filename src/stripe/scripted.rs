@@ -1,9 +1,10 @@
 //! A scripted HTTP server for the tests of this module. It records requests byte for byte. It speaks just enough
 //! HTTP/1.1, one request per connection, so that it can also disconnect in the middle.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -86,7 +87,7 @@ impl ScriptedServer {
     pub async fn sequence(replies: Vec<Reply>) -> Self {
         let next = Mutex::new(replies.into_iter().peekable());
         Self::new(move |_| {
-            let mut next = next.lock().unwrap();
+            let mut next = next.lock();
             let reply = next.next().unwrap();
             if next.peek().is_none() {
                 *next = vec![reply.clone()].into_iter().peekable();
@@ -113,7 +114,7 @@ impl ScriptedServer {
 
     /// The requests received so far.
     pub fn requests(&self) -> Vec<Request> {
-        self.requests.lock().unwrap().clone()
+        self.requests.lock().clone()
     }
 }
 
@@ -125,7 +126,7 @@ impl Drop for ScriptedServer {
 
 async fn serve(mut stream: TcpStream, reply: &(impl Fn(&Request) -> Reply + Sync), seen: &Mutex<Vec<Request>>) {
     let Some(request) = read(&mut stream).await else { return };
-    seen.lock().unwrap().push(request.clone());
+    seen.lock().push(request.clone());
     let bytes = match reply(&request) {
         Reply::Disconnect => return,
         Reply::Silent => {

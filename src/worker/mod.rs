@@ -8,9 +8,10 @@
 
 use std::collections::HashMap;
 use std::future::pending;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use time::OffsetDateTime;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{MissedTickBehavior, interval};
@@ -87,7 +88,7 @@ struct HeldLeases(Arc<Mutex<HashMap<Id, Lease>>>);
 
 impl HeldLeases {
     fn lock(&self) -> MutexGuard<'_, HashMap<Id, Lease>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Job and epoch of each lease.

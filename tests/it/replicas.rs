@@ -2,9 +2,10 @@
 //! shuts down gracefully, and a timer runs once.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration as RealDuration, Instant};
 
+use parking_lot::Mutex;
 use paybridge::dev::sandbox::{Action, WebhookFault};
 use paybridge::dev::test_environment::Options;
 use paybridge::domain::jobs::{Capacity, Lane};
@@ -158,7 +159,7 @@ async fn record_shutdown(harness: &Harness, records: Arc<Mutex<Vec<String>>>) ->
     let request = StreamEventsRequest { start: Some(Start::FromNow(true)), webhook_types: Vec::new() };
     let mut events = harness.billing.api.events.clone().stream_events(request).await.expect("a stream").into_inner();
     tokio::spawn(async move {
-        let record = |text: String| records.lock().expect("no holder panics").push(text);
+        let record = |text: String| records.lock().push(text);
         let mut is_serving = true;
         loop {
             // Of two messages that are there at once, this order is expected.
@@ -198,7 +199,7 @@ async fn a_terminated_process_reports_not_serving_first_and_finishes_its_jobs() 
     let signaled = Instant::now();
     recorder.await.expect("no panic");
     let expected = [r"Some(NotServing)", "Unavailable, with RetryInfo: true"];
-    assert_eq!(*records.lock().expect("no holder panics"), expected, "health first, then the streams");
+    assert_eq!(*records.lock(), expected, "health first, then the streams");
     let status = until("the process has ended", async || harness.context.environment.exit_status(process)).await;
     assert!(status.success(), "a clean exit: {status}");
     assert!(signaled.elapsed() < GRACE, "within the grace period: {:?}", signaled.elapsed());

@@ -7,8 +7,8 @@ mod inbox;
 mod poll;
 
 use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
@@ -66,12 +66,12 @@ pub(super) struct SecretCache(Mutex<HashMap<IntegrationId, Secrets>>);
 impl SecretCache {
     /// Cached secrets no older than `age`.
     fn get(&self, org: OrganizationId, id: IntegrationId, now: OffsetDateTime, age: Duration) -> Option<Secrets> {
-        let cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = self.0.lock();
         cache.get(&id).filter(|secrets| secrets.org == org && now < secrets.read_time + age).cloned()
     }
 
     fn put(&self, id: IntegrationId, secrets: Secrets) {
-        let mut cache = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cache = self.0.lock();
         if cache.len() >= SECRETS_MAX {
             cache.clear();
         }

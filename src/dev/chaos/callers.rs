@@ -1,16 +1,16 @@
 //! Calls of the billing systems: they go to any of the processes, and are repeated at another one, under the same
 //! `request_id`, if there was no response.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::{lock, pause};
+use super::pause;
 use crate::dev::rng::Rng;
 use crate::dev::scenarios::Api;
 use crate::domain::OrganizationId;
@@ -48,12 +48,12 @@ impl Organization {
 
     /// All secret keys that the account ever had, oldest first.
     pub fn keys(&self) -> Vec<String> {
-        lock(&self.keys).clone()
+        self.keys.lock().clone()
     }
 
     /// Adds the account's new key.
     pub fn add_key(&self, key: &str) {
-        lock(&self.keys).push(key.to_owned());
+        self.keys.lock().push(key.to_owned());
     }
 
     /// A client of a random process.

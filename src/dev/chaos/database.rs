@@ -1,7 +1,7 @@
 //! The embedded Postgres, which is crashed and restarted, and a connection past the proxy for the checks.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex as StdMutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio_postgres::{Client, NoTls};
 
+use super::pause;
 use super::proxy::{Proxy, Target};
-use super::{lock, pause};
 use crate::dev::postgres::{self, Postgres};
 use crate::dev::rng::Rng;
 use crate::dev::test_environment::prepare_database;
@@ -24,7 +24,7 @@ pub(super) struct Database {
     /// `None` while it is down.
     server: Mutex<Option<Postgres>>,
     /// The superuser's connection string.
-    address: StdMutex<String>,
+    address: parking_lot::Mutex<String>,
     /// The superuser's connection, for as long as it lasts.
     client: Mutex<Option<Arc<Client>>>,
     /// The proxy that the processes under test connect to.
@@ -38,7 +38,7 @@ impl Database {
         let server = start(folder.clone(), options.clone()).await?;
         prepare_database(&server, NAME, None).await?;
         let proxy = Proxy::start(Target::Unix(server.socket_file()), rng).await?;
-        let address = StdMutex::new(server.connection_string(NAME));
+        let address = parking_lot::Mutex::new(server.connection_string(NAME));
         let (server, client) = (Mutex::new(Some(server)), Mutex::default());
         Ok(Self { folder, options, server, address, client, proxy })
     }
@@ -58,7 +58,7 @@ impl Database {
         pause(downtime).await;
         let started = start(self.folder.clone(), self.options.clone()).await?;
         self.proxy.set_target(Target::Unix(started.socket_file()));
-        *lock(&self.address) = started.connection_string(NAME);
+        *self.address.lock() = started.connection_string(NAME);
         *server = Some(started);
         Ok(())
     }
@@ -69,7 +69,7 @@ impl Database {
         if let Some(client) = kept.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));
         }
-        let address = lock(&self.address).clone();
+        let address = self.address.lock().clone();
         let (client, connection) =
             tokio_postgres::connect(&address, NoTls).await.context("the database is unavailable")?;
         // The task ends with the client.

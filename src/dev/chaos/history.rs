@@ -2,11 +2,9 @@
 //! record every event. The database cannot influence it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
 
+use parking_lot::Mutex;
 use uuid::Uuid;
-
-use super::lock;
 
 /// What callers know of an invoice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -116,50 +114,50 @@ pub(super) struct UnsetDefault {
 impl History {
     /// Updates the record of an invoice.
     pub fn invoice(&self, organization: usize, invoice: &str, change: impl FnOnce(&mut InvoiceRecord)) {
-        change(lock(&self.invoices).entry((organization, invoice.to_owned())).or_default());
+        change(self.invoices.lock().entry((organization, invoice.to_owned())).or_default());
     }
 
     /// The number of acknowledged invoices.
     pub fn accepted(&self) -> usize {
-        lock(&self.invoices).values().filter(|record| !record.payments.is_empty()).count()
+        self.invoices.lock().values().filter(|record| !record.payments.is_empty()).count()
     }
 
     /// Adds a subscriber. Returns its index.
     pub fn add_subscriber(&self, organization: usize, name: &str) -> usize {
-        let mut subscribers = lock(&self.subscribers);
+        let mut subscribers = self.subscribers.lock();
         subscribers.push(SubscriberRecord { organization, name: name.to_owned(), ..SubscriberRecord::default() });
         subscribers.len() - 1
     }
 
     /// Updates the record of a subscriber.
     pub fn subscriber<T>(&self, number: usize, change: impl FnOnce(&mut SubscriberRecord) -> T) -> T {
-        change(&mut lock(&self.subscribers)[number])
+        change(&mut self.subscribers.lock()[number])
     }
 
     /// The number of distinct events received, summed over all subscribers.
     pub fn seen_events(&self) -> usize {
-        lock(&self.subscribers).iter().map(|subscriber| subscriber.events.len()).sum()
+        self.subscribers.lock().iter().map(|subscriber| subscriber.events.len()).sum()
     }
 
     /// Each subscriber's organization and last position.
     pub fn positions(&self) -> Vec<(usize, i64)> {
         let last =
             |subscriber: &SubscriberRecord| subscriber.events.last_key_value().map_or(0, |(position, _)| *position);
-        lock(&self.subscribers).iter().map(|subscriber| (subscriber.organization, last(subscriber))).collect()
+        self.subscribers.lock().iter().map(|subscriber| (subscriber.organization, last(subscriber))).collect()
     }
 
     /// Updates what actors did and received.
     pub fn external(&self, change: impl FnOnce(&mut ExternalRecord)) {
-        change(&mut lock(&self.external));
+        change(&mut self.external.lock());
     }
 
     /// Whether the billing system received the event about an unset default.
     pub fn is_unset_reported(&self, whose: &(usize, String)) -> bool {
-        lock(&self.external).unset_defaults.get(whose).is_some_and(|unset| unset.reported_at.is_some())
+        self.external.lock().unset_defaults.get(whose).is_some_and(|unset| unset.reported_at.is_some())
     }
 
     /// Copies the history.
     pub fn read(&self) -> (Invoices, Vec<SubscriberRecord>, ExternalRecord) {
-        (lock(&self.invoices).clone(), lock(&self.subscribers).clone(), lock(&self.external).clone())
+        (self.invoices.lock().clone(), self.subscribers.lock().clone(), self.external.lock().clone())
     }
 }

@@ -32,13 +32,14 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -146,15 +147,15 @@ async fn finish(run: &Run, ended: Result<RecoveryTimes>) -> Result<bool> {
 
 impl Run {
     fn phase(&self) -> &'static str {
-        *lock(&self.phase)
+        *self.phase.lock()
     }
 
     fn set_phase(&self, phase: &'static str) {
-        *lock(&self.phase) = phase;
+        *self.phase.lock() = phase;
     }
 
     fn add_incomplete(&self, incomplete: String) {
-        lock(&self.incomplete).push(incomplete);
+        self.incomplete.lock().push(incomplete);
     }
 
     /// Runs all phases within the time limit, and prints a line a second.
@@ -263,7 +264,7 @@ impl Run {
         if let Some(log) = self.database.log_file().await {
             evidence.read_log(&log, &secrets)?;
         }
-        evidence.incomplete.clone_from(&lock(&self.incomplete));
+        evidence.incomplete.clone_from(&self.incomplete.lock());
         Ok(evidence)
     }
 
@@ -297,11 +298,6 @@ impl Run {
             println!("  {exit}");
         }
     }
-}
-
-/// Locks a mutex, also after a holder has panicked.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Polls until `condition` returns `true`. `false`: it did not within the time.

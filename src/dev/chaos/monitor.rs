@@ -2,12 +2,13 @@
 //! can (P1). A Checkout session counts only if its URL left Paybridge, which is known at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::{lock, pause};
+use super::pause;
 use crate::dev::sandbox::Sandbox;
 
 /// The sampling interval. Real time.
@@ -37,16 +38,16 @@ impl Monitor {
         loop {
             let paths = open_paths(&sandbox);
             let several = paths.into_iter().filter(|(_, paths)| paths.len() > 1);
-            lock(&self.overlaps).extend(several);
-            *lock(&self.samples) += 1;
+            self.overlaps.lock().extend(several);
+            *self.samples.lock() += 1;
             pause(EVERY).await;
         }
     }
 
     /// The overlaps found, and the number of samples.
     pub fn read(&self) -> (BTreeSet<Overlap>, u64) {
-        let overlaps = lock(&self.overlaps).clone();
-        (overlaps, *lock(&self.samples))
+        let overlaps = self.overlaps.lock().clone();
+        (overlaps, *self.samples.lock())
     }
 }
 

@@ -2,15 +2,16 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-use super::{lock, pause};
+use super::pause;
 use crate::dev::rng::Rng;
 
 /// Where connections are forwarded to.
@@ -61,7 +62,7 @@ impl Proxy {
 
     /// Changes the target of new connections.
     pub fn set_target(&self, target: Target) {
-        *lock(&self.0.target) = target;
+        *self.0.target.lock() = target;
     }
 
     /// Cuts all connections, whatever is in flight.
@@ -85,7 +86,7 @@ impl Proxy {
 /// Forwards one connection until either side closes it or it is cut.
 async fn forward(shared: Arc<Shared>, client: TcpStream) {
     let _ = client.set_nodelay(true);
-    let target = lock(&shared.target).clone();
+    let target = shared.target.lock().clone();
     match target {
         Target::Unix(path) => {
             if let Ok(server) = UnixStream::connect(path).await {
@@ -94,7 +95,7 @@ async fn forward(shared: Arc<Shared>, client: TcpStream) {
         }
         Target::Tcp(addresses) => {
             let count = addresses.len();
-            let first = lock(&shared.rng).below(count as u64);
+            let first = shared.rng.lock().below(count as u64);
             let first = usize::try_from(first).unwrap_or_default();
             for address in (0..count).map(|step| addresses[(first + step) % count]) {
                 if let Ok(server) = TcpStream::connect(address).await {

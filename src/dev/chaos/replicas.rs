@@ -9,16 +9,17 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::{Mutex, MutexGuard};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use strum::VariantArray as _;
 use tokio::sync::watch;
 
-use super::{lock, pause, poll_until};
+use super::{pause, poll_until};
 use crate::dev::postgres::end_with_parent;
 use crate::dev::rng::Rng;
 use crate::failpoints::{self, Failpoint};
@@ -124,7 +125,7 @@ pub(super) struct Records {
 
 impl Replica {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        lock(&self.inner)
+        self.inner.lock()
     }
 
     /// Sends a signal. Returns whether a process was running.
@@ -183,7 +184,7 @@ impl Replicas {
                     Exit::Signaled => {}
                     Exit::Unexpected(status) => {
                         let exit = format!("replica {} exited on its own: {status}", replica.number);
-                        lock(&records).unexpected_exits.push(exit);
+                        records.lock().unexpected_exits.push(exit);
                         thread::park_timeout(RESTART_DELAY);
                     }
                 }
@@ -217,7 +218,7 @@ impl Replicas {
 
     /// Kills all processes and restarts them with this clock.
     pub async fn restart_all(&self, clock: String) -> Result<()> {
-        *lock(&self.launch.clock) = clock;
+        *self.launch.clock.lock() = clock;
         let before: Vec<u32> = self.all.iter().map(|replica| replica.incarnations.borrow().number).collect();
         for replica in self.all.iter() {
             replica.set_failpoints(None);
@@ -246,7 +247,7 @@ impl Replicas {
 
     /// Reads what was measured so far.
     pub fn records<T>(&self, read: impl FnOnce(&Records) -> T) -> T {
-        read(&lock(&self.records))
+        read(&self.records.lock())
     }
 }
 
@@ -275,7 +276,7 @@ fn run_once(replica: &Replica, launch: &Launch, log: &File) -> Exit {
         .args(replica.role.arguments())
         .env_clear()
         .envs(launch.environment.iter().map(|(name, value)| (name, value)))
-        .env("PAYBRIDGE_CLOCK", lock(&launch.clock).as_str())
+        .env("PAYBRIDGE_CLOCK", launch.clock.lock().as_str())
         .env("PAYBRIDGE_GRPC_LISTEN", replica.grpc.to_string())
         .env("PAYBRIDGE_HTTP_LISTEN", replica.http.to_string())
         .envs(failpoint.map(|failpoint| (failpoints::VARIABLE, failpoint)))
@@ -327,7 +328,7 @@ async fn probe_readiness(replica: Arc<Replica>, records: Arc<Mutex<Records>>) {
             if response.is_ok_and(|response| response.status().is_success()) {
                 let took = incarnation.began.elapsed();
                 replica.incarnations.send_modify(|now| now.is_ready |= now.number == incarnation.number);
-                lock(&records).ready_after.push(took);
+                records.lock().ready_after.push(took);
                 continue;
             }
             pause(PROBE_INTERVAL).await;

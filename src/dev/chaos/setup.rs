@@ -1,12 +1,13 @@
 //! Setup of a run: Postgres, the sandbox, proxies between all of them, processes, and connected organizations.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use secrecy::ExposeSecret as _;
 use tokio::net::TcpListener;
 

@@ -2,11 +2,9 @@
 //! moves the sandbox's clock at once; processes get the new offset from their environment and have to be restarted, as
 //! after a long outage.
 
-use std::sync::Mutex;
-
+use parking_lot::Mutex;
 use time::{Duration, OffsetDateTime};
 
-use super::lock;
 use crate::clock::Clock;
 
 pub(super) struct Time {
@@ -25,13 +23,13 @@ impl Time {
 
     /// Advances the clock by whole seconds.
     pub fn advance(&self, by: Duration) {
-        *lock(&self.ahead) += by;
+        *self.ahead.lock() += by;
         self.clock.advance(by);
     }
 
     /// The value of `PAYBRIDGE_CLOCK`.
     pub fn setting(&self) -> String {
-        let ahead = lock(&self.ahead).whole_seconds();
+        let ahead = self.ahead.lock().whole_seconds();
         format!("{},{},{ahead}", self.anchor.unix_timestamp(), self.speed)
     }
 

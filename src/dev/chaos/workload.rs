@@ -2,10 +2,11 @@
 //! Dashboard users. What is acknowledged to them goes into the history.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
@@ -14,7 +15,7 @@ use tonic::{Code, Status};
 use super::callers::{CallRetries, Organization, call};
 use super::history::History;
 use super::plan::{CustomerPlan, CustomerProfile, InvoicePlan, Plan, Script};
-use super::{QUIESCE_TIMEOUT, lock, pause};
+use super::{QUIESCE_TIMEOUT, pause};
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
 use crate::grpc::proto::create_payment_request::Customer;
@@ -301,7 +302,7 @@ impl Workload {
 
     /// Counts the retries of an invoice, from 1.
     pub fn count_retry(&self, organization: usize, invoice: &str) -> u64 {
-        let mut retries = lock(&self.retries);
+        let mut retries = self.retries.lock();
         let count = retries.entry((organization, invoice.to_owned())).or_default();
         *count += 1;
         *count

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use time::Duration;
 use tokio::sync::Notify;
@@ -236,7 +236,7 @@ impl Shared {
     /// Like [`Self::update`], for an `f` that changes nothing in the state file.
     pub fn read<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
         // A panic under the lock is a bug in the sandbox. Failing all later requests would only hide it.
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = self.inner.lock();
         let (now, micros) = (self.seconds(), self.micros());
         let mut due = false;
         for account in inner.state.accounts.values_mut() {
@@ -255,7 +255,7 @@ impl Shared {
 
     /// Runs `f` under the lock, without running timers or waking a task.
     pub fn with_lock<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
-        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&mut self.inner.lock())
     }
 
     /// Runs a transaction without an API request, for a payer or a person in the Dashboard. `slot` names the account.

@@ -1,9 +1,10 @@
 //! The billing system of the scenarios: a gRPC client with a token that follows its events.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -176,7 +177,7 @@ impl BillingClient {
                     if let Some(Message::Event(event)) = response.message {
                         reporter.event(&event);
                         let count = {
-                            let mut events = events.lock().expect("no holder panics");
+                            let mut events = events.lock();
                             events.push(event);
                             events.len()
                         };
@@ -210,7 +211,7 @@ impl BillingClient {
 
     /// All events received so far. The log may hold more.
     pub fn events(&self) -> Vec<Event> {
-        self.events.lock().expect("no holder panics").clone()
+        self.events.lock().clone()
     }
 
     /// All events of the log: waits until the stream has delivered what the log holds now.

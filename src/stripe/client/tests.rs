@@ -1,6 +1,7 @@
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::super::scripted::{Reply, ScriptedServer, key, response};
@@ -180,7 +181,7 @@ struct Captured(Arc<Mutex<Vec<u8>>>);
 
 impl io::Write for Captured {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
+        self.0.lock().extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -223,7 +224,7 @@ async fn p9_no_log_line_holds_a_key_a_body_or_a_link() {
         let outcome = server.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", &body).await;
         tracing::info!(?outcome, "a careless caller logs the outcome");
     }
-    let logged = String::from_utf8(captured.0.lock().unwrap().clone()).unwrap();
+    let logged = String::from_utf8(captured.0.lock().clone()).unwrap();
     assert!(logged.contains("req_42") && logged.contains("/v1/payment_intents/{id}/confirm"), "{logged}");
     for secret in ["sk_test", "_secret_", "Bearer", "Erlich", "off_session"] {
         assert!(!logged.contains(secret), "{secret} in {logged}");

@@ -1,11 +1,12 @@
 //! Webhooks: signatures, retries and faults.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
 use serde_json::Value;
 use time::Duration;
 use tokio::net::TcpListener;
@@ -42,7 +43,7 @@ async fn receive(
 ) -> StatusCode {
     let signature = headers["stripe-signature"].to_str().unwrap().to_owned();
     let _ = sender.send(Post { signature, body: String::from_utf8(body.to_vec()).unwrap() });
-    let status = statuses.lock().unwrap().pop_front().unwrap_or(200);
+    let status = statuses.lock().pop_front().unwrap_or(200);
     StatusCode::from_u16(status).unwrap()
 }
 
