@@ -7,8 +7,8 @@ use time::OffsetDateTime;
 
 use super::{Currency, CustomerId, IntegrationId, OrganizationId, PaymentMethodId};
 
-/// The kinds of payment method that Paybridge collects with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::IntoStaticStr, strum::EnumString)]
+/// The kinds of payment method that Paybridge collects with, and what differs between them. The names are Stripe's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::EnumString, strum::IntoStaticStr, strum::VariantArray)]
 #[strum(serialize_all = "snake_case")]
 pub enum MethodKind {
     /// Cards, and the wallets based on them.
@@ -18,6 +18,9 @@ pub enum MethodKind {
 }
 
 impl MethodKind {
+    /// All kinds.
+    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+
     /// Stripe's name of the kind.
     pub fn as_str(self) -> &'static str {
         self.into()
@@ -25,7 +28,26 @@ impl MethodKind {
 
     /// Whether it can pay in `currency`. SEPA Direct Debit accepts euros only.
     pub fn takes(self, currency: Currency) -> bool {
-        self == Self::Card || currency == Currency::EUR
+        match self {
+            Self::Card => true,
+            Self::SepaDebit => currency == Currency::EUR,
+        }
+    }
+
+    /// Whether Stripe charges it only under a mandate of the payer's.
+    pub fn needs_mandate(self) -> bool {
+        match self {
+            Self::Card => false,
+            Self::SepaDebit => true,
+        }
+    }
+
+    /// Whether the bank takes days to settle a charge that it has accepted for processing.
+    pub fn settles_slowly(self) -> bool {
+        match self {
+            Self::Card => false,
+            Self::SepaDebit => true,
+        }
     }
 }
 
@@ -52,7 +74,7 @@ pub struct MethodDetails {
     pub bank_code: Option<String>,
 }
 
-/// Whether a SEPA method may be debited, as far as known.
+/// Whether a method that needs a mandate may be debited, as far as known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mandate<'a> {
     /// An active mandate, by Stripe's `mandate_…`.
@@ -63,7 +85,7 @@ pub enum Mandate<'a> {
     Unknown,
 }
 
-/// The mandates of a SEPA method, by Stripe's ids. Facts are only added, and an ended mandate stays ended, so their
+/// The mandates of a method, by Stripe's ids. Facts are only added, and an ended mandate stays ended, so their
 /// order does not matter (P6).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mandates {
@@ -107,7 +129,7 @@ pub struct PaymentMethod {
     pub kind: String,
     /// What a person recognises it by, such as the last four digits.
     pub details: MethodDetails,
-    /// The mandates that permit debits, for SEPA.
+    /// The mandates that permit debits, if its kind needs one.
     pub mandates: Mandates,
     /// The earliest time at which it is known to have been attached; `None` if only its choice as the default is known.
     pub attach_time: Option<OffsetDateTime>,
@@ -130,20 +152,34 @@ impl PaymentMethod {
     /// Whether it is a bank account of Stripe's legacy Sources API (`src_…`). Stripe refuses to debit those until they
     /// are migrated to PaymentMethods: "Using a SEPA Debit Source … is no longer a valid integration path".
     pub fn is_legacy_sepa(&self) -> bool {
-        self.kind == MethodKind::SepaDebit.as_str() && self.provider_payment_method_id.starts_with("src_")
+        self.known_kind() == Some(MethodKind::SepaDebit) && self.provider_payment_method_id.starts_with("src_")
     }
 
-    /// Whether it has been chargeable at any time. A SEPA method without any known active mandate may never have been.
-    /// A default whose mandate has ended stays the default and is refused when charged, because the customer has not
-    /// chosen another one.
+    /// Its kind, if Paybridge collects with it.
+    pub fn known_kind(&self) -> Option<MethodKind> {
+        self.kind.parse().ok()
+    }
+
+    /// Whether its mandate is known to have ended, so that Stripe would refuse to charge it. An unknown mandate is
+    /// attempted: Stripe's response decides.
+    pub fn mandate_has_ended(&self) -> bool {
+        self.needs_mandate() && self.mandates.state() == Mandate::Inactive
+    }
+
+    fn needs_mandate(&self) -> bool {
+        self.known_kind().is_some_and(MethodKind::needs_mandate)
+    }
+
+    /// Whether it has been chargeable at any time. A method without any known active mandate that needs one may never
+    /// have been. A default whose mandate has ended stays the default and is refused when charged, because the customer
+    /// has not chosen another one.
     fn was_chargeable(&self) -> bool {
-        let is_sepa = self.kind == MethodKind::SepaDebit.as_str();
-        !is_sepa || (!self.is_legacy_sepa() && !self.mandates.granted.is_empty())
+        !self.is_legacy_sepa() && !(self.needs_mandate() && self.mandates.granted.is_empty())
     }
 
-    /// Whether it may be the default: attached, and of an allowed kind.
+    /// Whether it may be charged or be the default: attached, and of an allowed kind.
     pub fn is_eligible(&self, allowed: &[MethodKind]) -> bool {
-        self.detach_time.is_none() && self.kind.parse().is_ok_and(|kind| allowed.contains(&kind))
+        self.detach_time.is_none() && self.known_kind().is_some_and(|kind| allowed.contains(&kind))
     }
 
     /// The newest fact in favour of the method. Times are whole seconds, Stripe's resolution. Within a second a choice

@@ -5,7 +5,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::Money;
-use super::payment_methods::MethodDetails;
+use super::payment_methods::{MethodDetails, MethodKind};
 use super::payments::Failure;
 
 /// A parsed Stripe event.
@@ -185,6 +185,13 @@ pub struct MethodSnapshot {
     pub provider_customer_id: Option<String>,
     /// Stripe's `created`.
     pub created: OffsetDateTime,
+}
+
+impl MethodSnapshot {
+    /// Whether Stripe charges it only under a mandate.
+    pub fn needs_mandate(&self) -> bool {
+        self.kind.parse().is_ok_and(MethodKind::needs_mandate)
+    }
 }
 
 /// A change of a customer's default at Stripe: `invoice_settings.default_payment_method`, else the legacy

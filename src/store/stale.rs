@@ -1,7 +1,7 @@
 //! Objects that have not settled for a long time and must be reconciled with Stripe. One query over several tables.
 
 use diesel::prelude::*;
-use diesel::sql_types::{Bool, Double, Text, Timestamptz, Uuid as SqlUuid};
+use diesel::sql_types::{Array, Bool, Double, Text, Timestamptz, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::time::Duration as RealDuration;
 use time::OffsetDateTime;
@@ -9,6 +9,7 @@ use uuid::Uuid;
 
 use super::rows::variant;
 use crate::domain::jobs::JobKind;
+use crate::domain::payment_methods::MethodKind;
 use crate::domain::reconcile::ReadSchedule;
 use crate::domain::{IntegrationId, OrganizationId, Result};
 
@@ -38,7 +39,7 @@ struct Row {
 
 /// Lists an integration's payments and refunds that have not changed after `before`, and its Checkout sessions that had
 /// expired by then. A session that is still being created expires with its idempotency key, after `key_age_max`. A
-/// debit that the bank is processing is slow.
+/// charge that the bank is processing is slow if its kind of payment method settles slowly.
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -46,10 +47,11 @@ pub async fn list(
     before: OffsetDateTime,
     key_age_max: RealDuration,
 ) -> Result<Vec<Stale>> {
+    let slow_kinds = MethodKind::ALL.iter().filter(|kind| kind.settles_slowly());
     let rows: Vec<Row> = diesel::sql_query(
         "SELECT 'reconcile_payment' AS kind, p.id AS object_id, p.update_time AS changed, \
              COALESCE(p.state = 'processing' AND p.unknown_since IS NULL AND a.provider_charge_id IS NOT NULL \
-                 AND m.kind = 'sepa_debit', false) AS is_slow \
+                 AND m.kind = ANY ($5), false) AS is_slow \
          FROM payments AS p \
          LEFT JOIN payment_attempts AS a ON a.organization_id = p.organization_id AND a.payment_id = p.id \
              AND a.number = p.attempt_number \
@@ -72,6 +74,7 @@ pub async fn list(
     .bind::<SqlUuid, _>(integration.0)
     .bind::<Timestamptz, _>(before)
     .bind::<Double, _>(key_age_max.as_secs_f64())
+    .bind::<Array<Text>, _>(slow_kinds.map(|kind| kind.as_str()).collect::<Vec<_>>())
     .load(conn)
     .await?;
     rows.into_iter()

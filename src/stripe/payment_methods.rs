@@ -23,44 +23,31 @@ pub(super) struct WireMethod {
     created: OffsetDateTime,
     #[serde(default, deserialize_with = "reference")]
     customer: Option<String>,
-    card: Option<Card>,
-    sepa_debit: Option<SepaDebit>,
+    card: Option<WireDetails>,
+    sepa_debit: Option<WireDetails>,
 }
 
-#[derive(Debug, Deserialize)]
-struct Card {
+/// The details of a method, in a field named after its kind. No kind has all of them.
+#[derive(Debug, Default, Deserialize)]
+struct WireDetails {
     brand: Option<String>,
     last4: Option<String>,
     exp_month: Option<i32>,
     exp_year: Option<i32>,
-    country: Option<String>,
-}
-
-#[derive(Debug, Deserialize)]
-struct SepaDebit {
-    last4: Option<String>,
     country: Option<String>,
     bank_code: Option<String>,
 }
 
 impl From<WireMethod> for MethodSnapshot {
     fn from(wire: WireMethod) -> Self {
-        let details = match (wire.card, wire.sepa_debit) {
-            (Some(card), _) => MethodDetails {
-                brand: card.brand,
-                last4: card.last4,
-                exp_month: card.exp_month,
-                exp_year: card.exp_year,
-                country: card.country,
-                bank_code: None,
-            },
-            (None, Some(sepa)) => MethodDetails {
-                last4: sepa.last4,
-                country: sepa.country,
-                bank_code: sepa.bank_code,
-                ..MethodDetails::default()
-            },
-            (None, None) => MethodDetails::default(),
+        let details = wire.card.or(wire.sepa_debit).unwrap_or_default();
+        let details = MethodDetails {
+            brand: details.brand,
+            last4: details.last4,
+            exp_month: details.exp_month,
+            exp_year: details.exp_year,
+            country: details.country,
+            bank_code: details.bank_code,
         };
         Self { id: wire.id, kind: wire.kind, details, provider_customer_id: wire.customer, created: wire.created }
     }

@@ -1,5 +1,5 @@
-//! Reads of the mandates of SEPA methods. A mandate may come from a SetupIntent or from a charge. A key may lack the
-//! permission to read either; then the mandate is unknown, which blocks nothing.
+//! Reads of the mandates of payment methods that need one. A mandate may come from a SetupIntent or from a charge. A key
+//! may lack the permission to read either; then the mandate is unknown, which blocks nothing.
 
 use crate::app::{App, StripeAccount};
 use crate::domain::signals::MandateSnapshot;
@@ -9,7 +9,7 @@ use crate::stripe;
 const READS_MAX: usize = 3;
 
 impl App {
-    /// The mandates of a customer's SEPA methods, as far as the key may read them.
+    /// The mandates of these methods of a customer, as far as the key may read them.
     pub(in crate::app) async fn mandates_of(
         &self,
         account: &StripeAccount,

@@ -231,11 +231,10 @@ impl App {
         let before = store::customers::provider_default(&mut tx, org, id).await?;
         tx.close().await?;
         let read = async {
-            let kinds = [MethodKind::Card, MethodKind::SepaDebit];
-            let found = self.0.stripe.payment_methods_of(&account.key, &provider_id, &kinds).await?;
-            let sepa = found.iter().filter(|method| method.kind == MethodKind::SepaDebit.as_str());
-            let sepa: Vec<&str> = sepa.map(|method| method.id.as_str()).collect();
-            let mandates = self.mandates_of(&account, &provider_id, &sepa).await?;
+            let found = self.0.stripe.payment_methods_of(&account.key, &provider_id, MethodKind::ALL).await?;
+            let debits = found.iter().filter(|method| method.needs_mandate());
+            let debits: Vec<&str> = debits.map(|method| method.id.as_str()).collect();
+            let mandates = self.mandates_of(&account, &provider_id, &debits).await?;
             let chosen = self.0.stripe.customer(&account.key, &provider_id).await?.default_method;
             Ok::<_, stripe::Error>((found, mandates, chosen))
         };

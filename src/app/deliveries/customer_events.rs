@@ -13,7 +13,6 @@ use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease};
-use crate::domain::payment_methods::MethodKind;
 use crate::domain::signals::{
     DefaultChange, MandateSnapshot, MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
@@ -156,8 +155,8 @@ impl App {
         Err(Error::internal(anyhow::anyhow!("a customer keeps changing while its payment method is read")))
     }
 
-    /// Reads a method's present state at Stripe, with its mandates if it is a SEPA method; `None` if Stripe does not
-    /// know it. The mandates are read with it, because an invoice may be charged to the method as soon as it is stored.
+    /// Reads a method's present state at Stripe, with its mandates if it needs one; `None` if Stripe does not know it.
+    /// The mandates are read with it, because an invoice may be charged to the method as soon as it is stored.
     async fn read_method(
         &self,
         origin: &SignalOrigin<'_>,
@@ -169,8 +168,8 @@ impl App {
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(self.map_stripe_error(&account, "payment_method.read", &error).await),
         };
-        let is_sepa = method.kind == MethodKind::SepaDebit.as_str();
-        let mandates = match (&event.mandate, method.provider_customer_id.as_deref().filter(|_| is_sepa)) {
+        let customer = method.provider_customer_id.as_deref().filter(|_| method.needs_mandate());
+        let mandates = match (&event.mandate, customer) {
             (Some(mandate), _) => vec![mandate.clone()],
             (None, None) => Vec::new(),
             (None, Some(customer)) => match self.mandates_of(&account, customer, &[&method.id]).await {

@@ -36,6 +36,14 @@ fn mandated(mut method: PaymentMethod) -> PaymentMethod {
 }
 
 #[test]
+fn kinds_have_stripes_names() {
+    let names: Vec<_> = MethodKind::ALL.iter().map(|kind| kind.as_str()).collect();
+    assert_eq!(names, ["card", "sepa_debit"]);
+    assert!(MethodKind::ALL.iter().all(|kind| kind.as_str().parse() == Ok(*kind)));
+    assert!("link".parse::<MethodKind>().is_err());
+}
+
+#[test]
 fn a_mandate_that_has_ended_stays_so_and_a_new_one_counts() {
     let mut mandates = Mandates::default();
     assert_eq!(mandates.state(), Mandate::Unknown);

@@ -6,7 +6,7 @@ use super::{Attempt, Failure, Payment, PaymentInput, PaymentState, PendingReason
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
-use crate::domain::payment_methods::{Mandate, MethodKind, PaymentMethod};
+use crate::domain::payment_methods::{MethodKind, PaymentMethod};
 use crate::domain::signals::IntentSnapshot;
 
 /// An idempotency key older than this is never sent again: Stripe keeps keys for 24 h and may then prune them (P2).
@@ -196,8 +196,7 @@ fn chargeable(
     let Some(method) = wanted.and_then(|id| methods.iter().find(|method| method.id == id)) else {
         return Err(Box::new(Failure::no_payment_method()));
     };
-    let fits = method.kind.parse().is_ok_and(|kind| kinds.contains(&kind));
-    if !fits || method.detach_time.is_some() {
+    if !method.is_eligible(kinds) {
         let text = format!("the payment method is detached, not allowed, or cannot pay in {}", payment.amount.currency);
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
@@ -209,10 +208,9 @@ fn chargeable(
         );
         return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
     }
-    // An unknown mandate is attempted: Stripe's response to the confirmation decides.
-    if method.kind == MethodKind::SepaDebit.as_str() && method.mandates.state() == Mandate::Inactive {
+    if method.mandate_has_ended() {
         let text =
-            "the mandate of the SEPA payment method has ended; let the customer store it again through a Checkout link";
+            "the mandate of the payment method has ended; let the customer store it again through a Checkout link";
         return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
     }
     Ok(method.id)

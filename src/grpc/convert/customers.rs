@@ -188,7 +188,11 @@ pub(in crate::grpc) fn customer(customer: Customer) -> proto::Customer {
         provider_link_state: link_state(customer.link_state).into(),
         provider_link_error: customer.link_error.unwrap_or_default(),
         provider_customer_id: customer.provider_customer_id.unwrap_or_default(),
-        provider_payment_methods: customer.provider_payment_methods.into_iter().map(kind).collect(),
+        provider_payment_methods: customer
+            .provider_payment_methods
+            .into_iter()
+            .map(|allowed| kind(allowed).into())
+            .collect(),
         sync_with_provider: customer.sync_with_provider,
         default_payment_method_id: customer.default_payment_method_id.map(|id| id.to_string()).unwrap_or_default(),
         etag: etag(customer.version),

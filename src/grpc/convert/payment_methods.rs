@@ -9,17 +9,11 @@ impl Fields {
     /// The allowed kinds, each once, in the caller's order. May be empty.
     pub(super) fn kinds(&mut self, field: &str, kinds: &[i32]) -> Vec<MethodKind> {
         let mut parsed = Vec::new();
-        for (index, kind) in kinds.iter().enumerate().take(16) {
-            let kind = match PaymentMethodKind::try_from(*kind) {
-                Ok(PaymentMethodKind::Card) => MethodKind::Card,
-                Ok(PaymentMethodKind::SepaDebit) => MethodKind::SepaDebit,
-                Ok(PaymentMethodKind::Unspecified) | Err(_) => {
-                    self.add_violation(
-                        &format!("{field}[{index}]"),
-                        "must be PAYMENT_METHOD_KIND_CARD or PAYMENT_METHOD_KIND_SEPA_DEBIT",
-                    );
-                    continue;
-                }
+        for (index, value) in kinds.iter().enumerate().take(16) {
+            let Some(kind) = MethodKind::ALL.iter().copied().find(|known| i32::from(kind(*known)) == *value) else {
+                let names: Vec<_> = MethodKind::ALL.iter().map(|known| kind(*known).as_str_name()).collect();
+                self.add_violation(&format!("{field}[{index}]"), format!("must be {}", names.join(" or ")));
+                continue;
             };
             if parsed.contains(&kind) {
                 self.add_violation(&format!("{field}[{index}]"), "is a duplicate; name each kind once");
@@ -31,24 +25,23 @@ impl Fields {
 }
 
 /// The proto value of a kind.
-pub(super) fn kind(kind: MethodKind) -> i32 {
-    let kind = match kind {
+pub(super) fn kind(kind: MethodKind) -> PaymentMethodKind {
+    match kind {
         MethodKind::Card => PaymentMethodKind::Card,
         MethodKind::SepaDebit => PaymentMethodKind::SepaDebit,
-    };
-    kind.into()
+    }
 }
 
 /// Converts a payment method. `default` is its customer's default.
 pub(in crate::grpc) fn payment_method(method: PaymentMethod, default: Option<PaymentMethodId>) -> proto::PaymentMethod {
-    let known = method.kind.parse().ok();
+    let known = method.known_kind();
     let mandate = method.mandates.clone();
     let state = if method.detach_time.is_some() { PaymentMethodState::Detached } else { PaymentMethodState::Attached };
     proto::PaymentMethod {
         id: method.id.to_string(),
         customer_id: method.customer_id.to_string(),
         provider_payment_method_id: method.provider_payment_method_id,
-        kind: known.map_or(PaymentMethodKind::Unspecified.into(), kind),
+        kind: known.map_or(PaymentMethodKind::Unspecified, kind).into(),
         details: known.map(|kind| details(kind, method.details, &mandate)),
         is_default: default == Some(method.id),
         state: state.into(),
