@@ -8,7 +8,7 @@ use crate::domain::customers::Customer;
 use crate::domain::deliveries::Delivery;
 use crate::domain::events::{
     BillingConfiguration, CheckoutUrlObject, CustomerErrorObject, CustomerObject, DisputeObject, ErrorDetails,
-    InvoiceObject, InvoicePaymentErrorObject, NewEvent, NextAction, Payload, PaymentDisputeLostObject,
+    EventType, InvoiceObject, InvoicePaymentErrorObject, NewEvent, NextAction, Payload, PaymentDisputeLostObject,
     PaymentMethodObject, PaymentObject, PaymentProviderObject, ProviderError, ProviderErrorObject,
     ProviderErrorWithCode, ProviderEventObject, RedirectToUrl, RefundObject,
 };
@@ -48,33 +48,34 @@ pub(super) fn payment_changed(view: &PaymentView<'_>, transition: &Transition) -
 /// The event of a notice, which reports more than the payment's state.
 pub(super) fn notice_event(view: &PaymentView<'_>, notice: &Notice) -> NewEvent {
     let (webhook_type, object) = match notice {
-        Notice::CancellationRefused => ("payment.cancellation_refused", payment_object(view)),
+        Notice::CancellationRefused => (EventType::PaymentCancellationRefused, payment_object(view)),
         Notice::AmountChangeRefused { minor_units } => (
-            "payment.amount_change_refused",
+            EventType::PaymentAmountChangeRefused,
             PaymentObject { requested_amount_cents: Some(*minor_units), ..payment_object(view) },
         ),
-        Notice::Overpaid(receipt) => ("payment.overpaid", received(view, receipt)),
-        Notice::Underpaid { receipt, remaining } => {
-            ("payment.underpaid", PaymentObject { remaining_amount_cents: Some(*remaining), ..received(view, receipt) })
-        }
-        Notice::AmountMismatch(receipt) => ("payment.amount_mismatch", received(view, receipt)),
+        Notice::Overpaid(receipt) => (EventType::PaymentOverpaid, received(view, receipt)),
+        Notice::Underpaid { receipt, remaining } => (
+            EventType::PaymentUnderpaid,
+            PaymentObject { remaining_amount_cents: Some(*remaining), ..received(view, receipt) },
+        ),
+        Notice::AmountMismatch(receipt) => (EventType::PaymentAmountMismatch, received(view, receipt)),
     };
-    NewEvent { webhook_type, payload: Payload::Payment(object) }
+    NewEvent::new(webhook_type, Payload::Payment(object))
 }
 
 /// An event with the payment's present state.
-pub(super) fn payment(webhook_type: &'static str, view: &PaymentView<'_>) -> NewEvent {
-    NewEvent { webhook_type, payload: Payload::Payment(payment_object(view)) }
+pub(super) fn payment(webhook_type: EventType, view: &PaymentView<'_>) -> NewEvent {
+    NewEvent::new(webhook_type, Payload::Payment(payment_object(view)))
 }
 
 fn state_changed(view: &PaymentView<'_>, transition: &Transition) -> Vec<NewEvent> {
     let webhook_type = match transition.to {
-        PaymentState::Pending => "payment.pending",
-        PaymentState::Processing => "payment.processing",
-        PaymentState::RequiresAction => "payment.requires_action",
-        PaymentState::Succeeded => "payment.succeeded",
-        PaymentState::Canceled => "payment.canceled",
-        PaymentState::Failed => "invoice.payment_failure",
+        PaymentState::Pending => EventType::PaymentPending,
+        PaymentState::Processing => EventType::PaymentProcessing,
+        PaymentState::RequiresAction => EventType::PaymentRequiresAction,
+        PaymentState::Succeeded => EventType::PaymentSucceeded,
+        PaymentState::Canceled => EventType::PaymentCanceled,
+        PaymentState::Failed => EventType::InvoicePaymentFailure,
     };
     let payload = match (&view.payment.failure, transition.to) {
         (Some(failure), PaymentState::Failed) => {
@@ -84,13 +85,10 @@ fn state_changed(view: &PaymentView<'_>, transition: &Transition) -> Vec<NewEven
     };
     let mut events = Vec::new();
     if !transition.skips_failure_event {
-        events.push(NewEvent { webhook_type, payload });
+        events.push(NewEvent::new(webhook_type, payload));
     }
     if transition.from.payment_status() != transition.to.payment_status() {
-        events.push(NewEvent {
-            webhook_type: "invoice.payment_status_updated",
-            payload: Payload::Invoice(invoice_object(view)),
-        });
+        events.push(NewEvent::new(EventType::InvoicePaymentStatusUpdated, Payload::Invoice(invoice_object(view))));
     }
     events
 }
@@ -125,7 +123,7 @@ pub(super) fn refund_updated(view: &PaymentView<'_>, refund: &Refund) -> NewEven
         outcome_unknown_at: refund.unknown_since.map(at),
         amount_refunded_cents: view.payment.amount_refunded,
     };
-    NewEvent { webhook_type: "payment.refund_updated", payload: Payload::Refund(object) }
+    NewEvent::new(EventType::PaymentRefundUpdated, Payload::Refund(object))
 }
 
 /// A dispute was opened or has changed. The first time that it is lost, also the event that reports the loss.
@@ -143,7 +141,7 @@ pub(super) fn dispute_updated(view: &PaymentView<'_>, dispute: &DisputeSnapshot,
         status: dispute.status.clone(),
         reason: dispute.reason.clone(),
     };
-    let mut events = vec![NewEvent { webhook_type: "payment.dispute_updated", payload: Payload::Dispute(object) }];
+    let mut events = vec![NewEvent::new(EventType::PaymentDisputeUpdated, Payload::Dispute(object))];
     if dispute.status == "lost" && status_before != "lost" {
         let object = PaymentDisputeLostObject {
             invoice: invoice_object(view),
@@ -151,24 +149,21 @@ pub(super) fn dispute_updated(view: &PaymentView<'_>, dispute: &DisputeSnapshot,
             amount_cents: Some(dispute.amount.minor_units),
             amount_currency: Some(dispute.amount.currency.to_string()),
         };
-        events.push(NewEvent {
-            webhook_type: "invoice.payment_dispute_lost",
-            payload: Payload::PaymentDisputeLost(object),
-        });
+        events.push(NewEvent::new(EventType::InvoicePaymentDisputeLost, Payload::PaymentDisputeLost(object)));
     }
     events
 }
 
 /// The customer was linked to a Stripe customer: a created one (`customer.payment_provider_created`) or an existing one
 /// (`customer.payment_provider_linked`).
-pub(super) fn customer_created(webhook_type: &'static str, customer: &Customer, integration: &Integration) -> NewEvent {
-    NewEvent { webhook_type, payload: Payload::Customer(customer_object(customer, integration, None)) }
+pub(super) fn customer_created(webhook_type: EventType, customer: &Customer, integration: &Integration) -> NewEvent {
+    NewEvent::new(webhook_type, Payload::Customer(customer_object(customer, integration, None)))
 }
 
 /// The Stripe customer was deleted.
 pub(super) fn customer_deleted(customer: &Customer, integration: &Integration) -> NewEvent {
     let payload = Payload::Customer(customer_object(customer, integration, None));
-    NewEvent { webhook_type: "customer.payment_provider_deleted", payload }
+    NewEvent::new(EventType::CustomerPaymentProviderDeleted, payload)
 }
 
 /// Stripe refused to create or link the customer, or to create a link for it.
@@ -180,12 +175,12 @@ pub(super) fn customer_error(customer: &Customer, integration: &Integration, mes
         payment_provider_code: integration.code.clone(),
         provider_error: ProviderError { message: message.to_owned(), error_code: code.to_owned() },
     };
-    NewEvent { webhook_type: "customer.payment_provider_error", payload: Payload::PaymentProviderCustomerError(object) }
+    NewEvent::new(EventType::CustomerPaymentProviderError, Payload::PaymentProviderCustomerError(object))
 }
 
 /// A link was created, or (`customer.checkout_url_expired`) has expired unused.
 pub(super) fn checkout_url(
-    webhook_type: &'static str,
+    webhook_type: EventType,
     customer: &Customer,
     integration: &Integration,
     session: &CheckoutSession,
@@ -197,17 +192,17 @@ pub(super) fn checkout_url(
         payment_provider_code: integration.code.clone(),
         checkout_url: session.url.clone().unwrap_or_default(),
     };
-    NewEvent { webhook_type, payload: Payload::PaymentProviderCustomerCheckoutUrl(object) }
+    NewEvent::new(webhook_type, Payload::PaymentProviderCustomerCheckoutUrl(object))
 }
 
 /// A method changed: `payment_method.created`, `….detached`, `….set_as_default` and others.
 pub(super) fn method(
-    webhook_type: &'static str,
+    webhook_type: EventType,
     method: &PaymentMethod,
     customer: &Customer,
     integration: &Integration,
 ) -> NewEvent {
-    NewEvent { webhook_type, payload: Payload::PaymentMethod(method_object(method, customer, integration)) }
+    NewEvent::new(webhook_type, Payload::PaymentMethod(method_object(method, customer, integration)))
 }
 
 /// Stripe rejects the key, the key lacks a permission, or a webhook endpoint cannot be repaired.
@@ -220,11 +215,11 @@ pub(super) fn provider_error(integration: &Integration, action: &str, message: &
         action: action.to_owned(),
         provider_error: ProviderErrorWithCode { message: message.to_owned(), code: code.to_owned() },
     };
-    NewEvent { webhook_type: "payment_provider.error", payload: Payload::PaymentProviderError(object) }
+    NewEvent::new(EventType::PaymentProviderError, Payload::PaymentProviderError(object))
 }
 
 /// `payment_provider.connected`, `payment_provider.recovered`, `payment_provider.disconnected`.
-pub(super) fn provider(webhook_type: &'static str, integration: &Integration) -> NewEvent {
+pub(super) fn provider(webhook_type: EventType, integration: &Integration) -> NewEvent {
     let object = PaymentProviderObject {
         lago_payment_provider_id: integration.id.0,
         payment_provider: STRIPE.to_owned(),
@@ -233,7 +228,7 @@ pub(super) fn provider(webhook_type: &'static str, integration: &Integration) ->
         provider_account_id: integration.provider_account_id.clone(),
         provider_webhook_endpoint_id: integration.provider_endpoint_id.clone(),
     };
-    NewEvent { webhook_type, payload: Payload::PaymentProvider(object) }
+    NewEvent::new(webhook_type, Payload::PaymentProvider(object))
 }
 
 /// One of Stripe's own events, relayed.
@@ -246,7 +241,7 @@ pub(super) fn relayed(delivery: &Delivery, integration: &Integration) -> NewEven
         created_at: at(delivery.created),
         json: delivery.body.clone(),
     };
-    NewEvent { webhook_type: "provider_event", payload: Payload::ProviderEvent(object) }
+    NewEvent::new(EventType::ProviderEvent, Payload::ProviderEvent(object))
 }
 
 fn customer_object(customer: &Customer, integration: &Integration, method: Option<&PaymentMethod>) -> CustomerObject {

@@ -23,7 +23,7 @@ use super::log_tail::LogTail;
 use super::proto::stream_events_response::Message;
 use super::proto::{self, Heartbeat, StreamEventsResponse};
 use crate::app::App;
-use crate::domain::events::WEBHOOK_TYPES;
+use crate::domain::events::EventType;
 use crate::domain::{Error, OrganizationId, Result};
 use crate::failpoints::{self, Failpoint};
 
@@ -134,25 +134,28 @@ fn shutting_down() -> Error {
 }
 
 /// The types of events to send; empty means all.
-pub(super) struct Filter(Vec<String>);
+pub(super) struct Filter(Vec<EventType>);
 
 impl Filter {
     pub(super) fn parse(fields: &mut Fields, webhook_types: Vec<String>) -> Self {
         if webhook_types.len() > TYPES_MAX {
             fields.add_violation("webhook_types", format!("must name at most {TYPES_MAX} types"));
         }
+        let mut types = Vec::new();
         for (index, name) in webhook_types.iter().enumerate().take(TYPES_MAX) {
-            // A misspelt type would never match, and the client would wait forever.
-            if !WEBHOOK_TYPES.contains(&name.as_str()) {
+            if let Some(known) = EventType::parse(name) {
+                types.push(known);
+            } else {
+                // A misspelt type would never match, and the client would wait forever.
                 let text = "is not a known type; see the list in the comment of the message Event";
                 fields.add_violation(&format!("webhook_types[{index}]"), text);
             }
         }
-        Self(webhook_types)
+        Self(types)
     }
 
     pub(super) fn passes(&self, event: &proto::Event) -> bool {
-        self.0.is_empty() || self.0.contains(&event.webhook_type)
+        self.0.is_empty() || self.0.iter().any(|wanted| wanted.as_str() == event.webhook_type)
     }
 }
 
@@ -210,19 +213,24 @@ mod tests {
 
     const HEARTBEAT: Duration = Duration::from_millis(1);
 
+    /// Three types, to distinguish events.
+    const A: EventType = EventType::PaymentPending;
+    const B: EventType = EventType::PaymentProcessing;
+    const C: EventType = EventType::PaymentSucceeded;
+
     /// A subscriber to a log with events of these types at positions 1, 2, 3, …, all in memory.
-    fn subscriber(types: &[&str], filter: &[&str], stream_limiter: &Arc<StreamLimiter>) -> Subscriber {
+    fn subscriber(types: &[EventType], filter: &[EventType], stream_limiter: &Arc<StreamLimiter>) -> Subscriber {
         let organization = Uuid::from_u128(1).into();
         let events = (1..).zip(types).map(|(position, name)| proto::Event {
             position,
-            webhook_type: (*name).to_owned(),
+            webhook_type: name.as_str().to_owned(),
             ..Default::default()
         });
         Subscriber {
             app: app_without_database(),
             organization,
             cursor: 0,
-            filter: Filter(filter.iter().map(ToString::to_string).collect()),
+            filter: Filter(filter.to_vec()),
             log_tail: Arc::new(LogTail::with_events(events)),
             _permit: StreamLimiter::acquire(stream_limiter, organization, 1).unwrap(),
         }
@@ -244,14 +252,14 @@ mod tests {
 
     #[tokio::test]
     async fn p5_a_stream_sends_all_events_in_order_and_then_heartbeats() {
-        let subscriber = subscriber(&["a", "b", "a"], &[], &Arc::default());
+        let subscriber = subscriber(&[A, B, A], &[], &Arc::default());
         let mut stream = subscriber.start(HEARTBEAT, CancellationToken::new());
         assert_eq!(received(&mut stream, 5).await, [">1", ">2", ">3", "~3", "~3"]);
     }
 
     #[tokio::test]
     async fn p5_with_a_filter_heartbeats_carry_the_position_scanned_up_to() {
-        let subscriber = subscriber(&["a", "b", "a", "c"], &["a"], &Arc::default());
+        let subscriber = subscriber(&[A, B, A, C], &[A], &Arc::default());
         let mut stream = subscriber.start(HEARTBEAT, CancellationToken::new());
         assert_eq!(received(&mut stream, 3).await, [">1", ">3", "~4"]);
     }
@@ -266,7 +274,7 @@ mod tests {
     #[tokio::test]
     async fn p11_a_client_that_does_not_read_queues_few_messages_and_gets_the_final_status() {
         let shutdown = CancellationToken::new();
-        let mut stream = subscriber(&["a"; 200], &[], &Arc::default()).start(HEARTBEAT, shutdown.clone());
+        let mut stream = subscriber(&[A; 200], &[], &Arc::default()).start(HEARTBEAT, shutdown.clone());
         assert_eq!(received(&mut stream, 1).await, [">1"]);
         shutdown.cancel();
         let queued: Vec<_> = stream.collect().await;
@@ -289,7 +297,7 @@ mod tests {
     #[tokio::test]
     async fn p11_a_client_that_disconnects_releases_its_permit() {
         let stream_limiter = Arc::new(StreamLimiter::default());
-        let mut stream = subscriber(&["a"], &[], &stream_limiter).start(HEARTBEAT, CancellationToken::new());
+        let mut stream = subscriber(&[A], &[], &stream_limiter).start(HEARTBEAT, CancellationToken::new());
         assert_eq!(received(&mut stream, 1).await, [">1"]);
         drop(stream);
         let released = async {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::rows::{from_json, to_json};
 use super::schema::event_heads::dsl as heads;
 use super::schema::events::dsl;
-use crate::domain::events::{Event, NewEvent, WEBHOOK_TYPES};
+use crate::domain::events::{Event, NewEvent};
 use crate::domain::{Error, OrganizationId, Result};
 
 #[derive(Queryable, Selectable)]
@@ -46,10 +46,8 @@ pub async fn append(
     }
     let count = i64::try_from(new.len()).map_err(Error::internal)?;
     let ids: Vec<Uuid> = new.iter().map(|_| new_id()).collect();
-    let types: Vec<&str> = new.iter().map(|event| event.webhook_type).collect();
-    // Subscribers can filter by these types only.
-    debug_assert!(types.iter().all(|it| WEBHOOK_TYPES.contains(it)), "{types:?}");
-    let payloads = new.iter().map(|event| to_json(&event.payload)).collect::<Result<Vec<_>>>()?;
+    let types: Vec<&str> = new.iter().map(|event| event.webhook_type().as_str()).collect();
+    let payloads = new.iter().map(|event| to_json(event.payload())).collect::<Result<Vec<_>>>()?;
     let inserted = diesel::sql_query(
         "WITH head AS ( \
              UPDATE event_heads SET last_position = last_position + $2 WHERE organization_id = $1 \

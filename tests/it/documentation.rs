@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use anyhow::{Context, Result, bail, ensure};
 use paybridge::dev::sandbox;
 use paybridge::dev::test_environment::{Options, TestEnvironment};
-use paybridge::domain::events::WEBHOOK_TYPES;
+use paybridge::domain::events::EventType;
 use paybridge::grpc::proto::DESCRIPTOR_SET;
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut};
@@ -226,6 +226,6 @@ fn the_page_lists_the_events_of_the_protos() {
     let (page, protos) = (rows(section, "| "), rows(EVENT_PROTO, "// | "));
     assert!(protos.len() > 20, "only {} types found", protos.len());
     assert_eq!(page, protos);
-    let types: BTreeSet<&str> = page.iter().map(|(kind, _)| kind.as_str()).collect();
-    assert_eq!(types, BTreeSet::from(WEBHOOK_TYPES));
+    let types = EventType::ALL.iter().map(|kind| (kind.as_str().to_owned(), kind.object_type().as_str().to_owned()));
+    assert_eq!(page, types.collect::<BTreeSet<_>>());
 }

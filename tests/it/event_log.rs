@@ -10,7 +10,7 @@ use paybridge::clock::Clock;
 use paybridge::dev::scenarios::{Api, BillingClient};
 use paybridge::dev::test_environment::Options;
 use paybridge::domain::OrganizationId;
-use paybridge::domain::events::{NewEvent, Payload, PaymentProviderObject};
+use paybridge::domain::events::{EventType, NewEvent, Payload, PaymentProviderObject};
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::stream_events_response::Message;
 use paybridge::grpc::proto::{ListEventsRequest, StreamEventsRequest};
@@ -24,29 +24,26 @@ use crate::support::sql::superuser;
 use crate::support::wait::{PATIENCE, until};
 use crate::support::{context, database};
 
-/// Four types, to distinguish events.
-const A: &str = "payment.pending";
-const B: &str = "payment.processing";
-const C: &str = "payment.succeeded";
-const D: &str = "payment.canceled";
+/// Three types, to distinguish events.
+const A: EventType = EventType::PaymentProviderConnected;
+const B: EventType = EventType::PaymentProviderRecovered;
+const C: EventType = EventType::PaymentProviderDisconnected;
 
-fn new_event(webhook_type: &'static str) -> NewEvent {
-    NewEvent {
-        webhook_type,
-        payload: Payload::PaymentProvider(PaymentProviderObject {
-            lago_payment_provider_id: uuid::Uuid::from_u128(1),
-            payment_provider: "stripe".to_owned(),
-            payment_provider_code: "stripe".to_owned(),
-            payment_provider_name: "Stripe".to_owned(),
-            provider_account_id: None,
-            provider_webhook_endpoint_id: None,
-        }),
-    }
+fn new_event(webhook_type: EventType) -> NewEvent {
+    let object = PaymentProviderObject {
+        lago_payment_provider_id: uuid::Uuid::from_u128(1),
+        payment_provider: "stripe".to_owned(),
+        payment_provider_code: "stripe".to_owned(),
+        payment_provider_name: "Stripe".to_owned(),
+        provider_account_id: None,
+        provider_webhook_endpoint_id: None,
+    };
+    NewEvent::new(webhook_type, Payload::PaymentProvider(object))
 }
 
-async fn append(tx: &mut store::Transaction, org: OrganizationId, types: &[&'static str]) {
+async fn append(tx: &mut store::Transaction, org: OrganizationId, types: &[EventType]) {
     let clock = Clock::system();
-    let events: Vec<NewEvent> = types.iter().map(|name| new_event(name)).collect();
+    let events: Vec<NewEvent> = types.iter().map(|kind| new_event(*kind)).collect();
     store::events::append(tx, org, &events, clock.now(), || clock.new_id()).await.unwrap();
 }
 
@@ -57,8 +54,8 @@ async fn read(pool: &Pool, org: OrganizationId) -> Vec<(i64, String)> {
     events.into_iter().map(|event| (event.position, event.webhook_type)).collect()
 }
 
-fn numbered(types: &[&str]) -> Vec<(i64, String)> {
-    (1..).zip(types).map(|(position, name)| (position, (*name).to_owned())).collect()
+fn numbered(types: &[EventType]) -> Vec<(i64, String)> {
+    (1..).zip(types).map(|(position, kind)| (position, kind.as_str().to_owned())).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -90,12 +87,12 @@ async fn p5_a_slow_transaction_delays_later_positions_and_a_failed_one_leaves_no
     assert_eq!(read(&pool, org).await, numbered(&[A, B, C]));
 
     let mut failed = pool.begin(Scope::Tenant(org)).await.unwrap();
-    append(&mut failed, org, &[D, D]).await;
+    append(&mut failed, org, &[B, B]).await;
     drop(failed);
     let mut next = pool.begin(Scope::Tenant(org)).await.unwrap();
-    append(&mut next, org, &[D]).await;
+    append(&mut next, org, &[A]).await;
     next.commit().await.unwrap();
-    assert_eq!(read(&pool, org).await, numbered(&[A, B, C, D]));
+    assert_eq!(read(&pool, org).await, numbered(&[A, B, C, A]));
 }
 
 /// Reads a log from random servers, with a new stream after a random number of messages, until the position `goal` (0

@@ -5,6 +5,7 @@ use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, KEY_AGE_MAX, event_payloads};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::customers::Customer;
+use crate::domain::events::EventType;
 use crate::domain::integrations::{Integration, MOVE_CUSTOMER};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::signals::SessionSnapshot;
@@ -147,7 +148,7 @@ impl App {
             let customer = store::customers::get_including_deleted(&mut work.tx, org, session.customer_id).await?;
             let integration = store::integrations::get(&mut work.tx, org, session.integration_id).await?;
             work.record_event(event_payloads::checkout_url(
-                "customer.checkout_url_generated",
+                EventType::CustomerCheckoutUrlGenerated,
                 &customer,
                 &integration,
                 &session,

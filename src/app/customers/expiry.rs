@@ -3,6 +3,7 @@
 use crate::app::{App, event_payloads};
 use crate::domain::Result;
 use crate::domain::error::Error;
+use crate::domain::events::EventType;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::Lease;
 use crate::store;
@@ -21,7 +22,12 @@ impl App {
             let card = store::payment_methods::get(&mut work.tx, org, id).await?;
             match store::customers::get(&mut work.tx, org, card.customer_id).await {
                 Ok(customer) => {
-                    work.record_event(event_payloads::method("payment_method.expiring", &card, &customer, integration));
+                    work.record_event(event_payloads::method(
+                        EventType::PaymentMethodExpiring,
+                        &card,
+                        &customer,
+                        integration,
+                    ));
                 }
                 Err(Error::NotFound { .. }) => {}
                 Err(error) => return Err(error),

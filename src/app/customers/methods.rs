@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::customers::Customer;
+use crate::domain::events::EventType;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method, next_choice_time};
@@ -102,7 +103,7 @@ impl App {
         // The version increases even if the default stays: a concurrent read of the method must be repeated.
         store::customers::save(&mut work.tx, customer, work.now).await?;
         self.choose_default(work, customer, integration).await?;
-        work.record_event(event_payloads::method("payment_method.detached", method, customer, integration));
+        work.record_event(event_payloads::method(EventType::PaymentMethodDetached, method, customer, integration));
         Ok(())
     }
 
@@ -118,7 +119,12 @@ impl App {
         self.choose_default(work, customer, integration).await?;
         if let Some(detached) = detached {
             // The read came before Stripe's event, which will change nothing.
-            work.record_event(event_payloads::method("payment_method.detached", &detached, customer, integration));
+            work.record_event(event_payloads::method(
+                EventType::PaymentMethodDetached,
+                &detached,
+                customer,
+                integration,
+            ));
         }
         Ok(())
     }
@@ -177,9 +183,9 @@ impl App {
         }
         store::payment_methods::upsert(&mut work.tx, &method).await?;
         if is_new && method.detach_time.is_none() {
-            work.record_event(event_payloads::method("payment_method.created", &method, customer, integration));
+            work.record_event(event_payloads::method(EventType::PaymentMethodCreated, &method, customer, integration));
         } else if is_updated && method.detach_time.is_none() {
-            work.record_event(event_payloads::method("payment_method.updated", &method, customer, integration));
+            work.record_event(event_payloads::method(EventType::PaymentMethodUpdated, &method, customer, integration));
         }
         Ok(Some(method).filter(|method| !is_new && method.detach_time.is_some()))
     }
@@ -202,11 +208,21 @@ impl App {
         customer.default_payment_method_id = default_id;
         store::customers::save(&mut work.tx, customer, work.now).await?;
         if let Some(default) = default {
-            work.record_event(event_payloads::method("payment_method.set_as_default", default, customer, integration));
+            work.record_event(event_payloads::method(
+                EventType::PaymentMethodSetAsDefault,
+                default,
+                customer,
+                integration,
+            ));
             work.enqueue(JobKind::PushDefaultMethod, customer.id.0);
             super::sync::enqueue_waiting_payments(work, customer).await?;
         } else if let Some(before) = before.filter(|before| before.detach_time.is_none()) {
-            work.record_event(event_payloads::method("payment_method.unset_as_default", before, customer, integration));
+            work.record_event(event_payloads::method(
+                EventType::PaymentMethodUnsetAsDefault,
+                before,
+                customer,
+                integration,
+            ));
             work.enqueue(JobKind::PushDefaultMethod, customer.id.0);
         }
         Ok(())

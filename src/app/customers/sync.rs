@@ -3,6 +3,7 @@
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads, stripe_unavailable};
 use crate::domain::customers::{Customer, LinkState};
+use crate::domain::events::EventType;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, Result};
 use crate::store::stripe_requests::{Purpose, StripeRequest};
@@ -152,7 +153,7 @@ impl App {
             let none = store::customers::ProviderDefault { method: None, time: Some(now) };
             store::customers::set_provider_default(&mut work.tx, org, customer.id, &none).await?;
             work.record_event(event_payloads::customer_created(
-                "customer.payment_provider_created",
+                EventType::CustomerPaymentProviderCreated,
                 &customer,
                 &integration,
             ));
@@ -160,7 +161,7 @@ impl App {
             work.enqueue(JobKind::CreateCheckoutSession, session.id.0);
         } else {
             work.record_event(event_payloads::customer_created(
-                "customer.payment_provider_linked",
+                EventType::CustomerPaymentProviderLinked,
                 &customer,
                 &integration,
             ));

@@ -11,6 +11,7 @@ use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
+use crate::domain::events::EventType;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{JobKind, Lease};
 use crate::domain::signals::{
@@ -383,7 +384,7 @@ impl App {
             let customer = store::customers::get_including_deleted(&mut work.tx, org, known.customer_id).await?;
             let integration = store::integrations::get(&mut work.tx, org, integration).await?;
             work.record_event(event_payloads::checkout_url(
-                "customer.checkout_url_expired",
+                EventType::CustomerCheckoutUrlExpired,
                 &customer,
                 &integration,
                 &known,

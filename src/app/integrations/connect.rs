@@ -10,6 +10,7 @@ use super::{resume, stripe_unavailable};
 use crate::app::payments::hash_request;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
+use crate::domain::events::EventType;
 use crate::domain::integrations::{Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -104,7 +105,7 @@ impl App {
             let progress = ListProgress { poll_time: Some(from), ..ListProgress::default() };
             store::integration_health::set_list_progress(&mut work.tx, work.org, id, &progress).await?;
             self.start_reconcilers(work, &integration);
-            work.record_event(event_payloads::provider("payment_provider.connected", &integration));
+            work.record_event(event_payloads::provider(EventType::PaymentProviderConnected, &integration));
         } else {
             self.prepare_endpoint(work, id, 1).await?;
             work.enqueue_at(JobKind::ConnectIntegration, id.0, work.now + CONNECT_PERIOD);
@@ -190,7 +191,7 @@ impl App {
             IntegrationState::Connecting => {
                 integration.state = IntegrationState::Active;
                 self.start_reconcilers(&mut work, &integration);
-                work.record_event(event_payloads::provider("payment_provider.connected", &integration));
+                work.record_event(event_payloads::provider(EventType::PaymentProviderConnected, &integration));
             }
             // It is being disconnected already, which removes the endpoint if it is known.
             IntegrationState::Disconnecting => {}

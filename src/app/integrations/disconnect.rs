@@ -8,6 +8,7 @@ use crate::app::payments::PaymentContext;
 use crate::app::unit_of_work::Actor;
 use crate::app::{App, StripeAccount};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
+use crate::domain::events::EventType;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::PaymentState;
@@ -139,7 +140,7 @@ impl App {
             let mut context = PaymentContext::load(&mut work, payment.into()).await?;
             context.payment.unknown_since.get_or_insert(work.now);
             store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
-            work.record_event(event_payloads::payment("payment.outcome_unknown", &context.view()));
+            work.record_event(event_payloads::payment(EventType::PaymentOutcomeUnknown, &context.view()));
         }
         // The same holds for refunds; each one's job reports it.
         for refund in store::refunds::unsettled(&mut work.tx, org, integration.id).await? {
@@ -160,7 +161,7 @@ impl App {
         for secret in [Secret::Key, Secret::Webhook, Secret::OldWebhook] {
             store::integrations::set_secret(&mut work.tx, &self.0.sealer, &integration, secret, None).await?;
         }
-        work.record_event(event_payloads::provider("payment_provider.disconnected", &integration));
+        work.record_event(event_payloads::provider(EventType::PaymentProviderDisconnected, &integration));
         work.end(Outcome::Done).await
     }
 }

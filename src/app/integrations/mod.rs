@@ -14,6 +14,7 @@ use secrecy::ExposeSecret;
 use super::event_payloads;
 use super::unit_of_work::UnitOfWork;
 use super::{App, StripeAccount};
+use crate::domain::events::EventType;
 use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpdate};
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
@@ -164,7 +165,7 @@ async fn resume(work: &mut UnitOfWork, integration: &mut Integration) -> Result<
         integration.state = IntegrationState::Active;
         integration.pause_reason = None;
         store::integrations::save(&mut work.tx, integration, work.now).await?;
-        work.record_event(event_payloads::provider("payment_provider.recovered", integration));
+        work.record_event(event_payloads::provider(EventType::PaymentProviderRecovered, integration));
         tracing::info!(integration.id = %id, "integration resumed: its API key works");
     }
     for (payment, _) in payments {

@@ -15,7 +15,7 @@ pub(in crate::grpc) fn event(event: Event) -> proto::Event {
         organization_id: event.organization_id.to_string(),
         create_time: Some(timestamp(event.create_time)),
         webhook_type: event.webhook_type,
-        object_type: event.payload.object_type().to_owned(),
+        object_type: event.payload.object_type().as_str().to_owned(),
         object: Some(object(event.payload)),
     }
 }
