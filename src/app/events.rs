@@ -3,25 +3,15 @@
 use tokio::sync::watch;
 
 use super::App;
-use crate::domain::events::Event;
+use crate::domain::events::{Event, EventLog};
 use crate::domain::{OrganizationId, Result};
 use crate::store;
-
-/// The range of positions in an organization's log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventLog {
-    /// The newest position, 0 if the log is empty.
-    pub last_position: i64,
-    /// The oldest position still retained, `last_position + 1` if none is.
-    pub first_position: i64,
-}
 
 impl App {
     /// The range of positions in the organization's log.
     pub async fn event_log(&self, org: OrganizationId) -> Result<EventLog> {
         let mut tx = self.read(org).await?;
-        let head = store::events::head(&mut tx, org).await?;
-        Ok(EventLog { last_position: head.last_position, first_position: head.first_position })
+        store::events::head(&mut tx, org).await
     }
 
     /// Up to `limit` events after `position`, in order and without gaps (P5).

@@ -26,7 +26,6 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 pub use self::deliveries::{Ingested, Rejection};
-pub use self::events::EventLog;
 use self::integrations::stripe_unavailable;
 pub use self::jobs::LEASE_PERIOD;
 use self::notifications::Notifier;

@@ -12,6 +12,15 @@ mod types;
 
 pub use types::{EventType, ObjectType};
 
+/// The range of positions in an organization's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EventLog {
+    /// The newest position; 0 while there is none.
+    pub last_position: i64,
+    /// The oldest position that is still kept; `last_position + 1` while none is.
+    pub first_position: i64,
+}
+
 /// An event in an organization's log.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Event {

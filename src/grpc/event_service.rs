@@ -10,7 +10,7 @@ use super::proto::stream_events_request::Start;
 use super::proto::{ListEventsRequest, ListEventsResponse, StreamEventsRequest, StreamEventsResponse};
 use super::subscriber::{Filter, StreamLimiter, Subscriber};
 use super::{Api, PAGE_BYTES_MAX};
-use crate::app::EventLog;
+use crate::domain::events::EventLog;
 use crate::domain::{Error, Result};
 
 /// The number of events per read of ListEvents.

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::rows::{from_json, to_json};
 use super::schema::event_heads::dsl as heads;
 use super::schema::events::dsl;
-use crate::domain::events::{Event, NewEvent};
+use crate::domain::events::{Event, EventLog, NewEvent};
 use crate::domain::{Error, OrganizationId, Result};
 
 #[derive(Queryable, Selectable)]
@@ -21,15 +21,6 @@ struct Row {
     webhook_type: String,
     payload: serde_json::Value,
     create_time: OffsetDateTime,
-}
-
-/// Where an organization's log begins and ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Head {
-    /// The newest position; 0 while there is none.
-    pub last_position: i64,
-    /// The oldest position that is still kept; `last_position + 1` while none is.
-    pub first_position: i64,
 }
 
 /// Appends `new` in order. The counter row stays locked until commit, so this is the last statement of its transaction,
@@ -73,7 +64,7 @@ pub async fn append(
 }
 
 /// Reads where the log begins and ends.
-pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<Head> {
+pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<EventLog> {
     let (last_position, first_position) = heads::event_heads
         .find(org.0)
         .select((heads::last_position, heads::first_position))
@@ -81,7 +72,7 @@ pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<H
         .await
         .optional()?
         .ok_or_else(|| Error::not_found("organization", org))?;
-    Ok(Head { last_position, first_position })
+    Ok(EventLog { last_position, first_position })
 }
 
 /// Reads the newest positions of these organizations' logs. For the system role.
