@@ -7,9 +7,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use serde::{Deserialize, Deserializer};
+
+use super::object::reference;
 use super::rate_limit::random_fraction;
+use super::redact::{scrub, scrubbed};
 use crate::domain::payments::Failure;
-use crate::domain::signals::IntentSnapshot;
 
 /// The delay after a 429 from Stripe's rate limiter, and the longest `Retry-After` that is honored, in the clock's
 /// time.
@@ -136,32 +139,45 @@ pub enum RateLimit {
     Unnamed,
 }
 
-/// Stripe's details of an error. Every text is redacted and truncated to 1,000 characters.
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Stripe's error object, in the response to a failed call or as an intent's `last_payment_error`. Every text is
+/// redacted and truncated to 1,000 characters.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
 pub struct Detail {
-    /// The HTTP status; absent if there was no response.
+    /// The HTTP status of the response; absent if there was none.
+    #[serde(skip)]
     pub http_status: Option<u16>,
     /// `card_error`, `invalid_request_error`, `api_error`, `idempotency_error`.
+    #[serde(rename = "type", deserialize_with = "scrubbed")]
     pub error_type: Option<String>,
     /// The error code: `card_declined`, `resource_missing`, `amount_too_small`, …
+    #[serde(deserialize_with = "scrubbed")]
     pub code: Option<String>,
     /// The issuer's reason: `insufficient_funds`, …
+    #[serde(deserialize_with = "scrubbed")]
     pub decline_code: Option<String>,
     /// Stripe's advice: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
+    #[serde(deserialize_with = "scrubbed")]
     pub advice_code: Option<String>,
     /// The card network's code.
+    #[serde(deserialize_with = "scrubbed")]
     pub network_decline_code: Option<String>,
     /// The invalid parameter.
+    #[serde(deserialize_with = "scrubbed")]
     pub param: Option<String>,
     /// The message for people.
+    #[serde(deserialize_with = "scrubbed")]
     pub message: Option<String>,
-    /// Stripe's request id, for its support and logs.
+    /// Stripe's id of the request, from the response's headers, for its support and logs.
+    #[serde(skip)]
     pub request_id: Option<String>,
     /// The charge that failed, `ch_…`.
+    #[serde(deserialize_with = "scrubbed_reference")]
     pub charge: Option<String>,
-    /// The intent after the refused call: a declined creation still creates one. Without `next_action_url`, which would
-    /// appear wherever the error is printed.
-    pub payment_intent: Option<Box<IntentSnapshot>>,
+}
+
+fn scrubbed_reference<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(reference(deserializer)?.map(|id| scrub(&id)))
 }
 
 impl Error {

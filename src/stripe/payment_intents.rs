@@ -5,12 +5,12 @@ use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
 
 use super::client::{Call, Client};
-use super::error::{Error, UnknownCause};
+use super::error::{Detail, Error, UnknownCause};
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
 use super::object::{Metadata, Page, currency, metadata_id, money, null_as_default, reference};
 use super::rate_limit::ApiKey;
-use super::redact::{HostedUrl, scrubbed};
+use super::redact::HostedUrl;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Failure, Payment};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
@@ -35,7 +35,7 @@ pub(super) struct WireIntent {
     latest_charge: Option<String>,
     /// Instead of `latest_charge` until API version 2022-11-15; newest first.
     charges: Option<Charges>,
-    last_payment_error: Option<WireFailure>,
+    last_payment_error: Option<Detail>,
     next_action: Option<NextAction>,
     /// Instead of `next_action` until API version 2019-02-11.
     next_source_action: Option<NextAction>,
@@ -51,21 +51,6 @@ struct Charges {
 #[derive(Debug, Deserialize)]
 struct ChargeId {
     id: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct WireFailure {
-    #[serde(rename = "type")]
-    error_type: Option<String>,
-    code: Option<String>,
-    decline_code: Option<String>,
-    advice_code: Option<String>,
-    network_decline_code: Option<String>,
-    param: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    message: Option<String>,
-    #[serde(default, deserialize_with = "reference")]
-    charge: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -98,27 +83,11 @@ impl From<WireIntent> for IntentSnapshot {
             amount_received: wire.amount_received,
             provider_customer_id: wire.customer,
             latest_charge: wire.latest_charge.or(charges.into_iter().next().map(|charge| charge.id)),
-            last_payment_error: wire.last_payment_error.map(Failure::from),
+            last_payment_error: wire.last_payment_error.as_ref().map(Failure::from),
             next_action_url: url.map(|url| url.expose().to_owned()),
             payment_id: metadata_id(&wire.metadata, metadata::PAYMENT_ID),
             organization_id: metadata_id(&wire.metadata, metadata::ORGANIZATION_ID),
             invoice_id: wire.metadata.get(metadata::INVOICE_ID).cloned(),
-        }
-    }
-}
-
-impl From<WireFailure> for Failure {
-    fn from(wire: WireFailure) -> Self {
-        Self {
-            code: Self::code_of(wire.code.or(wire.error_type).as_deref().unwrap_or("unknown")).to_owned(),
-            message: wire.message.unwrap_or_default(),
-            decline_code: wire.decline_code,
-            advice_code: wire.advice_code,
-            network_decline_code: wire.network_decline_code,
-            param: wire.param,
-            provider_charge_id: wire.charge,
-            provider_request_id: None,
-            http_status: None,
         }
     }
 }

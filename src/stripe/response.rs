@@ -6,12 +6,9 @@ use reqwest::StatusCode;
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::Value;
 
 use super::error::{Detail, Error, RateLimit, UnknownCause};
-use super::payment_intents::WireIntent;
-use super::redact::{scrub, scrubbed};
-use crate::domain::signals::IntentSnapshot;
+use super::redact::scrub;
 
 /// A complete response.
 #[derive(Debug)]
@@ -23,29 +20,7 @@ pub(super) struct Response {
 
 #[derive(Deserialize)]
 struct ErrorBody {
-    error: ErrorObject,
-}
-
-/// Stripe's error object. A body without it is not Stripe's.
-#[derive(Deserialize)]
-struct ErrorObject {
-    #[serde(rename = "type")]
-    error_type: String,
-    #[serde(default, deserialize_with = "scrubbed")]
-    code: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    decline_code: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    advice_code: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    network_decline_code: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    param: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    message: Option<String>,
-    #[serde(default, deserialize_with = "scrubbed")]
-    charge: Option<String>,
-    payment_intent: Option<Value>,
+    error: Detail,
 }
 
 impl Response {
@@ -71,18 +46,18 @@ impl Response {
         }
         serde_json::from_slice(&self.body).map_err(|error| {
             // The parser's message has line and column, and may quote a value of the wrong type.
-            self.unknown(
-                UnknownCause::Unreadable,
-                self.detail(None, &scrub(&format!("the response is unreadable: {error}"))),
-            )
+            let message = scrub(&format!("the response is unreadable: {error}"));
+            self.unknown(UnknownCause::Unreadable, self.detail(None, &message))
         })
     }
 
     fn error(&self) -> Error {
         let object = serde_json::from_slice::<ErrorBody>(&self.body).ok().map(|body| body.error);
+        // A body without an error object that has a type is not Stripe's.
+        let object = object.filter(|object| object.error_type.is_some());
         let from_stripe = object.is_some();
-        let mismatch = object.as_ref().is_some_and(|object| object.error_type == "idempotency_error");
         let detail = self.detail(object, "the response contains no Stripe error");
+        let mismatch = detail.error_type.as_deref() == Some("idempotency_error");
         match self.status.as_u16() {
             // A front end of Stripe may reject a call without a body. A delay is harmless whoever sent the 429.
             429 if detail.code.as_deref() == Some("lock_timeout") => Error::Locked(Box::new(detail)),
@@ -111,36 +86,15 @@ impl Response {
         Error::Unknown { reason, replayed: self.is_replayed(), detail: Box::new(detail) }
     }
 
-    fn detail(&self, object: Option<ErrorObject>, otherwise: &str) -> Detail {
-        let http_status = Some(self.status.as_u16());
-        let request_id = self.request_id();
-        let Some(object) = object else {
-            return Detail { http_status, request_id, message: Some(otherwise.to_owned()), ..Detail::default() };
-        };
-        Detail {
-            http_status,
-            error_type: Some(scrub(&object.error_type)),
-            code: object.code,
-            decline_code: object.decline_code,
-            advice_code: object.advice_code,
-            network_decline_code: object.network_decline_code,
-            param: object.param,
-            message: object.message,
-            request_id,
-            charge: object.charge,
-            payment_intent: object.payment_intent.and_then(intent).map(Box::new),
-        }
+    fn detail(&self, object: Option<Detail>, otherwise: &str) -> Detail {
+        let object = object.unwrap_or_else(|| Detail { message: Some(otherwise.to_owned()), ..Detail::default() });
+        Detail { http_status: Some(self.status.as_u16()), request_id: self.request_id(), ..object }
     }
 
     fn retry_after(&self) -> Option<Duration> {
         let seconds = self.headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
         Some(Duration::from_secs(seconds))
     }
-}
-
-fn intent(value: Value) -> Option<IntentSnapshot> {
-    let wire = serde_json::from_value::<WireIntent>(value).ok()?;
-    Some(IntentSnapshot { next_action_url: None, ..wire.into() })
 }
 
 /// Stripe names the permission only in the message: "Having the 'rak_…' permission would allow …".
@@ -153,6 +107,8 @@ fn missing_scope(detail: &Detail) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Value;
+
     use super::super::error::Disposition;
     use super::*;
 
@@ -213,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_decline_keeps_all_details_and_the_intent() {
+    fn a_decline_keeps_all_details() {
         let body = stripe(
             r#"{"type":"card_error","code":"card_declined","decline_code":"insufficient_funds",
             "advice_code":"try_again_later","network_decline_code":"51","param":"payment_method","charge":"ch_1",
@@ -225,7 +181,6 @@ mod tests {
         assert_eq!(detail.advice_code.as_deref(), Some("try_again_later"));
         assert_eq!(detail.network_decline_code.as_deref(), Some("51"));
         assert_eq!(detail.charge.as_deref(), Some("ch_1"));
-        assert_eq!(detail.payment_intent.as_ref().unwrap().id, "pi_1");
         let text = "Your card has insufficient funds. (status 402, code card_declined, \
             decline code insufficient_funds, parameter payment_method, request req_9)";
         assert_eq!(detail.to_string(), text);
