@@ -161,7 +161,7 @@ impl App {
         })?;
         // If the account's id is unknown, the integration's id identifies its rate limits.
         let account_id = integration.provider_account_id.clone().unwrap_or_else(|| id.to_string());
-        let key = self.0.stripe.key(key, &account_id, integration.livemode, org);
+        let key = self.0.stripe.rate_limiters().key(key, &account_id, integration.livemode, org);
         Ok((integration, StripeAccount { org, integration_id: id, key }))
     }
 }

@@ -21,17 +21,17 @@ const BATCH: i64 = 1_000;
 impl App {
     /// Returns once calls to Stripe wait for slots.
     pub async fn slots_wanted(&self) {
-        self.0.stripe.slots_wanted().await;
+        self.0.stripe.rate_limiters().slots_wanted().await;
     }
 
     /// Acquires slots for the waiting calls of this process. For a timer, [`SLOTS_EVERY`] apart.
     pub async fn take_slots(&self) -> Result<()> {
-        let (client, clock) = (&self.0.stripe, self.clock());
-        let demands = client.demand();
+        let (rate_limiters, clock) = (self.0.stripe.rate_limiters(), self.clock());
+        let demands = rate_limiters.demand();
         if demands.is_empty() {
             return Ok(());
         }
-        let full = |id: &BucketId| client.limits().rate(id.livemode, &id.endpoint);
+        let full = |id: &BucketId| rate_limiters.limits().rate(id.livemode, &id.endpoint);
         let ids: Vec<BucketId> = demands.iter().map(|demand| demand.bucket.clone()).collect();
         let mut tx = self.0.pool.begin(Scope::System).await?;
         let mut budgets = store::rate_limits::lock(&mut tx, &ids).await?;
@@ -61,7 +61,7 @@ impl App {
         // Slots may be used only after the commit: until then another process could acquire the same ones.
         tx.commit().await?;
         for (id, slots) in taken {
-            client.supply(&id, slots);
+            rate_limiters.supply(&id, slots);
         }
         Ok(())
     }

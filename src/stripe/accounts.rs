@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::Error;
 use super::object::null_as_default;
 use super::rate_limit::ApiKey;

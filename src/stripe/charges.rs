@@ -3,7 +3,8 @@
 
 use serde::Deserialize;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::Error;
 use super::form::Form;
 use super::object::{Page, null_as_default, reference};

@@ -5,7 +5,8 @@ use serde::Deserialize;
 use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::Error;
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;

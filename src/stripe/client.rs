@@ -15,8 +15,10 @@ use serde::de::DeserializeOwned;
 use time::Duration;
 use tracing::{Instrument as _, Span, field};
 
+use super::call::Call;
 use super::error::{Detail, Disposition, Error, UnknownCause};
-use super::rate_limit::{ApiKey, Feedback, RateLimiters, random_fraction};
+use super::random::random_fraction;
+use super::rate_limit::{ApiKey, Feedback, RateLimiters};
 use super::response::Response;
 use super::{API_VERSION, form};
 use crate::clock::Clock;
@@ -67,43 +69,12 @@ pub struct Client {
     base_url: String,
     pub(super) clock: Clock,
     timeouts: Timeouts,
-    pub(super) rate_limiters: Arc<RateLimiters>,
-}
-
-/// One call of a resource.
-#[derive(Debug)]
-pub(super) struct Call<'a> {
-    pub method: Method,
-    /// The path with `{id}` as a placeholder: what logs and metrics may show.
-    pub route: &'static str,
-    /// The value for `{id}`.
-    pub id: Option<&'a str>,
-    /// An encoded form: the query of a GET, the stored body of a POST.
-    pub form: &'a str,
-    /// Set for every POST and for nothing else.
-    pub idempotency_key: Option<&'a str>,
-}
-
-impl<'a> Call<'a> {
-    /// A read; `query` is an encoded form or empty.
-    pub fn get(route: &'static str, id: Option<&'a str>, query: &'a str) -> Self {
-        Self { method: Method::GET, route, id, form: query, idempotency_key: None }
-    }
-
-    /// A deletion, which is safe to repeat without a key.
-    pub fn delete(route: &'static str, id: &'a str) -> Self {
-        Self { method: Method::DELETE, route, id: Some(id), form: "", idempotency_key: None }
-    }
-
-    /// A POST of a stored body with its idempotency key.
-    pub fn post(route: &'static str, id: Option<&'a str>, idempotency_key: &'a str, body: &'a str) -> Self {
-        Self { method: Method::POST, route, id, form: body, idempotency_key: Some(idempotency_key) }
-    }
+    rate_limiters: Arc<RateLimiters>,
 }
 
 impl Client {
     /// A client for Stripe at `base_url`: [`STRIPE_URL`], or a sandbox, which may use plain http. It obeys Stripe's
-    /// rate limits as long as it is supplied with slots ([`Self::supply`]).
+    /// rate limits as long as it is supplied with slots ([`RateLimiters::supply`]).
     pub fn new(base_url: &str, clock: Clock, timeouts: Timeouts) -> Result<Self, BuildError> {
         let bad_url = |why: &str| BuildError::BaseUrl(why.to_owned());
         let url = Url::parse(base_url).map_err(|error| bad_url(&error.to_string()))?;
@@ -134,6 +105,11 @@ impl Client {
     #[must_use]
     pub fn with_limits(self, limits: Limits) -> Self {
         Self { rate_limiters: Arc::new(RateLimiters::new(self.clock.clone(), limits)), ..self }
+    }
+
+    /// The rate limiters that every call obeys.
+    pub fn rate_limiters(&self) -> &RateLimiters {
+        &self.rate_limiters
     }
 
     /// Sends a call and parses its response.

@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::Error;
 use super::object::{currency, money, reference};
 use super::rate_limit::ApiKey;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::object::reference;
-use super::rate_limit::random_fraction;
+use super::random::random_fraction;
 use super::redact::{scrub, scrubbed};
 use crate::domain::payments::Failure;
 

@@ -6,10 +6,12 @@
 //! [`crate::domain::signals`], so that one set of rules applies to all. [`signature`] verifies webhooks, [`signals`]
 //! parses their events.
 
+mod call;
 pub mod client;
 pub mod error;
 pub mod form;
 mod object;
+mod random;
 mod rate_limit;
 pub mod redact;
 mod response;
@@ -35,7 +37,7 @@ mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
 pub use error::{Detail, Disposition, Error};
-pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey};
+pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey, RateLimiters};
 
 /// The API version of every call and of the webhook endpoints that we register: the last one that accepts
 /// [`form::PAYMENT_METHOD_TYPES`].

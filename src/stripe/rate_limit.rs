@@ -4,8 +4,8 @@
 //! that gets none, or that would be sent into an outage, returns unsent.
 //!
 //! [`ApiKey`] names the account and the organization of a call. [`RateLimiters`] holds each account's [`FairQueue`] and
-//! circuit breaker, and the breaker for Stripe as a whole. Slots come from `app` through [`Client::demand`] and
-//! [`Client::supply`]: they are shared by all replicas through the database, which this module does not know.
+//! circuit breaker, and the breaker for Stripe as a whole. Slots come from `app` through [`RateLimiters::demand`] and
+//! [`RateLimiters::supply`]: they are shared by all replicas through the database, which this module does not know.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,8 +18,9 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::Notify;
 use uuid::Uuid;
 
-use super::client::{Call, Client};
+use super::call::Call;
 use super::error::{Error, RateLimit, UnsentCause};
+use super::random::random_fraction;
 use crate::clock::Clock;
 use crate::domain::OrganizationId;
 use crate::domain::limits::{
@@ -61,7 +62,7 @@ impl ExposeSecret<str> for ApiKey {
 
 /// The rate limiters of all accounts that this process calls.
 #[derive(Debug)]
-pub(super) struct RateLimiters {
+pub struct RateLimiters {
     clock: Clock,
     limits: Limits,
     accounts: Mutex<HashMap<(String, bool), Arc<Account>>>,
@@ -81,46 +82,20 @@ struct Account {
     last_used: Mutex<OffsetDateTime>,
 }
 
-/// A random number from 0 to 1.
-pub(super) fn random_fraction() -> f64 {
-    getrandom::u32().map_or(1.0, |random| f64::from(random) / f64::from(u32::MAX))
-}
+impl RateLimiters {
+    pub(super) fn new(clock: Clock, limits: Limits) -> Self {
+        Self { clock, limits, accounts: Mutex::default(), outage: Mutex::default(), wanted: Notify::new() }
+    }
 
-impl Client {
+    /// The limits in force.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// A key whose calls obey the account's limits; `org` is the organization that they are for.
     pub fn key(&self, secret: SecretString, account: &str, livemode: bool, org: OrganizationId) -> ApiKey {
-        ApiKey {
-            secret,
-            caller: Some(AccountCaller { account: self.rate_limiters.account(account, livemode), organization: org.0 }),
-        }
-    }
-
-    /// The rate limits in force.
-    pub fn limits(&self) -> Limits {
-        self.rate_limiters.limits
-    }
-
-    /// Returns once calls wait for slots.
-    pub async fn slots_wanted(&self) {
-        self.rate_limiters.wanted.notified().await;
-    }
-
-    /// The buckets for whose slots calls wait, in the order of their ids. Each 429 is reported once.
-    pub fn demand(&self) -> Vec<Demand> {
-        self.rate_limiters.demand()
-    }
-
-    /// Hands out slots that were taken for `bucket`.
-    pub fn supply(&self, bucket: &BucketId, slots: Slots) {
-        let account = self.rate_limiters.account(&bucket.account, bucket.livemode);
-        account.queue.lock().supply(&bucket.endpoint, slots);
-        account.changed.notify_waiters();
-    }
-}
-
-impl RateLimiters {
-    pub fn new(clock: Clock, limits: Limits) -> Self {
-        Self { clock, limits, accounts: Mutex::default(), outage: Mutex::default(), wanted: Notify::new() }
+        let account = self.account(account, livemode);
+        ApiKey { secret, caller: Some(AccountCaller { account, organization: org.0 }) }
     }
 
     fn account(&self, id: &str, livemode: bool) -> Arc<Account> {
@@ -139,7 +114,13 @@ impl RateLimiters {
         account.clone()
     }
 
-    fn demand(&self) -> Vec<Demand> {
+    /// Returns once calls wait for slots.
+    pub async fn slots_wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// The buckets for whose slots calls wait, in the order of their ids. Each 429 is reported once.
+    pub fn demand(&self) -> Vec<Demand> {
         let idle_since = self.clock.now() - self.clock.shown(IDLE_TIMEOUT);
         let mut accounts = self.accounts.lock();
         accounts.retain(|_, account| Arc::strong_count(account) > 1 || *account.last_used.lock() > idle_since);
@@ -155,8 +136,15 @@ impl RateLimiters {
         all
     }
 
+    /// Hands out slots that were taken for `bucket`.
+    pub fn supply(&self, bucket: &BucketId, slots: Slots) {
+        let account = self.account(&bucket.account, bucket.livemode);
+        account.queue.lock().supply(&bucket.endpoint, slots);
+        account.changed.notify_waiters();
+    }
+
     /// Waits for a permit. An error means that the call must not be sent now.
-    pub async fn acquire(self: &Arc<Self>, key: &ApiKey, call: &Call<'_>) -> Result<Permit, Error> {
+    pub(super) async fn acquire(self: &Arc<Self>, key: &ApiKey, call: &Call<'_>) -> Result<Permit, Error> {
         let endpoint = format!("{} {}", call.method, call.route);
         let mut permit = Permit {
             rate_limiters: self.clone(),

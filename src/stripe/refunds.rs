@@ -2,7 +2,8 @@
 
 use serde::Deserialize;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::metadata;

@@ -7,7 +7,8 @@
 
 use tokio::task::JoinSet;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::Error;
 use super::object::Acknowledged;
 use super::rate_limit::ApiKey;

@@ -2,8 +2,9 @@
 
 use serde::Deserialize;
 
+use super::call::Call;
 use super::charges::WireDetails;
-use super::client::{Call, Client};
+use super::client::Client;
 use super::error::Error;
 use super::form::Form;
 use super::object::{Page, null_as_default, reference};

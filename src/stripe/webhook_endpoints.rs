@@ -6,7 +6,8 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 
-use super::client::{Call, Client};
+use super::call::Call;
+use super::client::Client;
 use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::object::{Acknowledged, Metadata, Page, metadata_id, null_as_default, seconds};

@@ -1,6 +1,6 @@
 use futures_util::future::join_all;
 
-use super::super::client::Timeouts;
+use super::super::client::{Client, Timeouts};
 use super::super::error::{Disposition, UnknownCause};
 use super::super::scripted::{Reply, ScriptedServer, response};
 use super::*;
@@ -18,7 +18,7 @@ impl Fixture {
     async fn new(replies: Vec<Reply>) -> Self {
         let server = ScriptedServer::sequence(replies).await;
         let client = server.client_on(Clock::system(), Timeouts::default());
-        let key = client.key("sk_test_sandbox".into(), "acct_1", false, Uuid::from_u128(1).into());
+        let key = client.rate_limiters().key("sk_test_sandbox".into(), "acct_1", false, Uuid::from_u128(1).into());
         Self { server, client, key }
     }
 
@@ -26,7 +26,7 @@ impl Fixture {
     fn supply(&self, count: u32) {
         let bucket = BucketId { account: "acct_1".to_owned(), livemode: false, endpoint: WHOLE_ACCOUNT.to_owned() };
         let slots = Slots { first: self.client.clock.now(), interval: Duration::NANOSECOND, count };
-        self.client.supply(&bucket, slots);
+        self.client.rate_limiters().supply(&bucket, slots);
     }
 
     async fn confirm(&self) -> Result<(), Error> {
@@ -36,8 +36,8 @@ impl Fixture {
     /// Supplies one slot whenever a call waits for one, at most `count` times.
     async fn supply_when_wanted(&self, count: usize) {
         for _ in 0..count {
-            while self.client.demand().iter().all(|demand| demand.wanted == 0) {
-                self.client.slots_wanted().await;
+            while self.client.rate_limiters().demand().iter().all(|demand| demand.wanted == 0) {
+                self.client.rate_limiters().slots_wanted().await;
             }
             self.supply(1);
         }
