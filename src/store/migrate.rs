@@ -9,7 +9,7 @@ use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, Simple
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::connect::Address;
-use super::startup::{Setting, StartupError, check_server};
+use super::server_check::{Setting, StartupError, check_server};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
 

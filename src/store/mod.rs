@@ -29,6 +29,7 @@ pub(crate) mod request_ids;
 mod rows;
 mod schema;
 mod seal;
+mod server_check;
 pub(crate) mod stale;
 pub mod startup;
 pub(crate) mod stripe_requests;
