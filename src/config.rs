@@ -11,13 +11,15 @@ use std::ffi::OsString;
 
 use clap::{CommandFactory, FromArgMatches};
 
-pub use self::settings::{
-    BaseUrl, Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
-};
+pub use self::base_url::BaseUrl;
 #[cfg(feature = "dev")]
 pub use self::settings::{Chaos, Demo, Dev, FastClock, Sandbox};
+pub use self::settings::{
+    Connection, EncryptionKey, Grpc, LogFormat, Retention, Serve, Settings, Stripe, Task, Telemetry, Tls,
+};
 
 mod arguments;
+mod base_url;
 mod check;
 mod parse;
 mod settings;

@@ -2,18 +2,18 @@
 //! message repeats the text of a setting that can hold a secret (P9).
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::path::Path;
 use std::str::FromStr;
 
-use axum::http::Uri;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretBox, SecretString};
 use uuid::Uuid;
 
-use super::settings::{BaseUrl, EncryptionKey};
+use super::base_url::web_address;
+use super::settings::EncryptionKey;
 use crate::store::Address;
 
 /// All errors, in the order in which they were found.
@@ -124,57 +124,10 @@ pub(super) fn database(url: Option<SecretString>) -> Result<SecretString, String
     Ok(url)
 }
 
-/// The URL of a server to which paths are appended.
-pub(super) fn base_url(text: &str) -> Result<BaseUrl, String> {
-    let text = text.trim().trim_end_matches('/');
-    let uri = web_address(text)?;
-    if uri.query().is_some() || text.contains('#') {
-        return Err(format!("`{text}` must end with its path, without `?` or `#`"));
-    }
-    Ok(BaseUrl::new(text, loopback(&uri)))
-}
-
-/// The same for URLs that cross the internet: plain http would expose secrets.
-pub(super) fn safe_base_url(text: &str) -> Result<BaseUrl, String> {
-    let url = base_url(text)?;
-    if url.as_str().starts_with("http://") && !url.is_loopback() {
-        return Err(format!("`{}` must begin with https:// (plain http is for this machine only)", url.as_str()));
-    }
-    Ok(url)
-}
-
-/// The URL of a trace collector, which runs next to the process and is called over plain http: spans hold no secrets
-/// (P9).
-pub(super) fn collector_url(text: &str) -> Result<BaseUrl, String> {
-    let url = base_url(text)?;
-    if url.as_str().starts_with("https://") {
-        return Err("must begin with http://; for a remote collector run an agent next to Paybridge".to_owned());
-    }
-    Ok(url)
-}
-
 /// The URL of a page for a browser.
 pub(super) fn page_url(text: Option<String>) -> Result<String, String> {
     let text = non_blank(text).ok_or("is missing; set it to the page that customers see after Stripe Checkout")?;
     web_address(text.trim()).map(|_| text.trim().to_owned())
-}
-
-fn web_address(text: &str) -> Result<Uri, String> {
-    let invalid = || "is not a web address such as https://pay.example.com".to_owned();
-    let uri: Uri = text.parse().map_err(|_| invalid())?;
-    let authority = uri.authority().ok_or_else(invalid)?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || authority.host().is_empty() {
-        return Err(invalid());
-    }
-    if authority.as_str().contains('@') {
-        return Err("must not contain a user or a password".to_owned());
-    }
-    Ok(uri)
-}
-
-fn loopback(uri: &Uri) -> bool {
-    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    host == "localhost" || host.parse().is_ok_and(|ip: IpAddr| ip.is_loopback())
 }
 
 pub(super) fn file(path: &str) -> Result<String, String> {

@@ -10,6 +10,7 @@ use super::arguments::{
     Cli, Command, DatabaseArgs, JobsCommand, MigrateArgs, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand,
     WorkArgs,
 };
+use super::base_url::BaseUrl;
 use super::check::{self, SettingErrors, non_blank};
 #[cfg(feature = "dev")]
 use super::settings::{Chaos, Demo, Dev, Sandbox};
@@ -37,7 +38,7 @@ fn telemetry(errors: &mut SettingErrors, args: TelemetryArgs) -> Option<Telemetr
     let format = errors.record("log-format", format);
     let filter = EnvFilter::try_new(&args.log_filter).map_err(|error| format!("`{}`: {error}", args.log_filter));
     let filter = errors.record("log-filter", filter);
-    let otlp_endpoint = non_blank(args.otlp_endpoint).map(|text| check::collector_url(&text)).transpose();
+    let otlp_endpoint = non_blank(args.otlp_endpoint).map(|text| BaseUrl::parse_collector(&text)).transpose();
     let otlp_endpoint = errors.record("otlp-endpoint", otlp_endpoint);
     Some(Telemetry { format: format?, filter: filter?, otlp_endpoint: otlp_endpoint?, file: None })
 }
@@ -129,9 +130,9 @@ fn serve(errors: &mut SettingErrors, args: ServeArgs) -> Option<Serve> {
 fn work(errors: &mut SettingErrors, args: WorkArgs, least_concurrency: usize) -> Option<Serve> {
     let database = connection(errors, args.database, args.direct_database_url, &args.database_pool_size);
     let http_listen = errors.record("http-listen", check::address(&args.http_listen));
-    let public_webhook_url = non_blank(args.public_webhook_url).map(|text| check::safe_base_url(&text)).transpose();
+    let public_webhook_url = non_blank(args.public_webhook_url).map(|text| BaseUrl::parse(&text)).transpose();
     let public_webhook_url = errors.record("public-webhook-url", public_webhook_url);
-    let base_url = errors.record("stripe-base-url", check::safe_base_url(&args.stripe_base_url));
+    let base_url = errors.record("stripe-base-url", BaseUrl::parse(&args.stripe_base_url));
     let timeout = errors.record("stripe-timeout-seconds", check::number(&args.stripe_timeout_seconds, 1..=120));
     let encryption_keys = keys(errors, args.encryption_keys, non_blank(args.encryption_keys_file));
     let success_url = errors.record("default-success-url", check::page_url(args.default_success_url));

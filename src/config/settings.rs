@@ -7,6 +7,8 @@ use secrecy::{SecretBox, SecretString};
 use tracing_subscriber::EnvFilter;
 use uuid::Uuid;
 
+use super::base_url::BaseUrl;
+
 /// The settings of this process.
 #[derive(Debug)]
 pub struct Settings {
@@ -153,34 +155,6 @@ pub struct Retention {
     pub events: time::Duration,
     /// Deliveries, 35 days or more.
     pub deliveries: time::Duration,
-}
-
-/// The URL of a server: scheme, host and path, without a slash at its end, a query or a fragment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BaseUrl {
-    text: String,
-    loopback: bool,
-}
-
-impl BaseUrl {
-    pub(super) fn new(text: &str, loopback: bool) -> Self {
-        Self { text: text.to_owned(), loopback }
-    }
-
-    /// Parses an https URL, or an http URL of this machine. The error is a message about what is wrong.
-    pub fn parse(text: &str) -> Result<Self, String> {
-        super::check::safe_base_url(text)
-    }
-
-    /// `https://host[:port][/path]`
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// Whether the host is this machine.
-    pub fn is_loopback(&self) -> bool {
-        self.loopback
-    }
 }
 
 /// Logs and traces.

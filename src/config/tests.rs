@@ -122,14 +122,14 @@ fn keys_and_certificates_come_from_files_too() {
 fn web_addresses_are_https_or_this_machine() {
     for good in ["https://pay.example.com/", "https://pay.example.com/base", "http://127.0.0.1:8080", "http://[::1]:1"]
     {
-        let url = check::safe_base_url(good).unwrap();
+        let url = BaseUrl::parse(good).unwrap();
         assert_eq!(url.as_str(), good.trim_end_matches('/'));
         assert_eq!(url.is_loopback(), good.starts_with("http:"));
     }
     for bad in
         ["http://pay.example.com", "ftp://x", "pay.example.com", "", "https://x/?a=b", "http://localhost.evil.com"]
     {
-        assert!(check::safe_base_url(bad).is_err(), "{bad}");
+        assert!(BaseUrl::parse(bad).is_err(), "{bad}");
     }
     let with_placeholder = "https://shop.example/done?session={CHECKOUT_SESSION_ID}";
     assert_eq!(check::page_url(Some(with_placeholder.to_owned())).unwrap(), with_placeholder);
