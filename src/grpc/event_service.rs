@@ -4,12 +4,13 @@ use prost::Message as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use super::Api;
 use super::convert::{Fields, events as convert};
+use super::limits::PAGE_BYTES_MAX;
 use super::proto::event_service_server::EventService;
 use super::proto::stream_events_request::Start;
 use super::proto::{ListEventsRequest, ListEventsResponse, StreamEventsRequest, StreamEventsResponse};
 use super::subscriber::{Filter, StreamLimiter, Subscriber};
-use super::{Api, PAGE_BYTES_MAX};
 use crate::domain::events::EventLog;
 use crate::domain::{Error, Result};
 

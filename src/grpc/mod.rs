@@ -9,6 +9,7 @@ mod convert;
 mod customer_service;
 mod event_service;
 mod integration_service;
+mod limits;
 mod log_tail;
 mod page_token;
 mod payment_service;
@@ -27,6 +28,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_reflection::server::{Builder as Reflection, Error as ReflectionError};
 use tracing::Instrument as _;
 
+use self::limits::REQUEST_BYTES_MAX;
 use self::log_tail::LogTails;
 pub use self::page_token::PageTokenKey;
 use self::proto::customer_service_server::CustomerServiceServer;
@@ -36,12 +38,6 @@ use self::proto::payment_service_server::PaymentServiceServer;
 use self::subscriber::StreamLimiter;
 use crate::app::App;
 use crate::domain::{Error, OrganizationId, Result};
-
-/// The largest request, in bytes (P11). A customer with every text at its limit fits.
-const REQUEST_BYTES_MAX: usize = 256 * 1024;
-
-/// The target size of a page, in bytes: half of the 4 MiB that clients accept by default (P11).
-const PAGE_BYTES_MAX: usize = 2 * 1024 * 1024;
 
 /// Settings of the gRPC API.
 #[derive(Clone)]

@@ -11,7 +11,7 @@ use prost::Message;
 use sha2::Sha256;
 use uuid::Uuid;
 
-use super::PAGE_BYTES_MAX;
+use super::limits::PAGE_BYTES_MAX;
 use crate::domain::{Error, OrganizationId, Page, Result};
 
 const ID_LENGTH: usize = 16;

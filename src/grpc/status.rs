@@ -10,7 +10,7 @@ use axum::response::Response;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, FieldViolation, StatusExt};
 
-use super::REQUEST_BYTES_MAX;
+use super::limits::REQUEST_BYTES_MAX;
 use crate::domain::{Error, Violation};
 
 /// The domain of `ErrorInfo`.
