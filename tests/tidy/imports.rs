@@ -1,6 +1,6 @@
 //! Which module may import which, and which modules may use the database and HTTP clients.
 
-use super::{Source, check, is_word_part, source, sources, word_ends};
+use super::{Source, check, group_entries, is_word_part, source, sources, word_ends};
 
 /// The modules that each top-level module may import. A file directly under `src/` is a module of its own name. Any
 /// module but `domain` may import `clock` and `failpoints`: domain functions take the time as an argument and have no
@@ -52,23 +52,11 @@ fn referenced_modules(line: &str, depth: usize) -> Vec<String> {
 
 /// `domain::Money` → domain; `{app::x, store::{a, b}}` → app, store.
 fn first_names(path: &str) -> Vec<String> {
-    let Some(group) = path.strip_prefix('{') else {
-        return vec![path.chars().take_while(|c| is_word_part(*c)).collect()];
-    };
-    let mut names = vec![String::new()];
-    let mut depth = 0;
-    for character in group.chars() {
-        match character {
-            '{' => depth += 1,
-            '}' if depth == 0 => break,
-            '}' => depth -= 1,
-            ',' if depth == 0 => names.push(String::new()),
-            _ if depth == 0 => names.last_mut().unwrap().push(character),
-            _ => {}
-        }
+    let first = |path: &str| path.chars().take_while(|c| is_word_part(*c)).collect();
+    match path.strip_prefix('{') {
+        Some(group) => group_entries(group).iter().map(|entry| first(entry)).collect(),
+        None => vec![first(path)],
     }
-    let first = |name: &String| name.trim().chars().take_while(|c| is_word_part(*c)).collect();
-    names.iter().map(first).collect()
 }
 
 fn wrong_imports(source: &Source) -> Vec<String> {

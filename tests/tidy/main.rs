@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "test helpers may panic")]
 
+mod circles;
 mod imports;
 mod sizes;
 mod texts;
@@ -66,6 +67,24 @@ fn word_ends<'line>(line: &'line str, word: &str) -> Vec<&'line str> {
     let at_edge = |at: &usize| !word.starts_with(is_word_part) || !line[..*at].ends_with(is_word_part);
     let ends = line.match_indices(word).map(|(at, _)| at).filter(at_edge).map(|at| &line[at + word.len()..]);
     ends.filter(|rest| !word.ends_with(is_word_part) || !rest.starts_with(is_word_part)).collect()
+}
+
+/// The entries of a group in a `use`, of which `text` is what follows its brace: `a, b::{c, d}};` → `a`, `b::{c, d}`.
+fn group_entries(text: &str) -> Vec<String> {
+    let (mut entries, mut depth) = (vec![String::new()], 0);
+    for character in text.chars() {
+        match character {
+            '{' => depth += 1,
+            '}' if depth == 0 => break,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        match character {
+            ',' if depth == 0 => entries.push(String::new()),
+            _ => entries.last_mut().unwrap().push(character),
+        }
+    }
+    entries.iter().map(|entry| entry.trim().to_owned()).filter(|entry| !entry.is_empty()).collect()
 }
 
 fn assert_none(violations: &[String]) {
