@@ -1,10 +1,7 @@
 //! Organizations (tenants) and their API tokens.
 
-use std::collections::HashMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
 use time::{Duration, OffsetDateTime};
@@ -13,30 +10,6 @@ use super::App;
 use crate::domain::{Error, OrganizationId, Result, TokenId};
 use crate::store::organizations::{Organization, Token};
 use crate::store::{self, Scope};
-
-/// How long a valid token is cached. A revoked token works for up to this long.
-const TOKEN_CACHE_PERIOD: Duration = Duration::seconds(10);
-/// The maximum number of cached tokens (P11).
-const TOKEN_CACHE_SIZE: usize = 10_000;
-
-/// Tokens verified recently, by hash.
-#[derive(Default)]
-pub(super) struct TokenCache(Mutex<HashMap<[u8; 32], (OrganizationId, OffsetDateTime)>>);
-
-impl TokenCache {
-    fn get(&self, hash: &[u8; 32], now: OffsetDateTime) -> Option<OrganizationId> {
-        let cache = self.0.lock();
-        cache.get(hash).filter(|(_, until)| now < *until).map(|(organization, _)| *organization)
-    }
-
-    fn put(&self, hash: [u8; 32], organization: OrganizationId, now: OffsetDateTime) {
-        let mut cache = self.0.lock();
-        if cache.len() >= TOKEN_CACHE_SIZE {
-            cache.clear();
-        }
-        cache.insert(hash, (organization, now + TOKEN_CACHE_PERIOD));
-    }
-}
 
 /// The organization that a token names: `pbt_<organization, 32 hex digits>_<43 characters of base64url>`. The token
 /// names it so that row-level security applies from the first query (P10).

@@ -27,36 +27,6 @@ const INTERVAL_REAL_MIN: RealDuration = RealDuration::from_millis(100);
 /// How many reconcilers one transaction enqueues (P11).
 const BATCH: i64 = 1_000;
 
-/// The intervals of the reconcilers, in clock time.
-#[derive(Clone, Copy, Debug)]
-pub struct Periods {
-    /// Of the events list if it replaces webhooks, with a test key.
-    pub poll_test: Duration,
-    /// Of the events list if it replaces webhooks, with a live key: Stripe rations reads.
-    pub poll_live: Duration,
-    /// Of the events list in addition to webhooks, with a test key.
-    pub list_test: Duration,
-    /// Of the events list in addition to webhooks, with a live key.
-    pub list_live: Duration,
-    /// Of the sweep.
-    pub sweep: Duration,
-    /// Of the check of the webhook endpoint.
-    pub endpoint: Duration,
-}
-
-impl Default for Periods {
-    fn default() -> Self {
-        Self {
-            poll_test: Duration::seconds(5),
-            poll_live: Duration::minutes(5),
-            list_test: Duration::MINUTE,
-            list_live: Duration::minutes(10),
-            sweep: Duration::MINUTE,
-            endpoint: Duration::HOUR,
-        }
-    }
-}
-
 /// Counts what a reconciler repaired: an `event` that only the list reported, an object whose state a read changed, an
 /// `endpoint`.
 pub(super) fn record_repair(kind: &'static str, count: usize) {

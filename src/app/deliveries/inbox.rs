@@ -5,7 +5,6 @@ use std::collections::HashSet;
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::Ingested;
 use crate::app::notifications::Notifier;
 use crate::clock::Clock;
 use crate::domain::deliveries::Delivery;
@@ -19,6 +18,15 @@ use crate::store::{self, Notification, Pool, Scope};
 const WAITING_MAX: usize = 1_024;
 /// The maximum number of webhooks per commit.
 const BATCH_MAX: usize = 128;
+
+/// A webhook was stored durably.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ingested {
+    /// It is new.
+    New,
+    /// Its event was stored before.
+    Duplicate,
+}
 
 type Waiting = (Delivery, oneshot::Sender<Result<Ingested, ()>>);
 

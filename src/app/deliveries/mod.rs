@@ -5,15 +5,16 @@ mod apply;
 mod customer_events;
 mod inbox;
 mod poll;
+mod secrets;
 
-use std::collections::HashMap;
-
-use parking_lot::Mutex;
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
 pub(super) use self::customer_events::SignalOrigin;
 pub(super) use self::inbox::Inbox;
+pub use self::inbox::Ingested;
+pub(super) use self::secrets::SecretCache;
+use self::secrets::Secrets;
 use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -23,17 +24,6 @@ use crate::{store, stripe};
 
 /// How long an unsealed webhook secret is cached.
 const SECRET_PERIOD: Duration = Duration::seconds(10);
-/// The maximum number of cached integrations (P11).
-const SECRETS_MAX: usize = 10_000;
-
-/// A webhook was stored durably.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ingested {
-    /// It is new.
-    New,
-    /// Its event was stored before.
-    Duplicate,
-}
 
 /// Why a webhook was rejected. Nothing is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,34 +40,6 @@ pub enum Rejection {
 
 /// The minimum age of a cached secret before a signature that it does not match causes another read.
 const SECRET_AGE_MIN: Duration = Duration::SECOND;
-
-/// An integration's webhook secrets, unsealed: two while its endpoint is being replaced.
-#[derive(Clone)]
-struct Secrets {
-    org: OrganizationId,
-    open: Vec<SecretString>,
-    read_time: OffsetDateTime,
-}
-
-/// Webhook secrets read recently.
-#[derive(Default)]
-pub(super) struct SecretCache(Mutex<HashMap<IntegrationId, Secrets>>);
-
-impl SecretCache {
-    /// Cached secrets no older than `age`.
-    fn get(&self, org: OrganizationId, id: IntegrationId, now: OffsetDateTime, age: Duration) -> Option<Secrets> {
-        let cache = self.0.lock();
-        cache.get(&id).filter(|secrets| secrets.org == org && now < secrets.read_time + age).cloned()
-    }
-
-    fn put(&self, id: IntegrationId, secrets: Secrets) {
-        let mut cache = self.0.lock();
-        if cache.len() >= SECRETS_MAX {
-            cache.clear();
-        }
-        cache.insert(id, secrets);
-    }
-}
 
 impl App {
     /// Ingests a webhook: verifies the signature over the raw bytes and stores the event once. It may be acknowledged
