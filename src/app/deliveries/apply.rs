@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use time::Duration;
 
-use super::customer_events::SignalOrigin;
+use super::signal::{DeliveryOutcome, SignalOrigin};
 use crate::app::App;
 use crate::app::event_payloads;
 use crate::app::payments::{PaymentContext, ReadTarget};
@@ -21,16 +21,6 @@ use crate::{store, stripe};
 
 /// How long a delivery about an unknown object is retried before it is ignored.
 const UNMATCHED_PERIOD: Duration = Duration::minutes(2);
-
-/// The outcome of one run over a delivery.
-pub(in crate::app) enum DeliveryOutcome {
-    /// Applied, possibly without effect.
-    Applied,
-    /// Kept, but not ours; with the reason.
-    Ignored(String),
-    /// Its object is unknown, and may become known soon.
-    Unmatched(String),
-}
 
 impl App {
     /// Runs the job of a stored delivery.

@@ -3,7 +3,7 @@
 
 use time::OffsetDateTime;
 
-use super::apply::DeliveryOutcome;
+use super::signal::{DeliveryOutcome, SignalOrigin};
 use crate::app::customers::{
     DefaultUpdate, MethodUpdate, clear_unset_read, if_allowed, may_be_our_write, record_provider_default,
 };
@@ -13,27 +13,15 @@ use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::events::EventType;
 use crate::domain::integrations::Integration;
-use crate::domain::jobs::{JobKind, Lease};
+use crate::domain::jobs::JobKind;
 use crate::domain::signals::{
     DefaultChange, MandateSnapshot, MethodSnapshot, SessionSnapshot, SessionStatus, SetupSnapshot,
 };
-use crate::domain::{Error, IntegrationId, Result};
+use crate::domain::{Error, Result};
 use crate::store;
 
 /// How often a read is repeated if the customer changes meanwhile.
 const READS_MAX: usize = 5;
-
-/// Where a signal comes from: a delivery, or a read.
-pub(in crate::app) struct SignalOrigin<'a> {
-    /// The job that applies it.
-    pub lease: &'a Lease,
-    /// The integration on whose account it happened.
-    pub integration_id: IntegrationId,
-    /// When it happened.
-    pub event_time: OffsetDateTime,
-    /// The idempotency key of the request that caused it, if known.
-    pub request_key: Option<&'a str>,
-}
 
 /// What an event reports about a payment method.
 struct MethodEvent<'a> {

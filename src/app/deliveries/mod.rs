@@ -6,15 +6,16 @@ mod customer_events;
 mod inbox;
 mod poll;
 mod secrets;
+mod signal;
 
 use secrecy::SecretString;
 use time::{Duration, OffsetDateTime};
 
-pub(super) use self::customer_events::SignalOrigin;
 pub(super) use self::inbox::Inbox;
 pub use self::inbox::Ingested;
 pub(super) use self::secrets::SecretCache;
 use self::secrets::Secrets;
+pub(super) use self::signal::SignalOrigin;
 use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
