@@ -16,6 +16,7 @@ mod organizations;
 mod payments;
 mod rate_limits;
 mod reconcile;
+mod request_hash;
 mod retention;
 mod settings;
 mod state;

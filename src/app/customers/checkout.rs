@@ -1,6 +1,6 @@
 //! Setup-mode Checkout sessions: links to pages where a customer stores a payment method. They move no money.
 
-use crate::app::payments::hash_request;
+use crate::app::request_hash::hash_request;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, KEY_AGE_MAX, event_payloads};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};

@@ -15,7 +15,7 @@ pub(super) use self::methods::MethodUpdate;
 use time::OffsetDateTime;
 
 use super::App;
-use super::payments::hash_request;
+use super::request_hash::hash_request;
 use super::unit_of_work::UnitOfWork;
 use crate::domain::customers::{Customer, CustomerRef, CustomerUpdate, IntegrationRef, LinkState, NewCustomer};
 use crate::domain::integrations::Integration;

@@ -7,7 +7,7 @@ use time::Duration;
 
 use super::key::{AccountMatch, CheckedKey, scope_finding};
 use super::{resume, stripe_unavailable};
-use crate::app::payments::hash_request;
+use crate::app::request_hash::hash_request;
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
 use crate::domain::events::EventType;

@@ -4,9 +4,10 @@
 
 use std::time::Duration;
 
+use super::PaymentContext;
 use super::submit::JobFlow;
-use super::{PaymentContext, hash_request};
 use crate::app::App;
+use crate::app::request_hash::hash_request;
 use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{Manual, Payment, PaymentInput, PaymentState, PendingOperation, Rejection};

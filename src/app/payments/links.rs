@@ -5,8 +5,9 @@
 
 use time::Duration;
 
+use super::PaymentContext;
 use super::close::{LINK, refused};
-use super::{PaymentContext, hash_request};
+use crate::app::request_hash::hash_request;
 use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, KEY_AGE_MAX};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};

@@ -15,9 +15,8 @@ mod submit;
 pub(super) use self::charges_and_disputes::ReadTarget;
 pub(super) use self::context::PaymentContext;
 
-use sha2::{Digest, Sha256};
-
 use super::App;
+use super::request_hash::hash_request;
 use super::unit_of_work::UnitOfWork;
 use crate::domain::customers::{Customer, CustomerRef};
 use crate::domain::integrations::{Integration, MOVE_CUSTOMER, MOVE_PAYMENT};
@@ -28,16 +27,6 @@ use crate::domain::payments::{
 use crate::domain::{Error, OrganizationId, Page, PaymentId, PaymentMethodId, Result};
 use crate::store;
 use crate::store::request_ids::CallerRequest;
-
-/// A hash over a request's parts. Each part is preceded by its length, so that different requests have different input.
-pub(super) fn hash_request(method: &str, parts: &[&str]) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    for part in [&[method], parts].concat() {
-        hash.update(part.len().to_be_bytes());
-        hash.update(part.as_bytes());
-    }
-    hash.finalize().into()
-}
 
 impl App {
     /// Accepts an invoice for collection. Returns the payment's present state: `PENDING` if it is new.

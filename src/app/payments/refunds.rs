@@ -9,8 +9,9 @@
 
 use time::Duration;
 
-use super::{PaymentContext, ReadTarget, hash_request};
+use super::{PaymentContext, ReadTarget};
 use crate::app::reconcile::record_repair;
+use crate::app::request_hash::hash_request;
 use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
