@@ -10,6 +10,7 @@
 mod apply;
 mod attempts;
 mod links;
+mod operation;
 mod pending_operations;
 mod plan;
 #[cfg(test)]
@@ -20,7 +21,8 @@ use time::OffsetDateTime;
 
 pub use self::apply::{ApplyContext, PaymentInput};
 pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
-pub use self::pending_operations::{Manual, PendingOperation, Rejection};
+pub use self::operation::{Manual, PendingOperation};
+pub use self::pending_operations::Rejection;
 pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_rejection, plan, resume};
 pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};
