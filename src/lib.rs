@@ -2,8 +2,8 @@
 //!
 //! The modules are listed in the order in which data flows. Imports go one way: `domain` imports nothing of ours;
 //! `store` and `stripe` import `domain`; `app` imports those three; the entry points (`grpc`, `http`, `worker`) import
-//! `app` and `domain`; `config` validates addresses with `store`; and `server` wires all of them together.
-//! `tests/tidy/` enforces this.
+//! `app` and `domain`; `config` validates addresses with `store`; and `server` wires all of them together. Inside a
+//! module, no two files import one another. `tests/tidy/` enforces this.
 
 /// The injected clock, and ids that contain its time. Any module may import it.
 pub mod clock;
