@@ -8,20 +8,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Source, assert_none, group_entries, is_word_part, source, sources};
 
-/// A `use` of something in this crate. Paths begin below the crate root: `app::payments`.
-struct Use {
-    name: String,
-    path: String,
-    line: usize,
-    is_public: bool,
-}
-
-/// A file by what it imports.
 struct File {
     path: String,
-    uses: Vec<Use>,
-    /// The first line of each path outside of a `use`.
-    paths: BTreeMap<String, usize>,
+    /// What the names in scope stand for: paths below the crate root, such as `app::payments`.
+    names: BTreeMap<String, String>,
+    /// The used paths as they are written, each with its first line, in the order of these.
+    paths: Vec<(String, usize)>,
 }
 
 /// All files, by the path of their module.
@@ -45,21 +37,18 @@ fn expand(prefix: &str, tree: &str) -> Vec<String> {
     }
 }
 
-/// The path below the crate root to which `path` leads in `module`; `None` outside of this crate.
-fn absolute(modules: &BTreeSet<String>, module: &str, path: &str) -> Option<String> {
+/// The path below the crate root that is written as `path` in `module`.
+fn absolute(module: &str, path: &str) -> String {
     let mut base: Vec<&str> = module.split("::").collect();
     let mut names = path.split("::").peekable();
-    match *names.peek()? {
-        "crate" => base.clear(),
-        "self" | "super" => {}
-        child if modules.contains(&format!("{module}::{child}")) => {}
-        _ => return None,
+    if names.next_if_eq(&"crate").is_some() {
+        base.clear();
     }
-    names.next_if(|name| matches!(*name, "crate" | "self"));
+    names.next_if_eq(&"self");
     while names.next_if_eq(&"super").is_some() {
         base.pop();
     }
-    Some(base.into_iter().chain(names).collect::<Vec<_>>().join("::"))
+    base.into_iter().chain(names).collect::<Vec<_>>().join("::")
 }
 
 /// The modules that a file declares for tests only.
@@ -72,9 +61,9 @@ fn test_modules(source: &Source) -> Vec<String> {
     names.map(|name| format!("{}::{name}", module_path(source))).collect()
 }
 
-fn parse(source: &Source, modules: &BTreeSet<String>) -> File {
+fn parse(source: &Source) -> File {
     let module = module_path(source);
-    let (mut uses, mut paths) = (Vec::new(), BTreeMap::new());
+    let (mut names, mut first_lines) = (BTreeMap::new(), BTreeMap::new());
     let mut lines = source.code();
     while let Some((line, text)) = lines.next() {
         let text = text.trim_start();
@@ -92,32 +81,38 @@ fn parse(source: &Source, modules: &BTreeSet<String>) -> File {
             for path in expand("", tree.trim_end_matches(';')) {
                 let (path, alias) = path.split_once(" as ").unwrap_or((&path, ""));
                 let path = path.trim_end_matches("::self");
-                let name = if alias.is_empty() { path.rsplit("::").next().unwrap_or(path) } else { alias }.to_owned();
-                let path = absolute(modules, &module, path);
-                uses.extend(path.map(|path| Use { name, path, line, is_public: !visibility.is_empty() }));
+                let name = if alias.is_empty() { path.rsplit("::").next().unwrap_or(path) } else { alias };
+                if visibility.is_empty() {
+                    first_lines.entry(path.to_owned()).or_insert(line);
+                }
+                // Another crate's name, as of the macro `anyhow::anyhow`, must not stand for itself.
+                if path.split("::").next() != Some(name) {
+                    names.insert(name.to_owned(), absolute(&module, path));
+                }
             }
         } else if !item.starts_with("mod ") {
             for word in text.replace("..", " ").split(|c| !is_word_part(c) && !matches!(c, ':' | '.')) {
                 let path = word.split('.').next().unwrap_or_default().trim_end_matches(':');
-                paths.entry(path.to_owned()).or_insert(line);
+                first_lines.entry(path.to_owned()).or_insert(line);
             }
         }
     }
-    File { path: source.path.display().to_string(), uses, paths }
+    let mut paths: Vec<(String, usize)> = first_lines.into_iter().collect();
+    paths.sort_by_key(|(_, line)| *line);
+    File { path: source.path.display().to_string(), names, paths }
 }
 
-/// The module that defines the item at `path`; `None` if that is a module itself.
+/// The module that defines the item at `path`. `None` if `path` is a module, or not in a file. A path into another crate
+/// ends where it is written.
 fn definer<'a>(files: &'a Files, path: &str) -> Option<&'a str> {
     let names: Vec<&str> = path.split("::").collect();
     let (mut module, _) = files.get_key_value(names[0])?;
     for (at, name) in names.iter().enumerate().skip(1) {
-        let child = files.get_key_value(&format!("{module}::{name}"));
-        let import = files[module].uses.iter().find(|import| import.name == *name);
-        match (child, import) {
-            // A module and a function of the same name: what stands last is the function.
-            (Some((child, _)), _) if import.is_none() || at + 1 < names.len() => module = child,
-            (_, Some(import)) => {
-                return definer(files, &[&[import.path.as_str()][..], &names[at + 1..]].concat().join("::"));
+        match (files.get_key_value(&format!("{module}::{name}")), files[module].names.get(*name)) {
+            // A module and a function may share a name. What stands last is the function.
+            (Some((child, _)), known) if known.is_none() || at + 1 < names.len() => module = child,
+            (_, Some(known)) => {
+                return definer(files, &[&[known.as_str()][..], &names[at + 1..]].concat().join("::"));
             }
             (_, None) => return Some(module.as_str()),
         }
@@ -125,28 +120,15 @@ fn definer<'a>(files: &'a Files, path: &str) -> Option<&'a str> {
     None
 }
 
-fn imports<'a>(files: &'a Files, modules: &BTreeSet<String>) -> Imports<'a> {
+fn imports(files: &Files) -> Imports<'_> {
     let mut found = Imports::new();
     for (module, file) in files {
-        let mut add = |line: usize, path: &str, shown: &str| {
-            let Some(target) = definer(files, path).filter(|target| *target != module) else { return };
-            if module.split("::").next() == target.split("::").next() {
-                let text = format!("{}:{line} imports {} (`{shown}`)", file.path, files[target].path);
-                found.entry((module.as_str(), target)).or_insert(text);
-            }
-        };
-        for import in file.uses.iter().filter(|import| !import.is_public) {
-            add(import.line, &import.path, &import.path);
-        }
         for (path, line) in &file.paths {
-            let (first, rest) = path.split_once("::").unwrap_or((path, ""));
-            let path_below_root = match file.uses.iter().find(|import| import.name == first) {
-                Some(import) if rest.is_empty() => Some(import.path.clone()),
-                Some(import) => Some(format!("{}::{rest}", import.path)),
-                None => absolute(modules, module, path),
-            };
-            if let Some(target) = path_below_root {
-                add(*line, &target, path);
+            let target = definer(files, &absolute(module, path)).filter(|target| *target != module);
+            let Some(target) = target else { continue };
+            if module.split("::").next() == target.split("::").next() {
+                let text = format!("{}:{line} imports {} (`{path}`)", file.path, files[target].path);
+                found.entry((module.as_str(), target)).or_insert(text);
             }
         }
     }
@@ -178,11 +160,10 @@ fn shortest<'a>(imports: &Imports<'a>, from: &'a str, to: &'a str) -> Option<Vec
 /// to be cut first.
 fn circles(sources: &[Source]) -> Vec<String> {
     let for_tests: Vec<String> = sources.iter().flat_map(test_modules).map(|module| module + "::").collect();
-    let is_test = |source: &&Source| for_tests.iter().any(|test| (module_path(source) + "::").starts_with(test));
-    let sources: Vec<&Source> = sources.iter().filter(|source| !is_test(source)).collect();
-    let modules: BTreeSet<String> = sources.iter().map(|source| module_path(source)).collect();
-    let files: Files = sources.iter().map(|source| (module_path(source), parse(source, &modules))).collect();
-    let imports = imports(&files, &modules);
+    let is_for_tests = |module: &str| for_tests.iter().any(|test| format!("{module}::").starts_with(test));
+    let files = sources.iter().map(|source| (module_path(source), parse(source)));
+    let files: Files = files.filter(|(module, _)| !is_for_tests(module)).collect();
+    let imports = imports(&files);
     let mut all: Vec<Vec<&str>> = imports.keys().filter_map(|(from, to)| shortest(&imports, to, from)).collect();
     all.sort_by_key(Vec::len);
     let (mut shown, mut reports) = (BTreeSet::new(), Vec::new());
@@ -235,6 +216,7 @@ fn a_circle_is_found_in_all_spellings() {
 #[test]
 fn a_circle_through_several_files_is_shown_once_with_its_imports() {
     let files = [
+        ("src/app/mod.rs", ""),
         ("src/app/a.rs", "use super::b::f;\nuse super::b::g;"),
         ("src/app/b.rs", "\nuse super::c::h;"),
         ("src/app/c.rs", "use super::a::i;"),
@@ -244,9 +226,9 @@ fn a_circle_through_several_files_is_shown_once_with_its_imports() {
     let reports = found(&files);
     assert_eq!(reports.len(), 1, "{reports:?}");
     for line in [
-        "    src/app/a.rs:1 imports src/app/b.rs (`app::b::f`)",
-        "    src/app/b.rs:2 imports src/app/c.rs (`app::c::h`)",
-        "    src/app/c.rs:1 imports src/app/a.rs (`app::a::i`)",
+        "    src/app/a.rs:1 imports src/app/b.rs (`super::b::f`)",
+        "    src/app/b.rs:2 imports src/app/c.rs (`super::c::h`)",
+        "    src/app/c.rs:1 imports src/app/a.rs (`super::a::i`)",
     ] {
         assert_eq!(reports[0].matches(line).count(), 1, "{}", reports[0]);
     }
@@ -265,14 +247,16 @@ fn a_parent_and_its_child_are_a_circle_if_each_uses_the_other() {
 
 #[test]
 fn tests_and_other_modules_are_no_part_of_a_circle() {
-    let importer = ("src/app/a.rs", "use super::b::f;\nuse crate::store::c::g;");
-    let back = "use crate::app::a::h;";
+    let parent = ("src/app/mod.rs", "");
+    let importer = ("src/app/a.rs", "use super::b::f;\nuse crate::store::f;");
+    let back = "use crate::app::a::g;";
     let in_test = format!("fn f() {{}}\n\n#[cfg(test)]\nmod tests {{\n    {back}\n}}");
+    assert_eq!(found(&[parent, importer, ("src/app/b.rs", back)]).len(), 1);
     let none = [
-        vec![importer, ("src/app/b.rs", in_test.as_str())],
-        vec![("src/app/a.rs", "use super::tests::f;"), ("src/app/tests.rs", back)],
-        vec![importer, ("src/app/mod.rs", "#[cfg(test)]\npub(crate) mod b;"), ("src/app/b.rs", back)],
-        vec![importer, ("src/store/c.rs", back)],
+        vec![parent, importer, ("src/app/b.rs", in_test.as_str())],
+        vec![parent, ("src/app/a.rs", "use super::tests::f;"), ("src/app/tests.rs", back)],
+        vec![("src/app/mod.rs", "#[cfg(test)]\npub(crate) mod b;"), importer, ("src/app/b.rs", back)],
+        vec![parent, importer, ("src/store.rs", back)],
     ];
     for files in none {
         assert_eq!(found(&files), Vec::<String>::new());
