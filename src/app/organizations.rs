@@ -4,7 +4,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use secrecy::{ExposeSecret, SecretString};
 use sha2::{Digest, Sha256};
-use time::{Duration, OffsetDateTime};
 
 use super::App;
 use crate::domain::{Error, OrganizationId, Result, TokenId};
