@@ -6,78 +6,21 @@ use std::sync::Arc;
 use axum::body::{Body, Bytes};
 use axum::extract::{ConnectInfo, State as Extract};
 use axum::http::{HeaderMap, HeaderValue, Method, Response, Uri};
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
-use super::api_error::{ApiError, ApiResult};
+use super::api_error::ApiError;
+use super::api_request::{ApiRequest, default_version};
 use super::auth::{self, Caller};
 use super::connection::ResetHandle;
+use super::dispatch::{self, to_json};
+use super::endpoints::{self, Endpoint};
 use super::faults::{self, Effect, Plan};
 use super::form;
-use super::handlers;
-use super::idempotency::{self, Claim, IdempotentRequest};
-use super::lists;
-use super::parameters::{self, Endpoint};
+use super::idempotency::{self, Claim};
 use super::shared::{Inner, RecordedRequest, Shared};
-use super::state::{Account, new_id};
+use super::state::{IdempotentRequest, new_id};
 use super::timers::{Timer, TimerAction};
-use super::transaction::{API_VERSION, Call, Cause, Transaction};
-use super::unsupported;
+use super::transaction::Transaction;
 use super::versions;
-
-/// A received request.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct ApiRequest {
-    pub method: String,
-    pub path: String,
-    pub form: Vec<(String, String)>,
-    pub request_id: String,
-    pub idempotency_key: Option<String>,
-    /// The API version in which the request is checked and the response is rendered.
-    #[serde(default = "default_version")]
-    pub version: String,
-}
-
-fn default_version() -> String {
-    API_VERSION.to_owned()
-}
-
-impl ApiRequest {
-    /// The cause that the events of this request name.
-    pub fn cause(&self) -> Cause {
-        Cause { request_id: self.request_id.clone(), idempotency_key: self.idempotency_key.clone() }
-    }
-}
-
-/// Checks and executes a request. Faults and idempotency are the caller's business.
-pub(super) fn perform(tx: &mut Transaction, request: &ApiRequest) -> ApiResult {
-    let Some((endpoint, ids)) = parameters::route(&request.method, &request.path) else {
-        return Err(unrecognized(request));
-    };
-    let params = parameters::typed_form(endpoint, &request.form)?;
-    versions::check_parameters(&request.version, endpoint, &params)?;
-    lists::check_expand(&params)?;
-    let ids = ids.into_iter().map(str::to_owned).collect();
-    let call = Call { ids, path: request.path.clone(), params };
-    let mut result = handlers::find(endpoint)(tx, &call).map_err(|mut api_error| {
-        api_error.error.values_mut().for_each(|value| versions::render_response(tx.account, value, &request.version));
-        unsupported::explain(api_error, endpoint, &request.form)
-    })?;
-    versions::render_response(tx.account, &mut result, &request.version);
-    lists::expand(tx.account, &mut result, &call.params, &request.version)?;
-    Ok(result)
-}
-
-fn unrecognized(request: &ApiRequest) -> ApiError {
-    if let Some(api_error) = unsupported::endpoint(&request.method, &request.path) {
-        return api_error;
-    }
-    let message = format!(
-        "Unrecognized request URL ({}: {}). Please see https://stripe.com/docs or we can help at https://support.stripe.com/.",
-        request.method, request.path
-    );
-    ApiError::new(404, "invalid_request_error", message).before_execution()
-}
 
 /// A response to the caller, before it becomes an HTTP response.
 struct ApiResponse {
@@ -214,7 +157,8 @@ fn admit(
         return Err(api_error);
     }
     let caller = caller?;
-    let (endpoint, _) = parameters::route(&request.method, &request.path).ok_or_else(|| unrecognized(request))?;
+    let (endpoint, _) =
+        endpoints::route(&request.method, &request.path).ok_or_else(|| dispatch::unrecognized(request))?;
     if let Some(limits) = shared.options.limits {
         let name = format!("{} {}", endpoint.method, endpoint.path);
         inner.limiter.take(limits, &caller.slot, caller.livemode, &name, shared.micros())?;
@@ -327,7 +271,7 @@ fn perform_and_store(shared: &Shared, inner: &mut Inner, caller: &Caller, reques
     let (now, now_micros) = (shared.seconds(), shared.micros());
     let account = inner.account(caller);
     let mut tx = Transaction { account, now, now_micros, cause: Some(request.cause()), settings: &shared.settings };
-    let result = perform(&mut tx, request);
+    let result = dispatch::perform(&mut tx, request);
     let early = result.as_ref().is_err_and(|api_error| api_error.early);
     let response = match result {
         Ok(object) => ApiResponse {
@@ -351,16 +295,6 @@ fn perform_and_store(shared: &Shared, inner: &mut Inner, caller: &Caller, reques
     response
 }
 
-/// Stores the response to a request that was executed late, unless a 500 is stored already.
-pub(super) fn store_late_response(account: &mut Account, request: &ApiRequest, result: &ApiResult) {
-    let Some(key) = &request.idempotency_key else { return };
-    let (status, body) = match result {
-        Ok(object) => (200, to_json(object)),
-        Err(api_error) => (api_error.status, api_error.body(&request.request_id).to_string()),
-    };
-    idempotency::store_response_once(account, key, status, &body);
-}
-
 /// A 500, which is stored under the idempotency key like any other response.
 fn server_error(inner: &mut Inner, caller: &Caller, request: &ApiRequest) -> ApiResponse {
     let message = "An unknown error occurred. If you keep seeing this, contact support.";
@@ -369,10 +303,6 @@ fn server_error(inner: &mut Inner, caller: &Caller, request: &ApiRequest) -> Api
         idempotency::store_response(inner.account(caller), key, response.status, &response.body);
     }
     response
-}
-
-fn to_json(object: &Value) -> String {
-    serde_json::to_string_pretty(object).unwrap_or_default()
 }
 
 fn into_http(request: &ApiRequest, response: ApiResponse) -> Response<Body> {

@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::api_error::ApiError;
-use super::parameters::Endpoint;
+use super::endpoints::Endpoint;
 use super::state::{Key, State, is_live, slot};
 
 /// The authenticated caller of a request.

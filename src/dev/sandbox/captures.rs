@@ -5,9 +5,8 @@ use serde_json::Value;
 
 use super::api_error::{ApiError, ApiResult};
 use super::charges;
-use super::confirmation;
 use super::disputes;
-use super::payment_intents::{close, unexpected};
+use super::intent_status::{close, save_method, succeed, unexpected};
 use super::payment_methods;
 use super::state::{new_id, number, text};
 use super::timers::TimerAction;
@@ -15,11 +14,6 @@ use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
 
 /// How long an authorization is valid, in seconds: 7 days (Stripe's "Place a hold on a payment method").
 const HOLD_PERIOD: i64 = 7 * 24 * 60 * 60;
-
-/// Whether a confirmation of the intent only authorizes the amount.
-pub(super) fn is_manual(intent: &Value) -> bool {
-    text(intent, "/capture_method") == "manual"
-}
 
 /// Authorizes the amount on a card.
 pub(super) fn hold(tx: &mut Transaction, mut intent: Value, method: &Value) -> Value {
@@ -30,7 +24,7 @@ pub(super) fn hold(tx: &mut Transaction, mut intent: Value, method: &Value) -> V
     charge["payment_method_details"]["card"]["capture_before"] = (tx.now + HOLD_PERIOD).into();
     tx.put(&charge);
     tx.emit("charge.succeeded", &charge);
-    confirmation::save_method(tx, &intent, method);
+    save_method(tx, &intent, method);
     intent["status"] = "requires_capture".into();
     intent["amount_capturable"] = intent["amount"].clone();
     intent["latest_charge"] = charge["id"].clone();
@@ -58,7 +52,7 @@ pub(super) fn capture(tx: &mut Transaction, call: &Call) -> ApiResult {
     tx.put(&charge);
     tx.emit("charge.captured", &charge);
     intent["amount_capturable"] = 0.into();
-    let intent = confirmation::succeed(tx, intent, &method, &charge);
+    let intent = succeed(tx, intent, &method, &charge);
     if let Some(card) = payment_methods::test_card(tx, text(&method, "/id")) {
         disputes::after_charge(tx, &charge, card.follow_up);
     }

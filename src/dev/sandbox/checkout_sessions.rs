@@ -6,6 +6,7 @@ use time::OffsetDateTime;
 use super::api_error::{ApiError, ApiResult};
 use super::confirmation::{self, AttemptOptions};
 use super::customers;
+use super::intent_status;
 use super::line_items;
 use super::lists;
 use super::method_types;
@@ -217,8 +218,8 @@ pub(super) fn close(tx: &mut Transaction, session: &Value) -> Value {
     if let Some(intent) = tx.get("setup_intent", text(&session, "/setup_intent")).filter(setup_intents::is_open) {
         setup_intents::close(tx, &intent, Value::Null);
     }
-    if let Some(intent) = tx.get("payment_intent", text(&session, "/payment_intent")).filter(payment_intents::is_open) {
-        payment_intents::close(tx, &intent, "automatic".into());
+    if let Some(intent) = tx.get("payment_intent", text(&session, "/payment_intent")).filter(intent_status::is_open) {
+        intent_status::close(tx, &intent, "automatic".into());
     }
     tx.emit("checkout.session.expired", &session);
     session
@@ -268,7 +269,7 @@ fn check_payable(tx: &Transaction, session: &Value, kind: &str) -> Result<(), Ap
         return Err(ApiError::invalid(format!("This Checkout Session doesn't take {kind}.")));
     }
     let customer = text(session, "/customer");
-    if !customer.is_empty() && customers::existing(tx, customer).is_err() {
+    if !customer.is_empty() && tx.existing("customer", customer).is_err() {
         return Err(ApiError::invalid("The customer of this Checkout Session has been deleted."));
     }
     Ok(())
@@ -341,43 +342,6 @@ fn payment_intent(tx: &mut Transaction, session: &Value, method: &Value) -> ApiR
     session["payment_intent"] = intent["id"].clone();
     tx.put(&session);
     Ok(intent)
-}
-
-/// Completes a session. `payment_status` says whether it is paid.
-pub(super) fn complete(tx: &mut Transaction, session: &str, method: &Value, payment_status: &str) {
-    let Some(mut session) = tx.get("checkout.session", session) else { return };
-    session["status"] = "complete".into();
-    session["payment_status"] = payment_status.into();
-    session["url"] = Value::Null;
-    session["customer_details"] = json!({
-        "address": method["billing_details"]["address"],
-        "email": method["billing_details"]["email"],
-        "name": method["billing_details"]["name"],
-        "phone": null,
-        "tax_exempt": "none",
-        "tax_ids": [],
-    });
-    tx.put(&session);
-    tx.emit("checkout.session.completed", &session);
-}
-
-/// Marks a session as paid, and completes it if a debit has not done so days before.
-pub(super) fn mark_paid(tx: &mut Transaction, session: &str, method: &Value) {
-    let Some(mut found) = tx.get("checkout.session", session) else { return };
-    if text(&found, "/status") != "complete" {
-        complete(tx, session, method, "paid");
-        return;
-    }
-    found["payment_status"] = "paid".into();
-    tx.put(&found);
-    tx.emit("checkout.session.async_payment_succeeded", &found);
-}
-
-/// Reports that a bank refused the debit of a completed session.
-pub(super) fn fail_payment(tx: &mut Transaction, session: &str) {
-    if let Some(found) = tx.get("checkout.session", session) {
-        tx.emit("checkout.session.async_payment_failed", &found);
-    }
 }
 
 /// Expires a session, if it is still open, when its time is over.

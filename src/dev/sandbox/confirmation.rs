@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use super::api_error::{ApiError, ApiResult};
 use super::captures;
 use super::charges;
-use super::checkout_sessions;
 use super::disputes;
+use super::intent_status::{close, is_manual, is_open, save_method, succeed, unexpected};
 use super::mandates;
 use super::money::DEBIT_MAX;
-use super::payment_intents::{is_open, unexpected, usable};
 use super::payment_methods;
+use super::session_status;
 use super::setup_intents::next_action;
 use super::state::{flag, number, text};
 use super::test_methods::{self, AUTHENTICATION_NOT_HANDLED, AUTHENTICATION_REQUIRED, Authentication, Debit, Decline};
@@ -71,12 +71,51 @@ pub(super) fn check(tx: &mut Transaction, intent: &Value, params: &Value) -> Api
     Ok(method)
 }
 
+/// The payment method, if it can pay this intent.
+pub(super) fn usable(tx: &mut Transaction, intent: &Value, method: &str) -> ApiResult {
+    let method = payment_methods::own_or_shared(tx, method, "payment_method")?;
+    let (kind, id) = (text(&method, "/type"), text(&method, "/id"));
+    let (holder, customer) = (text(&method, "/customer"), text(intent, "/customer"));
+    if kind == "sepa_debit" && id.starts_with("src_") {
+        let message = "Using a SEPA Debit Source in the `payment_method` field has been deprecated and is no longer a \
+                       valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
+        return Err(ApiError::invalid(message).at("payment_method"));
+    }
+    payment_methods::check_unused(tx, id)?;
+    if !holder.is_empty() && customer.is_empty() {
+        let message = format!(
+            "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \
+             PaymentIntent."
+        );
+        return Err(ApiError::invalid(message).at("payment_method"));
+    }
+    if !holder.is_empty() && holder != customer {
+        let message = format!("The PaymentMethod {id} does not belong to the Customer {customer}.");
+        return Err(ApiError::invalid(message).at("payment_method"));
+    }
+    let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
+    if !allowed {
+        let message = format!(
+            "The PaymentMethod provided ({kind}) is not allowed for this PaymentIntent. Please attach a PaymentMethod of \
+             one of the following types: {}.",
+            intent["payment_method_types"]
+        );
+        let api_error = ApiError::invalid(message).code("payment_intent_incompatible_payment_method");
+        return Err(api_error.at("payment_method").with("payment_intent", intent.clone()));
+    }
+    if kind == "sepa_debit" && text(intent, "/currency") != "eur" {
+        let message = format!("The currency {} cannot be paid with sepa_debit: only eur.", text(intent, "/currency"));
+        return Err(ApiError::invalid(message).code("payment_method_currency_mismatch").at("payment_method"));
+    }
+    Ok(method)
+}
+
 /// Confirms a stored intent with the payment method that [`check`] returned.
 pub(super) fn confirm(tx: &mut Transaction, intent: &Value, params: &Value, method: &Value) -> ApiResult {
     let (mut intent, id) = (intent.clone(), text(intent, "/id").to_owned());
     tx.internals_mut(&id).confirms += 1;
     if tx.internals_mut(&id).confirms > CONFIRMS_MAX {
-        let intent = super::payment_intents::close(tx, &intent, "automatic".into());
+        let intent = close(tx, &intent, "automatic".into());
         let message = "This PaymentIntent was confirmed too many times and has been canceled.";
         return Err(unexpected(&intent, message.to_owned()));
     }
@@ -148,7 +187,7 @@ fn charge_card(tx: &mut Transaction, intent: Value, method: &Value) -> ApiResult
     if let Some(decline) = card.and_then(|card| card.charge) {
         return Err(declined(tx, intent, method, &decline));
     }
-    if captures::is_manual(&intent) {
+    if is_manual(&intent) {
         return Ok(captures::hold(tx, intent, method));
     }
     let charge = charges::create(tx, &intent, method, "succeeded");
@@ -158,36 +197,6 @@ fn charge_card(tx: &mut Transaction, intent: Value, method: &Value) -> ApiResult
         disputes::after_charge(tx, &charge, card.follow_up);
     }
     Ok(intent)
-}
-
-/// Completes an intent whose charge has succeeded.
-pub(super) fn succeed(tx: &mut Transaction, mut intent: Value, method: &Value, charge: &Value) -> Value {
-    save_method(tx, &intent, method);
-    intent["status"] = "succeeded".into();
-    intent["amount_received"] = charge["amount_captured"].clone();
-    intent["latest_charge"] = charge["id"].clone();
-    intent["last_payment_error"] = Value::Null;
-    intent["next_action"] = Value::Null;
-    intent["processing"] = Value::Null;
-    tx.put(&intent);
-    tx.emit("payment_intent.succeeded", &intent);
-    if let Some(session) = tx.internals(text(&intent, "/id")).session {
-        checkout_sessions::mark_paid(tx, &session, method);
-    }
-    intent
-}
-
-/// Attaches the method to the customer if `setup_future_usage` is set. Otherwise it cannot be used again.
-pub(super) fn save_method(tx: &mut Transaction, intent: &Value, method: &Value) {
-    let (id, customer) = (text(method, "/id"), text(intent, "/customer").to_owned());
-    if !text(method, "/customer").is_empty() {
-        return;
-    }
-    if text(intent, "/setup_future_usage").is_empty() || customer.is_empty() {
-        tx.internals_mut(id).used_up = true;
-    } else if tx.get("payment_method", id).is_some_and(|method| text(&method, "/customer").is_empty()) {
-        payment_methods::bind(tx, method, &customer);
-    }
 }
 
 /// Records a decline by the card's bank.
@@ -272,7 +281,7 @@ fn debit(tx: &mut Transaction, mut intent: Value, method: &Value, options: Attem
     let settle_after = tx.settings.settle_after * if is_late { 2 } else { 1 };
     tx.schedule(settle_after, TimerAction::Settle { charge: text(&charge, "/id").to_owned() });
     if let Some(session) = tx.internals(text(&intent, "/id")).session {
-        checkout_sessions::complete(tx, &session, method, "unpaid");
+        session_status::complete(tx, &session, method, "unpaid");
     }
     Ok(intent)
 }
@@ -306,7 +315,7 @@ pub(super) fn settle(tx: &mut Transaction, charge: &str) {
             mandates::end(tx, &mandate);
         }
         if let Some(session) = tx.internals(text(&intent, "/id")).session {
-            checkout_sessions::fail_payment(tx, &session);
+            session_status::fail_payment(tx, &session);
         }
         return;
     }

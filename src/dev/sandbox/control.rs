@@ -1,5 +1,7 @@
 //! The control plane: the methods of [`Sandbox`] as JSON over HTTP under `/_sandbox`, for other processes.
 
+use std::sync::Arc;
+
 use axum::body::{Body, Bytes};
 use axum::extract::State as Extract;
 use axum::http::{HeaderValue, Method, Response, StatusCode, Uri};
@@ -8,9 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::Duration;
 
-use super::Sandbox;
 use super::faults::{Fault, WebhookFault};
 use super::handle::DashboardPayment;
+use super::shared::{Sandbox, Shared};
 use super::state::{new_id, text};
 
 /// The requests of the control plane; the response to `GET /_sandbox`.
@@ -45,7 +47,7 @@ const HELP: &[&str] = &[
 
 /// Serves every request under `/_sandbox`.
 pub(super) async fn serve(
-    Extract(shared): Extract<std::sync::Arc<super::shared::Shared>>,
+    Extract(shared): Extract<Arc<Shared>>,
     method: Method,
     uri: Uri,
     body: Bytes,

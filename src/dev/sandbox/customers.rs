@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
+use super::detachment;
 use super::lists;
 use super::payment_methods;
 use super::sources;
@@ -91,7 +92,7 @@ pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
 
 /// `POST /v1/customers/{id}`
 pub(super) fn update(tx: &mut Transaction, call: &Call) -> ApiResult {
-    let old = existing(tx, call.id())?;
+    let old = tx.existing("customer", call.id())?;
     check(&call.params)?;
     let mut customer = old.clone();
     copy_fields(&mut customer, &call.params, PLAIN);
@@ -117,7 +118,7 @@ pub(super) fn update(tx: &mut Transaction, call: &Call) -> ApiResult {
 
 /// Sets the default payment method, as the Dashboard does; `null` clears it.
 pub(super) fn set_default(tx: &mut Transaction, customer: &str, method: &Value) -> ApiResult {
-    let old = existing(tx, customer)?;
+    let old = tx.existing("customer", customer)?;
     check_attached(tx, method, customer)?;
     let mut new = old.clone();
     new["invoice_settings"]["default_payment_method"] = method.clone();
@@ -127,9 +128,9 @@ pub(super) fn set_default(tx: &mut Transaction, customer: &str, method: &Value) 
 
 /// `DELETE /v1/customers/{id}`. Detaches the payment methods and leaves a stub.
 pub(super) fn delete(tx: &mut Transaction, call: &Call) -> ApiResult {
-    let customer = existing(tx, call.id())?;
+    let customer = tx.existing("customer", call.id())?;
     for method in tx.all("payment_method", |method| text(method, "/customer") == call.id()) {
-        payment_methods::detach_method(tx, &method);
+        detachment::detach_method(tx, &method);
     }
     let stub = json!({ "id": call.id(), "object": "customer", "deleted": true });
     tx.put(&stub);
@@ -139,7 +140,7 @@ pub(super) fn delete(tx: &mut Transaction, call: &Call) -> ApiResult {
 
 /// `GET /v1/customers/{id}/payment_methods`
 pub(super) fn list_payment_methods(tx: &mut Transaction, call: &Call) -> ApiResult {
-    existing(tx, call.id())?;
+    tx.existing("customer", call.id())?;
     let kind = text(&call.params, "/type");
     lists::list(tx, call, "payment_method", |method| {
         text(method, "/customer") == call.id() && (kind.is_empty() || text(method, "/type") == kind)
@@ -148,7 +149,7 @@ pub(super) fn list_payment_methods(tx: &mut Transaction, call: &Call) -> ApiResu
 
 /// `GET /v1/customers/{id}/payment_methods/{id}`
 pub(super) fn retrieve_payment_method(tx: &mut Transaction, call: &Call) -> ApiResult {
-    existing(tx, call.id())?;
+    tx.existing("customer", call.id())?;
     let id = call.ids.get(1).map_or("", String::as_str);
     let method =
         tx.get("payment_method", id).ok_or_else(|| ApiError::missing("payment_method", id, "payment_method"))?;
@@ -156,12 +157,6 @@ pub(super) fn retrieve_payment_method(tx: &mut Transaction, call: &Call) -> ApiR
         return Err(ApiError::new(404, "invalid_request_error", "Invalid request").at("customer"));
     }
     Ok(method)
-}
-
-/// A customer that has not been deleted.
-pub(super) fn existing(tx: &Transaction, id: &str) -> ApiResult {
-    let customer = tx.find("customer", id)?;
-    if flag(&customer, "/deleted") { Err(ApiError::missing("customer", id, "id")) } else { Ok(customer) }
 }
 
 fn check(params: &Value) -> Result<(), ApiError> {

@@ -9,7 +9,8 @@ use sha2::Sha256;
 use time::OffsetDateTime;
 
 use super::shared::Shared;
-use super::state::{Account, Delivery, text};
+use super::state::{Account, text};
+use super::webhook_queue::Delivery;
 
 /// How long an endpoint may take to respond, in real time.
 const RESPONSE_TIMEOUT: RealDuration = RealDuration::from_secs(10);

@@ -4,12 +4,9 @@ use serde_json::Value;
 
 use super::api_error::{ApiError, ApiResult};
 use super::lists;
-use super::state::{Account, Event, text};
+use super::state::{Event, text};
 use super::transaction::{Call, Transaction};
 use super::versions;
-
-/// How long events are kept, in seconds.
-const RETENTION: i64 = 30 * 24 * 60 * 60;
 
 /// The types to which an endpoint can subscribe: those that the sandbox emits, and related ones of Stripe's.
 pub(super) const TYPES: &[&str] = &[
@@ -79,7 +76,7 @@ pub(super) const TYPES: &[&str] = &[
 
 /// `GET /v1/events/{id}`
 pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
-    prune(tx.account, tx.now);
+    tx.account.prune_events(tx.now);
     let event = tx.account.events.iter().find(|event| event.id == call.id());
     let rendered = event.map(|event| versions::render(tx.account, to_object(event)));
     rendered.ok_or_else(|| ApiError::missing("event", call.id(), "id"))
@@ -87,7 +84,7 @@ pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
 
 /// `GET /v1/events`
 pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
-    prune(tx.account, tx.now);
+    tx.account.prune_events(tx.now);
     let params = &call.params;
     let one = text(params, "/type");
     let several: Option<Vec<&str>> =
@@ -129,11 +126,4 @@ fn to_object(event: &Event) -> Value {
     let mut value: Value = serde_json::from_str(&event.body).unwrap_or_default();
     value["pending_webhooks"] = event.pending.into();
     value
-}
-
-/// Removes events older than 30 days.
-pub(super) fn prune(account: &mut Account, now: i64) {
-    while account.events.front().is_some_and(|event| event.created + RETENTION < now) {
-        account.events.pop_front();
-    }
 }

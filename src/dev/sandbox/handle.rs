@@ -8,23 +8,25 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use time::Duration;
 
-use super::Sandbox;
 use super::api_error::ApiResult;
 use super::charges::{self, LedgerEntry};
 use super::checkout_sessions::{self, Payer};
 use super::confirmation;
 use super::customers;
+use super::detachment;
+use super::dispatch;
 use super::faults::{Fault, WebhookFault};
 use super::mandates;
 use super::payment_intents;
 use super::payment_methods;
 use super::setup_intents;
-use super::shared::RecordedRequest;
+use super::shared::{RecordedRequest, Sandbox};
 use super::sources;
-use super::state::{Delivery, Key, is_live, new_id, text};
+use super::state::{Key, is_live, new_id, text};
 use super::test_methods::{self, TestMethod};
-use super::timers::{self, TimerAction};
+use super::timers::TimerAction;
 use super::transaction::{Call, Transaction};
+use super::webhook_queue::Delivery;
 
 /// A webhook that has not been acknowledged yet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -194,7 +196,7 @@ impl Sandbox {
     /// a mandate.
     pub fn attach_in_dashboard(&self, customer: &str, method: &str) -> anyhow::Result<Value> {
         self.transact(customer, |tx| {
-            customers::existing(tx, customer)?;
+            tx.existing("customer", customer)?;
             let resolved = payment_methods::resolve(tx, method)?;
             let attached = payment_methods::attach_to(tx, text(&resolved, "/id"), customer)?;
             if text(&attached, "/type") == "sepa_debit" {
@@ -236,7 +238,7 @@ impl Sandbox {
 
     /// Detaches a payment method in the Dashboard.
     pub fn detach_in_dashboard(&self, method: &str) -> anyhow::Result<Value> {
-        self.transact(method, |tx| payment_methods::detach(tx, &call(method)))
+        self.transact(method, |tx| detachment::detach(tx, &call(method)))
     }
 
     /// Deletes a customer in the Dashboard.
@@ -326,7 +328,7 @@ impl Sandbox {
                     .collect();
                 let is_settlement =
                     |action: &TimerAction| matches!(action, TimerAction::Settle { charge } if charges.contains(charge));
-                settled += timers::run_now(account, &self.0.settings, now, micros, is_settlement);
+                settled += dispatch::run_now(account, &self.0.settings, now, micros, is_settlement);
             }
             settled
         })

@@ -1,11 +1,12 @@
-//! Maps each endpoint of the parameter table to its handler.
+//! Maps each endpoint of the table to its handler.
 
 use super::api_error::{ApiError, ApiResult};
-use super::parameters::Endpoint;
+use super::endpoints::Endpoint;
 use super::transaction::{Call, Transaction};
 use super::{
-    accounts, captures, charges, checkout_sessions, customers, disputes, events, line_items, mandates, payment_intents,
-    payment_methods, payment_pages, products, refunds, setup_attempts, setup_intents, sources, webhook_endpoints,
+    accounts, captures, charges, checkout_sessions, customers, detachment, disputes, events, line_items, mandates,
+    payment_intents, payment_methods, payment_pages, products, refunds, setup_attempts, setup_intents, sources,
+    webhook_endpoints,
 };
 
 /// Executes a request to an endpoint.
@@ -36,7 +37,7 @@ fn customer_handler(endpoint: &Endpoint) -> Handler {
         ("POST", "customers/{id}/sources") => sources::attach,
         ("GET", "customers/{id}/sources") => sources::list,
         ("GET", "customers/{id}/sources/{id}") => sources::retrieve,
-        ("DELETE", "customers/{id}/sources/{id}") => sources::delete,
+        ("DELETE", "customers/{id}/sources/{id}") => detachment::delete_source,
         ("GET", "customers/{id}/payment_methods") => customers::list_payment_methods,
         ("GET", "customers/{id}/payment_methods/{id}") => customers::retrieve_payment_method,
         ("POST", "payment_methods") => payment_methods::create,
@@ -44,7 +45,7 @@ fn customer_handler(endpoint: &Endpoint) -> Handler {
         ("GET", "payment_methods/{id}") => payment_methods::retrieve,
         ("POST", "payment_methods/{id}") => payment_methods::update,
         ("POST", "payment_methods/{id}/attach") => payment_methods::attach,
-        ("POST", "payment_methods/{id}/detach") => payment_methods::detach,
+        ("POST", "payment_methods/{id}/detach") => detachment::detach,
         ("GET", "mandates/{id}") => mandates::retrieve,
         _ => missing_handler,
     }
@@ -115,12 +116,12 @@ fn missing_handler(_: &mut Transaction, call: &Call) -> ApiResult {
 
 #[cfg(test)]
 mod tests {
-    use super::super::parameters;
+    use super::super::endpoints;
     use super::*;
 
     #[test]
     fn every_endpoint_of_the_table_has_a_handler() {
-        for endpoint in parameters::table() {
+        for endpoint in endpoints::table() {
             let missing = std::ptr::fn_addr_eq(find(endpoint), missing_handler as Handler);
             assert!(!missing, "{} {} has no handler", endpoint.method, endpoint.path);
         }

@@ -1,26 +1,11 @@
 //! Idempotency keys: the response to the first request under a key is stored for 24 hours of the clock, whether it is a
 //! 200, a 402 or a 500. The same request gets the stored response. Any other request under the key is an error.
 
-use serde::{Deserialize, Serialize};
-
 use super::api_error::ApiError;
-use super::state::Account;
+use super::state::{Account, IdempotentRequest};
 
 /// How long a response is stored, in seconds.
 const RETENTION: i64 = 24 * 60 * 60;
-
-/// The first request under a key, and its stored response.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct IdempotentRequest {
-    /// Method and path, `POST /v1/…`.
-    pub path: String,
-    pub form: Vec<(String, String)>,
-    pub request_id: String,
-    /// Unix seconds.
-    pub created: i64,
-    /// Status and body. `None` while the request is in progress.
-    pub response: Option<(u16, String)>,
-}
 
 /// What to do with a request under a key.
 pub(super) enum Claim {

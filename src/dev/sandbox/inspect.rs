@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Sandbox;
+use super::shared::Sandbox;
 use super::state::{Account, text};
 
 impl Sandbox {

@@ -4,12 +4,40 @@
 use serde_json::{Value, json};
 
 use super::api_error::ApiError;
-use super::captures::is_manual;
-use super::payment_intents::{KINDS, check_types};
+use super::intent_status::is_manual;
 use super::state::{flag, text};
+
+/// The payment method types that are activated on every account.
+const KINDS: [&str; 2] = ["card", "sepa_debit"];
 
 /// The parameters that choose types. They exclude each other.
 const CHOICES: [&str; 3] = ["allowed_payment_method_types", "automatic_payment_methods", "payment_method_types"];
+
+/// Checks that the types exist, are activated, and are given once.
+fn check_types(types: &Value) -> Result<(), ApiError> {
+    let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    if types.is_empty() {
+        let message = "You must provide at least one payment method type.";
+        return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
+    }
+    for (at, kind) in types.iter().enumerate() {
+        if types[..at].contains(kind) {
+            let message = format!("The payment method type {kind} is given twice.");
+            return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
+        }
+        if !KINDS.contains(kind) {
+            let message = format!(
+                "The payment method type provided: {kind} is invalid. Please ensure the provided type is activated in \
+                 your dashboard (https://dashboard.stripe.com/account/payments/settings)."
+            );
+            return Err(ApiError::invalid(message)
+                .code("payment_method_unactivated")
+                .at("payment_method_types")
+                .before_execution());
+        }
+    }
+    Ok(())
+}
 
 fn check_one_choice(params: &Value) -> Result<(), ApiError> {
     let given: Vec<&str> = CHOICES.into_iter().filter(|choice| params.get(choice).is_some()).collect();

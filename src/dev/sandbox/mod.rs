@@ -6,12 +6,13 @@
 //! `api` records, authenticates and rate-limits each request, checks it against `parameters.txt`, applies the
 //! idempotency rules, and calls the handler in the module of the requested object. The handler works on a
 //! `transaction::Transaction`: one account at one time, under the sandbox's lock. `delivery` sends the emitted events
-//! to webhook endpoints. `timers` runs what happens later without a request, such as a bank's response or a session's
-//! expiry. All periods use the sandbox's clock.
+//! to webhook endpoints. `timers` holds what falls due later without a request, such as a bank's response or a session's
+//! expiry, and `dispatch` runs it, as it calls the handler of a request. All periods use the sandbox's clock.
 
 mod accounts;
 mod api;
 mod api_error;
+mod api_request;
 mod auth;
 mod captures;
 mod charges;
@@ -21,14 +22,19 @@ mod connection;
 mod control;
 mod customers;
 mod delivery;
+mod detachment;
+mod dispatch;
 mod disputes;
+mod endpoints;
 mod events;
+mod expand;
 mod faults;
 mod form;
 mod handle;
 mod handlers;
 mod idempotency;
 mod inspect;
+mod intent_status;
 mod limits;
 mod line_items;
 mod lists;
@@ -43,6 +49,7 @@ mod payment_methods;
 mod payment_pages;
 mod products;
 mod refunds;
+mod session_status;
 mod setup_attempts;
 mod setup_intents;
 mod shared;
@@ -73,7 +80,7 @@ pub use self::faults::{Action, Effect, Fault, WebhookAction, WebhookFault};
 pub use self::handle::{DashboardPayment, PendingDelivery};
 pub use self::limits::Limits;
 use self::shared::Shared;
-pub use self::shared::{Options, RecordedRequest};
+pub use self::shared::{Options, RecordedRequest, Sandbox};
 use self::state::{Key, State};
 use crate::clock::Clock;
 
@@ -84,10 +91,6 @@ pub const SECRET_KEY: &str = "sk_test_sandbox";
 
 /// The size limit of a request body.
 const BODY_BYTES_MAX: usize = 1 << 20;
-
-/// A handle to a running sandbox. Clones refer to the same sandbox.
-#[derive(Debug, Clone)]
-pub struct Sandbox(Arc<Shared>);
 
 impl Sandbox {
     /// Starts a sandbox on the listener. Must be called within a Tokio runtime.

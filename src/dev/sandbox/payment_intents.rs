@@ -4,16 +4,14 @@ use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
 use super::captures;
-use super::confirmation;
+use super::confirmation::{self, usable};
+use super::intent_status::{close, is_open, unexpected};
 use super::lists;
 use super::method_types;
 use super::money;
 use super::payment_methods;
 use super::state::{new_id, number, text};
 use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
-
-/// The payment method types that are activated on every account.
-pub(super) const KINDS: [&str; 2] = ["card", "sepa_debit"];
 
 /// `POST /v1/payment_intents`
 pub(super) fn create(tx: &mut Transaction, call: &Call) -> ApiResult {
@@ -107,32 +105,6 @@ pub(super) fn blank(tx: &Transaction, params: &Value) -> ApiResult {
     Ok(intent)
 }
 
-/// Checks that the types exist, are activated, and are given once.
-pub(super) fn check_types(types: &Value) -> Result<(), ApiError> {
-    let types: Vec<&str> = types.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    if types.is_empty() {
-        let message = "You must provide at least one payment method type.";
-        return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
-    }
-    for (at, kind) in types.iter().enumerate() {
-        if types[..at].contains(kind) {
-            let message = format!("The payment method type {kind} is given twice.");
-            return Err(ApiError::invalid(message).at("payment_method_types").before_execution());
-        }
-        if !KINDS.contains(kind) {
-            let message = format!(
-                "The payment method type provided: {kind} is invalid. Please ensure the provided type is activated in \
-                 your dashboard (https://dashboard.stripe.com/account/payments/settings)."
-            );
-            return Err(ApiError::invalid(message)
-                .code("payment_method_unactivated")
-                .at("payment_method_types")
-                .before_execution());
-        }
-    }
-    Ok(())
-}
-
 /// `GET /v1/payment_intents/{id}`
 pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
     tx.find("payment_intent", call.id())
@@ -224,66 +196,4 @@ pub(super) fn cancel(tx: &mut Transaction, call: &Call) -> ApiResult {
     }
     let reason = call.params.get("cancellation_reason").cloned().unwrap_or_default();
     Ok(close(tx, &intent, reason))
-}
-
-/// Cancels an intent that is open or only authorized.
-pub(super) fn close(tx: &mut Transaction, intent: &Value, reason: Value) -> Value {
-    let mut intent = intent.clone();
-    intent["status"] = "canceled".into();
-    intent["amount_capturable"] = 0.into();
-    intent["canceled_at"] = tx.now.into();
-    intent["cancellation_reason"] = reason;
-    intent["next_action"] = Value::Null;
-    tx.put(&intent);
-    tx.emit("payment_intent.canceled", &intent);
-    intent
-}
-
-/// Whether the intent can still be confirmed and changed.
-pub(super) fn is_open(intent: &Value) -> bool {
-    matches!(text(intent, "/status"), "requires_payment_method" | "requires_confirmation" | "requires_action")
-}
-
-/// 400 with the intent: Stripe's error for a request that the intent's status forbids.
-pub(super) fn unexpected(intent: &Value, message: String) -> ApiError {
-    ApiError::invalid(message).code("payment_intent_unexpected_state").with("payment_intent", intent.clone())
-}
-
-/// The payment method, if it can pay this intent.
-pub(super) fn usable(tx: &mut Transaction, intent: &Value, method: &str) -> ApiResult {
-    let method = payment_methods::own_or_shared(tx, method, "payment_method")?;
-    let (kind, id) = (text(&method, "/type"), text(&method, "/id"));
-    let (holder, customer) = (text(&method, "/customer"), text(intent, "/customer"));
-    if kind == "sepa_debit" && id.starts_with("src_") {
-        let message = "Using a SEPA Debit Source in the `payment_method` field has been deprecated and is no longer a \
-                       valid integration path. Migrate your SEPA Debit Sources to PaymentMethods.";
-        return Err(ApiError::invalid(message).at("payment_method"));
-    }
-    payment_methods::check_unused(tx, id)?;
-    if !holder.is_empty() && customer.is_empty() {
-        let message = format!(
-            "The PaymentMethod {id} belongs to a Customer. Please include the Customer in the `customer` parameter on the \
-             PaymentIntent."
-        );
-        return Err(ApiError::invalid(message).at("payment_method"));
-    }
-    if !holder.is_empty() && holder != customer {
-        let message = format!("The PaymentMethod {id} does not belong to the Customer {customer}.");
-        return Err(ApiError::invalid(message).at("payment_method"));
-    }
-    let allowed = intent["payment_method_types"].as_array().is_some_and(|types| types.iter().any(|t| t == kind));
-    if !allowed {
-        let message = format!(
-            "The PaymentMethod provided ({kind}) is not allowed for this PaymentIntent. Please attach a PaymentMethod of \
-             one of the following types: {}.",
-            intent["payment_method_types"]
-        );
-        let api_error = ApiError::invalid(message).code("payment_intent_incompatible_payment_method");
-        return Err(api_error.at("payment_method").with("payment_intent", intent.clone()));
-    }
-    if kind == "sepa_debit" && text(intent, "/currency") != "eur" {
-        let message = format!("The currency {} cannot be paid with sepa_debit: only eur.", text(intent, "/currency"));
-        return Err(ApiError::invalid(message).code("payment_method_currency_mismatch").at("payment_method"));
-    }
-    Ok(method)
 }

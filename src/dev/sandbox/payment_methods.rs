@@ -4,9 +4,7 @@
 use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
-use super::customers;
 use super::lists;
-use super::sources;
 use super::state::{Internals, new_id, text};
 use super::test_methods::{self, Card, Decline, TestMethod};
 use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
@@ -298,41 +296,8 @@ pub(super) fn bind(tx: &mut Transaction, method: &Value, customer: &str) -> Valu
     method
 }
 
-/// `POST /v1/payment_methods/{id}/detach`
-pub(super) fn detach(tx: &mut Transaction, call: &Call) -> ApiResult {
-    let method = existing(tx, call.id())?;
-    if text(&method, "/customer").is_empty() {
-        let message = "The payment method you provided is not attached to a customer so detachment is impossible.";
-        return Err(ApiError::invalid(message));
-    }
-    Ok(detach_method(tx, &method))
-}
-
-/// Detaches a payment method permanently. Ends its mandate, and clears it as the customer's default.
-pub(super) fn detach_method(tx: &mut Transaction, method: &Value) -> Value {
-    let (id, customer) = (text(method, "/id").to_owned(), text(method, "/customer").to_owned());
-    let mut new = method.clone();
-    new["customer"] = Value::Null;
-    tx.put(&new);
-    tx.emit("payment_method.detached", &new);
-    let internals = tx.internals_mut(&id);
-    internals.used_up = true;
-    if let Some(mandate) = internals.mandate.take() {
-        super::mandates::end(tx, &mandate);
-    }
-    if let Ok(old) = customers::existing(tx, &customer)
-        && text(&old, "/invoice_settings/default_payment_method") == id
-    {
-        let mut new = old.clone();
-        new["invoice_settings"]["default_payment_method"] = Value::Null;
-        tx.change("customer.updated", &old, &new);
-    }
-    sources::after_detach(tx, method, &customer);
-    new
-}
-
 /// The payment method that a path names.
-fn existing(tx: &mut Transaction, id: &str) -> ApiResult {
+pub(super) fn existing(tx: &mut Transaction, id: &str) -> ApiResult {
     if tx.get("payment_method", id).is_none() && test_methods::shared(id).is_some() {
         return own_or_shared(tx, id, "payment_method");
     }

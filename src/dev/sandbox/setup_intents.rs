@@ -3,11 +3,11 @@
 use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
-use super::checkout_sessions;
 use super::lists;
 use super::mandates;
 use super::method_types;
 use super::payment_methods;
+use super::session_status;
 use super::setup_attempts;
 use super::state::{new_id, text};
 use super::test_methods::Authentication;
@@ -268,7 +268,7 @@ fn succeed(tx: &mut Transaction, mut intent: Value, method: &Value) -> Value {
     tx.put(&intent);
     tx.emit("setup_intent.succeeded", &intent);
     if let Some(session) = tx.internals(text(&intent, "/id")).session {
-        checkout_sessions::complete(tx, &session, method, "no_payment_required");
+        session_status::complete(tx, &session, method, "no_payment_required");
     }
     intent
 }

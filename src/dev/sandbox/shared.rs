@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -10,13 +11,14 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::api::ApiRequest;
+use super::api_request::ApiRequest;
 use super::auth::Caller;
+use super::dispatch;
 use super::faults::{self, Fault, WebhookFault};
 use super::limits::{Limiter, Limits};
-use super::state::{Account, Delivery, State};
-use super::timers;
+use super::state::{Account, State};
 use super::transaction::{Settings, Transaction};
+use super::webhook_queue::Delivery;
 use crate::clock::Clock;
 use crate::dev::rng::Rng;
 
@@ -34,7 +36,7 @@ pub struct Options {
     pub settle_after: Duration,
     /// From a slow refund's creation to its outcome, in the clock's time. Whole seconds.
     pub refund_after: Duration,
-    /// The number of requests that are kept for [`super::Sandbox::requests`].
+    /// The number of requests that are kept for [`Sandbox::requests`].
     pub requests_kept: usize,
     /// Seeds the random choice of the requests and webhooks that a fault with a `percent` hits.
     pub seed: u64,
@@ -143,7 +145,7 @@ impl Inner {
     }
 
     /// Enqueues new deliveries after applying the webhook faults. Returns whether there were any.
-    fn dispatch(&mut self) -> bool {
+    fn enqueue_deliveries(&mut self) -> bool {
         let mut any = false;
         for account in self.state.accounts.values_mut() {
             for delivery in std::mem::take(&mut account.new_deliveries) {
@@ -162,6 +164,10 @@ impl Inner {
         any
     }
 }
+
+/// A handle to a running sandbox. Clones refer to the same sandbox.
+#[derive(Debug, Clone)]
+pub struct Sandbox(pub(super) Arc<Shared>);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -240,10 +246,10 @@ impl Shared {
         let (now, micros) = (self.seconds(), self.micros());
         let mut due = false;
         for account in inner.state.accounts.values_mut() {
-            due |= timers::run(account, &self.settings, now, micros);
+            due |= dispatch::run_due(account, &self.settings, now, micros);
         }
         let result = f(&mut inner);
-        if inner.dispatch() {
+        if inner.enqueue_deliveries() {
             self.delivery_wakeup.notify_one();
         }
         self.timer_wakeup.notify_one();

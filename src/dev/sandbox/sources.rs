@@ -4,7 +4,6 @@
 use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
-use super::customers;
 use super::lists;
 use super::payment_methods;
 use super::state::text;
@@ -43,7 +42,7 @@ fn from_token(tx: &mut Transaction, token: &str, prefix: &str, param: &str) -> A
 
 /// `POST /v1/customers/{id}/sources`. A token becomes a card.
 pub(super) fn attach(tx: &mut Transaction, call: &Call) -> ApiResult {
-    customers::existing(tx, call.id())?;
+    tx.existing("customer", call.id())?;
     Ok(legacy_form(&attach_to(tx, text(&call.params, "/source"), call.id())?))
 }
 
@@ -68,7 +67,7 @@ pub(super) fn attach_to(tx: &mut Transaction, source: &str, customer: &str) -> A
     };
     let bound = payment_methods::attach_to(tx, text(&method, "/id"), customer)?;
     tx.emit("customer.source.created", &legacy_form(&bound));
-    let old = customers::existing(tx, customer)?;
+    let old = tx.existing("customer", customer)?;
     if text(&old, "/default_source").is_empty() {
         let mut new = old.clone();
         new["default_source"] = bound["id"].clone();
@@ -84,7 +83,7 @@ fn of_customer(tx: &Transaction, customer: &str) -> Vec<Value> {
 
 /// `GET /v1/customers/{id}/sources`
 pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
-    customers::existing(tx, call.id())?;
+    tx.existing("customer", call.id())?;
     let requested = text(&call.params, "/object");
     let mut found = lists::list(tx, call, "payment_method", |method| {
         let id = text(method, "/id");
@@ -97,8 +96,9 @@ pub(super) fn list(tx: &mut Transaction, call: &Call) -> ApiResult {
     Ok(found)
 }
 
-fn own(tx: &Transaction, call: &Call) -> ApiResult {
-    customers::existing(tx, call.id())?;
+/// The legacy card or source that the path names.
+pub(super) fn own(tx: &Transaction, call: &Call) -> ApiResult {
+    tx.existing("customer", call.id())?;
     let id = call.ids.get(1).map_or("", String::as_str);
     let found = tx.get("payment_method", id).filter(|method| text(method, "/customer") == call.id() && is_legacy(id));
     found.ok_or_else(|| ApiError::missing("source", id, "id"))
@@ -109,16 +109,6 @@ pub(super) fn retrieve(tx: &mut Transaction, call: &Call) -> ApiResult {
     own(tx, call).map(|method| legacy_form(&method))
 }
 
-/// `DELETE /v1/customers/{id}/sources/{id}`
-pub(super) fn delete(tx: &mut Transaction, call: &Call) -> ApiResult {
-    let method = own(tx, call)?;
-    payment_methods::detach_method(tx, &method);
-    if text(&method, "/id").starts_with("src_") {
-        return Ok(legacy_form(&method));
-    }
-    Ok(json!({ "id": method["id"], "object": "card", "deleted": true }))
-}
-
 /// Emits `customer.source.deleted` for a detached card or source. If it was the default, the newest remaining one
 /// becomes the default.
 pub(super) fn after_detach(tx: &mut Transaction, method: &Value, customer: &str) {
@@ -127,7 +117,7 @@ pub(super) fn after_detach(tx: &mut Transaction, method: &Value, customer: &str)
         return;
     }
     tx.emit("customer.source.deleted", &legacy_form(method));
-    if let Ok(old) = customers::existing(tx, customer)
+    if let Ok(old) = tx.existing("customer", customer)
         && text(&old, "/default_source") == id
     {
         let mut new = old.clone();
@@ -146,7 +136,7 @@ pub(super) fn check_default(tx: &Transaction, source: &str, customer: &str) -> R
 }
 
 /// The form that the legacy endpoints return.
-fn legacy_form(method: &Value) -> Value {
+pub(super) fn legacy_form(method: &Value) -> Value {
     let (id, kind) = (text(method, "/id"), text(method, "/type"));
     if id.starts_with("card_") {
         let card = &method["card"];

@@ -1,14 +1,15 @@
 //! The sandbox's whole state, in one value behind one lock. It is serializable and survives a restart.
-//!
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::idempotency::IdempotentRequest;
 use super::timers::Timers;
-use super::webhook_queue::WebhookQueue;
+use super::webhook_queue::{Delivery, WebhookQueue};
+
+/// How long events are kept, in seconds.
+const EVENT_RETENTION: i64 = 30 * 24 * 60 * 60;
 
 /// Every account and key of the sandbox.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -123,22 +124,17 @@ pub(super) struct Event {
     pub acknowledged: Option<i64>,
 }
 
-/// One event to be sent to one endpoint.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-pub(super) struct Delivery {
-    /// `evt_…`
-    pub event: String,
-    /// [`Event::number`].
-    pub event_number: u64,
-    /// The event's type.
-    pub kind: String,
-    pub endpoint: String,
-    /// The number of attempts so far.
-    pub attempt: u32,
-    /// When the next attempt is due, in microseconds since 1970.
-    pub at: i64,
-    /// The HTTP status of the last attempt, or why there was no response.
-    pub last_response: String,
+/// The first request under a key, and its stored response.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct IdempotentRequest {
+    /// Method and path, `POST /v1/…`.
+    pub path: String,
+    pub form: Vec<(String, String)>,
+    pub request_id: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// Status and body. `None` while the request is in progress.
+    pub response: Option<(u16, String)>,
 }
 
 /// Whether the key is for live mode: its prefix says so, as at Stripe.
@@ -199,6 +195,13 @@ impl Account {
     pub fn event(&mut self, number: u64) -> Option<&mut Event> {
         let index = self.events.binary_search_by_key(&number, |event| event.number).ok()?;
         self.events.get_mut(index)
+    }
+
+    /// Removes events older than 30 days.
+    pub fn prune_events(&mut self, now: i64) {
+        while self.events.front().is_some_and(|event| event.created + EVENT_RETENTION < now) {
+            self.events.pop_front();
+        }
     }
 }
 

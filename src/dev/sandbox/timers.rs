@@ -1,16 +1,10 @@
-//! What happens later without a request: banks respond, sessions expire, refunds complete.
+//! What falls due later without a request, and when: banks respond, sessions expire, refunds complete.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::api::{self, ApiRequest};
-use super::captures;
-use super::checkout_sessions;
-use super::confirmation;
-use super::refunds;
-use super::state::Account;
-use super::transaction::{Settings, Transaction};
+use super::api_request::ApiRequest;
 
 /// An action and its time.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,7 +14,7 @@ pub(super) struct Timer {
     pub action: TimerAction,
 }
 
-/// What a timer does.
+/// What falls due.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "what", rename_all = "snake_case")]
 pub(super) enum TimerAction {
@@ -70,7 +64,7 @@ impl Timers {
     }
 
     /// Removes and returns the first timer that is due at `now`.
-    fn take_due(&mut self, now: i64) -> Option<Timer> {
+    pub fn take_due(&mut self, now: i64) -> Option<Timer> {
         let mut first = self.0.first_entry().filter(|first| *first.key() <= now)?;
         let at = *first.key();
         let action = first.get_mut().remove(0);
@@ -79,48 +73,4 @@ impl Timers {
         }
         Some(Timer { at, action })
     }
-}
-
-/// Runs all due timers in order of time, each with its own time as `now`. Returns whether there was one.
-pub(super) fn run(account: &mut Account, settings: &Settings, now: i64, now_micros: i64) -> bool {
-    let mut any = false;
-    while let Some(timer) = account.timers.take_due(now) {
-        any = true;
-        let mut tx = Transaction { account, now: timer.at, now_micros, cause: None, settings };
-        fire(&mut tx, timer.action);
-    }
-    any
-}
-
-fn fire(tx: &mut Transaction, action: TimerAction) {
-    match action {
-        TimerAction::Settle { charge } => confirmation::settle(tx, &charge),
-        TimerAction::ExpireSession { session } => checkout_sessions::expire_if_open(tx, &session),
-        TimerAction::ExpireHold { intent } => captures::expire(tx, &intent),
-        TimerAction::Refund { refund, fails } => refunds::complete(tx, &refund, fails),
-        TimerAction::RollForward { request } => {
-            tx.cause = Some(request.cause());
-            let result = api::perform(tx, &request);
-            api::store_late_response(tx.account, &request, &result);
-        }
-    }
-}
-
-/// Runs the matching timers now, whatever their time. Returns their number.
-pub(super) fn run_now(
-    account: &mut Account,
-    settings: &Settings,
-    now: i64,
-    now_micros: i64,
-    matches: impl Fn(&TimerAction) -> bool,
-) -> usize {
-    let all = Vec::from(std::mem::take(&mut account.timers));
-    let (due, later): (Vec<Timer>, Vec<Timer>) = all.into_iter().partition(|timer| matches(&timer.action));
-    account.timers = later.into();
-    let count = due.len();
-    for timer in due {
-        let mut tx = Transaction { account, now, now_micros, cause: None, settings };
-        fire(&mut tx, timer.action);
-    }
-    count
 }

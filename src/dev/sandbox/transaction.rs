@@ -4,12 +4,10 @@
 use serde_json::{Map, Value, json};
 
 use super::api_error::{ApiError, ApiResult};
-use super::events;
-use super::state::{Account, Delivery, Event, Internals, new_id, text};
+use super::api_request::{API_VERSION, Cause};
+use super::state::{Account, Event, Internals, new_id, text};
 use super::timers::{Timer, TimerAction};
-
-/// The API version in which objects are stored, and the default version of accounts.
-pub(super) const API_VERSION: &str = "2026-08-26.dahlia";
+use super::webhook_queue::Delivery;
 
 /// What transactions need to know of the sandbox's configuration.
 #[derive(Debug, Clone)]
@@ -20,13 +18,6 @@ pub(super) struct Settings {
     pub settle_after: i64,
     /// From a slow refund's creation to its outcome, in seconds.
     pub refund_after: i64,
-}
-
-/// The API request that caused an event. Payers, people in the Dashboard and timers leave it unset.
-#[derive(Debug, Clone)]
-pub(super) struct Cause {
-    pub request_id: String,
-    pub idempotency_key: Option<String>,
 }
 
 /// A call of an endpoint, with parameters that were checked against the table.
@@ -80,6 +71,11 @@ impl Transaction<'_> {
     pub fn find(&self, kind: &str, id: &str) -> ApiResult {
         let param = if kind.ends_with("_intent") { "intent" } else { "id" };
         self.get(kind, id).ok_or_else(|| ApiError::missing(kind, id, param))
+    }
+
+    /// Like [`Self::find`], but deleted objects count as missing.
+    pub fn existing(&self, kind: &str, id: &str) -> ApiResult {
+        self.referenced(kind, id, "id").map_err(|api_error| ApiError { status: 404, ..api_error })
     }
 
     /// The object that a parameter names, or a 400 for that parameter. Deleted objects count as missing.
@@ -149,7 +145,7 @@ impl Transaction<'_> {
         self.account.events_made += 1;
         let number = self.account.events_made;
         self.send(&id, number, kind);
-        events::prune(self.account, self.now);
+        self.account.prune_events(self.now);
         let (kind, body, pending) = (kind.to_owned(), body.to_string(), endpoints.len());
         self.account.events.push_back(Event { id, number, kind, created: self.now, body, pending, acknowledged: None });
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use super::api_error::ApiError;
-use super::parameters::{Endpoint, matches};
+use super::endpoints::{Endpoint, matches};
 
 /// The parsed file.
 #[derive(Debug, Default)]

@@ -5,9 +5,10 @@
 use serde_json::{Value, json};
 
 use super::api_error::ApiError;
-use super::parameters::{self, Endpoint};
+use super::api_request::API_VERSION;
+use super::endpoints::Endpoint;
+use super::parameters;
 use super::state::{Account, text};
-use super::transaction::API_VERSION;
 
 /// The last version in which PaymentIntents have `charges`. From 2022-11-15 on they have `latest_charge`.
 const WITH_CHARGES: &str = "2022-08-01";

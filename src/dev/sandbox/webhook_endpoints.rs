@@ -3,10 +3,11 @@
 use serde_json::{Value, json};
 
 use super::api_error::{ApiError, ApiResult};
+use super::api_request::API_VERSION;
 use super::events;
 use super::lists;
 use super::state::{new_id, text};
-use super::transaction::{API_VERSION, Call, Transaction, copy_fields, merge_metadata};
+use super::transaction::{Call, Transaction, copy_fields, merge_metadata};
 use super::versions;
 
 /// The maximum number of endpoints of an account, in each mode.

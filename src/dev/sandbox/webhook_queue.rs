@@ -4,10 +4,26 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::Delivery;
-
 /// The limit of concurrent requests to one endpoint.
 const IN_FLIGHT_MAX: usize = 10;
+
+/// One event to be sent to one endpoint.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Delivery {
+    /// `evt_…`
+    pub event: String,
+    /// The event's number within the account.
+    pub event_number: u64,
+    /// The event's type.
+    pub kind: String,
+    pub endpoint: String,
+    /// The number of attempts so far.
+    pub attempt: u32,
+    /// When the next attempt is due, in microseconds since 1970.
+    pub at: i64,
+    /// The HTTP status of the last attempt, or why there was no response.
+    pub last_response: String,
+}
 
 /// The pending deliveries of one account.
 #[derive(Debug, Default, Serialize, Deserialize)]

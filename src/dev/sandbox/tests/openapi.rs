@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::super::parameters::{self, Kind, Parameter};
-use super::super::unsupported;
+use super::super::endpoints::{self, Kind, Parameter};
+use super::super::{parameters, unsupported};
 
 /// Parameters that are newer than the document (version 2023-08-16).
 const NEWER: &[&str] = &[
@@ -161,7 +161,7 @@ fn the_parameter_table_matches_stripes() {
     let mut wrong = Vec::new();
     // Fields of parameters are checked in `compare`.
     let mut unused: Vec<&str> = NEWER.iter().copied().filter(|name| !name.contains('[')).collect();
-    for endpoint in parameters::table() {
+    for endpoint in endpoints::table() {
         let name = format!("{} {}", endpoint.method, shape(&endpoint.path));
         if UNDOCUMENTED.contains(&&*name) {
             continue;
@@ -199,7 +199,7 @@ fn whatever_else_stripe_supports_is_listed_as_unsupported() {
     for (path, operations) in document.0["paths"].as_object().unwrap() {
         let path = shape(path).replace("{}", "{id}");
         for method in operations.as_object().unwrap().keys().map(|method| method.to_uppercase()) {
-            let known = parameters::table().iter().find(|known| known.method == method && known.path == path);
+            let known = endpoints::table().iter().find(|known| known.method == method && known.path == path);
             let Some(endpoint) = known else {
                 if !unsupported::has_endpoint(&method, &path) {
                     wrong.push(format!("{method} {path}"));

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::super::{ACCOUNT, transaction::API_VERSION};
+use super::super::{ACCOUNT, api_request::API_VERSION};
 use super::{Caller, Response, id, sandbox};
 
 const ENDIVE: &str = "2026-09-30.endive";
