@@ -9,9 +9,9 @@ use tonic::Code;
 use super::callers::call;
 use super::checker::methods::UNSET;
 use super::operations::PaymentRef;
-use super::pause;
 use super::plan::{CustomerProfile, PayerAction, any_payer_action};
 use super::workload::{Workload, format_status};
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
-use super::pause;
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::dev::scenarios::Api;
 use crate::domain::OrganizationId;

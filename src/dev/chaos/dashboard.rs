@@ -9,9 +9,9 @@ use serde_json::Value;
 
 use super::callers::call;
 use super::history::UnsetDefault;
-use super::pause;
 use super::plan::{AfterUnset, CustomerPlan, CustomerProfile, InvoicePlan, PAYING_IBANS, Script};
 use super::workload::{STATE_TIMEOUT, Workload};
+use crate::clock::pause;
 use crate::dev::sandbox::DashboardPayment;
 use crate::grpc::proto::{GetCustomerRequest, Payment, PaymentState, get_customer_request};
 

@@ -10,8 +10,8 @@ use tokio::sync::Mutex;
 use tokio::task::spawn_blocking;
 use tokio_postgres::{Client, NoTls};
 
-use super::pause;
 use super::proxy::{Proxy, Target};
+use crate::clock::pause;
 use crate::dev::postgres::{self, Postgres};
 use crate::dev::rng::Rng;
 use crate::dev::test_environment::prepare_database;

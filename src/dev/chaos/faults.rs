@@ -11,9 +11,9 @@ use tokio_util::task::TaskTracker;
 
 use super::callers::Organization;
 use super::database::Database;
-use super::pause;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::{Action, Effect, Fault, Sandbox, WebhookAction, WebhookFault};
 use crate::grpc::proto::RotateIntegrationKeyRequest;

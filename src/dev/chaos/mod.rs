@@ -18,11 +18,13 @@ mod history;
 mod monitor;
 mod operations;
 mod plan;
+mod polling;
 mod proxy;
 mod quiescence;
 mod recovery;
 mod replicas;
 mod report;
+mod run;
 mod setup;
 mod subscribers;
 mod time;
@@ -30,10 +32,9 @@ mod workload;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -44,54 +45,22 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::callers::Organization;
-use self::database::Database;
 use self::evidence::Evidence;
-use self::faults::{Counts, FaultInjector};
-use self::history::History;
-use self::monitor::Monitor;
-use self::proxy::Proxy;
+use self::faults::FaultInjector;
+use self::lock::lock;
+use self::polling::{QUIESCE_TIMEOUT, poll_until};
 use self::recovery::RecoveryTimes;
-use self::replicas::Replicas;
+use self::run::Run;
+use self::setup::SEAL_KEY;
 use self::subscribers::{Subscriber, SubscriberKind};
-use self::time::Time;
-use self::workload::Workload;
 use crate::clock::pause;
 use crate::config;
 use crate::dev::rng::Rng;
-use crate::dev::sandbox::Sandbox;
 
-/// Seals test secrets only. Even so it must not appear in any log.
-const SEAL_KEY: [u8; 32] = *b"paybridge-chaos-seals-no-secrets";
 /// The faults last at least this long, so that each kind of fault occurs.
 const FAULTS_MIN: Duration = Duration::from_secs(40);
 /// The share of a run's time after which the faults stop, whatever is unsettled, in percent.
 const FAULTS_PERCENT_MAX: u32 = 65;
-/// How long the system may take to finish what is due. Real time.
-const QUIESCE_TIMEOUT: Duration = Duration::from_mins(1);
-
-/// A run.
-struct Run {
-    settings: config::Chaos,
-    seed: u64,
-    time: Time,
-    began: Instant,
-    folder: PathBuf,
-    database: Arc<Database>,
-    sandbox: Sandbox,
-    stripe: Proxy,
-    webhooks: Proxy,
-    replicas: Replicas,
-    organizations: Vec<Arc<Organization>>,
-    history: Arc<History>,
-    backlog: Arc<AtomicUsize>,
-    workload: Arc<Workload>,
-    monitor: Arc<Monitor>,
-    counts: Arc<Counts>,
-    phase: Mutex<&'static str>,
-    /// What did not finish in time.
-    incomplete: Mutex<Vec<String>>,
-}
 
 /// Runs the workload and the checks, prints what happens, and succeeds only without a violation.
 pub async fn run_chaos(settings: config::Chaos) -> Result<ExitCode> {
@@ -146,18 +115,6 @@ async fn finish(run: &Run, ended: Result<RecoveryTimes>) -> Result<bool> {
 }
 
 impl Run {
-    fn phase(&self) -> &'static str {
-        *self.phase.lock()
-    }
-
-    fn set_phase(&self, phase: &'static str) {
-        *self.phase.lock() = phase;
-    }
-
-    fn add_incomplete(&self, incomplete: String) {
-        self.incomplete.lock().push(incomplete);
-    }
-
     /// Runs all phases within the time limit, and prints a line a second.
     async fn run_to_end(&self) -> Result<RecoveryTimes> {
         let left = self.settings.time_limit.saturating_sub(self.began.elapsed());
@@ -297,19 +254,5 @@ impl Run {
         for exit in self.replicas.records(|it| it.unexpected_exits.clone()) {
             println!("  {exit}");
         }
-    }
-}
-
-/// Polls until `condition` returns `true`. `false`: it did not within the time.
-async fn poll_until(within: Duration, condition: impl AsyncFn() -> bool) -> bool {
-    let began = Instant::now();
-    loop {
-        if condition().await {
-            return true;
-        }
-        if began.elapsed() > within {
-            return false;
-        }
-        pause(Duration::from_millis(50)).await;
     }
 }

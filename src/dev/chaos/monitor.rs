@@ -8,7 +8,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::Value;
 
-use super::pause;
+use crate::clock::pause;
 use crate::dev::sandbox::Sandbox;
 
 /// The sampling interval. Real time.

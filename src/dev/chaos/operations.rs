@@ -10,9 +10,9 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use super::callers::{Organization, call};
-use super::pause;
 use super::plan::{InvoicePlan, Operation, PayerAction};
 use super::workload::{Workload, format_status};
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
     CreatePaymentUrlRequest, GetPaymentRequest, Money, Payment, PaymentProviderInvoicePaymentError, PaymentState,

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::watch;
 
-use super::pause;
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 
 /// Where connections are forwarded to.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::callers::Organization;
-use super::{QUIESCE_TIMEOUT, Run, pause, poll_until};
+use super::polling::{QUIESCE_TIMEOUT, poll_until};
+use super::run::Run;
+use crate::clock::pause;
 
 /// How often the clock may be moved to the next attempt of something that failed, before the system counts as stuck.
 /// The longest pause between attempts is half an hour for Paybridge and an hour for Stripe.

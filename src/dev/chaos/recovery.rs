@@ -9,7 +9,9 @@ use anyhow::{Context, Result};
 use rustix::process::Signal;
 
 use super::plan::{CustomerProfile, InvoicePlan, Script};
-use super::{Run, poll_until};
+use super::polling::poll_until;
+use super::run::Run;
+use crate::clock::pause;
 use crate::dev::sandbox::{Action, Fault};
 
 /// The time after which something counts as not recovered.
@@ -100,7 +102,7 @@ impl Run {
         self.sandbox.add_fault(Fault { times: None, action: Action::Unavailable, ..Fault::default() });
         let began = Instant::now();
         self.submit_probes("stripe").await;
-        super::pause(OUTAGE.saturating_sub(began.elapsed())).await;
+        pause(OUTAGE.saturating_sub(began.elapsed())).await;
         self.sandbox.clear_faults();
         let began = Instant::now();
         let settled = "SELECT count(*) FROM payments WHERE invoice_id LIKE 'probe-stripe-%' AND state = 'succeeded'";

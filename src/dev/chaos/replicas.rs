@@ -19,7 +19,8 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use strum::VariantArray as _;
 use tokio::sync::watch;
 
-use super::{pause, poll_until};
+use super::polling::poll_until;
+use crate::clock::pause;
 use crate::dev::postgres::end_with_parent;
 use crate::dev::rng::Rng;
 use crate::failpoints::{self, Failpoint};

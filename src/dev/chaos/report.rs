@@ -5,7 +5,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::checker::CheckResult;
-use super::{Run, pause};
+use super::run::Run;
+use crate::clock::pause;
 
 /// How many violations of a property are printed. The file next to the logs has all of them.
 const VIOLATIONS_SHOWN: usize = 8;

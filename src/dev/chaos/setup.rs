@@ -17,15 +17,17 @@ use super::history::History;
 use super::plan::{Plan, polls, supports_3ds};
 use super::proxy::{Proxy, Target};
 use super::replicas::{Launch, Replicas};
+use super::run::Run;
 use super::time::Time;
 use super::workload::Workload;
-use super::{Run, SEAL_KEY};
 use crate::config;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::{self, Sandbox};
 use crate::grpc::proto::CreateIntegrationRequest;
 use crate::server;
 
+/// Seals test secrets only. Even so it must not appear in any log.
+pub(super) const SEAL_KEY: [u8; 32] = *b"paybridge-chaos-seals-no-secrets";
 /// The setting for the public webhook URL.
 const WEBHOOK_URL: &str = "PAYBRIDGE_PUBLIC_WEBHOOK_URL";
 /// The timeout of a request to Stripe, in seconds of real time.

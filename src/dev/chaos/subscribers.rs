@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 
 use super::callers::Organization;
 use super::history::{History, SeenEvent};
-use super::pause;
+use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::stream_events_request::Start;
 use crate::grpc::proto::stream_events_response::Message;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CheckResult, describe};
+use super::result::{CheckResult, describe};
 use crate::dev::chaos::evidence::{EventRow, Evidence, PaymentRow};
 
 /// Reports that an amount change came too late.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::{CheckResult, describe, tenant_of};
+use super::result::{CheckResult, describe, tenant_of};
 use crate::dev::chaos::evidence::{EventRow, Evidence, StripeEvent};
 
 /// How far the clocks of two processes may differ, in microseconds.

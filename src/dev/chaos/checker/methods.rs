@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CheckResult, tenant_of};
+use super::result::{CheckResult, tenant_of};
 use crate::dev::chaos::evidence::{EventRow, Evidence};
 
 /// Reports that a customer's default was unset in Stripe.

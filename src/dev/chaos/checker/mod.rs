@@ -7,23 +7,15 @@ pub(super) mod methods;
 mod money;
 mod payment_paths;
 mod refunds;
+mod result;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
+pub(super) use self::result::CheckResult;
+use self::result::describe;
 use super::evidence::{Evidence, PaymentRow};
-
-/// The result of checking one property.
-#[derive(Clone, Debug)]
-pub(super) struct CheckResult {
-    /// The property.
-    pub property: &'static str,
-    /// How much evidence was checked.
-    pub checked: String,
-    /// The violations of the property.
-    pub violations: Vec<String>,
-}
 
 /// A job that is overdue by more than this, in seconds of the run's clock, is left over; others are in progress. What
 /// nobody runs is overdue by hours at the end, because the clock was moved by days.
@@ -53,23 +45,6 @@ pub(super) fn check(evidence: &Evidence) -> Vec<CheckResult> {
         nothing_left(evidence),
         secrets(evidence),
     ]
-}
-
-/// The id of the organization of a Stripe account.
-fn tenant_of<'a>(evidence: &'a Evidence, account: &str) -> &'a str {
-    let found = evidence.tenants.iter().find(|tenant| tenant.account == account);
-    found.map_or("", |tenant| tenant.id.as_str())
-}
-
-/// The payments by id.
-fn by_id(evidence: &Evidence) -> BTreeMap<&str, &PaymentRow> {
-    evidence.payments.iter().map(|payment| (payment.id.as_str(), payment)).collect()
-}
-
-fn describe(payment: &PaymentRow) -> String {
-    let PaymentRow { organization, id, invoice, state, intent, failure, .. } = payment;
-    let why = if failure.is_empty() { String::new() } else { format!(" ({failure})") };
-    format!("invoice {invoice} of {organization}: payment {id} is {state}{why}, intent {intent:?}")
 }
 
 /// Every payment's state matches its PaymentIntents in Stripe: those with its metadata that were not created in the

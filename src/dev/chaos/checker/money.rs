@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CheckResult, by_id, describe, tenant_of};
+use super::result::{CheckResult, by_id, describe, tenant_of};
 use crate::dev::chaos::evidence::{EventRow, Evidence, Intent, PaymentRow};
 use crate::dev::sandbox::LedgerEntry;
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{CheckResult, by_id, describe};
+use super::result::{CheckResult, by_id, describe};
 use crate::dev::chaos::evidence::Evidence;
 use crate::dev::chaos::monitor::PaymentPath;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{CheckResult, describe};
+use super::result::{CheckResult, describe};
 use crate::dev::chaos::evidence::{Evidence, StripeRefund};
 
 /// The payment of each charge.
