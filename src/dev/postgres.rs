@@ -21,14 +21,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
 use parking_lot::{Condvar, Mutex};
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, getppid, kill_process, waitid};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 
 use self::folder::{Account, LockedFolder};
-use self::install::Installation;
+use self::installation::Installation;
+pub(super) use self::process::end_with_parent;
+use self::process::last_lines;
 
 mod fetch;
 mod folder;
 mod install;
+mod installation;
+mod process;
 #[cfg(test)]
 mod tests;
 
@@ -315,25 +319,6 @@ fn command(program: &Path, account: Option<Account>) -> Command {
     command
 }
 
-/// Makes the kernel signal the child when the thread that starts it exits, which for a supervisor means: when this
-/// process exits, even by kill -9. (SIGINT is Postgres' fast shutdown.)
-pub(super) fn end_with_parent(command: &mut Command, signal: Signal) {
-    let parent = rustix::process::getpid();
-    let before_exec = move || {
-        rustix::process::set_parent_process_death_signal(Some(signal))?;
-        // The parent may have exited between the fork and the line above; then the signal would never be sent.
-        if getppid() == Some(parent) { Ok(()) } else { Err(std::io::ErrorKind::BrokenPipe.into()) }
-    };
-    #[expect(
-        unsafe_code,
-        reason = "runs in the child between fork and exec: two system calls, which take no lock and allocate nothing, as \
-                  pre_exec requires"
-    )]
-    unsafe {
-        command.pre_exec(before_exec);
-    }
-}
-
 /// Starts the server on a thread that lives as long as the server, because the death signal is tied to that thread.
 fn supervise(mut command: Command) -> Result<Arc<Server>> {
     let (sender, receiver) = mpsc::channel();
@@ -376,11 +361,6 @@ fn log_since(file: &Path, start: u64) -> String {
         Ok(output)
     };
     read().map_or_else(|error| error.to_string(), |output| String::from_utf8_lossy(&output).into_owned())
-}
-
-fn last_lines(text: &str, count: usize) -> String {
-    let lines: Vec<&str> = text.lines().collect();
-    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 /// Quotes a value of a connection string.

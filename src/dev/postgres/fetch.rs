@@ -26,8 +26,8 @@ use rustix::process::{Signal, geteuid};
 use sha2::{Digest, Sha256};
 
 use super::folder::{self, remove_folder};
-use super::install::Installation;
-use super::{end_with_parent, last_lines};
+use super::installation::Installation;
+use super::process::{end_with_parent, last_lines};
 
 /// The version of Postgres in every package below.
 const VERSION: &str = "18.4";

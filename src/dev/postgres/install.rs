@@ -1,45 +1,17 @@
 //! Finds the Postgres programs of this machine: those of a given folder, else installed ones, else fetched ones.
 
 use std::cmp::Reverse;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 
 use super::fetch::Cache;
+use super::installation::Installation;
 
 /// The oldest major version that the migrations support.
 const OLDEST_MAJOR: u32 = 15;
 /// Where Debian and Ubuntu have one folder for each major version.
 const DEBIAN: &str = "/usr/lib/postgresql";
-
-/// A folder with the programs `postgres` and `initdb`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Installation {
-    pub(super) major: u32,
-    pub(super) programs: PathBuf,
-}
-
-impl Installation {
-    pub(super) fn postgres(&self) -> PathBuf {
-        self.programs.join("postgres")
-    }
-
-    pub(super) fn initdb(&self) -> PathBuf {
-        self.programs.join("initdb")
-    }
-
-    /// Inspects a folder. `None`: it has no such programs, or they don't run.
-    pub(super) fn at(programs: &Path) -> Option<Self> {
-        let found = Self { major: 0, programs: programs.canonicalize().ok()? };
-        if !found.initdb().is_file() {
-            return None;
-        }
-        let output = Command::new(found.postgres()).arg("--version").output().ok()?;
-        let major = major_of(&String::from_utf8_lossy(&output.stdout))?;
-        Some(Self { major, ..found })
-    }
-}
 
 /// All usable installations: installed ones, newest first, then the fetched one. If there is none, fetches one. With
 /// `given`, only that folder counts.
@@ -102,26 +74,14 @@ pub(super) fn choose(installed: &[Installation], data: Option<u32>) -> Result<&I
     })
 }
 
-/// `postgres (PostgreSQL) 15.18 (Debian 15.18-1)` → 15; `… 19beta1` → 19.
-fn major_of(version: &str) -> Option<u32> {
-    let number = version.split_once("(PostgreSQL) ")?.1;
-    let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
-    number[..end].parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     fn installation(major: u32) -> Installation {
         Installation { major, programs: PathBuf::from(format!("/pg/{major}")) }
-    }
-
-    #[test]
-    fn versions_are_read_as_postgres_prints_them() {
-        assert_eq!(major_of("postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)\n"), Some(15));
-        assert_eq!(major_of("postgres (PostgreSQL) 19beta1"), Some(19));
-        assert_eq!(major_of("something else 15"), None);
     }
 
     #[test]

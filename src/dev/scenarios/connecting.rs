@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use tonic::Code;
 
-use super::ScenarioContext;
 use super::client::{BillingClient, check, expect_error, wait_until};
+use super::context::ScenarioContext;
 use super::payments::{create_customer_with_method, create_payment};
 use crate::grpc::proto::{
     CheckIntegrationRequest, CreateIntegrationRequest, DeleteIntegrationRequest, GetIntegrationRequest,

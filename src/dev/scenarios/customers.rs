@@ -5,8 +5,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tonic::Code;
 
-use super::ScenarioContext;
 use super::client::{BillingClient, TIMEOUT, check, expect_error, wait_until};
+use super::context::ScenarioContext;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
     CreateCheckoutUrlRequest, CreateCustomerRequest, Customer, ListPaymentMethodsRequest, PaymentMethodKind,

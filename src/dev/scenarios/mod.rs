@@ -3,29 +3,21 @@
 
 mod client;
 mod connecting;
+mod context;
 mod customers;
 mod other_flows;
 mod payments;
+mod reporter;
 mod streams;
 
 use std::future::Future;
-use std::path::PathBuf;
 use std::pin::Pin;
 
 use anyhow::Result;
 
-pub use self::client::{Api, BillingClient, Reporter};
-use super::test_environment::TestEnvironment;
-
-/// What a step runs in.
-pub struct ScenarioContext {
-    /// The database, the sandbox and the servers.
-    pub environment: TestEnvironment,
-    /// The program to start for steps that need another process.
-    pub program: PathBuf,
-    /// Prints what happens.
-    pub reporter: Reporter,
-}
+pub use self::client::{Api, BillingClient};
+pub use self::context::ScenarioContext;
+pub use self::reporter::Reporter;
 
 type StepFuture<'a> = Pin<Box<dyn Future<Output = Result<()>> + Send + 'a>>;
 

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result};
 
-use super::ScenarioContext;
 use super::client::{BillingClient, check};
+use super::context::ScenarioContext;
 use super::customers::session_id;
 use super::payments::{charges, create_customer_with_method, create_payment, successes};
 use crate::grpc::proto::event::Object;

@@ -3,8 +3,8 @@
 use anyhow::{Context, Result};
 use tonic::{Code, Status};
 
-use super::ScenarioContext;
 use super::client::{BillingClient, check, expect_error, wait_until};
+use super::context::ScenarioContext;
 use super::customers::{create_synced_customer, session_id, wait_for_checkout_url};
 use crate::dev::sandbox::LedgerEntry;
 use crate::grpc::proto::create_payment_request::Customer;

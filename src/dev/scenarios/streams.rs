@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::ScenarioContext;
 use super::client::{Api, BillingClient, check};
+use super::context::ScenarioContext;
 use super::payments::{create_customer_with_method, create_payment};
 use crate::dev::test_environment::TestEnvironment;
 use crate::grpc::proto::StreamEventsRequest;
