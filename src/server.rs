@@ -191,6 +191,7 @@ pub fn administration(database_url: &str) -> Result<App> {
         Sealer::new(&[SealKey { id: "unused".to_owned(), key: unused }]).context("the placeholder key is unusable")?;
     let stripe = stripe::Client::new(stripe::STRIPE_URL, clock.clone(), stripe::Timeouts::default())?;
     let settings = app::Settings {
+        installation: String::new(),
         default_success_url: String::new(),
         webhook_base_url: None,
         relay_provider_events: false,
@@ -225,6 +226,7 @@ fn new_app(
     let stripe = stripe::Client::new(settings.stripe.base_url.as_str(), options.clock.clone(), timeouts)?
         .with_limits(options.limits);
     let settings = app::Settings {
+        installation: settings.installation.clone(),
         default_success_url: settings.default_success_url.clone(),
         webhook_base_url: settings.public_webhook_url.as_ref().map(|url| url.as_str().to_owned()),
         relay_provider_events: options.relay_provider_events,

@@ -69,19 +69,23 @@ WHERE state <> 'disconnected';
 -- again byte for byte under the same key (P2, P8). Confirmations of PaymentIntents are in payment_attempts.
 CREATE TABLE stripe_requests (
     organization_id uuid NOT NULL,
-    -- The object of ours that the request is for.
-    object_id uuid NOT NULL,
-    -- What the request creates: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent', …
+    -- What the request creates or changes: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent', …
     purpose text NOT NULL,
-    -- Incremented when a key cannot be used again: it is older than 20 h, or its stored response is a 500.
-    number integer NOT NULL,
+    -- Which one: an id that the billing system or Stripe has assigned, such as the invoice's. No id of a row, so that a
+    -- row that is made anew sends the old key.
+    name text NOT NULL,
+    -- Incremented when another key is used.
+    generation integer NOT NULL,
+    -- A function of installation, organization, purpose, name and generation.
     idempotency_key text NOT NULL,
     -- Form-encoded.
     body text NOT NULL,
+    -- Since when Stripe is known to replay a stored 500: this key will never bring another answer.
+    dead_key_time timestamptz,
     create_time timestamptz NOT NULL,
-    -- When Stripe gave its final answer. The next request for the object gets another number and key.
+    -- When Stripe gave its final answer. The next request gets another generation and key.
     finish_time timestamptz,
-    CONSTRAINT stripe_requests_pkey PRIMARY KEY (organization_id, object_id, purpose, number),
+    CONSTRAINT stripe_requests_pkey PRIMARY KEY (organization_id, purpose, name, generation),
     CONSTRAINT stripe_requests_organization_fkey FOREIGN KEY (organization_id) REFERENCES organizations (id)
 );
 

@@ -171,8 +171,8 @@ CREATE TABLE refunds (
     failure_reason text,
     -- Since when the outcome of the call to Stripe is unknown (P2).
     unknown_since timestamptz,
-    -- When the newest key could bring no answer any more: it was too old, or replayed a stored 500 (P2).
-    dead_key_time timestamptz,
+    -- The caller's, which names the request to Stripe. NULL for a refund that was not requested here.
+    request_id text,
     create_time timestamptz NOT NULL,
     update_time timestamptz NOT NULL,
     CONSTRAINT refunds_pkey PRIMARY KEY (organization_id, id),

@@ -7,15 +7,16 @@ use std::time::Duration as RealDuration;
 
 use time::{Duration, OffsetDateTime};
 
+use super::App;
 use super::customers::if_allowed;
 use super::deliveries::SignalOrigin;
 use super::unit_of_work::UnitOfWork;
-use super::{App, KEY_AGE_MAX};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::reconcile::ReadSchedule;
 use crate::domain::signals::SessionSnapshot;
+use crate::domain::stripe_requests::KEY_AGE_MAX;
 use crate::domain::{CheckoutSessionId, IntegrationId, OrganizationId, Result};
 use crate::store::jobs::{NewJob, RequestedBy};
 use crate::store::{self, Notification, Scope};

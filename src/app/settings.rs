@@ -5,6 +5,8 @@ use time::Duration;
 /// The settings of the use cases.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// The name of this installation, part of every idempotency key.
+    pub installation: String,
     /// Where Checkout redirects customers, unless the call or the integration sets its own URL.
     pub default_success_url: String,
     /// The public base URL of the webhook endpoint. `None`: integrations poll the events list instead.

@@ -7,10 +7,10 @@ use uuid::Uuid;
 use super::App;
 use crate::domain::events::NewEvent;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::stripe_requests::{KeyScope, RequestTarget, StripeRequest};
 use crate::domain::{OrganizationId, Result};
 use crate::failpoints::{self, Failpoint};
 use crate::store::jobs::{NewJob, RequestedBy};
-use crate::store::stripe_requests::{RequestTarget, StripeRequest};
 use crate::store::{self, Notification, Scope, Transaction};
 
 /// A transaction in progress, with the jobs and events to write at its commit.
@@ -95,10 +95,20 @@ impl UnitOfWork {
         self.jobs.push(job);
     }
 
+    /// Whose keys the requests to Stripe have.
+    pub(super) fn key_scope(&self) -> KeyScope<'_> {
+        KeyScope { installation: &self.app.0.settings.installation, organization: self.org }
+    }
+
     /// Stores a request to Stripe with this change, before it is first sent (P2).
-    pub(super) async fn prepare(&mut self, target: RequestTarget, number: i32, body: String) -> Result<StripeRequest> {
-        let request = target.request(number, body, self.now);
-        store::stripe_requests::prepare(&mut self.tx, self.org, target, &request).await?;
+    pub(super) async fn prepare(
+        &mut self,
+        target: &RequestTarget,
+        generation: i32,
+        body: String,
+    ) -> Result<StripeRequest> {
+        let request = target.request(self.key_scope(), generation, body, self.now);
+        store::stripe_requests::insert(&mut self.tx, self.org, target, &request).await?;
         Ok(request)
     }
 

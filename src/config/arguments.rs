@@ -231,6 +231,12 @@ pub(super) struct WorkArgs {
     /// A file with the same keys, one per line. Give either the keys or the file.
     #[arg(long, env = "PAYBRIDGE_ENCRYPTION_KEYS_FILE", value_name = "FILE")]
     pub(super) encryption_keys_file: Option<String>,
+    /// The name of this installation: 1 to 63 lower-case letters, digits or hyphens. It is part of every idempotency key.
+    ///
+    /// Installations that use the same Stripe account need different names. All processes of one installation need the
+    /// same name, and keep it.
+    #[arg(long, env = "PAYBRIDGE_INSTALLATION", default_value = "paybridge", value_name = "NAME")]
+    pub(super) installation: String,
     /// The page to which Stripe Checkout sends a customer afterwards, unless the call or the integration names another.
     ///
     /// Required, because Stripe requires one for every Checkout session. It may contain `{CHECKOUT_SESSION_ID}`, which

@@ -108,6 +108,15 @@ pub(super) fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The name of an installation.
+pub(super) fn installation(text: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 63 || !text.chars().all(is_allowed) {
+        return Err(format!("`{text}` is not a name of 1 to 63 lower-case letters, digits or hyphens"));
+    }
+    Ok(text.to_owned())
+}
+
 /// The name of a database user. Postgres would truncate a longer one.
 pub(super) fn database_user(text: &str) -> Result<String, String> {
     match text.len() {

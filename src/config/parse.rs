@@ -135,6 +135,7 @@ fn work(errors: &mut SettingErrors, args: WorkArgs, least_concurrency: usize) ->
     let base_url = errors.record("stripe-base-url", BaseUrl::parse(&args.stripe_base_url));
     let timeout = errors.record("stripe-timeout-seconds", check::number(&args.stripe_timeout_seconds, 1..=120));
     let encryption_keys = keys(errors, args.encryption_keys, non_blank(args.encryption_keys_file));
+    let installation = errors.record("installation", check::installation(&args.installation));
     let success_url = errors.record("default-success-url", check::page_url(args.default_success_url));
     let events = errors.record("event-retention-days", check::number(&args.event_retention_days, 1..=3650));
     let deliveries = errors.record("delivery-retention-days", check::number(&args.delivery_retention_days, 35..=3650));
@@ -151,6 +152,7 @@ fn work(errors: &mut SettingErrors, args: WorkArgs, least_concurrency: usize) ->
         public_webhook_url: public_webhook_url?,
         stripe: Stripe { base_url: base_url?, timeout: Duration::from_secs(timeout?) },
         encryption_keys: encryption_keys?,
+        installation: installation?,
         default_success_url: success_url?,
         retention: Retention { events: time::Duration::days(events?), deliveries: time::Duration::days(deliveries?) },
         action_expiry: time::Duration::hours(action_expiry?),

@@ -84,6 +84,8 @@ pub struct Serve {
     pub stripe: Stripe,
     /// At least one. The first seals, all open.
     pub encryption_keys: Vec<EncryptionKey>,
+    /// The name of this installation, part of every idempotency key.
+    pub installation: String,
     /// The page to which Checkout sends a customer if nothing else is set.
     pub default_success_url: String,
     /// How long rows are kept.

@@ -294,6 +294,7 @@ impl TestEnvironment {
             public_webhook_url,
             stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: self.options.stripe_timeout },
             encryption_keys: vec![EncryptionKey { id: "dev".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
+            installation: "paybridge".to_owned(),
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
             action_expiry: time::Duration::DAY,

@@ -7,9 +7,17 @@ use super::customers::{Customer, CustomerRef, LinkState};
 use super::integrations::{Integration, IntegrationState};
 use super::payment_methods::{Mandates, MethodDetails, MethodKind, PaymentMethod};
 use super::payments::{NewPayment, Payment};
-use super::{Currency, Money, PaymentMethodId};
+use super::stripe_requests::{KeyScope, Purpose, StripeRequest};
+use super::{Currency, Money, OrganizationId, PaymentMethodId};
 
 pub const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
+
+pub const KEY_SCOPE: KeyScope<'static> = KeyScope { installation: "test", organization: OrganizationId(Uuid::nil()) };
+
+/// A request about the invoice, prepared at `now`.
+pub fn request(purpose: Purpose, generation: i32, body: &str, now: OffsetDateTime) -> StripeRequest {
+    purpose.of("inv_1").request(KEY_SCOPE, generation, body.to_owned(), now)
+}
 
 pub fn method(number: u128, kind: MethodKind) -> PaymentMethod {
     PaymentMethod {

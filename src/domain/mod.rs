@@ -21,6 +21,7 @@ pub mod refunds;
 pub mod signals;
 #[cfg(test)]
 mod simulation;
+pub mod stripe_requests;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{

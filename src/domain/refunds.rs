@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use super::payments::Payment;
 use super::signals::RefundSnapshot;
+use super::stripe_requests::{Purpose, RequestTarget};
 use super::{Currency, Error, IntegrationId, Money, OrganizationId, PaymentId, RefundId, Result};
 
 /// Money returned to the customer, in full or in part.
@@ -33,8 +34,8 @@ pub struct Refund {
     pub failure_reason: Option<String>,
     /// Since when the outcome of the Stripe request has been unknown (P2).
     pub unknown_since: Option<OffsetDateTime>,
-    /// When the newest idempotency key was first found to replay a stored 500.
-    pub dead_key_time: Option<OffsetDateTime>,
+    /// The caller's request, which names the request to Stripe. `None` if it was not requested here.
+    pub request_id: Option<String>,
     /// When it was requested or first reported.
     pub create_time: OffsetDateTime,
     /// When it last changed.
@@ -67,7 +68,7 @@ impl Refund {
             status: "pending".to_owned(),
             failure_reason: None,
             unknown_since: None,
-            dead_key_time: None,
+            request_id: Some(new.request_id.clone()),
             create_time: now,
             update_time: now,
         }
@@ -93,7 +94,7 @@ impl Refund {
             status: String::new(),
             failure_reason: None,
             unknown_since: None,
-            dead_key_time: None,
+            request_id: None,
             create_time: now,
             update_time: now,
         };
@@ -110,7 +111,15 @@ impl Refund {
         self.status.clone_from(&snapshot.status);
         self.failure_reason.clone_from(&snapshot.failure_reason);
         self.unknown_since = None;
-        self.dead_key_time = None;
+    }
+
+    /// The requests that create it at Stripe. A second part of a charge would be refunded in addition to the first (P2).
+    pub fn target(&self) -> RequestTarget {
+        let purpose = if self.amount.is_some() { Purpose::PartialRefund } else { Purpose::Refund };
+        match &self.request_id {
+            Some(request_id) => purpose.of(request_id),
+            None => purpose.of(self.id),
+        }
     }
 
     /// Whether its status may still change without further requests.
@@ -123,6 +132,7 @@ impl Refund {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[expect(missing_docs, reason = "as in Refund")]
 pub struct NewRefund {
+    pub request_id: String,
     pub payment_id: PaymentId,
     /// `None` selects the charge that settled the payment.
     pub provider_charge_id: Option<String>,
@@ -199,6 +209,7 @@ mod tests {
 
     fn new(charge: Option<&str>, amount: Option<(i64, &str)>) -> NewRefund {
         NewRefund {
+            request_id: "r1".to_owned(),
             payment_id: Uuid::from_u128(5).into(),
             provider_charge_id: charge.map(str::to_owned),
             amount: amount.map(|(minor_units, code)| Money { minor_units, currency: Currency::parse(code).unwrap() }),

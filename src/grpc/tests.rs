@@ -29,6 +29,7 @@ pub(super) fn app_without_database() -> App {
     let clock = Clock::system();
     let key = SealKey { id: "test".into(), key: [7; 32] };
     let settings = Settings {
+        installation: "test".to_owned(),
         default_success_url: "https://billing.test/done".into(),
         webhook_base_url: None,
         relay_provider_events: false,

@@ -16,6 +16,7 @@ fn receiver() -> WebhookReceiver {
     let sealer = Sealer::new(&[SealKey { id: "k".to_owned(), key: [1; 32] }]).unwrap();
     let stripe = stripe::Client::new("http://127.0.0.1:1", clock.clone(), stripe::Timeouts::default()).unwrap();
     let settings = app::Settings {
+        installation: "test".to_owned(),
         default_success_url: "https://shop.example/".to_owned(),
         webhook_base_url: None,
         relay_provider_events: false,

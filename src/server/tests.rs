@@ -86,6 +86,7 @@ fn settings(url: &str) -> Serve {
         // Nothing listens there, and no test calls it.
         stripe: Stripe { base_url: BaseUrl::parse("http://127.0.0.1:1").unwrap(), timeout: Duration::from_secs(5) },
         encryption_keys: vec![key(7)],
+        installation: "test".to_owned(),
         default_success_url: "https://shop.example/done".to_owned(),
         retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
         action_expiry: time::Duration::DAY,

@@ -10,6 +10,7 @@ use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
 use super::schema::payment_attempts::dsl;
 use crate::domain::payments::{Attempt, AttemptKind, AttemptState, Link};
+use crate::domain::stripe_requests::{IdempotencyKey, KeyState, Purpose, StripeRequest};
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -48,6 +49,14 @@ fn state_columns(state: &AttemptState) -> Result<(&'static str, Option<serde_jso
     })
 }
 
+fn dead_key_time(attempt: &Attempt) -> Option<OffsetDateTime> {
+    match attempt.request.key_state {
+        KeyState::Usable => None,
+        // For an attempt, the same follows from both.
+        KeyState::ReplaysError(since) | KeyState::Taken(since) => Some(since),
+    }
+}
+
 impl Row {
     fn parse(self) -> Result<Attempt> {
         let table = "payment_attempts";
@@ -75,14 +84,18 @@ impl Row {
                 (other, _) => return Err(unreadable(table, "kind", other)),
             },
             provider_payment_intent_id: self.provider_payment_intent_id,
-            idempotency_key: self.idempotency_key,
-            body: self.body,
+            request: StripeRequest {
+                purpose: if self.kind == "link" { Purpose::PaymentLink } else { Purpose::Confirmation },
+                generation: self.number,
+                key: IdempotencyKey::stored(self.idempotency_key),
+                body: self.body,
+                create_time: self.create_time,
+                key_state: self.dead_key_time.map_or(KeyState::Usable, KeyState::ReplaysError),
+            },
             prior_charge: self.prior_charge,
             prior_error: self.prior_error.map(|value| from_json(table, "prior_error", value)).transpose()?,
             state,
             provider_charge_id: self.provider_charge_id,
-            dead_key_time: self.dead_key_time,
-            create_time: self.create_time,
             finish_time: self.finish_time,
         })
     }
@@ -104,15 +117,15 @@ pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: 
         provider_session_id: link.provider_session_id,
         url: link.url,
         expire_time: link.expire_time,
-        idempotency_key: attempt.idempotency_key.clone(),
-        body: attempt.body.clone(),
+        idempotency_key: attempt.request.key.as_str().to_owned(),
+        body: attempt.request.body.clone(),
         prior_charge: attempt.prior_charge.clone(),
         prior_error: attempt.prior_error.as_ref().map(to_json).transpose()?,
         state: state.to_owned(),
         failure,
         provider_charge_id: attempt.provider_charge_id.clone(),
-        dead_key_time: attempt.dead_key_time,
-        create_time: attempt.create_time,
+        dead_key_time: dead_key_time(attempt),
+        create_time: attempt.request.create_time,
         finish_time: attempt.finish_time,
     };
     diesel::insert_into(dsl::payment_attempts).values(row).execute(conn).await?;
@@ -171,7 +184,7 @@ pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, att
             dsl::url.eq(link.url),
             dsl::expire_time.eq(link.expire_time),
             dsl::provider_charge_id.eq(&attempt.provider_charge_id),
-            dsl::dead_key_time.eq(attempt.dead_key_time),
+            dsl::dead_key_time.eq(dead_key_time(attempt)),
             dsl::finish_time.eq(attempt.finish_time),
         ))
         .execute(conn)

@@ -27,7 +27,7 @@ struct Row {
     status: String,
     failure_reason: Option<String>,
     unknown_since: Option<OffsetDateTime>,
-    dead_key_time: Option<OffsetDateTime>,
+    request_id: Option<String>,
     create_time: OffsetDateTime,
     update_time: OffsetDateTime,
 }
@@ -46,7 +46,7 @@ impl From<&Refund> for Row {
             status: refund.status.clone(),
             failure_reason: refund.failure_reason.clone(),
             unknown_since: refund.unknown_since,
-            dead_key_time: refund.dead_key_time,
+            request_id: refund.request_id.clone(),
             create_time: refund.create_time,
             update_time: refund.update_time,
         }
@@ -67,7 +67,7 @@ impl Row {
             status: self.status,
             failure_reason: self.failure_reason,
             unknown_since: self.unknown_since,
-            dead_key_time: self.dead_key_time,
+            request_id: self.request_id,
             create_time: self.create_time,
             update_time: self.update_time,
         })
@@ -121,7 +121,7 @@ pub async fn save(conn: &mut AsyncPgConnection, refund: &mut Refund, now: Offset
 pub async fn save_unknown(conn: &mut AsyncPgConnection, refund: &Refund) -> Result<()> {
     diesel::update(dsl::refunds.find((refund.organization_id.0, refund.id.0)))
         .filter(dsl::provider_refund_id.is_null())
-        .set((dsl::unknown_since.eq(refund.unknown_since), dsl::dead_key_time.eq(refund.dead_key_time)))
+        .set(dsl::unknown_since.eq(refund.unknown_since))
         .execute(conn)
         .await?;
     Ok(())

@@ -69,13 +69,14 @@ table! {
 }
 
 table! {
-    stripe_requests (organization_id, object_id, purpose, number) {
+    stripe_requests (organization_id, purpose, name, generation) {
         organization_id -> Uuid,
-        object_id -> Uuid,
         purpose -> Text,
-        number -> Integer,
+        name -> Text,
+        generation -> Integer,
         idempotency_key -> Text,
         body -> Text,
+        dead_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
     }
@@ -234,7 +235,7 @@ table! {
         status -> Text,
         failure_reason -> Nullable<Text>,
         unknown_since -> Nullable<Timestamptz>,
-        dead_key_time -> Nullable<Timestamptz>,
+        request_id -> Nullable<Text>,
         create_time -> Timestamptz,
         update_time -> Timestamptz,
     }

@@ -2,6 +2,8 @@
 
 use reqwest::Method;
 
+use crate::domain::stripe_requests::IdempotencyKey;
+
 /// One call of a resource.
 #[derive(Debug)]
 pub(super) struct Call<'a> {
@@ -13,7 +15,7 @@ pub(super) struct Call<'a> {
     /// An encoded form: the query of a GET, the stored body of a POST.
     pub form: &'a str,
     /// Set for every POST and for nothing else.
-    pub idempotency_key: Option<&'a str>,
+    pub idempotency_key: Option<&'a IdempotencyKey>,
 }
 
 impl<'a> Call<'a> {
@@ -28,7 +30,7 @@ impl<'a> Call<'a> {
     }
 
     /// A POST of a stored body with its idempotency key.
-    pub fn post(route: &'static str, id: Option<&'a str>, idempotency_key: &'a str, body: &'a str) -> Self {
+    pub fn post(route: &'static str, id: Option<&'a str>, idempotency_key: &'a IdempotencyKey, body: &'a str) -> Self {
         Self { method: Method::POST, route, id, form: body, idempotency_key: Some(idempotency_key) }
     }
 }

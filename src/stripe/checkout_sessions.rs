@@ -6,7 +6,7 @@ use serde::de::{Deserializer, Error as _};
 use time::OffsetDateTime;
 
 use super::call::Call;
-use super::client::Client;
+use super::client::{Client, Executed};
 use super::error::Error;
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
@@ -17,6 +17,7 @@ use crate::domain::checkout_sessions::CheckoutSession;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::Payment;
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
+use crate::domain::stripe_requests::StripeRequest;
 
 /// The longest product name that Stripe accepts, in characters.
 const PRODUCT_NAME_MAX: usize = 250;
@@ -122,15 +123,13 @@ fn product_name(payment: &Payment) -> String {
 }
 
 impl Client {
-    /// Creates a session; `body` is a stored [`setup_body`] or [`payment_body`].
+    /// Creates a session; the request's body is a stored [`setup_body`] or [`payment_body`].
     pub async fn create_checkout_session(
         &self,
         key: &ApiKey,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<SessionSnapshot, Error> {
-        let call = Call::post("/v1/checkout/sessions", None, idempotency_key, body);
-        Ok(self.send::<WireSession>(key, call).await?.into())
+        request: &StripeRequest,
+    ) -> Result<Executed<SessionSnapshot>, Error> {
+        self.execute::<WireSession, _>(key, "/v1/checkout/sessions", None, request).await
     }
 
     /// Reads a session.
@@ -140,13 +139,9 @@ impl Client {
     }
 
     /// Expires an open session. Stripe refuses one that is complete or expired: read it to find out.
-    pub async fn expire_checkout_session(
-        &self,
-        key: &ApiKey,
-        id: &str,
-        idempotency_key: &str,
-    ) -> Result<SessionSnapshot, Error> {
-        let call = Call::post("/v1/checkout/sessions/{id}/expire", Some(id), idempotency_key, "");
+    pub async fn expire_checkout_session(&self, key: &ApiKey, id: &str) -> Result<SessionSnapshot, Error> {
+        let idempotency_key = self.unique_key("expire");
+        let call = Call::post("/v1/checkout/sessions/{id}/expire", Some(id), &idempotency_key, "");
         Ok(self.send::<WireSession>(key, call).await?.into())
     }
 }

@@ -23,6 +23,7 @@ use super::response::Response;
 use super::{API_VERSION, form};
 use crate::clock::Clock;
 use crate::domain::limits::Limits;
+use crate::domain::stripe_requests::{IdempotencyKey, StripeRequest};
 use crate::failpoints::{self, Failpoint};
 
 /// The URL of Stripe's API.
@@ -48,6 +49,15 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self { connect: RealDuration::from_secs(10), call: RealDuration::from_secs(80) }
     }
+}
+
+/// The result of a stored request.
+#[derive(Clone, Debug)]
+pub struct Executed<T> {
+    /// What the request created or changed, as it was when Stripe executed the request.
+    pub object: T,
+    /// Stripe replayed the response (`Idempotent-Replayed`): the object may have changed since, so it is read.
+    pub is_replayed: bool,
 }
 
 /// Why a client cannot be built.
@@ -114,6 +124,28 @@ impl Client {
 
     /// Sends a call and parses its response.
     pub(super) async fn send<T: DeserializeOwned>(&self, key: &ApiKey, call: Call<'_>) -> Result<T, Error> {
+        self.send_traced(key, call).await?.parse()
+    }
+
+    /// Sends a stored request, and returns whether the response is a replay.
+    pub(super) async fn execute<W: DeserializeOwned, T: From<W>>(
+        &self,
+        key: &ApiKey,
+        route: &'static str,
+        id: Option<&str>,
+        request: &StripeRequest,
+    ) -> Result<Executed<T>, Error> {
+        let response = self.send_traced(key, Call::post(route, id, &request.key, &request.body)).await?;
+        Ok(Executed { object: response.parse::<W>()?.into(), is_replayed: response.is_replayed() })
+    }
+
+    /// The key of a call that is never sent again by another process: under a key of its own, so that no earlier
+    /// response is replayed. Only for calls that are harmless to repeat.
+    pub(super) fn unique_key(&self, action: &str) -> IdempotencyKey {
+        IdempotencyKey::unique(action, self.clock.new_id())
+    }
+
+    async fn send_traced(&self, key: &ApiKey, call: Call<'_>) -> Result<Response, Error> {
         let span = tracing::info_span!(
             "stripe call",
             method = %call.method,
@@ -122,7 +154,7 @@ impl Client {
             request_id = field::Empty,
             attempts = field::Empty,
         );
-        self.send_with_retries(key, &call).instrument(span).await.and_then(|response| response.parse())
+        self.send_with_retries(key, &call).instrument(span).await
     }
 
     async fn send_with_retries(&self, key: &ApiKey, call: &Call<'_>) -> Result<Response, Error> {
@@ -172,7 +204,7 @@ impl Client {
             .header("Stripe-Version", API_VERSION);
         if let Some(idempotency_key) = call.idempotency_key {
             request = request
-                .header("Idempotency-Key", idempotency_key)
+                .header("Idempotency-Key", idempotency_key.as_str())
                 .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
                 .body(call.form.to_owned());
         }

@@ -2,16 +2,21 @@
 
 use serde::Deserialize;
 use serde_json::Value;
+use time::OffsetDateTime;
 
 use super::call::Call;
-use super::client::Client;
-use super::error::Error;
+use super::client::{Client, Executed};
+use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::metadata;
-use super::object::{Acknowledged, null_as_default, reference};
+use super::object::{Metadata, Page, null_as_default, reference};
 use super::rate_limit::ApiKey;
 use crate::domain::customers::{Address, Customer, CustomerUpdate};
 use crate::domain::signals::DefaultChange;
+use crate::domain::stripe_requests::{IdempotencyKey, StripeRequest};
+
+/// The most pages of 100 that are read to find a customer (P11). With more, the search has no result.
+const PAGES_MAX: usize = 50;
 
 /// A customer at Stripe.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +39,8 @@ pub(super) struct WireCustomer {
     invoice_settings: InvoiceSettings,
     #[serde(default, deserialize_with = "reference")]
     default_source: Option<String>,
+    #[serde(default, deserialize_with = "null_as_default")]
+    metadata: Metadata,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -136,15 +143,13 @@ fn address_parts(address: &Address) -> [(&'static str, &str); 6] {
 }
 
 impl Client {
-    /// Creates a customer; `body` is a stored [`create_body`].
+    /// Creates a customer; the request's body is a stored [`create_body`].
     pub async fn create_customer(
         &self,
         key: &ApiKey,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<ProviderCustomer, Error> {
-        let call = Call::post("/v1/customers", None, idempotency_key, body);
-        Ok(self.send::<WireCustomer>(key, call).await?.into())
+        request: &StripeRequest,
+    ) -> Result<Executed<ProviderCustomer>, Error> {
+        self.execute::<WireCustomer, _>(key, "/v1/customers", None, request).await
     }
 
     /// Reads a customer. A deleted one is a result, not an error.
@@ -153,24 +158,48 @@ impl Client {
         Ok(self.send::<WireCustomer>(key, call).await?.into())
     }
 
+    /// The customer at Stripe whose metadata names `customer`, created at `since` or later, from the list.
+    /// [`Error::Unknown`] if the list is too long to be read completely: then nothing is proved.
+    pub async fn find_customer(
+        &self,
+        key: &ApiKey,
+        since: OffsetDateTime,
+        customer: &Customer,
+    ) -> Result<Option<ProviderCustomer>, Error> {
+        let organization = customer.organization_id.to_string();
+        let is_ours = |found: &WireCustomer| {
+            found.metadata.get(metadata::EXTERNAL_CUSTOMER_ID) == Some(&customer.external_id)
+                && found.metadata.get(metadata::ORGANIZATION_ID) == Some(&organization)
+        };
+        let mut after = None::<String>;
+        for _ in 0..PAGES_MAX {
+            let query = Form::new()
+                .push("created[gte]", since.unix_timestamp())
+                .push("limit", 100)
+                .push_some("starting_after", after.as_deref())
+                .into_body();
+            let page: Page<WireCustomer> = self.send(key, Call::get("/v1/customers", None, &query)).await?;
+            after = page.data.last().map(|found| found.id.clone());
+            if let Some(found) = page.data.into_iter().find(is_ours) {
+                return Ok(Some(found.into()));
+            }
+            if !page.has_more || after.is_none() {
+                return Ok(None);
+            }
+        }
+        Err(Error::unknown(UnknownCause::TooLong, "the account has more new customers than are read"))
+    }
+
     /// Updates a customer; `body` is an [`update_body`] or a [`default_method_body`].
     pub async fn update_customer(
         &self,
         key: &ApiKey,
         id: &str,
-        idempotency_key: &str,
+        idempotency_key: &IdempotencyKey,
         body: &str,
     ) -> Result<ProviderCustomer, Error> {
         let call = Call::post("/v1/customers/{id}", Some(id), idempotency_key, body);
         Ok(self.send::<WireCustomer>(key, call).await?.into())
-    }
-
-    /// Deletes a customer and detaches its methods. One that is already deleted counts as success.
-    pub async fn delete_customer(&self, key: &ApiKey, id: &str) -> Result<(), Error> {
-        match self.send::<Acknowledged>(key, Call::delete("/v1/customers/{id}", id)).await {
-            Err(error) if !error.is_missing() => Err(error),
-            _ => Ok(()),
-        }
     }
 }
 

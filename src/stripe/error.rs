@@ -8,11 +8,13 @@ use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
+use time::OffsetDateTime;
 
 use super::object::reference;
 use super::random::random_fraction;
 use super::redact::{scrub, scrubbed};
 use crate::domain::payments::Failure;
+use crate::domain::stripe_requests::KeyState;
 
 /// The delay after a 429 from Stripe's rate limiter, and the longest `Retry-After` that is honored, in the clock's
 /// time.
@@ -28,8 +30,8 @@ pub enum Error {
     /// 400 or 404: a parameter is invalid, or the object is missing or in a state that does not allow this.
     #[error("Stripe refused the request: {0}")]
     Invalid(Box<Detail>),
-    /// 400 `idempotency_error`: the same key was used with another body. This is a bug of ours: stop and alert, and
-    /// never switch to a new key silently, because the first request with this key may have moved money.
+    /// 400 `idempotency_error`: the same key was used with another body, so the object exists. It is looked up, and
+    /// another key is never guessed, because the first request with this key may have moved money.
     #[error("Stripe has received this idempotency key with another request: {0}")]
     IdempotencyMismatch(Box<Detail>),
     /// 401: the API key is wrong, expired or revoked. Nothing was done.
@@ -213,6 +215,15 @@ impl Error {
     /// Stripe's error code.
     pub fn code(&self) -> Option<&str> {
         self.detail().code.as_deref()
+    }
+
+    /// What the error shows of the request's idempotency key, if it forbids its use.
+    pub fn key_state(&self, now: OffsetDateTime) -> Option<KeyState> {
+        match self {
+            Self::Unknown { replayed: true, .. } => Some(KeyState::ReplaysError(now)),
+            Self::IdempotencyMismatch(_) => Some(KeyState::Taken(now)),
+            _ => None,
+        }
     }
 
     /// Whether the object does not exist. After a DELETE this means that the work is done.

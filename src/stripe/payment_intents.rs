@@ -6,16 +6,16 @@ use time::OffsetDateTime;
 
 pub(super) use self::wire::WireIntent;
 use super::call::Call;
-use super::client::Client;
+use super::client::{Client, Executed};
 use super::error::{Error, UnknownCause};
 use super::form::{Form, PAYMENT_METHOD_TYPES};
 use super::metadata;
 use super::object::Page;
 use super::rate_limit::ApiKey;
-use crate::domain::PaymentId;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::Payment;
 use crate::domain::signals::IntentSnapshot;
+use crate::domain::stripe_requests::StripeRequest;
 
 /// The most pages of 100 that are read to find an intent (P11). With more, the search has no result.
 const PAGES_MAX: usize = 50;
@@ -58,15 +58,13 @@ fn confirm_form(provider_payment_method_id: &str, kinds: &[MethodKind]) -> Form 
 }
 
 impl Client {
-    /// Creates an intent; `body` is a stored [`create_body`].
+    /// Creates an intent; the request's body is a stored [`create_body`].
     pub async fn create_payment_intent(
         &self,
         key: &ApiKey,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<IntentSnapshot, Error> {
-        let call = Call::post("/v1/payment_intents", None, idempotency_key, body);
-        Ok(self.send::<WireIntent>(key, call).await?.into())
+        request: &StripeRequest,
+    ) -> Result<Executed<IntentSnapshot>, Error> {
+        self.execute::<WireIntent, _>(key, "/v1/payment_intents", None, request).await
     }
 
     /// Reads an intent. Its state settles unknown outcomes.
@@ -80,25 +78,19 @@ impl Client {
         &self,
         key: &ApiKey,
         id: &str,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<IntentSnapshot, Error> {
-        let call = Call::post("/v1/payment_intents/{id}/confirm", Some(id), idempotency_key, body);
-        Ok(self.send::<WireIntent>(key, call).await?.into())
+        request: &StripeRequest,
+    ) -> Result<Executed<IntentSnapshot>, Error> {
+        self.execute::<WireIntent, _>(key, "/v1/payment_intents/{id}/confirm", Some(id), request).await
     }
 
     /// Cancels an intent. Only a `canceled` response closes it; Stripe refuses if it has progressed too far.
-    pub async fn cancel_payment_intent(
-        &self,
-        key: &ApiKey,
-        id: &str,
-        idempotency_key: &str,
-    ) -> Result<IntentSnapshot, Error> {
-        let call = Call::post("/v1/payment_intents/{id}/cancel", Some(id), idempotency_key, "");
+    pub async fn cancel_payment_intent(&self, key: &ApiKey, id: &str) -> Result<IntentSnapshot, Error> {
+        let idempotency_key = self.unique_key("cancel");
+        let call = Call::post("/v1/payment_intents/{id}/cancel", Some(id), &idempotency_key, "");
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// A customer's intents whose metadata names a payment, created at `since` or later; newest first. They are read
+    /// A customer's intents whose metadata names a payment's invoice, created at `since` or later; newest first. They are read
     /// from the list, which is current, never from search, which lags (P2). [`Error::Unknown`] if the list is too long
     /// to be read completely: then nothing is proved.
     pub async fn find_payment_intents(
@@ -106,8 +98,12 @@ impl Client {
         key: &ApiKey,
         provider_customer_id: &str,
         since: OffsetDateTime,
-        payment_id: PaymentId,
+        payment: &Payment,
     ) -> Result<Vec<IntentSnapshot>, Error> {
+        let is_of_invoice = |intent: &IntentSnapshot| {
+            intent.organization_id == Some(payment.organization_id.0)
+                && intent.invoice_id.as_ref() == Some(&payment.invoice_id)
+        };
         let mut found = Vec::new();
         let mut after = None::<String>;
         for _ in 0..PAGES_MAX {
@@ -120,7 +116,7 @@ impl Client {
             let page: Page<WireIntent> = self.send(key, Call::get("/v1/payment_intents", None, &query)).await?;
             after = page.data.last().map(|intent| intent.id.clone());
             let intents = page.data.into_iter().map(IntentSnapshot::from);
-            found.extend(intents.filter(|intent| intent.payment_id == Some(payment_id.0)));
+            found.extend(intents.filter(is_of_invoice));
             if !page.has_more || after.is_none() {
                 return Ok(found);
             }
@@ -170,28 +166,27 @@ mod tests {
         assert_eq!(on_session, format!("{common}&return_url=https%3A%2F%2Fshop.test%2F"));
     }
 
-    fn intent(id: &str, payment_id: Uuid) -> String {
+    fn intent(id: &str, invoice_id: &str) -> String {
         format!(
-            r#"{{"id":"{id}","status":"canceled","amount":1,"currency":"eur","metadata":{{"payment_id":"{payment_id}"}}}}"#
+            r#"{{"id":"{id}","status":"canceled","amount":1,"currency":"eur","metadata":{{"invoice_id":"{invoice_id}",
+            "organization_id":"00000000-0000-0000-0000-000000000002"}}}}"#
         )
     }
 
     #[tokio::test]
     async fn an_intent_is_searched_in_the_complete_list() {
-        let ours = payment().id;
         let server = ScriptedServer::new(move |request| {
-            let other = Uuid::nil();
             let (data, has_more) = if request.target.contains("starting_after=pi_2") {
-                (intent("pi_1", ours.0), false)
+                (intent("pi_1", "inv/1"), false)
             } else {
-                ([intent("pi_3", ours.0), intent("pi_2", other)].join(","), true)
+                ([intent("pi_3", "inv/1"), intent("pi_2", "inv/2")].join(","), true)
             };
             response(200, &format!(r#"{{"object":"list","data":[{data}],"has_more":{has_more}}}"#))
         })
         .await;
         let key = key();
         let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
-        let found = server.client().find_payment_intents(&key, "cus_1", since, ours).await.unwrap();
+        let found = server.client().find_payment_intents(&key, "cus_1", since, &payment()).await.unwrap();
         let ids: Vec<_> = found.iter().map(|intent| intent.id.as_str()).collect();
         assert_eq!(ids, ["pi_3", "pi_1"]);
         let first = "/v1/payment_intents?customer=cus_1&created[gte]=1700000000&limit=100";
@@ -200,11 +195,11 @@ mod tests {
 
     #[tokio::test]
     async fn p11_p2_a_list_beyond_the_limit_proves_nothing() {
-        let page = format!(r#"{{"data":[{}],"has_more":true}}"#, intent("pi_9", Uuid::nil()));
+        let page = format!(r#"{{"data":[{}],"has_more":true}}"#, intent("pi_9", "inv/9"));
         let server = ScriptedServer::new(move |_| response(200, &page)).await;
         let key = key();
         let since = OffsetDateTime::UNIX_EPOCH;
-        let error = server.client().find_payment_intents(&key, "cus_1", since, payment().id).await.unwrap_err();
+        let error = server.client().find_payment_intents(&key, "cus_1", since, &payment()).await.unwrap_err();
         assert!(matches!(error, Error::Unknown { reason: UnknownCause::TooLong, .. }), "{error:?}");
         assert_eq!(server.requests().len(), PAGES_MAX);
     }

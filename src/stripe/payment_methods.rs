@@ -54,11 +54,6 @@ impl From<WireMethod> for MethodSnapshot {
     }
 }
 
-/// The body that attaches a method to a customer.
-pub fn attach_body(provider_customer_id: &str) -> String {
-    Form::new().push("customer", provider_customer_id).into_body()
-}
-
 impl Client {
     /// Reads a method.
     pub async fn payment_method(&self, key: &ApiKey, id: &str) -> Result<MethodSnapshot, Error> {
@@ -92,26 +87,10 @@ impl Client {
         Ok(methods)
     }
 
-    /// Attaches a method; `body` is an [`attach_body`].
-    pub async fn attach_payment_method(
-        &self,
-        key: &ApiKey,
-        id: &str,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<MethodSnapshot, Error> {
-        let call = Call::post("/v1/payment_methods/{id}/attach", Some(id), idempotency_key, body);
-        Ok(self.send::<WireMethod>(key, call).await?.into())
-    }
-
     /// Detaches a method permanently. Stripe refuses one that is already detached, without a code: read it to find out.
-    pub async fn detach_payment_method(
-        &self,
-        key: &ApiKey,
-        id: &str,
-        idempotency_key: &str,
-    ) -> Result<MethodSnapshot, Error> {
-        let call = Call::post("/v1/payment_methods/{id}/detach", Some(id), idempotency_key, "");
+    pub async fn detach_payment_method(&self, key: &ApiKey, id: &str) -> Result<MethodSnapshot, Error> {
+        let idempotency_key = self.unique_key("detach");
+        let call = Call::post("/v1/payment_methods/{id}/detach", Some(id), &idempotency_key, "");
         Ok(self.send::<WireMethod>(key, call).await?.into())
     }
 }

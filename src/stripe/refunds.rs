@@ -3,7 +3,7 @@
 use serde::Deserialize;
 
 use super::call::Call;
-use super::client::Client;
+use super::client::{Client, Executed};
 use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::metadata;
@@ -12,6 +12,7 @@ use super::rate_limit::ApiKey;
 use crate::domain::Currency;
 use crate::domain::refunds::Refund;
 use crate::domain::signals::RefundSnapshot;
+use crate::domain::stripe_requests::StripeRequest;
 
 /// The most pages of 100 refunds read of one charge (P11). With more, nothing is proved.
 const PAGES_MAX: usize = 50;
@@ -63,15 +64,13 @@ pub fn create_body(refund: &Refund, invoice_id: &str) -> String {
 }
 
 impl Client {
-    /// Creates a refund; `body` is a stored [`create_body`].
+    /// Creates a refund; the request's body is a stored [`create_body`].
     pub async fn create_refund(
         &self,
         key: &ApiKey,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<RefundSnapshot, Error> {
-        let call = Call::post("/v1/refunds", None, idempotency_key, body);
-        Ok(self.send::<WireRefund>(key, call).await?.into())
+        request: &StripeRequest,
+    ) -> Result<Executed<RefundSnapshot>, Error> {
+        self.execute::<WireRefund, _>(key, "/v1/refunds", None, request).await
     }
 
     /// Reads a refund.
@@ -123,7 +122,7 @@ mod tests {
             status: "pending".to_owned(),
             failure_reason: None,
             unknown_since: None,
-            dead_key_time: None,
+            request_id: Some("r1".to_owned()),
             create_time: OffsetDateTime::UNIX_EPOCH,
             update_time: OffsetDateTime::UNIX_EPOCH,
         }

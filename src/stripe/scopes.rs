@@ -167,7 +167,7 @@ impl Client {
 
     async fn probe(&self, key: &ApiKey, probe: Probe) -> Result<(), Error> {
         // A new idempotency key for every probe: a replayed response would report earlier permissions.
-        let idempotency_key = self.clock.new_id().to_string();
+        let idempotency_key = self.unique_key("probe");
         let call = match probe {
             Probe::Read(route) => Call::get(route, None, "limit=1"),
             Probe::Write(route, id) => Call::post(route, Some(id), &idempotency_key, ""),

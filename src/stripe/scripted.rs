@@ -12,10 +12,17 @@ use tokio::task::JoinHandle;
 use super::client::{Client, Timeouts};
 use super::rate_limit::ApiKey;
 use crate::clock::Clock;
+use crate::domain::fixtures;
+use crate::domain::stripe_requests::{Purpose, StripeRequest};
 
 /// A key without rate limits.
 pub fn key() -> ApiKey {
     ApiKey::unlimited("sk_test_sandbox".into())
+}
+
+/// A stored confirmation with this body.
+pub fn request(body: &str) -> StripeRequest {
+    fixtures::request(Purpose::Confirmation, 1, body, fixtures::START)
 }
 
 /// A recorded request.

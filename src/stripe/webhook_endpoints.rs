@@ -7,12 +7,13 @@ use serde::{Deserialize, Deserializer};
 use time::OffsetDateTime;
 
 use super::call::Call;
-use super::client::Client;
+use super::client::{Client, Executed};
 use super::error::{Error, UnknownCause};
 use super::form::Form;
 use super::object::{Acknowledged, Metadata, Page, metadata_id, null_as_default, seconds};
 use super::rate_limit::ApiKey;
 use super::{API_VERSION, metadata, signals};
+use crate::domain::stripe_requests::StripeRequest;
 use crate::domain::{IntegrationId, OrganizationId};
 
 /// The most pages of 100 that are read (P11). Stripe allows about 16 endpoints.
@@ -107,15 +108,14 @@ pub fn update_body(url: &str) -> String {
 }
 
 impl Client {
-    /// Registers an endpoint; `body` is a stored [`create_body`]. The response and every replay of it contain the
+    /// Registers an endpoint; the request's body is a stored [`create_body`]. The response and every replay of it contain the
     /// secret.
     pub async fn create_webhook_endpoint(
         &self,
         key: &ApiKey,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<WebhookEndpoint, Error> {
-        self.send(key, Call::post("/v1/webhook_endpoints", None, idempotency_key, body)).await
+        request: &StripeRequest,
+    ) -> Result<Executed<WebhookEndpoint>, Error> {
+        self.execute::<WebhookEndpoint, _>(key, "/v1/webhook_endpoints", None, request).await
     }
 
     /// Reads an endpoint, without its secret.
@@ -140,14 +140,9 @@ impl Client {
     }
 
     /// Repairs an endpoint; `body` is an [`update_body`].
-    pub async fn update_webhook_endpoint(
-        &self,
-        key: &ApiKey,
-        id: &str,
-        idempotency_key: &str,
-        body: &str,
-    ) -> Result<WebhookEndpoint, Error> {
-        self.send(key, Call::post("/v1/webhook_endpoints/{id}", Some(id), idempotency_key, body)).await
+    pub async fn update_webhook_endpoint(&self, key: &ApiKey, id: &str, body: &str) -> Result<WebhookEndpoint, Error> {
+        let idempotency_key = self.unique_key("repair");
+        self.send(key, Call::post("/v1/webhook_endpoints/{id}", Some(id), &idempotency_key, body)).await
     }
 
     /// Deletes an endpoint. One that is already deleted counts as success.
@@ -209,7 +204,6 @@ mod tests {
         let key = key();
         let missing_object = ScriptedServer::new(move |_| response(404, missing)).await;
         missing_object.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
-        missing_object.client().delete_customer(&key, "cus_1").await.unwrap();
         let deleted = ScriptedServer::new(|_| response(200, r#"{"id":"we_1","deleted":true}"#)).await;
         deleted.client().delete_webhook_endpoint(&key, "we_1").await.unwrap();
         assert_eq!(deleted.requests()[0].header("idempotency-key"), None);

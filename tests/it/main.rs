@@ -16,6 +16,7 @@ mod documentation;
 mod endpoints;
 mod event_log;
 mod events_list;
+mod idempotency_keys;
 mod late_events;
 mod limits;
 mod links;

@@ -114,7 +114,7 @@ async fn fill(database: &Client) {
     multiply(database, "refunds", &refund).await;
     multiply(database, "deliveries", &[("provider_event_id", "'evt_many_' || n"), ("state", "'applied'")]).await;
     multiply(database, "request_ids", &[("request_id", "'many-' || n")]).await;
-    multiply(database, "stripe_requests", &[("object_id", ID)]).await;
+    multiply(database, "stripe_requests", &[("name", "'many-' || n")]).await;
     let job =
         [("id", ID), ("object_id", ID), ("run_at", "now() + interval '1 year'"), ("due", "false"), ("failures", "0")];
     multiply(database, "jobs", &job).await;

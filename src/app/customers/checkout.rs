@@ -1,17 +1,20 @@
 //! Setup-mode Checkout sessions: links to pages where a customer stores a payment method. They move no money.
 
+use std::time::Duration;
+
 use crate::app::request_hash::hash_request;
+use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, KEY_AGE_MAX, event_payloads};
+use crate::app::{App, event_payloads};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::customers::Customer;
 use crate::domain::events::EventType;
 use crate::domain::integrations::{Integration, MOVE_CUSTOMER};
 use crate::domain::jobs::{Lease, Outcome};
-use crate::domain::signals::SessionSnapshot;
+use crate::domain::signals::{SessionSnapshot, SessionStatus};
+use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
 use crate::store::request_ids::CallerRequest;
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
 impl App {
@@ -77,7 +80,7 @@ impl App {
         let provider_id = customer.provider_customer_id.as_deref().unwrap_or_default();
         let kinds = &customer.provider_payment_methods;
         let body = stripe::checkout_sessions::setup_body(&session, provider_id, kinds);
-        work.prepare(Purpose::CheckoutSession.of(session.id), 1, body).await?;
+        work.prepare(&Purpose::CheckoutSession.of(session.id), 1, body).await?;
         Ok(session)
     }
 
@@ -85,47 +88,74 @@ impl App {
     async fn create_session(&self, org: OrganizationId, id: CheckoutSessionId) -> Result<CheckoutSession> {
         let mut tx = self.read(org).await?;
         let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
-        let request = store::stripe_requests::newest(&mut tx, org, Purpose::CheckoutSession.of(id)).await?;
+        let target = Purpose::CheckoutSession.of(id);
+        let request = store::stripe_requests::get(&mut tx, org, &target).await?.open;
         tx.close().await?;
         if session.state == SessionState::Failed {
             let message = "Stripe refused to create this link; request another one with a new request_id";
             return Err(Error::precondition("CHECKOUT_REFUSED", format!("customer/{}", session.customer_id), message));
         }
-        let Some(request) = request.filter(|_| session.state == SessionState::Creating) else { return Ok(session) };
-        if self.clock().now() - request.create_time > KEY_AGE_MAX {
-            return self.fail_session(&session, "Stripe was unreachable for too long; request a new link").await;
-        }
+        let Some(mut request) = request.filter(|_| session.state == SessionState::Creating) else { return Ok(session) };
         let account = self.stripe_account(org, session.integration_id).await?;
-        match self.0.stripe.create_checkout_session(&account.key, &request.idempotency_key, &request.body).await {
-            Ok(created) => self.on_session_created(org, id, &created).await,
-            Err(error) if error.disposition() == stripe::Disposition::Refused => {
-                self.fail_session(&session, &error.to_string()).await
-            }
-            Err(error) => {
-                if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
-                    self.prepare_session_with_new_key(org, id, &request).await?;
-                }
-                Err(self.map_stripe_error(&account, "checkout_session.create", &error).await)
+        let now = self.clock().now();
+        let mut observed = Observed::Unread;
+        loop {
+            match request.next(observed, now) {
+                Next::Send => match self.0.stripe.create_checkout_session(&account.key, &request).await {
+                    Ok(created) if !created.is_replayed => {
+                        return self.on_session_created(org, id, &created.object).await;
+                    }
+                    Ok(replayed) => {
+                        let read = self.read_session(&account, &replayed.object.id).await?;
+                        if read.status != SessionStatus::Expired {
+                            return self.on_session_created(org, id, &read).await;
+                        }
+                        observed = Observed::Spent;
+                    }
+                    Err(error) if error.disposition() == stripe::Disposition::Refused => {
+                        return self.fail_session(&session, &error.to_string()).await;
+                    }
+                    Err(error) => match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
+                    },
+                },
+                // If Stripe created a session all the same, nobody has its URL; it moves no money and expires.
+                Next::NewKey => match self.prepare_session_with_new_key(org, id, &request).await? {
+                    Some(next) => (request, observed) = (next, Observed::Unread),
+                    None => {
+                        return Err(Error::Unavailable {
+                            reason: "STRIPE_UNAVAILABLE",
+                            message: "another call is creating this link; repeat the request".to_owned(),
+                            retry_after: Duration::from_secs(1),
+                        });
+                    }
+                },
+                Next::Stop(reason) => return Err(stopped(&target, reason)),
+                Next::Read | Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
             }
         }
     }
 
-    /// The request's key only replays a stored error, for a day. The next attempt sends the same body under a new key.
-    /// If Stripe created a session all the same, nobody has its URL; it moves no money and expires.
+    /// Prepares the same body under a new key. `None` if another call has done so, or has created the session.
     async fn prepare_session_with_new_key(
         &self,
         org: OrganizationId,
         id: CheckoutSessionId,
-        replayed: &StripeRequest,
-    ) -> Result<()> {
+        replaced: &StripeRequest,
+    ) -> Result<Option<StripeRequest>> {
         let mut work = self.begin(org).await?;
         let session = store::checkout_sessions::lock(&mut work.tx, org, id).await?;
         let target = Purpose::CheckoutSession.of(id);
-        let newest = store::stripe_requests::newest(&mut work.tx, org, target).await?;
-        if session.state == SessionState::Creating && newest.is_some_and(|newest| newest.number == replayed.number) {
-            work.prepare(target, replayed.number + 1, replayed.body.clone()).await?;
+        let requests = store::stripe_requests::get(&mut work.tx, org, &target).await?;
+        let generation = replaced.generation + 1;
+        if session.state != SessionState::Creating || requests.next_generation != generation {
+            work.rollback().await?;
+            return Ok(None);
         }
-        work.commit().await
+        let next = work.prepare(&target, generation, replaced.body.clone()).await?;
+        work.commit().await?;
+        Ok(Some(next))
     }
 
     async fn on_session_created(

@@ -11,10 +11,10 @@ use crate::domain::customers::Customer;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::signals::DefaultChange;
+use crate::domain::stripe_requests::{IdempotencyKey, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{CustomerId, Result};
 use crate::store::Transaction;
 use crate::store::customers::ProviderDefault;
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
 /// How long a write of the default with an unknown outcome may explain what a read shows. Stripe keeps its key no
@@ -94,13 +94,18 @@ pub(in crate::app) async fn may_be_our_write(
 ) -> Result<bool> {
     let body = stripe::customers::default_method_body(provider_default);
     let (org, since) = (customer.organization_id, now - UNKNOWN_WRITE_PERIOD);
-    store::stripe_requests::is_outcome_unknown(tx, org, Purpose::DefaultMethod.of(customer.id), &body, since).await
+    store::stripe_requests::is_outcome_unknown(tx, org, &target_of(customer.id), &body, since).await
+}
+
+/// The requests that write a customer's default.
+fn target_of(id: CustomerId) -> RequestTarget {
+    Purpose::DefaultMethod.of(id)
 }
 
 /// The outcome of a write is known: it no longer explains what a read shows.
 async fn finish_write(work: &mut UnitOfWork, id: CustomerId, write: &StripeRequest) -> Result<()> {
     let (org, now) = (work.org, work.now);
-    store::stripe_requests::finish(&mut work.tx, org, Purpose::DefaultMethod.of(id), write.number, now).await
+    store::stripe_requests::finish(&mut work.tx, org, &target_of(id), write.generation, now).await
 }
 
 /// Clears that a read of a locked customer's methods found no default, once an event says when it was unset: a method
@@ -175,8 +180,7 @@ impl App {
         }
         let write = self.prepare_write(&mut work, customer.id, method.as_deref()).await?;
         work.commit().await?;
-        let response =
-            self.0.stripe.update_customer(&account.key, &provider_id, &write.idempotency_key, &write.body).await;
+        let response = self.0.stripe.update_customer(&account.key, &provider_id, &write.key, &write.body).await;
         let Err(error) = response else {
             return self.on_default_written(lease, &customer, method, Some(write)).await;
         };
@@ -203,15 +207,15 @@ impl App {
         id: CustomerId,
         method: Option<&str>,
     ) -> Result<StripeRequest> {
-        let (org, target) = (work.org, Purpose::DefaultMethod.of(id));
-        let newest = store::stripe_requests::newest(&mut work.tx, org, target).await?;
-        let number = newest.map_or(1, |newest| newest.number + 1);
-        store::stripe_requests::delete_finished(&mut work.tx, org, target, work.now - UNKNOWN_WRITE_PERIOD).await?;
+        let (org, target) = (work.org, target_of(id));
+        let generation = store::stripe_requests::get(&mut work.tx, org, &target).await?.next_generation;
+        store::stripe_requests::delete_finished(&mut work.tx, org, &target, work.now - UNKNOWN_WRITE_PERIOD).await?;
+        let body = stripe::customers::default_method_body(method);
         let write = StripeRequest {
-            idempotency_key: format!("paybridge-default-{id}-{}", self.clock().new_id()),
-            ..target.request(number, stripe::customers::default_method_body(method), work.now)
+            key: IdempotencyKey::unique("default", self.clock().new_id()),
+            ..target.request(work.key_scope(), generation, body, work.now)
         };
-        store::stripe_requests::prepare(&mut work.tx, org, target, &write).await?;
+        store::stripe_requests::insert(&mut work.tx, org, &target, &write).await?;
         Ok(write)
     }
 
@@ -259,8 +263,7 @@ impl App {
         // Stripe carried out this write at a known time: its outcome is no longer unknown.
         if let Some(key) = origin.request_key {
             let (org, now) = (work.org, work.now);
-            store::stripe_requests::finish_by_key(&mut work.tx, org, Purpose::DefaultMethod.of(customer.id), key, now)
-                .await?;
+            store::stripe_requests::finish_by_key(&mut work.tx, org, &target_of(customer.id), key, now).await?;
         }
         work.commit().await
     }

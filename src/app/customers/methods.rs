@@ -292,13 +292,7 @@ impl App {
         let method = store::payment_methods::get(&mut tx, org, lease.object_id.into()).await?;
         tx.close().await?;
         let account = self.stripe_account(org, method.integration_id).await?;
-        // The key names the attempt: otherwise Stripe would replay a stored 500 for a day.
-        let idempotency_key = format!("paybridge-detach-{}-{}", method.id, lease.failures);
-        let detached = self
-            .0
-            .stripe
-            .detach_payment_method(&account.key, &method.provider_payment_method_id, &idempotency_key)
-            .await;
+        let detached = self.0.stripe.detach_payment_method(&account.key, &method.provider_payment_method_id).await;
         match detached {
             Ok(_) => {}
             // It is already detached or deleted.

@@ -1,12 +1,13 @@
 //! The job that creates a customer at Stripe, links it, or pushes its changes.
 
+use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads, stripe_unavailable};
+use crate::app::{App, StripeAccount, event_payloads, stripe_unavailable};
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::events::EventType;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::stripe_requests::{IdempotencyKey, Next, Observed, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{Error, IntegrationId, Result};
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
 /// The fields that a customer has at Stripe, too.
@@ -42,30 +43,72 @@ impl App {
         integration: IntegrationId,
     ) -> Result<()> {
         let account = self.stripe_account(lease.organization_id, integration).await?;
-        let request = self.customer_request(lease, customer).await?;
-        match self.0.stripe.create_customer(&account.key, &request.idempotency_key, &request.body).await {
-            Ok(created) => self.on_linked(lease, customer, &created.id, Some(&request)).await,
-            Err(error) => self.map_creation_error(lease, customer, &account, &request, error).await,
+        let mut work = self.begin_leased(lease).await?;
+        let now = work.now;
+        let target = target_of(customer);
+        let requests = store::stripe_requests::get(&mut work.tx, work.org, &target).await?;
+        let mut request = match requests.open {
+            Some(request) => request,
+            None => {
+                let body = stripe::customers::create_body(customer);
+                work.prepare(&target, requests.next_generation, body).await?
+            }
+        };
+        work.commit().await?;
+        let mut observed = Observed::Unread;
+        loop {
+            match request.next(observed, now) {
+                Next::Send => match self.0.stripe.create_customer(&account.key, &request).await {
+                    Ok(created) if !created.is_replayed => {
+                        return self.on_linked(lease, customer, &created.object.id, Some(&request)).await;
+                    }
+                    Ok(replayed) => {
+                        let found = self.read_customer(&account, &replayed.object.id).await?;
+                        if !found.deleted {
+                            return self.on_linked(lease, customer, &found.id, Some(&request)).await;
+                        }
+                        observed = Observed::Spent;
+                    }
+                    Err(error) => match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => return self.map_creation_error(lease, customer, &account, &request, error).await,
+                    },
+                },
+                Next::Read => match self.find_provider_customer(&account, customer, &request).await? {
+                    Some(found) => return self.on_linked(lease, customer, &found.id, Some(&request)).await,
+                    None => observed = Observed::Absent,
+                },
+                Next::NewKey => {
+                    let mut work = self.begin_leased(lease).await?;
+                    let body = stripe::customers::create_body(customer);
+                    request = work.prepare(&target, request.generation + 1, body).await?;
+                    work.commit().await?;
+                    observed = Observed::Unread;
+                }
+                Next::Stop(reason) => return Err(stopped(&target, reason)),
+                Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
+            }
         }
     }
 
-    /// The prepared creation request; a new one once its key is too old.
-    async fn customer_request(&self, lease: &Lease, customer: &Customer) -> Result<StripeRequest> {
-        let mut work = self.begin_leased(lease).await?;
-        let (org, now) = (work.org, work.now);
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Customer.of(customer.id)).await?;
-        let number = match newest {
-            Some(request) if !request.is_finished && now - request.create_time <= KEY_AGE_MAX => {
-                work.rollback().await?;
-                return Ok(request);
-            }
-            Some(request) => request.number + 1,
-            None => 1,
-        };
-        let body = stripe::customers::create_body(customer);
-        let request = work.prepare(Purpose::Customer.of(customer.id), number, body).await?;
-        work.commit().await?;
-        Ok(request)
+    async fn read_customer(&self, account: &StripeAccount, id: &str) -> Result<stripe::customers::ProviderCustomer> {
+        match self.0.stripe.customer(&account.key, id).await {
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.map_stripe_error(account, "customer.read", &error).await),
+        }
+    }
+
+    /// Looks up the Stripe customer that a request may have created.
+    async fn find_provider_customer(
+        &self,
+        account: &StripeAccount,
+        customer: &Customer,
+        request: &StripeRequest,
+    ) -> Result<Option<stripe::customers::ProviderCustomer>> {
+        match self.0.stripe.find_customer(&account.key, request.list_from(), customer).await {
+            Ok(found) => Ok(found),
+            Err(error) => Err(self.map_stripe_error(account, "customer.list", &error).await),
+        }
     }
 
     async fn link_provider_customer(
@@ -111,14 +154,6 @@ impl App {
             let code = error.code().unwrap_or("invalid_request").to_owned();
             return self.on_link_failed(lease, customer, &error.to_string(), &code, Some(request)).await;
         }
-        if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
-            // This key will only ever replay the error. A second Stripe customer cannot cause a second charge.
-            let mut work = self.begin_leased(lease).await?;
-            let body = request.body.clone();
-            let number = request.number + 1;
-            work.prepare(Purpose::Customer.of(customer.id), number, body).await?;
-            work.commit().await?;
-        }
         Err(stripe_unavailable(&error))
     }
 
@@ -142,8 +177,7 @@ impl App {
         customer.link_error = None;
         customer.provider_customer_id = Some(provider_id.to_owned());
         if let Some(request) = request {
-            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer.of(seen.id), request.number, now)
-                .await?;
+            store::stripe_requests::finish(&mut work.tx, org, &target_of(seen), request.generation, now).await?;
             if stripe::customers::create_body(&customer) != request.body {
                 // It was changed while it was being created.
                 customer.unpushed_fields = PUSHED_FIELDS.map(str::to_owned).to_vec();
@@ -184,8 +218,7 @@ impl App {
         let (org, now) = (work.org, work.now);
         let mut customer = store::customers::lock(&mut work.tx, org, seen.id).await?;
         if let Some(request) = request {
-            store::stripe_requests::finish(&mut work.tx, org, Purpose::Customer.of(seen.id), request.number, now)
-                .await?;
+            store::stripe_requests::finish(&mut work.tx, org, &target_of(seen), request.generation, now).await?;
         }
         let Some(integration) = customer.integration_id.filter(|_| customer.has_same_link(seen)) else {
             return work.end(Outcome::RunAgain(now)).await;
@@ -199,8 +232,7 @@ impl App {
         work.end(Outcome::Done).await
     }
 
-    /// Pushes changed fields. The key names the row's version, and so its content: the same key always has the same
-    /// body. It also names the attempt: otherwise Stripe would replay a stored 500 for a day.
+    /// Pushes changed fields. Pushing them twice is harmless.
     async fn push_customer(
         &self,
         lease: &Lease,
@@ -212,8 +244,7 @@ impl App {
         let mut refusal = None;
         if !body.is_empty() {
             let account = self.stripe_account(lease.organization_id, integration).await?;
-            let (version, attempt) = (customer.version, lease.failures);
-            let idempotency_key = format!("paybridge-push-{}-{version}-{attempt}", customer.id);
+            let idempotency_key = IdempotencyKey::unique("push", self.clock().new_id());
             match self.0.stripe.update_customer(&account.key, provider_id, &idempotency_key, &body).await {
                 Ok(_) => {}
                 Err(error) if error.disposition() == stripe::Disposition::Refused => refusal = Some(error),
@@ -236,6 +267,11 @@ impl App {
         }
         work.end(Outcome::Done).await
     }
+}
+
+/// The requests that create a customer at Stripe.
+fn target_of(customer: &Customer) -> RequestTarget {
+    Purpose::Customer.of(&customer.external_id)
 }
 
 /// Enqueues the payments that wait for the customer. Call it with the customer locked: a transaction that saw its

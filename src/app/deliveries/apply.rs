@@ -16,6 +16,7 @@ use crate::domain::integrations::Integration;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payments::{Attempt, AttemptState, Payment, PaymentInput, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
+use crate::domain::stripe_requests::IdempotencyKey;
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::{store, stripe};
 
@@ -121,7 +122,7 @@ impl App {
             Signal::Session(session) => self.on_session_event(&origin, &session).await,
             Signal::CustomerUpdated { provider_customer_id, default_change } => {
                 // A default that we wrote ourselves is not a user's choice.
-                let ours = origin.request_key.is_some_and(|key| key.starts_with("paybridge-"));
+                let ours = origin.request_key.is_some_and(IdempotencyKey::is_ours);
                 let is_ours = (!observed.hides_request_key).then_some(ours);
                 match default_change {
                     Some(change) => self.on_default_changed(&origin, &provider_customer_id, &change, is_ours).await,
@@ -172,8 +173,9 @@ impl App {
             Some(_) => return self.on_other_intent(lease, delivery, id, &intent).await,
             None => {}
         }
-        let is_reported = request_key
-            .is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
+        let is_reported = request_key.is_some_and(|key| {
+            attempts.iter().any(|attempt| attempt.request.key.as_str() == key && !attempt.is_open())
+        });
         match &payment.provider_payment_intent_id {
             // The commit of its intent's id may still be in progress. A paid intent is not deferred for long: it is
             // money (P12).

@@ -8,16 +8,18 @@ use time::Duration;
 use super::key::{AccountMatch, CheckedKey, scope_finding};
 use super::{resume, stripe_unavailable};
 use crate::app::request_hash::hash_request;
+use crate::app::stripe_requests::unplanned;
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
+use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::events::EventType;
 use crate::domain::integrations::{Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integration_health::ListProgress;
 use crate::store::integrations::Secret;
 use crate::store::request_ids::CallerRequest;
-use crate::store::stripe_requests::{Purpose, StripeRequest};
+use crate::stripe::webhook_endpoints::WebhookEndpoint;
 use crate::{store, stripe};
 
 /// After how long a job checks that the connecting call completed.
@@ -113,9 +115,14 @@ impl App {
         Ok(integration)
     }
 
-    async fn prepare_endpoint(&self, work: &mut UnitOfWork, id: IntegrationId, number: i32) -> Result<StripeRequest> {
+    async fn prepare_endpoint(
+        &self,
+        work: &mut UnitOfWork,
+        id: IntegrationId,
+        generation: i32,
+    ) -> Result<StripeRequest> {
         let body = stripe::webhook_endpoints::create_body(&self.endpoint_url(work.org, id), work.org, id);
-        work.prepare(Purpose::WebhookEndpoint.of(id), number, body).await
+        work.prepare(&Purpose::WebhookEndpoint.of(id), generation, body).await
     }
 
     /// The URL to which Stripe posts an integration's webhooks. It names the organization, so that row-level security
@@ -128,59 +135,61 @@ impl App {
     /// Registers the endpoint, or learns the outcome of an earlier attempt, and makes the integration `ACTIVE`.
     async fn register_endpoint(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
         let account = self.stripe_account(org, id).await?;
-        let request = self.endpoint_request(org, id, &account.key).await?;
-        let response =
-            self.0.stripe.create_webhook_endpoint(&account.key, &request.idempotency_key, &request.body).await;
-        match response {
-            Ok(endpoint) => {
-                self.activate(&account, endpoint).await?;
-                // Enqueues what was accepted while it was connecting.
-                let mut work = self.begin(org).await?;
-                let mut integration = store::integrations::lock(&mut work.tx, org, id).await?;
-                resume(&mut work, &mut integration).await?;
-                work.commit().await
+        let target = Purpose::WebhookEndpoint.of(id);
+        let mut tx = self.read(org).await?;
+        let stored = store::stripe_requests::get(&mut tx, org, &target).await?;
+        tx.close().await?;
+        let mut request = match stored.open {
+            Some(request) => request,
+            None => self.next_endpoint(&account, stored.next_generation).await?,
+        };
+        let now = self.clock().now();
+        loop {
+            match request.next(Observed::Unread, now) {
+                Next::Send => match self.0.stripe.create_webhook_endpoint(&account.key, &request).await {
+                    Ok(created) => return self.on_endpoint_registered(&account, created.object).await,
+                    Err(error) if error.disposition() == stripe::Disposition::Refused || error.is_api_key_error() => {
+                        self.abandon_connecting(org, id).await?;
+                        let message = format!("the webhook endpoint could not be registered: {error}");
+                        return Err(Error::precondition("ENDPOINT_REFUSED", format!("integration/{id}"), message));
+                    }
+                    Err(error) => match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => return Err(stripe_unavailable(&error)),
+                    },
+                },
+                Next::NewKey => request = self.next_endpoint(&account, request.generation + 1).await?,
+                _ => return Err(unplanned(&target)),
             }
-            Err(error) if error.disposition() == stripe::Disposition::Refused || error.is_api_key_error() => {
-                self.abandon_connecting(org, id).await?;
-                let message = format!("the webhook endpoint could not be registered: {error}");
-                Err(Error::precondition("ENDPOINT_REFUSED", format!("integration/{id}"), message))
-            }
-            Err(error) => Err(stripe_unavailable(&error)),
         }
     }
 
-    /// The prepared request to send. If its key is too old, endpoints left behind by an earlier attempt are deleted,
-    /// since their secret is lost, and a new request is prepared.
-    async fn endpoint_request(
-        &self,
-        org: OrganizationId,
-        id: IntegrationId,
-        key: &stripe::ApiKey,
-    ) -> Result<StripeRequest> {
-        let mut tx = self.read(org).await?;
-        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::WebhookEndpoint.of(id)).await?;
-        tx.close().await?;
-        let number = match newest {
-            Some(request) if self.clock().now() - request.create_time <= KEY_AGE_MAX => return Ok(request),
-            Some(request) => request.number + 1,
-            None => 1,
-        };
-        let endpoints = self.0.stripe.webhook_endpoints(key).await.map_err(|error| stripe_unavailable(&error))?;
+    async fn on_endpoint_registered(&self, account: &StripeAccount, endpoint: WebhookEndpoint) -> Result<()> {
+        self.activate(account, endpoint).await?;
+        // Enqueues what was accepted while it was connecting.
+        let mut work = self.begin(account.org).await?;
+        let mut integration = store::integrations::lock(&mut work.tx, account.org, account.integration_id).await?;
+        resume(&mut work, &mut integration).await?;
+        work.commit().await
+    }
+
+    /// Prepares a request for the endpoint under another key. Endpoints left behind by an earlier one are deleted: their
+    /// secret is lost.
+    async fn next_endpoint(&self, account: &StripeAccount, generation: i32) -> Result<StripeRequest> {
+        let id = account.integration_id;
+        let endpoints = self.0.stripe.webhook_endpoints(&account.key).await;
+        let endpoints = endpoints.map_err(|error| stripe_unavailable(&error))?;
         for endpoint in endpoints.iter().filter(|endpoint| endpoint.integration_id() == Some(id)) {
-            let deleted = self.0.stripe.delete_webhook_endpoint(key, &endpoint.id).await;
+            let deleted = self.0.stripe.delete_webhook_endpoint(&account.key, &endpoint.id).await;
             deleted.map_err(|error| stripe_unavailable(&error))?;
         }
-        let mut work = self.begin(org).await?;
-        let request = self.prepare_endpoint(&mut work, id, number).await?;
+        let mut work = self.begin(account.org).await?;
+        let request = self.prepare_endpoint(&mut work, id, generation).await?;
         work.commit().await?;
         Ok(request)
     }
 
-    async fn activate(
-        &self,
-        account: &StripeAccount,
-        endpoint: stripe::webhook_endpoints::WebhookEndpoint,
-    ) -> Result<()> {
+    async fn activate(&self, account: &StripeAccount, endpoint: WebhookEndpoint) -> Result<()> {
         let (org, id) = (account.org, account.integration_id);
         let Some(secret) = &endpoint.secret else {
             return Err(Error::internal(anyhow::anyhow!("Stripe created an endpoint and did not return its secret")));

@@ -78,9 +78,7 @@ impl App {
     ) -> Result<()> {
         let mut status = SessionStatus::Expired;
         if let Some(provider_id) = session.provider_session_id.as_ref().filter(|_| !is_key_rejected) {
-            // The key names the attempt: otherwise Stripe would replay a stored 500 for a day.
-            let idempotency_key = format!("paybridge-expire-{}-{}", session.id, lease.failures);
-            match self.0.stripe.expire_checkout_session(key, provider_id, &idempotency_key).await {
+            match self.0.stripe.expire_checkout_session(key, provider_id).await {
                 Ok(_) => {}
                 Err(stripe::Error::Invalid(_)) => {
                     let read = self.0.stripe.checkout_session(key, provider_id).await;

@@ -5,13 +5,14 @@
 
 use super::map_job_error;
 use crate::app::reconcile::record_repair;
+use crate::app::stripe_requests::unplanned;
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
+use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
+use crate::domain::stripe_requests::{Next, Observed, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::stripe::webhook_endpoints::{self, WebhookEndpoint};
 use crate::{store, stripe};
 
@@ -60,10 +61,8 @@ impl App {
         url: &str,
     ) -> Result<()> {
         let faults = endpoint.faults(url).join("; ");
-        // Updating twice is harmless, so every run may have a key of its own.
-        let idempotency_key = format!("paybridge-repair-{}-{}", endpoint.id, lease.epoch);
         let body = webhook_endpoints::update_body(url);
-        match self.0.stripe.update_webhook_endpoint(&account.key, &endpoint.id, &idempotency_key, &body).await {
+        match self.0.stripe.update_webhook_endpoint(&account.key, &endpoint.id, &body).await {
             Ok(_) => {
                 tracing::warn!(integration.id = %account.integration_id, faults, "webhook endpoint repaired");
                 self.clear_endpoint_fault(lease, account).await?;
@@ -75,35 +74,52 @@ impl App {
 
     /// Replaces an endpoint that was deleted, or, if `has_old`, one that cannot be updated.
     async fn replace_endpoint(&self, lease: &Lease, account: &StripeAccount, has_old: bool) -> Result<()> {
-        let request = self.replacement_request(lease, account).await?;
-        match self.0.stripe.create_webhook_endpoint(&account.key, &request.idempotency_key, &request.body).await {
-            Ok(created) => self.adopt_endpoint(lease, account, &request, created, has_old).await,
-            Err(error) => {
-                let is_final = matches!(error.disposition(), stripe::Disposition::Refused)
-                    || matches!(error, stripe::Error::Unknown { replayed: true, .. });
-                if is_final {
-                    // The same key would replay the same response for a day: the next run uses another.
-                    let mut work = self.begin_leased(lease).await?;
-                    finish_replacement(&mut work, account.integration_id, &request).await?;
-                    work.commit().await?;
-                }
-                self.report_endpoint_error(lease, account, &error).await
+        let (org, id, now) = (account.org, account.integration_id, self.clock().now());
+        let target = target_of(id);
+        let mut tx = self.read(org).await?;
+        let stored = store::stripe_requests::get(&mut tx, org, &target).await?;
+        tx.close().await?;
+        let mut request = match stored.open {
+            Some(request) => request,
+            None => self.next_replacement(lease, account, stored.next_generation).await?,
+        };
+        loop {
+            match request.next(Observed::Unread, now) {
+                Next::Send => match self.0.stripe.create_webhook_endpoint(&account.key, &request).await {
+                    Ok(created) => {
+                        return self.adopt_endpoint(lease, account, &request, created.object, has_old).await;
+                    }
+                    Err(error) => match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => return self.on_replacement_error(lease, account, &request, &error).await,
+                    },
+                },
+                Next::NewKey => request = self.next_replacement(lease, account, request.generation + 1).await?,
+                _ => return Err(unplanned(&target)),
             }
         }
     }
 
-    /// The prepared request to send. Before a new one is prepared, endpoints left behind by an earlier one are deleted:
-    /// their secret is lost.
-    async fn replacement_request(&self, lease: &Lease, account: &StripeAccount) -> Result<StripeRequest> {
+    async fn on_replacement_error(
+        &self,
+        lease: &Lease,
+        account: &StripeAccount,
+        request: &StripeRequest,
+        error: &stripe::Error,
+    ) -> Result<()> {
+        if error.disposition() == stripe::Disposition::Refused {
+            // The same key would replay the refusal for a day: the next run uses another.
+            let mut work = self.begin_leased(lease).await?;
+            finish_replacement(&mut work, account.integration_id, request).await?;
+            work.commit().await?;
+        }
+        self.report_endpoint_error(lease, account, error).await
+    }
+
+    /// Prepares a request under another key. Before that, endpoints left behind by an earlier one are deleted: their
+    /// secret is lost.
+    async fn next_replacement(&self, lease: &Lease, account: &StripeAccount, generation: i32) -> Result<StripeRequest> {
         let (org, id) = (account.org, account.integration_id);
-        let newest = self.newest_replacement(org, id).await?;
-        let number = match newest {
-            Some(request) if !request.is_finished && self.clock().now() - request.create_time <= KEY_AGE_MAX => {
-                return Ok(request);
-            }
-            Some(request) => request.number + 1,
-            None => 1,
-        };
         let present = self.endpoints_at_stripe(account).await;
         let present = present.map_err(|error| map_job_error("webhook_endpoint.list", &error))?;
         // Read the recorded endpoints after the list, under the lease: another worker may have taken over the job during
@@ -117,7 +133,7 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
-        let request = work.prepare(Purpose::ReplacementEndpoint.of(id), number, body).await?;
+        let request = work.prepare(&target_of(id), generation, body).await?;
         work.commit().await?;
         Ok(request)
     }
@@ -222,13 +238,6 @@ impl App {
         work.commit().await
     }
 
-    async fn newest_replacement(&self, org: OrganizationId, id: IntegrationId) -> Result<Option<StripeRequest>> {
-        let mut tx = self.read(org).await?;
-        let newest = store::stripe_requests::newest(&mut tx, org, Purpose::ReplacementEndpoint.of(id)).await?;
-        tx.close().await?;
-        Ok(newest)
-    }
-
     /// All endpoints at Stripe with the integration's metadata, known or not.
     async fn endpoints_at_stripe(&self, account: &StripeAccount) -> Result<Vec<String>, stripe::Error> {
         let all = self.0.stripe.webhook_endpoints(&account.key).await?;
@@ -242,9 +251,9 @@ impl App {
         let (org, id) = (account.org, account.integration_id);
         let mut tx = self.read(org).await?;
         let mut endpoints = known_endpoints(&mut tx, org, id).await?;
+        let replacement = store::stripe_requests::get(&mut tx, org, &target_of(id)).await?;
         tx.close().await?;
-        let newest = self.newest_replacement(org, id).await?;
-        if newest.is_some_and(|request| !request.is_finished) {
+        if replacement.open.is_some() {
             match self.endpoints_at_stripe(account).await {
                 Ok(all) => all.into_iter().for_each(|endpoint| {
                     if !endpoints.contains(&endpoint) {
@@ -267,7 +276,12 @@ async fn known_endpoints(tx: &mut store::Transaction, org: OrganizationId, id: I
     Ok(present.into_iter().chain(old).collect())
 }
 
+/// The requests that replace an integration's endpoint. Their body has a URL with the integration's id.
+fn target_of(id: IntegrationId) -> RequestTarget {
+    Purpose::ReplacementEndpoint.of(id)
+}
+
 async fn finish_replacement(work: &mut UnitOfWork, id: IntegrationId, request: &StripeRequest) -> Result<()> {
     let (org, now) = (work.org, work.now);
-    store::stripe_requests::finish(&mut work.tx, org, Purpose::ReplacementEndpoint.of(id), request.number, now).await
+    store::stripe_requests::finish(&mut work.tx, org, &target_of(id), request.generation, now).await
 }

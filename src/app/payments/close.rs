@@ -114,10 +114,7 @@ impl App {
         let id = context.payment.id;
         let Some(intent_id) = &context.payment.provider_payment_intent_id else { return Ok(JobFlow::Continue(())) };
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
-        // Every cancellation has a key of its own: otherwise Stripe would replay an earlier refusal or a stored 500 for
-        // a day. Canceling twice is harmless.
-        let idempotency_key = format!("paybridge-cancel-{}", self.clock().new_id());
-        let refusal = match self.0.stripe.cancel_payment_intent(&account.key, intent_id, &idempotency_key).await {
+        let refusal = match self.0.stripe.cancel_payment_intent(&account.key, intent_id).await {
             Ok(_) => None,
             Err(error)
                 if matches!(error.disposition(), stripe::Disposition::Refused | stripe::Disposition::Unknown) =>
@@ -142,9 +139,7 @@ impl App {
             return Ok(JobFlow::Continue(()));
         };
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
-        let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
-        let expired = self.0.stripe.expire_checkout_session(&account.key, &session_id, &idempotency_key).await;
-        let refusal = match expired {
+        let refusal = match self.0.stripe.expire_checkout_session(&account.key, &session_id).await {
             Ok(_) => None,
             Err(error)
                 if matches!(error.disposition(), stripe::Disposition::Refused | stripe::Disposition::Unknown) =>

@@ -1,52 +1,107 @@
 //! Creates a payment's intent, unconfirmed: no money can move yet. Its id is committed before anything else is done
 //! with it. An intent whose creation stays unknown is looked up in the customer's list (P2).
 
-use time::Duration;
+use std::ops::ControlFlow::{self, Continue};
 
 use super::PaymentContext;
 use super::submit::JobFlow;
+use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, KEY_AGE_MAX, StripeAccount};
+use crate::app::{App, StripeAccount};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::{Failure, PaymentInput, PaymentState, PendingReason};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, Result};
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
 
+/// What the list of a customer's intents shows of a creation.
+enum Found {
+    /// An intent that can be adopted.
+    Open(Box<IntentSnapshot>),
+    /// Only intents that are canceled, known, or of another amount.
+    OnlyOthers,
+    /// None.
+    Nothing,
+}
+
 impl App {
-    /// Creates the intent. `Break`: the job has ended.
+    /// Creates the intent. `Break`: the job has ended. Otherwise, whether the payment's intent was created just now, so
+    /// that nobody can have confirmed it.
     pub(super) async fn create_intent(
         &self,
         lease: &Lease,
         mut work: UnitOfWork,
         context: PaymentContext,
         kinds: Vec<MethodKind>,
-    ) -> Result<JobFlow> {
+    ) -> Result<ControlFlow<(), bool>> {
         let (org, payment) = (work.org, &context.payment);
         let provider_customer = context.provider_customer()?.to_owned();
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::PaymentIntent.of(payment.id)).await?;
-        let request = if let Some(request) = newest.filter(|request| request.number >= payment.intent_number) {
+        let target = Purpose::PaymentIntent.of(&payment.invoice_id);
+        let newest = store::stripe_requests::get(&mut work.tx, org, &target).await?.open;
+        let mut request = if let Some(request) = newest.filter(|request| request.generation >= payment.intent_number) {
             request
         } else {
             let body = stripe::payment_intents::create_body(payment, &provider_customer, &kinds);
-            work.prepare(Purpose::PaymentIntent.of(payment.id), payment.intent_number, body).await?
+            work.prepare(&target, payment.intent_number, body).await?
         };
         let now = work.now;
         work.commit().await?;
         let account = self.stripe_account(org, payment.integration_id).await?;
-        if now - request.create_time > KEY_AGE_MAX {
-            return self.find_created_intent(lease, context, &account, &request, &provider_customer).await;
-        }
-        let response = self.0.stripe.create_payment_intent(&account.key, &request.idempotency_key, &request.body).await;
-        match response {
-            Ok(intent) => self.adopt_intent(lease, &context, &request, &intent).await,
-            Err(stripe::Error::Unknown { replayed: true, .. }) => {
-                self.find_created_intent(lease, context, &account, &request, &provider_customer).await
+        let mut observed = Observed::Unread;
+        loop {
+            match request.next(observed, now) {
+                Next::Send => match self.0.stripe.create_payment_intent(&account.key, &request).await {
+                    Ok(created) if !created.is_replayed => {
+                        return self
+                            .adopt_intent(lease, &context, &request, &created.object)
+                            .await
+                            .map(|()| Continue(true));
+                    }
+                    Ok(replayed) => {
+                        let read = self.0.stripe.payment_intent(&account.key, &replayed.object.id).await;
+                        let intent = match read {
+                            Ok(intent) => intent,
+                            Err(error) => {
+                                return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await);
+                            }
+                        };
+                        if intent.status != IntentStatus::Canceled {
+                            return self
+                                .adopt_intent(lease, &context, &request, &intent)
+                                .await
+                                .map(|()| Continue(false));
+                        }
+                        observed = Observed::Spent;
+                    }
+                    Err(error) => match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => {
+                            let flow = self.on_creation_error(lease, &context, &account, &request, &error).await?;
+                            return Ok(flow.map_continue(|()| false));
+                        }
+                    },
+                },
+                Next::Read => {
+                    observed = match self.find_created_intent(&context, &account, &request, &provider_customer).await? {
+                        Found::Open(intent) => {
+                            return self
+                                .adopt_intent(lease, &context, &request, &intent)
+                                .await
+                                .map(|()| Continue(false));
+                        }
+                        Found::OnlyOthers => Observed::Spent,
+                        Found::Nothing => Observed::Absent,
+                    };
+                }
+                Next::NewKey => {
+                    return self.request_next_intent(lease, &context, &request).await.map(|()| Continue(false));
+                }
+                Next::Stop(reason) => return Err(stopped(&target, reason)),
+                Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
             }
-            Err(error) => self.on_creation_error(lease, &context, &account, &request, &error).await,
         }
     }
 
@@ -59,12 +114,11 @@ impl App {
         context: &PaymentContext,
         request: &StripeRequest,
         intent: &IntentSnapshot,
-    ) -> Result<JobFlow> {
+    ) -> Result<()> {
         let mut work = self.begin_leased(lease).await?;
         let mut current = PaymentContext::load(&mut work, context.payment.id).await?;
         if !current.awaits(request) {
-            work.commit().await?;
-            return Ok(JobFlow::Continue(()));
+            return work.commit().await;
         }
         let is_ours = intent.amount == current.payment.amount
             && intent.provider_customer_id.as_deref() == current.customer.linked_provider_id();
@@ -72,59 +126,62 @@ impl App {
         if is_ours {
             payment.provider_payment_intent_id = Some(intent.id.clone());
         } else {
-            payment.intent_number = request.number + 1;
+            payment.intent_number = request.generation + 1;
         }
         payment.unknown_since = None;
         store::payments::save(&mut work.tx, payment, work.now).await?;
-        work.commit().await?;
-        Ok(JobFlow::Continue(()))
+        work.commit().await
     }
 
-    /// The key no longer reveals the creation's outcome: the intent is looked up in the customer's list and, if
-    /// absent, created under a new key. Of duplicates one is kept and the others are canceled.
-    async fn find_created_intent(
+    /// The next step creates an intent under another key.
+    async fn request_next_intent(
         &self,
         lease: &Lease,
-        context: PaymentContext,
+        context: &PaymentContext,
+        request: &StripeRequest,
+    ) -> Result<()> {
+        let mut work = self.begin_leased(lease).await?;
+        let mut current = PaymentContext::load(&mut work, context.payment.id).await?;
+        if current.awaits(request) {
+            current.payment.intent_number = request.generation + 1;
+            store::payments::save(&mut work.tx, &mut current.payment, work.now).await?;
+        }
+        work.commit().await
+    }
+
+    /// Looks up the intent in the customer's list. Of duplicates one is kept and the others are canceled.
+    async fn find_created_intent(
+        &self,
+        context: &PaymentContext,
         account: &StripeAccount,
         request: &StripeRequest,
         provider_customer: &str,
-    ) -> Result<JobFlow> {
-        let since = request.create_time - Duration::minutes(5);
-        let found =
-            self.0.stripe.find_payment_intents(&account.key, provider_customer, since, context.payment.id).await;
-        let found = match found {
+    ) -> Result<Found> {
+        let (org, payment) = (account.org, &context.payment);
+        let since = request.list_from();
+        let found = match self.0.stripe.find_payment_intents(&account.key, provider_customer, since, payment).await {
             Ok(found) => found,
             Err(error) => return Err(self.map_stripe_error(account, "payment_intent.list", &error).await),
         };
         // Intents of earlier attempts and of links are known and closed.
-        let mut tx = self.read(lease.organization_id).await?;
-        let attempts = store::attempts::list(&mut tx, lease.organization_id, context.payment.id).await?;
+        let mut tx = self.read(org).await?;
+        let attempts = store::attempts::list(&mut tx, org, payment.id).await?;
         tx.close().await?;
         let is_known =
             |id: &str| attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id));
         let is_open = |intent: &&IntentSnapshot| {
-            intent.status != IntentStatus::Canceled && intent.amount == context.payment.amount && !is_known(&intent.id)
+            intent.status != IntentStatus::Canceled && intent.amount == payment.amount && !is_known(&intent.id)
         };
         let mut open = found.iter().filter(is_open);
         let Some(kept) = open.next() else {
-            let mut work = self.begin_leased(lease).await?;
-            let mut context = PaymentContext::load(&mut work, context.payment.id).await?;
-            if context.awaits(request) {
-                context.payment.intent_number = request.number + 1;
-                store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
-            }
-            work.commit().await?;
-            return Ok(JobFlow::Continue(()));
+            return Ok(if found.is_empty() { Found::Nothing } else { Found::OnlyOthers });
         };
         for duplicate in open {
-            let idempotency_key = format!("paybridge-cancel_duplicate-{}", duplicate.id);
-            if let Err(error) = self.0.stripe.cancel_payment_intent(&account.key, &duplicate.id, &idempotency_key).await
-            {
+            if let Err(error) = self.0.stripe.cancel_payment_intent(&account.key, &duplicate.id).await {
                 tracing::warn!(intent.id = %duplicate.id, %error, "unconfirmed duplicate intent not canceled");
             }
         }
-        self.adopt_intent(lease, &context, request, kept).await
+        Ok(Found::Open(Box::new(kept.clone())))
     }
 
     /// The creation failed, or its outcome is unknown.
@@ -165,7 +222,7 @@ impl App {
                     PaymentInput::Refused(Failure::from(error.detail()))
                 };
                 // The next attempt may have another body or another minimum amount, so it needs another key.
-                context.payment.intent_number = request.number + 1;
+                context.payment.intent_number = request.generation + 1;
                 context.apply(&mut work, input).await?;
                 work.end(Outcome::Done).await?;
             }
@@ -184,7 +241,7 @@ impl PaymentContext {
     fn awaits(&self, request: &StripeRequest) -> bool {
         self.payment.state == PaymentState::Pending
             && self.payment.provider_payment_intent_id.is_none()
-            && self.payment.intent_number == request.number
+            && self.payment.intent_number == request.generation
     }
 
     fn provider_customer(&self) -> Result<&str> {

@@ -9,12 +9,14 @@ use super::PaymentContext;
 use super::close::{LINK, refused};
 use crate::app::request_hash::hash_request;
 use crate::app::unit_of_work::{Actor, UnitOfWork};
-use crate::app::{App, KEY_AGE_MAX};
+use crate::app::{App, StripeAccount};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
     Attempt, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
 };
+use crate::domain::signals::{SessionSnapshot, SessionStatus};
+use crate::domain::stripe_requests::{Next, Observed, Purpose};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store::request_ids::CallerRequest;
 use crate::{store, stripe};
@@ -112,7 +114,8 @@ impl App {
         let success_url = self.success_url(success_url, &context.integration);
         let number = payment.next_attempt_number();
         let body = stripe::checkout_sessions::payment_body(payment, number, provider_customer, &kinds, &success_url);
-        let attempt = Attempt::new_link(payment, body, work.now);
+        let target = Purpose::PaymentLink.of(&payment.invoice_id);
+        let attempt = Attempt::new_link(payment, target.request(work.key_scope(), number, body, work.now));
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
         context.payment.attempt_number = number;
         if context.payment.provider_payment_intent_id.is_none() {
@@ -132,30 +135,50 @@ impl App {
         let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.open_link().is_some()) else {
             return Ok(());
         };
-        let id = context.payment.id;
-        if self.clock().now() - attempt.create_time > KEY_AGE_MAX {
-            let text = "Stripe was unreachable for too long; request a new link";
-            return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
-        }
+        let (id, now) = (context.payment.id, self.clock().now());
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
-        let created =
-            self.0.stripe.create_checkout_session(&account.key, &attempt.idempotency_key, &attempt.body).await;
-        let created = match created {
-            Ok(created) => created,
-            Err(error) if error.disposition() == stripe::Disposition::Refused => {
-                return self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
-            }
-            Err(stripe::Error::Unknown { replayed: true, .. }) => {
-                let text = "Stripe returned an internal error; request a new link";
+        let (mut request, mut observed) = (attempt.request.clone(), Observed::Unread);
+        let session = loop {
+            let Next::Send = request.next(observed, now) else {
+                let text = "Stripe did not create the payment page; request a new link";
                 return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
+            };
+            match self.0.stripe.create_checkout_session(&account.key, &request).await {
+                Ok(created) if !created.is_replayed => break created.object,
+                Ok(replayed) => {
+                    let session = self.read_session(&account, &replayed.object.id).await?;
+                    if session.status != SessionStatus::Expired {
+                        break session;
+                    }
+                    observed = Observed::Spent;
+                }
+                Err(error) if error.disposition() == stripe::Disposition::Refused => {
+                    return self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
+                }
+                Err(error) => match error.key_state(now) {
+                    Some(key_state) => request.key_state = key_state,
+                    None => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
+                },
             }
-            Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
         };
+        self.on_link_created(actor, &context, &account, &session).await
+    }
+
+    /// The session exists: its URL may be handed out if the link is still wanted.
+    async fn on_link_created(
+        &self,
+        actor: Actor<'_>,
+        context: &PaymentContext,
+        account: &StripeAccount,
+        created: &SessionSnapshot,
+    ) -> Result<()> {
+        let id = context.payment.id;
         let mut work = self.begin_as(actor).await?;
         let mut current = PaymentContext::load(&mut work, id).await?;
-        let is_wanted = current.payment.attempt_number == attempt.number && current.plan() == Step::CreateLink;
+        let is_wanted =
+            current.payment.attempt_number == context.payment.attempt_number && current.plan() == Step::CreateLink;
         if is_wanted {
-            current.apply(&mut work, PaymentInput::LinkCreated(&created)).await?;
+            current.apply(&mut work, PaymentInput::LinkCreated(created)).await?;
             work.enqueue_at(JobKind::ReconcilePayment, id.0, created.expire_time + LINK_END_PERIOD);
             return work.commit().await;
         }
@@ -164,13 +187,19 @@ impl App {
         work.rollback().await?;
         if !is_current {
             // It was withdrawn meanwhile, and its URL has never left Paybridge. If this fails, it expires within a day.
-            let idempotency_key = format!("paybridge-expire-{}", self.clock().new_id());
-            if let Err(error) = self.0.stripe.expire_checkout_session(&account.key, &created.id, &idempotency_key).await
-            {
+            if let Err(error) = self.0.stripe.expire_checkout_session(&account.key, &created.id).await {
                 tracing::info!(payment.id = %id, %error, "unused payment link not expired");
             }
         }
         Ok(())
+    }
+
+    /// Reads a Checkout session.
+    pub(in crate::app) async fn read_session(&self, account: &StripeAccount, id: &str) -> Result<SessionSnapshot> {
+        match self.0.stripe.checkout_session(&account.key, id).await {
+            Ok(session) => Ok(session),
+            Err(error) => Err(self.map_stripe_error(account, "checkout_session.read", &error).await),
+        }
     }
 
     async fn fail_link(&self, actor: Actor<'_>, id: PaymentId, number: i32, failure: Failure) -> Result<()> {

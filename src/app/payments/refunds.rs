@@ -2,28 +2,22 @@
 //! it, with a stored body under a key of its own (P2): one request never causes two refunds.
 //!
 //! Whatever the response, the refund is read before its state is stored, since a repeated key replays what was true
-//! when it was first sent. A *dead key* no longer reveals the outcome: Stripe replays a stored 500, or it is older than
-//! 20 h. The list of the charge's refunds resolves it: ours has the row's id. If it is absent after the reads that P2
-//! requires, a new key follows. For a part of a charge it follows only once Stripe has forgotten the first key, since a
-//! second part would succeed.
-
-use time::Duration;
+//! when it was first sent. If the key no longer reveals the outcome, the list of the charge's refunds does: ours has the
+//! row's id.
 
 use super::{PaymentContext, ReadTarget};
 use crate::app::reconcile::record_repair;
 use crate::app::request_hash::hash_request;
-use crate::app::{App, KEY_AGE_MAX, StripeAccount, event_payloads};
+use crate::app::stripe_requests::{stopped, unplanned};
+use crate::app::unit_of_work::UnitOfWork;
+use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
-use crate::domain::payments::DEAD_KEY_READS;
 use crate::domain::refunds::{NewRefund, Refund};
+use crate::domain::stripe_requests::{KeyState, Next, Observed, StripeRequest};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
 use crate::store::request_ids::CallerRequest;
-use crate::store::stripe_requests::{Purpose, StripeRequest};
 use crate::{store, stripe};
-
-/// How long Stripe keeps a key at least.
-const KEY_RETENTION: Duration = Duration::DAY;
 
 impl App {
     /// Accepts a refund. Returns its present state: `pending` if it is new.
@@ -76,7 +70,11 @@ impl App {
         if !refund.is_in_flight() {
             return work.end(Outcome::Done).await;
         }
-        let newest = store::stripe_requests::newest(&mut work.tx, org, Purpose::Refund.of(id)).await?;
+        let target = refund.target();
+        let store::stripe_requests::Requests { open, next_generation } =
+            store::stripe_requests::get(&mut work.tx, org, &target).await?;
+        // Callers may use a request id again after 30 days: an older request is that of another refund.
+        let newest = open.filter(|request| request.create_time >= refund.create_time);
         match store::integrations::get(&mut work.tx, org, refund.integration_id).await?.state {
             IntegrationState::Disconnected => {
                 work.rollback().await?;
@@ -100,40 +98,82 @@ impl App {
             // Stored only now, so that the key's age counts from its first send. From here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            work.prepare(Purpose::Refund.of(id), 1, stripe::refunds::create_body(&refund, &payment.invoice_id)).await?
+            let body = stripe::refunds::create_body(&refund, &payment.invoice_id);
+            work.prepare(&target, next_generation, body).await?
         };
-        let now = work.now;
         work.commit().await?;
         let account = self.stripe_account(org, refund.integration_id).await?;
-        if refund.dead_key_time.is_some() || now - request.create_time > KEY_AGE_MAX {
-            return self.resolve_dead_key(lease, refund, &account, request).await;
-        }
-        self.send_refund(lease, refund, &account, request).await
+        self.execute_refund(lease, refund, &account, request).await
     }
 
-    /// Sends the stored body under its key.
-    async fn send_refund(
+    /// Sends the stored request, or determines what became of it.
+    async fn execute_refund(
         &self,
         lease: &Lease,
-        mut refund: Refund,
+        refund: Refund,
         account: &StripeAccount,
-        request: StripeRequest,
+        mut request: StripeRequest,
     ) -> Result<()> {
-        let response = self.0.stripe.create_refund(&account.key, &request.idempotency_key, &request.body).await;
-        let error = match response {
-            Ok(created) => return self.record_refund(lease, &refund, account, &created.id).await,
-            Err(error) => error,
-        };
-        match error.disposition() {
-            stripe::Disposition::Refused => self.refund_refused(lease, &refund, account, &error).await,
-            stripe::Disposition::NotDone => Err(self.map_stripe_error(account, "refund.create", &error).await),
-            stripe::Disposition::Unknown => {
-                if matches!(error, stripe::Error::Unknown { replayed: true, .. }) {
-                    return self.resolve_dead_key(lease, refund, account, request).await;
+        let (target, now) = (refund.target(), self.clock().now());
+        let mut observed = Observed::Unread;
+        loop {
+            match request.next(observed, now) {
+                Next::Send => {
+                    let error = match self.0.stripe.create_refund(&account.key, &request).await {
+                        Ok(created) => return self.record_refund(lease, &refund, account, &created.object.id).await,
+                        Err(error) => error,
+                    };
+                    match error.key_state(now) {
+                        Some(key_state) => request.key_state = key_state,
+                        None => return self.on_refund_error(lease, refund, account, &error).await,
+                    }
                 }
-                let mut work = self.begin_leased(lease).await?;
-                refund.unknown_since.get_or_insert(work.now);
-                store::refunds::save_unknown(&mut work.tx, &refund).await?;
+                Next::Read => match self.find_refund(account, &refund).await? {
+                    Some(provider_id) => return self.record_refund(lease, &refund, account, &provider_id).await,
+                    None => observed = Observed::Absent,
+                },
+                Next::Wait(until) => {
+                    let mut work = self.begin_refund_doubt(lease, refund).await?;
+                    if let KeyState::ReplaysError(since) = request.key_state {
+                        let generation = request.generation;
+                        store::stripe_requests::set_dead_key_time(&mut work.tx, work.org, &target, generation, since)
+                            .await?;
+                    }
+                    return work.end(Outcome::RunAgain(until)).await;
+                }
+                Next::NewKey => {
+                    let mut work = self.begin_refund_doubt(lease, refund).await?;
+                    work.prepare(&target, request.generation + 1, request.body).await?;
+                    let now = work.now;
+                    return work.end(Outcome::RunAgain(now)).await;
+                }
+                Next::Stop(reason) => return Err(stopped(&target, reason)),
+                Next::Done => return Err(unplanned(&target)),
+            }
+        }
+    }
+
+    /// Begins a change that records that the refund's outcome is unknown.
+    async fn begin_refund_doubt(&self, lease: &Lease, mut refund: Refund) -> Result<UnitOfWork> {
+        let mut work = self.begin_leased(lease).await?;
+        refund.unknown_since.get_or_insert(work.now);
+        store::refunds::save_unknown(&mut work.tx, &refund).await?;
+        Ok(work)
+    }
+
+    /// The call for the refund failed.
+    async fn on_refund_error(
+        &self,
+        lease: &Lease,
+        refund: Refund,
+        account: &StripeAccount,
+        error: &stripe::Error,
+    ) -> Result<()> {
+        match error.disposition() {
+            stripe::Disposition::Refused => self.refund_refused(lease, &refund, account, error).await,
+            stripe::Disposition::NotDone => Err(self.map_stripe_error(account, "refund.create", error).await),
+            stripe::Disposition::Unknown => {
+                let work = self.begin_refund_doubt(lease, refund).await?;
                 work.end(Outcome::Retry(error.to_string())).await
             }
         }
@@ -168,39 +208,6 @@ impl App {
         }
     }
 
-    /// The newest key is dead. The list of refunds resolves it. While the refund is absent, Stripe may still complete
-    /// the request, so the list is read several times before the same body is sent under a new key (P2).
-    async fn resolve_dead_key(
-        &self,
-        lease: &Lease,
-        mut refund: Refund,
-        account: &StripeAccount,
-        request: StripeRequest,
-    ) -> Result<()> {
-        let now = self.clock().now();
-        if let Some(provider_id) = self.find_refund(account, &refund).await? {
-            return self.record_refund(lease, &refund, account, &provider_id).await;
-        }
-        let dead_time = *refund.dead_key_time.get_or_insert(now);
-        refund.unknown_since.get_or_insert(now);
-        // For a part, a second refund would succeed in addition to the first: wait until Stripe has forgotten the old
-        // key.
-        let last_send = dead_time.min(request.create_time + KEY_AGE_MAX);
-        let last_read = refund.amount.map(|_| last_send + KEY_RETENTION);
-        let reads = DEAD_KEY_READS.iter().map(|wait| dead_time + *wait).chain(last_read);
-        let next_read = reads.filter(|read| *read > now).min();
-        let mut work = self.begin_leased(lease).await?;
-        let next = if let Some(next_read) = next_read {
-            next_read
-        } else {
-            work.prepare(Purpose::Refund.of(refund.id), request.number + 1, request.body).await?;
-            refund.dead_key_time = None;
-            work.now
-        };
-        store::refunds::save_unknown(&mut work.tx, &refund).await?;
-        work.end(Outcome::RunAgain(next)).await
-    }
-
     /// Stripe refused, which is definite. But the effect of an earlier key may be the cause ("already refunded"), so
     /// the list is read first.
     async fn refund_refused(
@@ -232,7 +239,6 @@ impl App {
             "failed".clone_into(&mut refund.status);
             refund.failure_reason = Some(reason);
             refund.unknown_since = None;
-            refund.dead_key_time = None;
             let now = work.now;
             store::refunds::save(&mut work.tx, &mut refund, now).await?;
             store::payments::save(&mut work.tx, &mut context.payment, now).await?;

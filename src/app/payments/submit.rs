@@ -3,16 +3,20 @@
 //! committed; then that id is confirmed. Each body is committed before it is first sent, and sent again unchanged (P2).
 //! If the process is killed at any point, the next worker reads what is committed and continues from there (P8).
 
+use std::ops::ControlFlow;
+
 use time::OffsetDateTime;
 
 use super::PaymentContext;
+use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::Actor;
 use crate::app::{App, StripeAccount};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
-use crate::domain::payments::{Attempt, AttemptState, Failure, PaymentInput, Resume, Step, resume};
+use crate::domain::payments::{Attempt, AttemptState, Failure, PaymentInput, Step};
 use crate::domain::signals::IntentSnapshot;
+use crate::domain::stripe_requests::{KeyState, Next, Observed, Purpose, RequestTarget};
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
 use crate::{store, stripe};
 
@@ -25,6 +29,7 @@ impl App {
     pub(in crate::app) async fn submit_payment(&self, lease: &Lease) -> Result<()> {
         let id: PaymentId = lease.object_id.into();
         let mut has_read_methods = false;
+        let mut is_new_intent = false;
         for _ in 0..STEPS_MAX {
             let mut work = self.begin_leased(lease).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;
@@ -68,16 +73,15 @@ impl App {
                         Err(error) => return Err(error),
                     }
                 }
-                Step::CreateIntent { kinds } => {
-                    if self.create_intent(lease, work, context, kinds).await?.is_break() {
-                        return Ok(());
-                    }
-                }
+                Step::CreateIntent { kinds } => match self.create_intent(lease, work, context, kinds).await? {
+                    ControlFlow::Break(()) => return Ok(()),
+                    ControlFlow::Continue(is_new) => is_new_intent = is_new,
+                },
                 Step::PrepareAttempt { method, kinds } => {
                     work.rollback().await?;
                     let mut intent = None;
-                    // Before the first confirmation the intent has no charge or error yet.
-                    if context.attempt.is_some() {
+                    // An intent that this run has created has no charge or error yet.
+                    if context.attempt.is_some() || !is_new_intent {
                         intent = self.intent_before_confirm(lease, &context).await?;
                         if intent.is_none() {
                             continue;
@@ -135,10 +139,11 @@ impl App {
         } else {
             stripe::payment_intents::confirm_body(&provider_method, kinds)
         };
-        let Some(attempt) = Attempt::new_confirmation(&context.payment, method, body, intent, work.now) else {
-            return Err(Error::internal(anyhow::anyhow!("a confirmation was planned without an intent")));
-        };
-        let number = attempt.number;
+        let no_intent = || Error::internal(anyhow::anyhow!("a confirmation was planned without an intent"));
+        let intent_id = context.payment.provider_payment_intent_id.as_deref().ok_or_else(no_intent)?;
+        let number = context.payment.next_attempt_number();
+        let request = Purpose::Confirmation.of(intent_id).request(work.key_scope(), number, body, work.now);
+        let attempt = Attempt::new_confirmation(&context.payment, method, request, intent).ok_or_else(no_intent)?;
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
         context.attempt = Some(attempt);
         context.apply(&mut work, PaymentInput::AttemptPrepared(number)).await?;
@@ -157,18 +162,23 @@ impl App {
             return self.finish_job(lease).await;
         }
         let now = self.clock().now();
+        let mut observed = if is_first_send { Observed::Unsent } else { Observed::Unread };
         let mut intent = None;
-        if resume(&attempt, None, is_first_send, now) == Resume::Read {
+        if attempt.request.next(observed, now) == Next::Read {
             intent = self.refresh_payment(Actor::Job(lease), context.payment.id).await?;
+            let Some(intent) = &intent else { return self.finish_job(lease).await };
+            observed = attempt.observed(intent);
         }
-        match resume(&attempt, intent.as_ref(), is_first_send, now) {
-            Resume::Send => self.confirm(lease, &context, &attempt).await,
-            Resume::Read | Resume::OutcomeKnown => self.finish_job(lease).await,
-            Resume::Wait(until) => {
+        match attempt.request.next(observed, now) {
+            Next::Send => self.confirm(lease, &context, &attempt).await,
+            Next::Done => self.finish_job(lease).await,
+            Next::Wait(until) => {
                 self.begin_leased(lease).await?.end(Outcome::RunAgain(until)).await?;
                 Ok(JobFlow::Break(()))
             }
-            Resume::NewKey => self.supersede_attempt(lease, &attempt, intent.as_ref(), now).await,
+            Next::NewKey => self.supersede_attempt(lease, &attempt, intent.as_ref(), now).await,
+            Next::Stop(reason) => Err(stopped(&target_of(&attempt), reason)),
+            Next::Read => Err(unplanned(&target_of(&attempt))),
         }
     }
 
@@ -177,20 +187,15 @@ impl App {
         let id = context.payment.id;
         let account = self.stripe_account(lease.organization_id, context.payment.integration_id).await?;
         let intent_id = attempt.provider_payment_intent_id.as_deref().unwrap_or_default();
-        let response = self
-            .0
-            .stripe
-            .confirm_payment_intent(&account.key, intent_id, &attempt.idempotency_key, &attempt.body)
-            .await;
-        let error = match response {
-            Ok(intent) => {
+        let error = match self.0.stripe.confirm_payment_intent(&account.key, intent_id, &attempt.request).await {
+            Ok(confirmed) => {
                 let mut work = self.begin_leased(lease).await?;
                 let mut current = PaymentContext::load(&mut work, id).await?;
-                if current.payment.version == context.payment.version {
-                    current.apply(&mut work, PaymentInput::Intent(&intent)).await?;
+                if current.payment.version == context.payment.version && !confirmed.is_replayed {
+                    current.apply(&mut work, PaymentInput::Intent(&confirmed.object)).await?;
                     work.commit().await?;
                 } else {
-                    // Something newer may have been applied during the call, so the intent decides.
+                    // Something newer may have been applied during the call, or before it, so the intent decides.
                     work.rollback().await?;
                     self.refresh_payment(Actor::Job(lease), id).await?;
                 }
@@ -231,10 +236,11 @@ impl App {
             }
             stripe::Disposition::NotDone => work.end(self.outcome_of(&error)).await?,
             stripe::Disposition::Unknown => {
-                if matches!(error, stripe::Error::Unknown { replayed: true, .. })
+                if let Some(key_state) = error.key_state(work.now)
                     && let Some(attempt) = &mut context.attempt
+                    && attempt.request.key_state == KeyState::Usable
                 {
-                    attempt.dead_key_time.get_or_insert(work.now);
+                    attempt.request.key_state = key_state;
                     store::attempts::save_outcome(&mut work.tx, work.org, attempt).await?;
                 }
                 context.apply(&mut work, PaymentInput::Unknown).await?;
@@ -297,7 +303,8 @@ impl App {
             old.state = AttemptState::Superseded;
             old.finish_time = Some(now);
             store::attempts::save_outcome(&mut work.tx, work.org, old).await?;
-            let next = attempt.under_new_key(intent, now);
+            let request = attempt.request.under_new_key(&target_of(attempt), work.key_scope(), now);
+            let next = attempt.under_new_key(request, intent);
             store::attempts::insert(&mut work.tx, work.org, &next).await?;
             context.payment.attempt_number = next.number;
             store::payments::save(&mut work.tx, &mut context.payment, work.now).await?;
@@ -311,6 +318,11 @@ impl App {
         self.begin_leased(lease).await?.end(Outcome::Done).await?;
         Ok(JobFlow::Break(()))
     }
+}
+
+/// The requests that confirm an attempt's intent.
+fn target_of(attempt: &Attempt) -> RequestTarget {
+    Purpose::Confirmation.of(attempt.provider_payment_intent_id.as_deref().unwrap_or_default())
 }
 
 /// An input to apply before anything is planned.
@@ -332,4 +344,4 @@ fn detached_failure(context: &PaymentContext) -> Failure {
 }
 
 /// Whether the job continues or has ended.
-pub(super) type JobFlow = std::ops::ControlFlow<()>;
+pub(super) type JobFlow = ControlFlow<()>;

@@ -40,14 +40,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::evidence::Evidence;
 use self::faults::FaultInjector;
-use self::lock::lock;
 use self::polling::{QUIESCE_TIMEOUT, poll_until};
 use self::recovery::RecoveryTimes;
 use self::run::Run;

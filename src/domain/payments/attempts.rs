@@ -5,6 +5,7 @@ use time::OffsetDateTime;
 
 use super::{Failure, Payment};
 use crate::domain::signals::IntentSnapshot;
+use crate::domain::stripe_requests::{Observed, StripeRequest};
 use crate::domain::{Money, PaymentId, PaymentMethodId};
 
 /// The state of an attempt.
@@ -35,17 +36,6 @@ pub enum AttemptKind {
     Link(Link),
 }
 
-impl AttemptKind {
-    /// The idempotency key of the payment's attempt with this number.
-    fn key(&self, payment: PaymentId, number: i32) -> String {
-        let name = match self {
-            Self::Confirm { .. } => "confirm",
-            Self::Link(_) => "link",
-        };
-        format!("paybridge-{name}-{payment}-{number}")
-    }
-}
-
 /// A payment-mode Checkout session. Its URL is handed out only after its id is committed, so nobody can pay there
 /// before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,10 +61,8 @@ pub struct Attempt {
     pub kind: AttemptKind,
     /// The intent that is confirmed. For a link, the intent that Stripe created for the page, once known.
     pub provider_payment_intent_id: Option<String>,
-    /// The idempotency key, used by this attempt only.
-    pub idempotency_key: String,
-    /// The prepared request body. It is resent byte for byte (P2).
-    pub body: String,
+    /// The confirmation, or the creation of the link. Its key is used by this attempt only.
+    pub request: StripeRequest,
     /// The intent's `latest_charge` just before the confirmation.
     pub prior_charge: Option<String>,
     /// The intent's `last_payment_error` just before the confirmation.
@@ -83,60 +71,48 @@ pub struct Attempt {
     pub state: AttemptState,
     /// Stripe's `ch_…` of the charge that it led to.
     pub provider_charge_id: Option<String>,
-    /// When Stripe first replayed a stored 500. The key will never return anything else.
-    pub dead_key_time: Option<OffsetDateTime>,
-    /// When it was prepared.
-    pub create_time: OffsetDateTime,
     /// When its outcome became known.
     pub finish_time: Option<OffsetDateTime>,
 }
 
 impl Attempt {
-    /// A confirmation of the payment's intent, prepared now. `seen` is what was read of the intent just before, if it
+    /// A confirmation of the payment's intent with a method. `seen` is what was read of the intent just before, if it
     /// was confirmed before. `None` if the payment has no intent.
     pub fn new_confirmation(
         payment: &Payment,
         method: PaymentMethodId,
-        body: String,
+        request: StripeRequest,
         seen: Option<&IntentSnapshot>,
-        now: OffsetDateTime,
     ) -> Option<Self> {
         let intent = payment.provider_payment_intent_id.clone()?;
-        let attempt = Self::new(payment, AttemptKind::Confirm { method }, body, now);
+        let attempt = Self::new(payment, AttemptKind::Confirm { method }, request);
         Some(Self { provider_payment_intent_id: Some(intent), ..attempt.after(seen) })
     }
 
-    /// A payment link, prepared now. It takes the slot before it is sent.
-    pub fn new_link(payment: &Payment, body: String, now: OffsetDateTime) -> Self {
-        Self::new(payment, AttemptKind::Link(Link::default()), body, now)
+    /// A payment link. It takes the slot before it is sent.
+    pub fn new_link(payment: &Payment, request: StripeRequest) -> Self {
+        Self::new(payment, AttemptKind::Link(Link::default()), request)
     }
 
     /// The same confirmation under another key, for a key that cannot be sent again. It confirms the same intent, which
     /// can succeed only once (P2).
     #[must_use]
-    pub fn under_new_key(&self, seen: Option<&IntentSnapshot>, now: OffsetDateTime) -> Self {
-        let number = self.number + 1;
-        let idempotency_key = self.kind.key(self.payment_id, number);
-        let attempt = Self { number, idempotency_key, dead_key_time: None, create_time: now, ..self.clone() };
-        attempt.after(seen)
+    pub fn under_new_key(&self, request: StripeRequest, seen: Option<&IntentSnapshot>) -> Self {
+        Self { number: request.generation, request, ..self.clone() }.after(seen)
     }
 
-    fn new(payment: &Payment, kind: AttemptKind, body: String, now: OffsetDateTime) -> Self {
-        let number = payment.next_attempt_number();
+    fn new(payment: &Payment, kind: AttemptKind, request: StripeRequest) -> Self {
         Self {
             payment_id: payment.id,
-            number,
+            number: request.generation,
             amount: payment.amount,
-            idempotency_key: kind.key(payment.id, number),
             kind,
             provider_payment_intent_id: None,
-            body,
+            request,
             prior_charge: None,
             prior_error: None,
             state: AttemptState::Open,
             provider_charge_id: None,
-            dead_key_time: None,
-            create_time: now,
             finish_time: None,
         }
     }
@@ -179,6 +155,11 @@ impl Attempt {
     /// Whether this attempt confirms the intent with this id.
     pub fn confirms(&self, intent: &str) -> bool {
         matches!(self.kind, AttemptKind::Confirm { .. }) && self.provider_payment_intent_id.as_deref() == Some(intent)
+    }
+
+    /// What the intent shows of this confirmation. An unchanged intent proves nothing: Stripe may still execute it.
+    pub fn observed(&self, intent: &IntentSnapshot) -> Observed {
+        if !intent.awaits_confirmation() || self.left_trace_on(intent) { Observed::Present } else { Observed::Absent }
     }
 
     /// Whether the intent shows a trace of this attempt: a charge or an error that was not there before the

@@ -23,7 +23,7 @@ pub use self::apply::{ApplyContext, PaymentInput};
 pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
 pub use self::operation::{Manual, PendingOperation};
 pub use self::pending_operations::Rejection;
-pub use self::plan::{DEAD_KEY_READS, KEY_AGE_MAX, Resume, Step, link_rejection, plan, resume};
+pub use self::plan::{Step, link_rejection, plan};
 pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};

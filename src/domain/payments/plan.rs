@@ -1,23 +1,12 @@
 //! Decides what to do next with a payment.
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::{Attempt, Failure, Payment, PaymentInput, PaymentState, PendingReason, Rejection};
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::payment_methods::{MethodKind, PaymentMethod};
-use crate::domain::signals::IntentSnapshot;
-
-/// An idempotency key older than this is never sent again: Stripe keeps keys for 24 h and may then prune them (P2).
-pub const KEY_AGE_MAX: Duration = Duration::hours(20);
-
-/// When to read the object that a request was to change after a stored 500, counted from its first replay. Until then
-/// Stripe may still complete the work.
-pub const DEAD_KEY_READS: [Duration; 3] = [Duration::minutes(1), Duration::minutes(5), Duration::minutes(30)];
-
-/// An older attempt may have been sent before, so its intent is read first.
-const FIRST_SEND_PERIOD: Duration = Duration::minutes(1);
 
 /// The next step of a payment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,39 +203,4 @@ fn chargeable(
         return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
     }
     Ok(method.id)
-}
-
-/// What to do next with an open attempt that may have been sent (P2).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Resume {
-    /// Read the intent first; it decides.
-    Read,
-    /// Send the prepared body under the attempt's own key.
-    Send,
-    /// The intent shows the outcome; nothing more is sent.
-    OutcomeKnown,
-    /// The key returns nothing new, but Stripe may still complete the work: read the intent again at this time.
-    Wait(OffsetDateTime),
-    /// The key can no longer be used and nothing has happened: send the same body on the same intent under a new key,
-    /// which can still succeed only once.
-    NewKey,
-}
-
-/// Decides what to do with an open attempt. `intent` is a snapshot read during this run, if any. `is_first_send`:
-/// nothing is known to have been sent, and no run of this job has failed.
-pub fn resume(attempt: &Attempt, intent: Option<&IntentSnapshot>, is_first_send: bool, now: OffsetDateTime) -> Resume {
-    let age = now - attempt.create_time;
-    let is_old = age > KEY_AGE_MAX || attempt.dead_key_time.is_some();
-    let Some(intent) = intent else {
-        let is_fresh = is_first_send && !is_old && age <= FIRST_SEND_PERIOD;
-        return if is_fresh { Resume::Send } else { Resume::Read };
-    };
-    if !intent.awaits_confirmation() || attempt.left_trace_on(intent) {
-        return Resume::OutcomeKnown;
-    }
-    if !is_old {
-        return Resume::Send;
-    }
-    let reads = attempt.dead_key_time.into_iter().flat_map(|dead| DEAD_KEY_READS.map(|wait| dead + wait));
-    reads.into_iter().find(|read| *read > now).map_or(Resume::NewKey, Resume::Wait)
 }

@@ -8,6 +8,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::stripe_requests::Purpose;
 use crate::domain::{Currency, fixtures};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
@@ -26,8 +27,8 @@ fn payment(state: PaymentState) -> Payment {
 
 fn attempt() -> Attempt {
     let before = Payment { attempt_number: 0, ..payment(PaymentState::Pending) };
-    let body = "payment_method=pm_1".to_owned();
-    Attempt::new_confirmation(&before, Uuid::nil().into(), body, None, NOW).expect("the payment has an intent")
+    let request = fixtures::request(Purpose::Confirmation, 1, "payment_method=pm_1", NOW);
+    Attempt::new_confirmation(&before, Uuid::nil().into(), request, None).expect("the payment has an intent")
 }
 
 fn intent(status: IntentStatus) -> IntentSnapshot {

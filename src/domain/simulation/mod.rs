@@ -24,7 +24,8 @@ use self::world::World;
 use super::integrations::IntegrationState;
 use super::payments::{Attempt, AttemptState, Notice, PaymentInput, PaymentState, PendingOperation, Step};
 use super::signals::{IntentStatus, SessionStatus};
-use crate::domain::fixtures::START;
+use super::stripe_requests::Purpose;
+use crate::domain::fixtures::{self, START};
 
 /// Seeds that have failed before. A seed names a schedule for as long as the generator and the order of the draws stay.
 const REGRESSION_SEEDS: &[u64] = &[];
@@ -136,7 +137,8 @@ fn schedules_reach_every_state_and_payment_path() {
 fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected() {
     let mut world = World::new(1, false);
     world.payment.state = PaymentState::Failed;
-    world.attempts.push(Attempt::new_link(&world.payment, String::new(), START));
+    let request = fixtures::request(Purpose::PaymentLink, 1, "", START);
+    world.attempts.push(Attempt::new_link(&world.payment, request));
     world.payment.attempt_number = 1;
     for intent in [None, Some("pi_1".to_owned())] {
         world.payment.provider_payment_intent_id = intent;

@@ -8,10 +8,10 @@ use super::stripe::{Request, Response, Webhook};
 use super::worker::{Actor, Result, StepError};
 use super::world::{JobKind, Outcome};
 use crate::domain::payments::{
-    Attempt, AttemptState, Failure, KEY_AGE_MAX, Notice, PaymentInput, PaymentState, PendingOperation, ReceivedMoney,
-    Step,
+    Attempt, AttemptState, Failure, Notice, PaymentInput, PaymentState, PendingOperation, ReceivedMoney, Step,
 };
-use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionStatus};
+use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
+use crate::domain::stripe_requests::{KeyState, Next, Observed};
 
 impl Actor {
     /// Reads the payment's intent and applies it, unless the payment has changed meanwhile.
@@ -96,27 +96,37 @@ impl Actor {
             (world.newest().filter(|attempt| attempt.open_link().is_some()).cloned(), world.now)
         };
         let Some(attempt) = attempt else { return Ok(()) };
-        let response = if now - attempt.create_time > KEY_AGE_MAX {
-            Response::Unknown { replayed: true }
-        } else {
-            self.send(&attempt.idempotency_key, Request::CreateSession { amount: attempt.amount.minor_units }).await
-        };
-        match response {
-            Response::Session(made) => {
-                self.tx(|world| {
-                    if world.payment.attempt_number == attempt.number && world.plan() == Step::CreateLink {
-                        world.apply(PaymentInput::LinkCreated(&made));
-                        world.enqueue(JobKind::Reconcile, made.expire_time + Duration::MINUTE);
+        let (mut request, mut observed) = (attempt.request.clone(), Observed::Unread);
+        loop {
+            let Next::Send = request.next(observed, now) else {
+                return self.link_refused(&attempt, Failure::ours("payment_url_failed", "")).await;
+            };
+            let call = Request::CreateSession { amount: attempt.amount.minor_units };
+            match self.send(request.key.as_str(), call).await {
+                Response::Session(made) => return self.link_created(&attempt, &made).await,
+                Response::Replayed(response) => {
+                    let Response::Session(stale) = *response else { panic!("not of a session: {response:?}") };
+                    let made = self.read(|world| world.stripe.session(index(&stale.id))).await?;
+                    if made.status != SessionStatus::Expired {
+                        return self.link_created(&attempt, &made).await;
                     }
-                })
-                .await
+                    observed = Observed::Spent;
+                }
+                Response::Refused(failure) => return self.link_refused(&attempt, failure).await,
+                Response::Unknown { replayed: true } => request.key_state = KeyState::ReplaysError(now),
+                _ => return Err(StepError::Unavailable),
             }
-            Response::Refused(failure) => self.link_refused(&attempt, failure).await,
-            Response::Unknown { replayed: true } => {
-                self.link_refused(&attempt, Failure::ours("payment_url_failed", "")).await
-            }
-            _ => Err(StepError::Unavailable),
         }
+    }
+
+    async fn link_created(&self, attempt: &Attempt, made: &SessionSnapshot) -> Result<()> {
+        self.tx(|world| {
+            if world.payment.attempt_number == attempt.number && world.plan() == Step::CreateLink {
+                world.apply(PaymentInput::LinkCreated(made));
+                world.enqueue(JobKind::Reconcile, made.expire_time + Duration::MINUTE);
+            }
+        })
+        .await
     }
 
     async fn link_refused(&self, attempt: &Attempt, failure: Failure) -> Result<()> {
@@ -200,8 +210,9 @@ impl Actor {
         } else if attempts.iter().any(|attempt| is_link(attempt) && attempt.state != AttemptState::Canceled) {
             return Ok(());
         }
-        let is_already_applied =
-            key.is_some_and(|key| attempts.iter().any(|attempt| attempt.idempotency_key == key && !attempt.is_open()));
+        let is_already_applied = key.is_some_and(|key| {
+            attempts.iter().any(|attempt| attempt.request.key.as_str() == key && !attempt.is_open())
+        });
         if own.as_deref() != Some(webhook.id.as_str()) {
             let is_from_dashboard = self.world.borrow().stripe.intents[index(&webhook.id)].is_from_dashboard;
             let is_young =

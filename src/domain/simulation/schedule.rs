@@ -13,10 +13,11 @@ use super::ids::index;
 use super::stripe::{Behavior, Webhook};
 use super::worker::{Actor, Shared};
 use super::world::{JobKind, Lease, World};
-use crate::domain::fixtures::payment;
+use crate::domain::fixtures::{self, payment};
 use crate::domain::payments::{
     Attempt, Manual, Notice, Payment, PaymentInput, PaymentState, PendingOperation, Step, link_rejection,
 };
+use crate::domain::stripe_requests::Purpose;
 
 /// Steps with faults in each schedule.
 const FAULTY_STEPS: usize = 70;
@@ -309,7 +310,9 @@ fn reopen(world: &mut World) {
 /// The link takes the slot before anything is sent for it.
 fn prepare_link(world: &mut World) {
     world.log(|| "a link is requested".to_owned());
-    let attempt = Attempt::new_link(&world.payment, String::new(), world.now);
+    let number = world.payment.next_attempt_number();
+    let request = fixtures::request(Purpose::PaymentLink, number, "", world.now);
+    let attempt = Attempt::new_link(&world.payment, request);
     world.payment.attempt_number = attempt.number;
     world.attempts.push(attempt);
     if world.payment.provider_payment_intent_id.is_none() {

@@ -43,6 +43,8 @@ pub enum Response {
     Refused(Failure),
     /// Not executed, such as a 429.
     NotDone,
+    /// The stored response of an earlier call that was executed.
+    Replayed(Box<Response>),
     /// It may have been executed. `replayed`: a stored 500, which this key returns from now on.
     Unknown {
         replayed: bool,
@@ -128,6 +130,9 @@ impl Stripe {
             assert_eq!(known, call, "P2: the key {key} was sent with another body");
             return match response {
                 Some(Response::Unknown { .. }) => Response::Unknown { replayed: true },
+                Some(executed @ (Response::Intent(_) | Response::Session(_))) => {
+                    Response::Replayed(Box::new(executed.clone()))
+                }
                 Some(response) => response.clone(),
                 // Still in progress.
                 None => Response::Unknown { replayed: false },

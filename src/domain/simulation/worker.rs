@@ -14,8 +14,10 @@ use super::ids::{index, intent_id};
 use super::stripe::{Behavior, Request, Response};
 use super::world::{JobKind, Lease, Outcome, World};
 use crate::domain::PaymentMethodId;
-use crate::domain::payments::{Attempt, AttemptState, KEY_AGE_MAX, PaymentInput, PendingReason, Resume, Step, resume};
+use crate::domain::fixtures::{self, KEY_SCOPE};
+use crate::domain::payments::{Attempt, AttemptState, PaymentInput, PendingReason, Step};
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
+use crate::domain::stripe_requests::{KeyState, Next, Observed, Purpose};
 
 pub type Shared = Rc<RefCell<World>>;
 
@@ -109,6 +111,7 @@ impl Actor {
 
     async fn submit(&self, lease: Lease) -> Result<()> {
         let mut has_read_methods = false;
+        let mut is_new_intent = false;
         for _ in 0..10 {
             let (step, payment, attempt) = self
                 .tx(|world| {
@@ -139,13 +142,12 @@ impl Actor {
                 Step::Apply(_) if payment.pending_operation.is_none() => return self.finish(Outcome::Done).await,
                 Step::Apply(_) => {}
                 Step::CreateIntent { .. } => {
-                    if self.create_intent().await? {
-                        return Ok(());
-                    }
+                    let Some(is_new) = self.create_intent().await? else { return Ok(()) };
+                    is_new_intent = is_new;
                 }
                 Step::PrepareAttempt { method, .. } => {
                     let mut seen = None;
-                    if attempt.is_some() {
+                    if attempt.is_some() || !is_new_intent {
                         seen = self.refresh().await?.filter(IntentSnapshot::awaits_confirmation);
                         if seen.is_none() {
                             continue;
@@ -174,53 +176,82 @@ impl Actor {
         panic!("P8: the job loops without finishing: {:?}", self.world.borrow().payment);
     }
 
-    /// `true`: the job is finished.
-    async fn create_intent(&self) -> Result<bool> {
-        let (number, amount, created_at) = self
+    /// `None`: the job is finished. Otherwise, whether the payment's intent was created just now.
+    async fn create_intent(&self) -> Result<Option<bool>> {
+        let (mut request, now) = self
             .tx(|world| {
-                let newest =
-                    world.creations.last().copied().filter(|(number, ..)| *number >= world.payment.intent_number);
-                newest.unwrap_or_else(|| {
-                    let fresh = (world.payment.intent_number, world.payment.amount.minor_units, world.now);
-                    world.creations.push(fresh);
-                    fresh
-                })
+                let (number, amount) = (world.payment.intent_number, world.payment.amount.minor_units);
+                let newest = world.creations.last().filter(|request| request.generation >= number).cloned();
+                let request = newest.unwrap_or_else(|| {
+                    let request = fixtures::request(Purpose::PaymentIntent, number, &amount.to_string(), world.now);
+                    world.creations.push(request.clone());
+                    request
+                });
+                (request, world.now)
             })
             .await?;
-        let is_old = self.world.borrow().now - created_at > KEY_AGE_MAX;
-        let response = if is_old {
-            Response::Unknown { replayed: true }
-        } else {
-            self.send(&format!("intent-{number}"), Request::CreateIntent { amount }).await
-        };
-        match response {
-            Response::Intent(intent) => self.adopt(number, &intent).await.map(|()| false),
-            Response::Unknown { replayed: true } => self.find_intent(number, amount).await.map(|()| false),
-            response => {
-                let outcome = self
-                    .tx(|world| {
-                        if world.awaits_intent(number) {
-                            match response {
-                                Response::Refused(failure) => {
-                                    world.payment.intent_number = number + 1;
-                                    let is_small = failure.code == "amount_too_small";
-                                    world.apply(if is_small {
-                                        PaymentInput::Wait(PendingReason::AmountTooSmall)
-                                    } else {
-                                        PaymentInput::Refused(failure)
-                                    });
-                                    return Outcome::Done;
-                                }
-                                Response::Unknown { .. } => _ = world.apply(PaymentInput::Unknown),
-                                _ => {}
-                            }
+        let (number, amount) = (request.generation, request.body.parse().expect("an amount"));
+        let mut observed = Observed::Unread;
+        loop {
+            match request.next(observed, now) {
+                Next::Send => match self.send(request.key.as_str(), Request::CreateIntent { amount }).await {
+                    Response::Intent(intent) => return self.adopt(number, &intent).await.map(|()| Some(true)),
+                    Response::Replayed(response) => {
+                        let Response::Intent(stale) = *response else { panic!("not of an intent: {response:?}") };
+                        let intent = self.read(|world| world.stripe.intent(index(&stale.id))).await?;
+                        if intent.status != IntentStatus::Canceled {
+                            return self.adopt(number, &intent).await.map(|()| Some(false));
                         }
-                        Outcome::Retry
+                        observed = Observed::Spent;
+                    }
+                    Response::Unknown { replayed: true } => request.key_state = KeyState::ReplaysError(now),
+                    response => return self.intent_not_created(number, response).await.map(|()| None),
+                },
+                Next::Read => match self.find_intent(amount).await? {
+                    Some(intent) => return self.adopt(number, &intent).await.map(|()| Some(false)),
+                    None => observed = Observed::Absent,
+                },
+                Next::NewKey => {
+                    self.tx(|world| {
+                        if world.awaits_intent(number) {
+                            world.payment.intent_number = number + 1;
+                            world.payment.version += 1;
+                        }
                     })
                     .await?;
-                self.finish(outcome).await.map(|()| true)
+                    return Ok(Some(false));
+                }
+                other => panic!("not for the creation of an intent: {other:?}"),
             }
         }
+    }
+
+    async fn intent_not_created(&self, number: i32, response: Response) -> Result<()> {
+        let outcome = self
+            .tx(|world| {
+                if !world.awaits_intent(number) {
+                    return Outcome::Retry;
+                }
+                match response {
+                    Response::Refused(failure) => {
+                        world.payment.intent_number = number + 1;
+                        let is_small = failure.code == "amount_too_small";
+                        world.apply(if is_small {
+                            PaymentInput::Wait(PendingReason::AmountTooSmall)
+                        } else {
+                            PaymentInput::Refused(failure)
+                        });
+                        Outcome::Done
+                    }
+                    Response::Unknown { .. } => {
+                        world.apply(PaymentInput::Unknown);
+                        Outcome::Retry
+                    }
+                    _ => Outcome::Retry,
+                }
+            })
+            .await?;
+        self.finish(outcome).await
     }
 
     async fn adopt(&self, number: i32, intent: &IntentSnapshot) -> Result<()> {
@@ -239,34 +270,21 @@ impl Actor {
         .await
     }
 
-    async fn find_intent(&self, number: i32, amount: i64) -> Result<()> {
-        let found = self
-            .read(|world| {
-                let known = |id: &str| {
-                    world.attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id))
-                };
-                let all = world.stripe.intents.iter().enumerate();
-                let open = all.filter(|(at, intent)| {
-                    !intent.is_from_dashboard
-                        && intent.status != IntentStatus::Canceled
-                        && intent.amount == amount
-                        && !known(&intent_id(*at))
-                });
-                open.map(|(at, _)| world.stripe.intent(at)).next_back()
-            })
-            .await?;
-        match found {
-            Some(intent) => self.adopt(number, &intent).await,
-            None => {
-                self.tx(|world| {
-                    if world.awaits_intent(number) {
-                        world.payment.intent_number = number + 1;
-                        world.payment.version += 1;
-                    }
-                })
-                .await
-            }
-        }
+    async fn find_intent(&self, amount: i64) -> Result<Option<IntentSnapshot>> {
+        self.read(|world| {
+            let known = |id: &str| {
+                world.attempts.iter().any(|attempt| attempt.provider_payment_intent_id.as_deref() == Some(id))
+            };
+            let all = world.stripe.intents.iter().enumerate();
+            let open = all.filter(|(at, intent)| {
+                !intent.is_from_dashboard
+                    && intent.status != IntentStatus::Canceled
+                    && intent.amount == amount
+                    && !known(&intent_id(*at))
+            });
+            open.map(|(at, _)| world.stripe.intent(at)).next_back()
+        })
+        .await
     }
 
     async fn prepare_attempt(
@@ -283,8 +301,11 @@ impl Actor {
                 return;
             }
             let body = if world.payment.on_session { "on" } else { "off" };
-            let attempt = Attempt::new_confirmation(&world.payment, method, body.to_owned(), seen.as_ref(), world.now)
-                .expect("an intent");
+            let (number, intent) =
+                (world.payment.next_attempt_number(), world.payment.provider_payment_intent_id.clone());
+            let target = Purpose::Confirmation.of(intent.expect("an intent"));
+            let request = target.request(KEY_SCOPE, number, body.to_owned(), world.now);
+            let attempt = Attempt::new_confirmation(&world.payment, method, request, seen.as_ref()).expect("an intent");
             let number = attempt.number;
             world.attempts.push(attempt);
             world.apply(PaymentInput::AttemptPrepared(number));
@@ -300,15 +321,18 @@ impl Actor {
         };
         let is_first_send = lease.failures == 0 && !is_unknown;
         let now = self.world.borrow().now;
+        let mut observed = if is_first_send { Observed::Unsent } else { Observed::Unread };
         let mut seen = None;
-        if resume(&attempt, None, is_first_send, now) == Resume::Read {
+        if attempt.request.next(observed, now) == Next::Read {
             seen = self.refresh().await?;
+            let Some(intent) = &seen else { return self.finish_done().await.map(|()| true) };
+            observed = attempt.observed(intent);
         }
-        match resume(&attempt, seen.as_ref(), is_first_send, now) {
-            Resume::Send => self.confirm(&attempt).await,
-            Resume::Read | Resume::OutcomeKnown => self.finish_done().await.map(|()| true),
-            Resume::Wait(until) => self.finish(Outcome::RunAgain(until)).await.map(|()| true),
-            Resume::NewKey => self
+        match attempt.request.next(observed, now) {
+            Next::Send => self.confirm(&attempt).await,
+            Next::Done => self.finish_done().await.map(|()| true),
+            Next::Wait(until) => self.finish(Outcome::RunAgain(until)).await.map(|()| true),
+            Next::NewKey => self
                 .tx(|world| {
                     let now = world.now;
                     let Some(old) =
@@ -317,13 +341,17 @@ impl Actor {
                         return;
                     };
                     old.state = AttemptState::Superseded;
-                    let next = attempt.under_new_key(seen.as_ref(), now);
+                    let target =
+                        Purpose::Confirmation.of(attempt.provider_payment_intent_id.as_deref().expect("an intent"));
+                    let request = attempt.request.under_new_key(&target, KEY_SCOPE, now);
+                    let next = attempt.under_new_key(request, seen.as_ref());
                     world.payment.attempt_number = next.number;
                     world.attempts.push(next);
                     world.payment.version += 1;
                 })
                 .await
                 .map(|()| false),
+            other => panic!("not for a confirmation: {other:?}"),
         }
     }
 
@@ -332,8 +360,14 @@ impl Actor {
         let method = attempt.method().unwrap_or(PaymentMethodId(uuid::Uuid::nil()));
         let behavior = self.world.borrow().behaviors.get(&method).copied().unwrap_or(Behavior::Succeeds);
         let intent = index(attempt.provider_payment_intent_id.as_deref().unwrap_or("pi_0"));
-        let call = Request::Confirm { intent, behavior, off_session: attempt.body == "off" };
-        match self.send(&attempt.idempotency_key, call).await {
+        let call = Request::Confirm { intent, behavior, off_session: attempt.request.body == "off" };
+        match self.send(attempt.request.key.as_str(), call).await {
+            // It may be older than what is known.
+            Response::Replayed(response) if matches!(*response, Response::Intent(_)) => {
+                self.refresh().await?;
+                self.finish_done().await?;
+                Ok(true)
+            }
             Response::Intent(intent) => {
                 if !self.tx(|world| world.apply_as_of(version, PaymentInput::Intent(&intent))).await? {
                     self.refresh().await?;
@@ -366,8 +400,8 @@ impl Actor {
                         return;
                     };
                     if let Response::Unknown { replayed } = response {
-                        if replayed {
-                            newest.dead_key_time.get_or_insert(now);
+                        if replayed && newest.request.key_state == KeyState::Usable {
+                            newest.request.key_state = KeyState::ReplaysError(now);
                         }
                         world.apply(PaymentInput::Unknown);
                     }

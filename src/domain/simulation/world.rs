@@ -21,6 +21,7 @@ use crate::domain::payments::{
     ApplyContext, Attempt, Failure, Notice, Payment, PaymentInput, PaymentState, Step, Transition, plan,
 };
 use crate::domain::signals::{IntentStatus, SessionStatus};
+use crate::domain::stripe_requests::StripeRequest;
 
 /// As in `domain::jobs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,8 +69,8 @@ pub struct World {
     pub integration: Integration,
     pub methods: Vec<PaymentMethod>,
     pub behaviors: HashMap<PaymentMethodId, Behavior>,
-    /// Prepared creations of intents: number, amount and time.
-    pub creations: Vec<(i32, i64, OffsetDateTime)>,
+    /// Prepared creations of intents. The body is the amount.
+    pub creations: Vec<StripeRequest>,
     pub jobs: Vec<Job>,
     /// Stored webhooks.
     pub inbox: Vec<Webhook>,
@@ -237,7 +238,7 @@ impl World {
             && self.integration.supports_3ds
             && before.pending_operation.is_none()
         {
-            let was_on_session = self.newest().is_some_and(|attempt| attempt.body == "on");
+            let was_on_session = self.newest().is_some_and(|attempt| attempt.request.body == "on");
             assert!(
                 was_on_session,
                 "FAILED because the bank requires authentication, which the customer was not asked for"

@@ -170,7 +170,7 @@ fn attempt(attempt: Attempt) -> proto::PaymentAttempt {
         payment_method_id: method,
         provider_charge_id: attempt.provider_charge_id.unwrap_or_default(),
         failure: failed.map(failure),
-        create_time: Some(timestamp(attempt.create_time)),
+        create_time: Some(timestamp(attempt.request.create_time)),
         finish_time: attempt.finish_time.map(timestamp),
     }
 }

@@ -22,7 +22,8 @@ pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Resul
         fields.money("amount", Some(&amount))
     });
     fields.check()?;
-    Ok((request_id, NewRefund { payment_id, provider_charge_id: Some(charge).filter(|id| !id.is_empty()), amount }))
+    let provider_charge_id = Some(charge).filter(|id| !id.is_empty());
+    Ok((request_id.clone(), NewRefund { request_id, payment_id, provider_charge_id, amount }))
 }
 
 pub(in crate::grpc) fn refund(refund: Refund) -> proto::Refund {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::super::scripted::{Reply, ScriptedServer, key, response};
+use super::super::scripted::{Reply, ScriptedServer, key, request, response};
 use super::*;
 
 const INTENT: &str = r#"{"id":"pi_1","object":"payment_intent","amount":4900,"currency":"eur","status":"succeeded",
@@ -19,7 +19,7 @@ fn with(status: u16, header: (&'static str, &'static str), body: &str) -> Reply 
 }
 
 async fn confirm(server: &ScriptedServer) -> Result<(), Error> {
-    server.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", BODY).await.map(|_| ())
+    server.client().confirm_payment_intent(&key(), "pi_1", &request(BODY)).await.map(|_| ())
 }
 
 #[tokio::test]
@@ -30,7 +30,7 @@ async fn a_post_sends_key_version_and_stored_body_unchanged() {
     assert_eq!((request.method.as_str(), request.target.as_str()), ("POST", "/v1/payment_intents/pi_1/confirm"));
     assert_eq!(request.header("authorization"), Some("Bearer sk_test_sandbox"));
     assert_eq!(request.header("stripe-version"), Some("2026-08-26.dahlia"));
-    assert_eq!(request.header("idempotency-key"), Some("attempt-1"));
+    assert_eq!(request.header("idempotency-key"), Some(super::super::scripted::request(BODY).key.as_str()));
     assert_eq!(request.header("content-type"), Some("application/x-www-form-urlencoded"));
     assert!(request.header("user-agent").unwrap().starts_with("Paybridge/"));
     assert_eq!(request.body, BODY.as_bytes());
@@ -44,7 +44,7 @@ async fn p2_every_retry_sends_the_same_bytes_with_the_same_key() {
     assert_eq!(requests.len(), 3);
     for request in requests {
         assert_eq!(request.body, BODY.as_bytes());
-        assert_eq!(request.header("idempotency-key"), Some("attempt-1"));
+        assert_eq!(request.header("idempotency-key"), Some(super::super::scripted::request(BODY).key.as_str()));
     }
 }
 
@@ -221,7 +221,7 @@ async fn p9_no_log_line_holds_a_key_a_body_or_a_link() {
     ] {
         let server = ScriptedServer::sequence(vec![reply]).await;
         let body = format!("{BODY}&name=Erlich");
-        let outcome = server.client().confirm_payment_intent(&key(), "pi_1", "attempt-1", &body).await;
+        let outcome = server.client().confirm_payment_intent(&key(), "pi_1", &request(&body)).await;
         tracing::info!(?outcome, "a careless caller logs the outcome");
     }
     let logged = String::from_utf8(captured.0.lock().clone()).unwrap();

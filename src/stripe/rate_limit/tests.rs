@@ -2,7 +2,7 @@ use futures_util::future::join_all;
 
 use super::super::client::{Client, Timeouts};
 use super::super::error::{Disposition, UnknownCause};
-use super::super::scripted::{Reply, ScriptedServer, response};
+use super::super::scripted::{Reply, ScriptedServer, request, response};
 use super::*;
 
 const INTENT: &str = r#"{"id":"pi_1","object":"payment_intent","amount":4900,"currency":"eur","status":"succeeded",
@@ -30,7 +30,7 @@ impl Fixture {
     }
 
     async fn confirm(&self) -> Result<(), Error> {
-        self.client.confirm_payment_intent(&self.key, "pi_1", "attempt-1", "payment_method=pm_1").await.map(|_| ())
+        self.client.confirm_payment_intent(&self.key, "pi_1", &request("payment_method=pm_1")).await.map(|_| ())
     }
 
     /// Supplies one slot whenever a call waits for one, at most `count` times.
