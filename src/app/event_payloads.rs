@@ -77,11 +77,9 @@ fn state_changed(view: &PaymentView<'_>, transition: &Transition) -> Vec<NewEven
         PaymentState::Canceled => EventType::PaymentCanceled,
         PaymentState::Failed => EventType::InvoicePaymentFailure,
     };
-    let payload = match (&view.payment.failure, transition.to) {
-        (Some(failure), PaymentState::Failed) => {
-            Payload::PaymentProviderInvoicePaymentError(invoice_payment_error(view, failure))
-        }
-        _ => Payload::Payment(payment_object(view)),
+    let payload = match view.payment.failure() {
+        Some(failure) => Payload::PaymentProviderInvoicePaymentError(invoice_payment_error(view, failure)),
+        None => Payload::Payment(payment_object(view)),
     };
     let mut events = Vec::new();
     if !transition.skips_failure_event {
@@ -285,8 +283,8 @@ fn method_object(method: &PaymentMethod, customer: &Customer, integration: &Inte
 
 fn invoice_object(view: &PaymentView<'_>) -> InvoiceObject {
     let payment = view.payment;
-    let is_paid = payment.state == PaymentState::Succeeded;
-    let paid = match &payment.manual {
+    let is_paid = payment.state() == PaymentState::Succeeded;
+    let paid = match payment.manual() {
         _ if !is_paid => 0,
         Some(_) => payment.amount_received.max(payment.amount.minor_units),
         None => payment.amount_received.max(0),
@@ -294,7 +292,7 @@ fn invoice_object(view: &PaymentView<'_>) -> InvoiceObject {
     InvoiceObject {
         lago_id: payment.invoice_id.clone(),
         number: payment.invoice_number.clone(),
-        payment_status: payment.state.payment_status().to_owned(),
+        payment_status: payment.state().payment_status().to_owned(),
         currency: payment.amount.currency.to_string(),
         total_due_amount_cents: if is_paid { 0 } else { payment.amount.minor_units },
         total_paid_amount_cents: paid,
@@ -305,8 +303,8 @@ fn invoice_object(view: &PaymentView<'_>) -> InvoiceObject {
 pub(super) fn payment_object(view: &PaymentView<'_>) -> PaymentObject {
     let payment = view.payment;
     let next_action = payment
-        .next_action_url
-        .clone()
+        .next_action_url()
+        .map(str::to_owned)
         .map(|url| NextAction { r#type: "redirect_to_url".to_owned(), redirect_to_url: RedirectToUrl { url } });
     PaymentObject {
         lago_id: payment.id.0,
@@ -322,10 +320,10 @@ pub(super) fn payment_object(view: &PaymentView<'_>) -> PaymentObject {
         payable_type: "Invoice".to_owned(),
         amount_cents: payment.amount.minor_units,
         amount_currency: payment.amount.currency.to_string(),
-        status: payment.state.as_str().to_owned(),
-        payment_status: payment.state.payment_status().to_owned(),
-        r#type: if payment.manual.is_some() { "manual" } else { "provider" }.to_owned(),
-        reference: payment.manual.as_ref().map(|manual| manual.reference.clone()),
+        status: payment.state().as_str().to_owned(),
+        payment_status: payment.state().payment_status().to_owned(),
+        r#type: if payment.manual().is_some() { "manual" } else { "provider" }.to_owned(),
+        reference: payment.manual().map(|manual| manual.reference.clone()),
         payment_provider_code: view.integration.code.clone(),
         payment_provider_type: STRIPE_CLASS.to_owned(),
         external_payment_id: payment.provider_payment_intent_id.clone(),
@@ -334,7 +332,7 @@ pub(super) fn payment_object(view: &PaymentView<'_>) -> PaymentObject {
         next_action,
         created_at: at(payment.create_time),
         payment_method: view.method.map(|method| method_object(method, view.customer, view.integration)),
-        pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
+        pending_reason: payment.pending_reason().map(|reason| reason.as_str().to_owned()),
         provider_charge_id: None,
         requested_amount_cents: None,
         remaining_amount_cents: None,

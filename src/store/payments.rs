@@ -1,5 +1,8 @@
 //! Rows of payments.
 
+#[cfg(test)]
+mod tests;
+
 use diesel::prelude::*;
 use diesel::sql_types::{Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -8,7 +11,7 @@ use uuid::Uuid;
 
 use super::rows::{currency, from_json, to_json, variant};
 use super::schema::payments::dsl;
-use crate::domain::payments::{Payment, PaymentFilter, PaymentState, PendingReason};
+use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, RequiredAction, State};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -58,25 +61,25 @@ impl Row {
             invoice_number: payment.invoice_number.clone(),
             amount: payment.amount.minor_units,
             currency: payment.amount.currency.to_string(),
-            state: payment.state.as_str().to_owned(),
-            pending_reason: payment.pending_reason.map(|reason| reason.as_str().to_owned()),
-            failure: payment.failure.as_ref().map(to_json).transpose()?,
+            state: payment.state().as_str().to_owned(),
+            pending_reason: payment.pending_reason().map(|reason| reason.as_str().to_owned()),
+            failure: failure(payment).map(to_json).transpose()?,
             awaits_method: payment.awaits_method,
             provider_payment_intent_id: payment.provider_payment_intent_id.clone(),
             intent_number: payment.intent_number,
             attempt_number: payment.attempt_number,
             requested_method_id: payment.requested_method_id.map(|id| id.0),
-            on_session: payment.on_session,
-            next_action_url: payment.next_action_url.clone(),
-            action_time: payment.action_time,
-            provider_charge_id: payment.provider_charge_id.clone(),
+            on_session: payment.is_on_session(),
+            next_action_url: payment.next_action_url().map(str::to_owned),
+            action_time: payment.action_time(),
+            provider_charge_id: payment.provider_charge_id().map(str::to_owned),
             amount_received: payment.amount_received,
             part_received: payment.part_received,
             amount_refunded: payment.amount_refunded,
             cancel_request_time: payment.cancel_request_time,
             pending_operation: payment.pending_operation.as_ref().map(to_json).transpose()?,
             refused_amount: payment.refused_amount,
-            manual: payment.manual.as_ref().map(to_json).transpose()?,
+            manual: payment.manual().map(to_json).transpose()?,
             unknown_since: payment.unknown_since,
             version: payment.version,
             create_time: payment.create_time,
@@ -84,10 +87,9 @@ impl Row {
         })
     }
 
-    fn parse(self) -> Result<Payment> {
-        let pending_reason =
-            self.pending_reason.map(|name| variant("payments", "pending_reason", &name)).transpose()?;
+    fn parse(mut self) -> Result<Payment> {
         Ok(Payment {
+            state: self.take_state()?,
             id: self.id.into(),
             organization_id: self.organization_id.into(),
             integration_id: self.integration_id.into(),
@@ -95,18 +97,11 @@ impl Row {
             invoice_id: self.invoice_id,
             invoice_number: self.invoice_number,
             amount: Money { minor_units: self.amount, currency: currency("payments", &self.currency)? },
-            state: variant("payments", "state", &self.state)?,
-            pending_reason,
-            failure: self.failure.map(|value| from_json("payments", "failure", value)).transpose()?,
             awaits_method: self.awaits_method,
             provider_payment_intent_id: self.provider_payment_intent_id,
             intent_number: self.intent_number,
             attempt_number: self.attempt_number,
             requested_method_id: self.requested_method_id.map(Into::into),
-            on_session: self.on_session,
-            next_action_url: self.next_action_url,
-            action_time: self.action_time,
-            provider_charge_id: self.provider_charge_id,
             amount_received: self.amount_received,
             part_received: self.part_received,
             amount_refunded: self.amount_refunded,
@@ -116,12 +111,52 @@ impl Row {
                 .map(|value| from_json("payments", "pending_operation", value))
                 .transpose()?,
             refused_amount: self.refused_amount,
-            manual: self.manual.map(|value| from_json("payments", "manual", value)).transpose()?,
             unknown_since: self.unknown_since,
             version: self.version,
             create_time: self.create_time,
             update_time: self.update_time,
         })
+    }
+
+    /// The state with its data. Columns of other states must be empty.
+    fn take_state(&mut self) -> Result<State> {
+        let name = variant("payments", "state", &self.state)?;
+        let reason = self.pending_reason.take();
+        let reason = reason.map(|name| variant("payments", "pending_reason", &name)).transpose()?;
+        let failure = self.failure.take().map(|value| from_json("payments", "failure", value)).transpose()?;
+        let manual = self.manual.take().map(|value| from_json("payments", "manual", value)).transpose()?;
+        let (url, since, charge) = (self.next_action_url.take(), self.action_time, self.provider_charge_id.take());
+        Ok(match (name, reason, failure, self.on_session, url, since, charge, manual) {
+            (PaymentState::Pending, reason, None, false, None, None, None, None) => State::Pending { reason },
+            (PaymentState::Processing, None, None, on_session, None, None, None, None) => {
+                State::Processing { on_session }
+            }
+            (PaymentState::RequiresAction, None, None, on_session, url, Some(since), None, None) => {
+                State::RequiresAction { url, action: RequiredAction::Authenticate { since, on_session } }
+            }
+            (PaymentState::RequiresAction, None, failure, false, url, None, None, None) => {
+                State::RequiresAction { url, action: RequiredAction::PayByLink { failure } }
+            }
+            (PaymentState::Succeeded, None, None, false, None, None, provider_charge_id, manual) => {
+                State::Succeeded { provider_charge_id, manual }
+            }
+            (PaymentState::Failed, None, Some(failure), false, None, None, None, None) => State::Failed(failure),
+            (PaymentState::Canceled, None, None, false, None, None, None, None) => State::Canceled,
+            _ => {
+                let (id, name) = (self.id, name.as_str());
+                return Err(Error::internal(anyhow::anyhow!(
+                    "the row of the payment {id} lacks data of its state, {name}, or has data of another state"
+                )));
+            }
+        })
+    }
+}
+
+/// The failure that the row holds: that of a `FAILED` payment, or the one that stands if its link ends unused.
+fn failure(payment: &Payment) -> Option<&Failure> {
+    match &payment.state {
+        State::RequiresAction { action: RequiredAction::PayByLink { failure }, .. } => failure.as_ref(),
+        _ => payment.failure(),
     }
 }
 

@@ -179,7 +179,7 @@ impl App {
         match &payment.provider_payment_intent_id {
             // The commit of its intent's id may still be in progress. A paid intent is not deferred for long: it is
             // money (P12).
-            None if is_ours && payment.state == PaymentState::Pending && (!is_paid || self.is_recent(delivery)) => {
+            None if is_ours && payment.state() == PaymentState::Pending && (!is_paid || self.is_recent(delivery)) => {
                 Ok(DeliveryOutcome::Unmatched("the PaymentIntent is not, or not yet, the payment's own".to_owned()))
             }
             None => self.on_other_intent(lease, delivery, id, &intent).await,
@@ -247,8 +247,8 @@ impl App {
         payment: &Payment,
         intent: &IntentSnapshot,
     ) -> Result<()> {
-        let is_known = payment.state.is_final()
-            || (intent.status == IntentStatus::Processing && payment.state == PaymentState::Processing);
+        let is_known = payment.state().is_final()
+            || (intent.status == IntentStatus::Processing && payment.state() == PaymentState::Processing);
         if is_known && payment.unknown_since.is_none() {
             return Ok(());
         }

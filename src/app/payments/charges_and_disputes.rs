@@ -188,7 +188,7 @@ impl PaymentContext {
             return Ok(());
         }
         record_charge(work, id, integration, &receipt, false).await?;
-        if counts && !self.payment.state.is_final() {
+        if counts && !self.payment.state().is_final() {
             return self.apply(work, PaymentInput::OtherIntentPaid(intent)).await.map(|_| ());
         }
         if intent.amount.currency == self.payment.amount.currency {

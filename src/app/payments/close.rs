@@ -30,7 +30,7 @@ impl App {
     pub(in crate::app) async fn cancel_as(&self, actor: Actor<'_>, id: PaymentId) -> Result<Payment> {
         let mut work = self.begin_as(actor).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;
-        match context.payment.state {
+        match context.payment.state() {
             PaymentState::Canceled => return Ok(context.payment),
             PaymentState::Succeeded => {
                 let message = "the payment is SUCCEEDED, which is final; refund it instead";
@@ -208,7 +208,7 @@ pub(super) async fn request_operation(
 /// The error for an operation that the payment does not allow now.
 pub(super) fn refused(rejection: Rejection, payment: &Payment, state_error: &StateError) -> Error {
     let subject = format!("payment/{}", payment.id);
-    let state = payment.state.as_str().to_uppercase();
+    let state = payment.state().as_str().to_uppercase();
     match rejection {
         Rejection::State => {
             let StateError(reason, what) = state_error;

@@ -90,7 +90,7 @@ impl PaymentContext {
         if self.payment.needs_work(&before.0, &transition) {
             work.enqueue(JobKind::SubmitPayment, self.payment.id.0);
         }
-        if let Some(action_time) = self.payment.action_time.filter(|_| before.0.action_time.is_none()) {
+        if let Some(action_time) = self.payment.action_time().filter(|_| before.0.action_time().is_none()) {
             // The customer's time to act is limited. Anything else in flight is found by the sweep if no event reports
             // it.
             let end = action_time + work.action_period();

@@ -239,7 +239,7 @@ impl App {
 impl PaymentContext {
     /// Whether the payment still waits for the intent that `request` creates.
     fn awaits(&self, request: &StripeRequest) -> bool {
-        self.payment.state == PaymentState::Pending
+        self.payment.state() == PaymentState::Pending
             && self.payment.provider_payment_intent_id.is_none()
             && self.payment.intent_number == request.generation
     }

@@ -208,7 +208,7 @@ impl App {
         let mut context = PaymentContext::load(&mut work, id).await?;
         if context.payment.attempt_number == number {
             context.apply(&mut work, PaymentInput::LinkRefused(failure)).await?;
-            if context.payment.state == PaymentState::Pending {
+            if context.payment.state() == PaymentState::Pending {
                 work.enqueue(JobKind::SubmitPayment, id.0);
             }
         }
@@ -233,7 +233,7 @@ fn link_of(payment: &Payment, attempt: &Attempt) -> Result<Option<Link>> {
         AttemptState::Failed(failure) => failure.message.clone(),
         _ => format!(
             "the payment became {} before the link was created; read the payment",
-            payment.state.as_str().to_uppercase()
+            payment.state().as_str().to_uppercase()
         ),
     };
     Err(Error::precondition("PAYMENT_URL_REFUSED", format!("payment/{}", payment.id), message))

@@ -48,7 +48,7 @@ impl App {
         let is_new = store::payments::insert(&mut work.tx, &fresh).await?;
         let payment = if is_new { fresh } else { reuse_payment(&mut work, fresh).await? };
         store::request_ids::insert(&mut work.tx, org, &request, payment.id.0, work.now).await?;
-        if payment.state == PaymentState::Pending {
+        if payment.state() == PaymentState::Pending {
             work.enqueue(JobKind::SubmitPayment, payment.id.0);
         }
         work.commit().await?;
@@ -117,7 +117,7 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
     let Some(known) = store::payments::lock_by_invoice(&mut work.tx, work.org, &fresh.invoice_id).await? else {
         return Err(Error::internal(anyhow::anyhow!("a conflicting payment was not found")));
     };
-    if known.state == PaymentState::Canceled {
+    if known.state() == PaymentState::Canceled {
         let mut payment = fresh.reopening(&known);
         store::payments::save(&mut work.tx, &mut payment, work.now).await?;
         return Ok(payment);
@@ -125,7 +125,7 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
     if known.amount == fresh.amount && known.customer_id == fresh.customer_id {
         return Ok(known);
     }
-    let advice = match known.state {
+    let advice = match known.state() {
         PaymentState::Succeeded => "it is paid: refund it, or collect what else is due with another invoice",
         PaymentState::Failed => "retry it, change its amount, or cancel it first",
         _ => "wait for its outcome, change its amount, or cancel it first",
@@ -138,7 +138,7 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
             known.invoice_id,
             known.id,
             known.amount,
-            known.state.as_str().to_uppercase()
+            known.state().as_str().to_uppercase()
         ),
     })
 }

@@ -98,7 +98,7 @@ impl App {
     pub(in crate::app) async fn reconcile_payment(&self, lease: &Lease) -> Result<()> {
         let (actor, id) = (Actor::Job(lease), PaymentId::from(lease.object_id));
         let mut tx = self.read(actor.org()).await?;
-        let before = store::payments::get(&mut tx, actor.org(), id).await?.map(|payment| payment.state);
+        let before = store::payments::get(&mut tx, actor.org(), id).await?.map(|payment| payment.state());
         tx.close().await?;
         let mut intent = None;
         if self.refresh_link(actor, id).await?.is_none() {
@@ -106,7 +106,7 @@ impl App {
         }
         let mut work = self.begin_leased(lease).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;
-        if before != Some(context.payment.state) {
+        if before != Some(context.payment.state()) {
             record_repair("payment", 1);
         }
         if !context.payment.is_in_flight() {
@@ -115,9 +115,9 @@ impl App {
         let soon = work.now + Duration::MINUTE;
         // The sweep covers all payments; these also have a time of their own. A link that was used has none any more:
         // the bank is processing it, for days.
-        let unused = context.open_link().filter(|_| context.payment.state == PaymentState::RequiresAction);
+        let unused = context.open_link().filter(|_| context.payment.state() == PaymentState::RequiresAction);
         let mut next = unused.and_then(|link| link.expire_time).map(|end| (end + LINK_END_PERIOD).max(soon));
-        if let Some(action_time) = context.payment.action_time {
+        if let Some(action_time) = context.payment.action_time() {
             let end = action_time + self.0.settings.action_period;
             let rejection = context.payment.rejection(context.attempt.as_ref(), &PendingOperation::ExpireAction);
             if end <= work.now && rejection.is_none() {

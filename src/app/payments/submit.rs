@@ -133,7 +133,7 @@ impl App {
             .find(|known| known.id == method)
             .map(|known| known.provider_payment_method_id.clone())
             .ok_or_else(|| Error::not_found("payment method", method))?;
-        let body = if context.payment.on_session {
+        let body = if context.payment.is_on_session() {
             let return_url = self.success_url(None, &context.integration);
             stripe::payment_intents::confirm_on_session_body(&provider_method, kinds, &return_url)
         } else {

@@ -4,7 +4,7 @@ use time::OffsetDateTime;
 
 use super::{
     Attempt, AttemptState, Failure, Notice, Payment, PaymentState, PendingOperation, PendingReason, ReceivedMoney,
-    Transition,
+    RequiredAction, State, Transition,
 };
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot};
 use crate::domain::{Money, PaymentMethodId};
@@ -70,27 +70,27 @@ impl Payment {
         input: PaymentInput<'_>,
         context: ApplyContext,
     ) -> Transition {
-        let (from, reason_before) = (self.state, self.pending_reason);
+        let (from, reason_before) = (self.state(), self.pending_reason());
         let mut transition = Transition::begin(from);
         let paying_intent = match &input {
             PaymentInput::Intent(intent) | PaymentInput::Link(_, Some(intent)) => Some(*intent),
             _ => None,
         };
         self.apply_input(attempt.as_deref_mut(), input, context, &mut transition);
-        if self.state == PaymentState::Succeeded
+        if self.state() == PaymentState::Succeeded
             && from != PaymentState::Succeeded
             && let Some(intent) = paying_intent
         {
             transition.settled_by = Some(ReceivedMoney::of(intent));
         }
         self.run_pending_operation(attempt, context, &mut transition);
-        transition.to = self.state;
-        transition.has_new_pending_reason = from == self.state
-            && self.pending_reason != reason_before
-            && self.pending_reason == Some(PendingReason::AmountTooSmall);
-        transition.skips_failure_event = from != self.state && self.has_no_new_failure(from);
+        transition.to = self.state();
+        transition.has_new_pending_reason = from == transition.to
+            && self.pending_reason() != reason_before
+            && self.pending_reason() == Some(PendingReason::AmountTooSmall);
+        transition.skips_failure_event = from != transition.to && self.has_no_new_failure(from);
         // For a payment recorded as made elsewhere, the whole receipt has been reported as an overpayment already.
-        if let Some(receipt) = transition.settled_by.as_ref().filter(|_| self.manual.is_none()) {
+        if let Some(receipt) = transition.settled_by.as_ref().filter(|_| self.manual().is_none()) {
             transition.notices.extend(self.difference(receipt));
         }
         transition
@@ -104,39 +104,39 @@ impl Payment {
         transition: &mut Transition,
     ) {
         match input {
-            _ if self.state.is_final() => {}
+            _ if self.state().is_final() => {}
             PaymentInput::Intent(intent) => self.apply_intent(attempt.as_deref_mut(), intent, context),
             // If Stripe has settled the payment meanwhile, its outcome is known, whatever happened to the response.
-            PaymentInput::Unknown if self.is_in_flight() || self.state == PaymentState::Pending => {
+            PaymentInput::Unknown if self.is_in_flight() || self.state() == PaymentState::Pending => {
                 self.unknown_since.get_or_insert(context.now);
             }
-            PaymentInput::Wait(reason) if self.state == PaymentState::Pending => self.pending_reason = Some(reason),
-            PaymentInput::Refused(failure) if self.state == PaymentState::Pending => self.fail(failure),
+            PaymentInput::Wait(reason) if self.state() == PaymentState::Pending => {
+                self.state = State::Pending { reason: Some(reason) };
+            }
+            PaymentInput::Refused(failure) if self.state() == PaymentState::Pending => self.fail(failure),
             PaymentInput::ConfirmRefused(failure) if self.is_in_flight() => {
                 self.refused(attempt.as_deref_mut(), failure, None, context);
             }
             PaymentInput::AttemptPrepared(number)
-                if matches!(self.state, PaymentState::Pending | PaymentState::Processing) =>
+                if matches!(self.state, State::Pending { .. } | State::Processing { .. }) =>
             {
                 self.attempt_number = number;
-                self.enter(PaymentState::Processing);
+                self.enter(State::Processing { on_session: self.is_on_session() });
             }
-            PaymentInput::ZeroAmount if self.state == PaymentState::Pending => {
+            PaymentInput::ZeroAmount if self.state() == PaymentState::Pending => {
                 let unknown_since = self.unknown_since;
-                self.enter(PaymentState::Succeeded);
+                self.enter(State::Succeeded { provider_charge_id: None, manual: None });
                 // What may be left at Stripe since the integration was disconnected is still unknown.
                 self.unknown_since = unknown_since;
             }
-            PaymentInput::RetryRequested(method)
-                if matches!(self.state, PaymentState::Failed | PaymentState::Pending) =>
-            {
+            PaymentInput::RetryRequested(method) if matches!(self.state, State::Failed(_) | State::Pending { .. }) => {
                 self.requested_method_id = method;
-                self.enter(PaymentState::Pending);
+                self.enter(State::Pending { reason: None });
             }
-            PaymentInput::MethodAttached if self.state == PaymentState::Failed => {
+            PaymentInput::MethodAttached if self.state() == PaymentState::Failed => {
                 self.awaits_method = false;
                 self.requested_method_id = None;
-                self.enter(PaymentState::Pending);
+                self.enter(State::Pending { reason: None });
             }
             PaymentInput::Withdrawn => {
                 self.pending_operation.get_or_insert(PendingOperation::Cancel);
@@ -172,16 +172,10 @@ impl Payment {
 
     /// Whether this `FAILED` needs no event: a caller ended the link, or the failure was reported before the link.
     fn has_no_new_failure(&self, from: PaymentState) -> bool {
-        let failure = self.failure.as_ref().filter(|_| self.state == PaymentState::Failed);
-        failure.is_some_and(|failure| {
+        self.failure().is_some_and(|failure| {
             failure.code == Failure::PAYMENT_URL_CLOSED
                 || (failure.lacks_method() && from == PaymentState::RequiresAction)
         })
-    }
-
-    /// Whether something at Stripe may take money for it.
-    pub fn is_in_flight(&self) -> bool {
-        matches!(self.state, PaymentState::Processing | PaymentState::RequiresAction)
     }
 
     /// Whether its job has work to do after a transition: an operation is pending, the customer is to be asked to
@@ -189,8 +183,8 @@ impl Payment {
     pub fn needs_work(&self, before: &Self, transition: &Transition) -> bool {
         let has_moved = transition.from != transition.to;
         (self.pending_operation.is_some() && (self.pending_operation != before.pending_operation || has_moved))
-            || (self.on_session && !before.on_session)
-            || (self.state == PaymentState::Pending && (has_moved || self.amount != before.amount))
+            || (self.is_on_session() && !before.is_on_session())
+            || (self.state() == PaymentState::Pending && (has_moved || self.amount != before.amount))
             // A method may have arrived while the link was open.
             || (transition.skips_failure_event && self.awaits_method)
     }
@@ -204,11 +198,13 @@ impl Payment {
         context: ApplyContext,
         transition: &mut Transition,
     ) {
-        if self.state.is_final() {
-            let operation = self.pending_operation.take().filter(|_| transition.from != self.state);
+        if self.state().is_final() {
+            let operation = self.pending_operation.take().filter(|_| transition.from != self.state());
             match operation {
-                Some(PendingOperation::RecordManual(manual)) => {
-                    self.manual = Some(manual);
+                Some(PendingOperation::RecordManual(recorded)) => {
+                    if let State::Succeeded { manual, .. } = &mut self.state {
+                        *manual = Some(recorded);
+                    }
                     transition.notices.extend(transition.settled_by.clone().map(Notice::Overpaid));
                 }
                 Some(PendingOperation::Settle { provider_payment_intent_id, provider_charge_id, minor_units }) => {
@@ -273,21 +269,20 @@ impl Payment {
                     self.provider_payment_intent_id = None;
                     self.intent_number += 1;
                 } else {
-                    self.enter(PaymentState::Canceled);
+                    self.enter(State::Canceled);
                 }
             }
             IntentStatus::Processing | IntentStatus::RequiresCapture => {
                 mark_in_progress(attempt, intent, context);
-                self.enter(PaymentState::Processing);
-                self.on_session &= is_ours;
+                self.enter(State::Processing { on_session: self.is_on_session() && is_ours });
             }
             IntentStatus::RequiresAction => {
                 mark_in_progress(attempt, intent, context);
-                let since = self.action_time.filter(|_| self.state == PaymentState::RequiresAction);
-                self.enter(PaymentState::RequiresAction);
-                self.on_session &= is_ours;
-                self.action_time = since.or(Some(context.now));
-                self.next_action_url.clone_from(&intent.next_action_url);
+                let action = RequiredAction::Authenticate {
+                    since: self.action_time().unwrap_or(context.now),
+                    on_session: self.is_on_session() && is_ours,
+                };
+                self.enter(State::RequiresAction { url: intent.next_action_url.clone(), action });
             }
             IntentStatus::RequiresPaymentMethod | IntentStatus::RequiresConfirmation => {
                 self.apply_refusal(attempt, intent, context);
@@ -305,7 +300,7 @@ impl Payment {
             Some(attempt) if attempt.left_trace_on(intent) => {
                 self.refused(Some(attempt), refusal_of(intent), intent.latest_charge.clone(), context);
             }
-            None if !self.on_session && intent.last_payment_error.is_some() => self.fail(refusal_of(intent)),
+            None if !self.is_on_session() && intent.last_payment_error.is_some() => self.fail(refusal_of(intent)),
             Some(_) | None => {}
         }
     }
@@ -323,45 +318,39 @@ impl Payment {
             let charge = charge.or_else(|| failure.provider_charge_id.clone());
             attempt.finish(AttemptState::Failed(failure.clone()), charge, context.now);
         }
-        if failure.requires_authentication()
-            && context.supports_3ds
-            && !self.on_session
-            && self.pending_operation.is_none()
-        {
-            self.unknown_since = None;
-            self.on_session = true;
-            return;
+        let may_ask = failure.requires_authentication() && context.supports_3ds && self.pending_operation.is_none();
+        match &mut self.state {
+            State::Processing { on_session }
+            | State::RequiresAction { action: RequiredAction::Authenticate { on_session, .. }, .. }
+                if may_ask && !*on_session =>
+            {
+                *on_session = true;
+                self.unknown_since = None;
+            }
+            _ => self.fail(failure),
         }
-        self.fail(failure);
     }
 
     pub(super) fn paid(&mut self, intent: &IntentSnapshot) {
         // In addition to what other intents brought before (P12).
         self.amount_received += intent.amount_received;
-        self.provider_charge_id.clone_from(&intent.latest_charge);
-        self.enter(PaymentState::Succeeded);
+        self.enter(State::Succeeded { provider_charge_id: intent.latest_charge.clone(), manual: None });
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
-        self.enter(PaymentState::Failed);
         self.awaits_method |= failure.lacks_method();
-        self.failure = Some(failure);
+        self.enter(State::Failed(failure));
     }
 
-    /// Enters a state and resets what belongs to other states.
-    pub(super) fn enter(&mut self, state: PaymentState) {
+    /// Enters a state, and resets the fields that do not outlive it.
+    pub(super) fn enter(&mut self, state: State) {
         self.state = state;
-        self.pending_reason = None;
-        self.failure = None;
-        self.next_action_url = None;
-        self.action_time = None;
         self.unknown_since = None;
-        self.on_session &= state == PaymentState::Processing || state == PaymentState::RequiresAction;
-        self.awaits_method &= !state.is_final();
+        self.awaits_method &= !self.state().is_final();
         // A charge made in the Stripe Dashboard that waits for our payment path to close must still be compared with the
         // refused amount.
-        let is_paid =
-            state == PaymentState::Succeeded || matches!(self.pending_operation, Some(PendingOperation::Settle { .. }));
+        let is_paid = matches!(self.state, State::Succeeded { .. })
+            || matches!(self.pending_operation, Some(PendingOperation::Settle { .. }));
         if !self.is_in_flight() && !is_paid {
             self.refused_amount = None;
         }

@@ -3,7 +3,7 @@
 use time::OffsetDateTime;
 
 use super::apply::{ApplyContext, refusal_of};
-use super::{Attempt, AttemptKind, AttemptState, Failure, Link, Payment, PaymentState};
+use super::{Attempt, AttemptKind, AttemptState, Failure, Link, Payment, RequiredAction, State};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
 
 impl Payment {
@@ -16,11 +16,9 @@ impl Payment {
             url: session.url.clone(),
             expire_time: Some(session.expire_time),
         });
-        // A link does not cure the lack of a stored method: that failure stands if nobody pays on the page.
-        let missing_method = self.failure.take().filter(Failure::lacks_method);
-        self.enter(PaymentState::RequiresAction);
-        self.failure = missing_method;
-        self.next_action_url.clone_from(&session.url);
+        let failure = self.failure().filter(|failure| failure.lacks_method()).cloned();
+        let action = RequiredAction::PayByLink { failure };
+        self.enter(State::RequiresAction { url: session.url.clone(), action });
     }
 
     /// Applies the state of a link. While its page is open, a declined card does not fail the payment: the payer may
@@ -48,7 +46,7 @@ impl Payment {
             }
             (SessionStatus::Complete, Some((IntentStatus::Processing | IntentStatus::RequiresCapture, _))) => {
                 attempt.note_charge(charge);
-                self.enter(PaymentState::Processing);
+                self.enter(State::Processing { on_session: false });
             }
             (SessionStatus::Complete, Some((IntentStatus::RequiresPaymentMethod, intent))) => {
                 let failure = refusal_of(intent);
@@ -69,7 +67,12 @@ impl Payment {
     /// A link has ended without a payment: restores the failure from before the link, if any; otherwise fails with
     /// `failure`.
     pub(super) fn end_link(&mut self, failure: Failure) {
-        let failure = self.failure.take().unwrap_or(failure);
+        let failure = match &self.state {
+            State::RequiresAction { action: RequiredAction::PayByLink { failure: Some(standing) }, .. } => {
+                standing.clone()
+            }
+            _ => failure,
+        };
         self.fail(failure);
     }
 }

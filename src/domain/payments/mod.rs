@@ -13,6 +13,7 @@ mod links;
 mod operation;
 mod pending_operations;
 mod plan;
+mod state;
 #[cfg(test)]
 mod tests;
 mod transitions;
@@ -24,67 +25,10 @@ pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
 pub use self::operation::{Manual, PendingOperation};
 pub use self::pending_operations::Rejection;
 pub use self::plan::{Step, link_rejection, plan};
+pub use self::state::{PaymentState, PendingReason, RequiredAction, State};
 pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
-
-/// The state of a payment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
-#[strum(serialize_all = "snake_case")]
-pub enum PaymentState {
-    /// Accepted; nothing can take money yet.
-    Pending,
-    /// Sent; Stripe or the bank has not reported an outcome.
-    Processing,
-    /// The customer has to act.
-    RequiresAction,
-    /// Paid. Final.
-    Succeeded,
-    /// Refused. May be retried, or become `SUCCEEDED` if Stripe says so.
-    Failed,
-    /// Closed at Stripe, or before anything reached it. Final, unless the invoice is submitted again.
-    Canceled,
-}
-
-impl PaymentState {
-    /// Lago's `payment_status` of the invoice.
-    pub fn payment_status(self) -> &'static str {
-        match self {
-            Self::Pending | Self::Processing | Self::RequiresAction => "pending",
-            Self::Succeeded => "succeeded",
-            Self::Failed | Self::Canceled => "failed",
-        }
-    }
-
-    /// The name in lower case, as in the database and in events.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-
-    /// Whether it cannot change any more (P7).
-    pub fn is_final(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Canceled)
-    }
-}
-
-/// Why a payment waits in `PENDING`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr, strum::EnumString)]
-#[strum(serialize_all = "snake_case")]
-pub enum PendingReason {
-    /// Its customer is being created or linked at Stripe.
-    WaitingForCustomer,
-    /// Stripe does not accept so small an amount. The payment holds no slot; RetryPayment retries it.
-    AmountTooSmall,
-    /// The integration's key or one of its permissions must be repaired first.
-    IntegrationPaused,
-}
-
-impl PendingReason {
-    /// The name in lower case, as in the database and in events.
-    pub fn as_str(self) -> &'static str {
-        self.into()
-    }
-}
 
 /// Why an attempt was refused: by Stripe, in its own words, or by a rule of Paybridge's, with a code of Paybridge's.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -188,12 +132,7 @@ pub struct Payment {
     /// The amount to collect.
     pub amount: Money,
     /// Its current state.
-    pub state: PaymentState,
-    /// Why it waits, while `PENDING`.
-    pub pending_reason: Option<PendingReason>,
-    /// Why it was refused, while `FAILED`. While a link is open, the lack of a payment method if that was the failure
-    /// before.
-    pub failure: Option<Failure>,
+    pub state: State,
     /// Whether it failed for lack of a payment method and the one automatic retry is still to come.
     pub awaits_method: bool,
     /// Stripe's `pi_…`: the one intent that all attempts confirm (P1). Cleared once Stripe has confirmed that it is
@@ -205,14 +144,6 @@ pub struct Payment {
     pub attempt_number: i32,
     /// The method requested by RetryPayment; `None` means the customer's default.
     pub requested_method_id: Option<PaymentMethodId>,
-    /// Whether the next confirmation is on session, because the bank requires authentication (3-D Secure).
-    pub on_session: bool,
-    /// Where the customer completes the required action.
-    pub next_action_url: Option<String>,
-    /// Since when the customer has been asked to authenticate.
-    pub action_time: Option<OffsetDateTime>,
-    /// Stripe's `ch_…` of the charge that paid it.
-    pub provider_charge_id: Option<String>,
     /// The total received through Stripe, minor units.
     pub amount_received: i64,
     /// The part of the current amount that charges made in the Stripe Dashboard have paid without paying it in full.
@@ -220,7 +151,7 @@ pub struct Payment {
     pub part_received: i64,
     /// The total refunded, minor units.
     pub amount_refunded: i64,
-    /// When cancellation was requested.
+    /// When cancellation was requested. Stays when the payment is canceled, or is paid all the same.
     pub cancel_request_time: Option<OffsetDateTime>,
     /// The operation to execute once nothing at Stripe can take money for it any more.
     pub pending_operation: Option<PendingOperation>,
@@ -228,9 +159,7 @@ pub struct Payment {
     /// the current one: the requested amount plus the parts known at the time of the request. Receipts are compared
     /// with it.
     pub refused_amount: Option<i64>,
-    /// The payment recorded as made elsewhere, once it takes effect.
-    pub manual: Option<Manual>,
-    /// Since when the outcome of a Stripe request has been unknown (P2).
+    /// Since when the outcome of a Stripe request has been unknown (P2). After a disconnect, any state may have one.
     pub unknown_since: Option<OffsetDateTime>,
     /// Increases with every change.
     pub version: i64,
@@ -257,25 +186,18 @@ impl Payment {
             invoice_id: new.invoice_id.clone(),
             invoice_number: new.invoice_number.clone(),
             amount: new.amount,
-            state: PaymentState::Pending,
-            pending_reason: None,
-            failure: None,
+            state: State::Pending { reason: None },
             awaits_method: false,
             provider_payment_intent_id: None,
             intent_number: 1,
             attempt_number: 0,
             requested_method_id: None,
-            on_session: false,
-            next_action_url: None,
-            action_time: None,
-            provider_charge_id: None,
             amount_received: 0,
             part_received: 0,
             amount_refunded: 0,
             cancel_request_time: None,
             pending_operation: None,
             refused_amount: None,
-            manual: None,
             unknown_since: None,
             version: 1,
             create_time: now,

@@ -4,7 +4,7 @@
 
 use super::{
     ApplyContext, Attempt, AttemptState, Failure, Notice, Payment, PaymentState, PendingOperation, ReceivedMoney,
-    Transition,
+    State, Transition,
 };
 use crate::domain::Money;
 use crate::domain::signals::IntentSnapshot;
@@ -34,19 +34,17 @@ impl Payment {
     pub fn rejection(&self, attempt: Option<&Attempt>, operation: &PendingOperation) -> Option<Rejection> {
         // A used link is being processed by the bank, so it is no longer a link that can be closed.
         let has_link =
-            self.state != PaymentState::Processing && attempt.is_some_and(|attempt| attempt.open_link().is_some());
-        let can_change = matches!(self.state, PaymentState::Pending | PaymentState::Failed) || has_link;
+            self.state() != PaymentState::Processing && attempt.is_some_and(|attempt| attempt.open_link().is_some());
+        let can_change = matches!(self.state, State::Pending { .. } | State::Failed(_)) || has_link;
         let allowed = match operation {
             PendingOperation::Cancel | PendingOperation::RecordManual(_) | PendingOperation::Settle { .. } => {
-                !self.state.is_final()
+                !self.state().is_final()
             }
             PendingOperation::ChangeAmount { .. } => can_change,
             PendingOperation::Retry { .. } => {
-                has_link
-                    || self.state == PaymentState::Failed
-                    || (self.state == PaymentState::Pending && self.pending_reason.is_some())
+                has_link || matches!(self.state, State::Failed(_) | State::Pending { reason: Some(_) })
             }
-            PendingOperation::ExpireAction => self.state == PaymentState::RequiresAction && !has_link,
+            PendingOperation::ExpireAction => self.state() == PaymentState::RequiresAction && !has_link,
         };
         if !allowed {
             return Some(Rejection::State);
@@ -74,14 +72,14 @@ impl Payment {
     /// Executes an operation; nothing at Stripe can take money any more.
     pub(super) fn execute(&mut self, operation: PendingOperation, transition: &mut Transition) {
         match operation {
-            PendingOperation::Cancel => self.enter(PaymentState::Canceled),
+            PendingOperation::Cancel => self.enter(State::Canceled),
             PendingOperation::ChangeAmount { minor_units, part_known } => {
                 self.amount.minor_units = minor_units;
                 // Parts paid since the request count towards the new amount. A known part may have been refunded
                 // meanwhile.
                 self.part_received = (self.part_received - part_known).max(0);
-                if minor_units == 0 || self.state == PaymentState::Pending {
-                    self.enter(PaymentState::Pending);
+                if minor_units == 0 || self.state() == PaymentState::Pending {
+                    self.enter(State::Pending { reason: None });
                 } else if self.is_in_flight() {
                     let text =
                         "the payment link was ended because the amount has changed; retry, or request a new link";
@@ -90,18 +88,16 @@ impl Payment {
             }
             PendingOperation::Retry { method } => {
                 self.requested_method_id = method;
-                self.enter(PaymentState::Pending);
+                self.enter(State::Pending { reason: None });
             }
             PendingOperation::RecordManual(manual) => {
-                self.manual = Some(manual);
-                self.enter(PaymentState::Succeeded);
+                self.enter(State::Succeeded { provider_charge_id: None, manual: Some(manual) });
             }
             PendingOperation::Settle { provider_payment_intent_id, provider_charge_id, minor_units } => {
                 self.provider_payment_intent_id = Some(provider_payment_intent_id.clone());
-                self.provider_charge_id.clone_from(&provider_charge_id);
+                self.enter(State::Succeeded { provider_charge_id: provider_charge_id.clone(), manual: None });
                 let amount = Money { minor_units, ..self.amount };
                 transition.settled_by = Some(ReceivedMoney { provider_payment_intent_id, provider_charge_id, amount });
-                self.enter(PaymentState::Succeeded);
             }
             PendingOperation::ExpireAction => {
                 let text = "the customer did not complete the authentication in time; retry, or send a payment link";
@@ -121,7 +117,8 @@ impl Payment {
         transition: &mut Transition,
     ) {
         // A payment that still has to ask its customer to authenticate was refused: nothing of it is in flight.
-        let awaits_on_session_confirm = self.on_session && !attempt.as_ref().is_some_and(|attempt| attempt.is_open());
+        let awaits_on_session_confirm =
+            self.is_on_session() && !attempt.as_ref().is_some_and(|attempt| attempt.is_open());
         let is_in_flight = self.is_in_flight() && !awaits_on_session_confirm;
         if is_in_flight && !self.pending_operation.as_ref().is_some_and(PendingOperation::awaits_outcome) {
             return self.abandon_operation(transition);

@@ -2,7 +2,7 @@
 
 use time::OffsetDateTime;
 
-use super::{Attempt, Failure, Payment, PaymentInput, PaymentState, PendingReason, Rejection};
+use super::{Attempt, Failure, Payment, PaymentInput, PaymentState, PendingReason, Rejection, State};
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -49,14 +49,15 @@ impl Step {
 impl Payment {
     /// Whether it failed for lack of a method. Paybridge retries it when one arrives.
     pub fn lacked_method(&self) -> bool {
-        self.state == PaymentState::Failed && self.failure.as_ref().is_some_and(Failure::lacks_method)
+        self.failure().is_some_and(Failure::lacks_method)
     }
 
     /// Whether to retry automatically with this default, once: the payment had failed for lack of a method. What was
     /// refused since, for example on a link, is not repeated; then only another method counts, and only one attached
     /// later. Times alone do not decide, because Stripe's are whole seconds of Stripe's clock.
     pub fn is_due_for(&self, default: Option<&PaymentMethod>, attempt: Option<&Attempt>) -> bool {
-        let Some(default) = default.filter(|_| self.state == PaymentState::Failed && self.pending_operation.is_none())
+        let Some(default) =
+            default.filter(|_| self.state() == PaymentState::Failed && self.pending_operation.is_none())
         else {
             return false;
         };
@@ -79,7 +80,7 @@ pub fn plan(
     customer: &Customer,
     methods: &[PaymentMethod],
 ) -> Step {
-    if payment.state.is_final() {
+    if payment.state().is_final() {
         return Step::Idle;
     }
     let link = attempt.and_then(Attempt::open_link);
@@ -102,10 +103,10 @@ pub fn plan(
     }
     let is_open = attempt.is_some_and(Attempt::is_open);
     match payment.state {
-        PaymentState::Pending => {}
-        PaymentState::Processing if payment.on_session && !is_open => {}
-        PaymentState::Processing => return Step::Resume,
-        PaymentState::RequiresAction | PaymentState::Succeeded | PaymentState::Failed | PaymentState::Canceled => {
+        State::Pending { .. } => {}
+        State::Processing { on_session } if on_session && !is_open => {}
+        State::Processing { .. } => return Step::Resume,
+        State::RequiresAction { .. } | State::Succeeded { .. } | State::Failed(_) | State::Canceled => {
             return Step::Idle;
         }
     }
@@ -115,7 +116,7 @@ pub fn plan(
 /// Why no link can be created now; `None` if it can. A link takes the payment's slot.
 pub fn link_rejection(payment: &Payment, attempt: Option<&Attempt>) -> Option<Rejection> {
     let is_open = attempt.is_some_and(Attempt::is_open);
-    match payment.state {
+    match payment.state() {
         PaymentState::Pending | PaymentState::Failed if is_open || payment.pending_operation.is_some() => {
             Some(Rejection::Busy)
         }
@@ -155,7 +156,7 @@ fn collect(
     }
     let kinds = customer.kinds_for(payment.amount.currency);
     // The customer authenticates for the method that was just refused, not for another one.
-    let again = attempt.filter(|_| payment.on_session).and_then(Attempt::method);
+    let again = attempt.filter(|_| payment.is_on_session()).and_then(Attempt::method);
     let wanted = again.or(payment.requested_method_id).or(customer.default_payment_method_id);
     match chargeable(payment, wanted, methods, &kinds) {
         Err(failure) => decide(refused(payment, *failure)),
@@ -167,7 +168,7 @@ fn collect(
 /// A refusal by a rule of Paybridge's. Between a refusal for lack of authentication and the next confirmation, Stripe's
 /// refusal already stands (P2).
 fn refused(payment: &Payment, failure: Failure) -> PaymentInput<'static> {
-    if payment.state == PaymentState::Processing {
+    if payment.state() == PaymentState::Processing {
         PaymentInput::ConfirmRefused(failure)
     } else {
         PaymentInput::Refused(failure)

@@ -65,9 +65,9 @@ impl Accounting {
         // If a change was refused and nobody paid in the end, the old amount is due, as the payment shows.
         if transition.from != transition.to
             && after.pending_operation.is_none()
-            && after.state != PaymentState::Succeeded
+            && after.state() != PaymentState::Succeeded
         {
-            let is_open = matches!(after.state, PaymentState::Processing | PaymentState::RequiresAction);
+            let is_open = matches!(after.state(), PaymentState::Processing | PaymentState::RequiresAction);
             self.requested = self.requested.filter(|_| is_open);
         }
     }
@@ -81,7 +81,7 @@ impl Accounting {
     /// At quiescence, what was received minus what was due equals what was reported.
     pub fn check(&self, payment: &Payment, stripe: &Stripe) {
         let received = stripe.ledger.iter().map(|(_, amount)| amount).sum::<i64>() - self.carried_over;
-        if payment.state != PaymentState::Succeeded {
+        if payment.state() != PaymentState::Succeeded {
             assert_eq!(
                 self.parts + self.surplus,
                 received,
@@ -90,7 +90,7 @@ impl Accounting {
             return;
         }
         // A payment made elsewhere covers whatever remained in addition to the parts.
-        let is_manual = payment.manual.is_some();
+        let is_manual = payment.manual().is_some();
         let due = if is_manual { self.parts } else { self.requested.unwrap_or(self.due) };
         let settled = received - self.late;
         let surplus = (settled - due).max(0) + self.late;

@@ -22,7 +22,9 @@ use self::ids::index;
 use self::schedule::Schedule;
 use self::world::World;
 use super::integrations::IntegrationState;
-use super::payments::{Attempt, AttemptState, Notice, PaymentInput, PaymentState, PendingOperation, Step};
+use super::payments::{
+    Attempt, AttemptState, Failure, Notice, PaymentInput, PaymentState, PendingOperation, State, Step,
+};
 use super::signals::{IntentStatus, SessionStatus};
 use super::stripe_requests::Purpose;
 use crate::domain::fixtures::{self, START};
@@ -90,11 +92,11 @@ fn schedules_reach_every_state_and_payment_path() {
                 reached.insert("new key".to_owned());
             }
         }
-        if world.payment.manual.is_some() {
+        if world.payment.manual().is_some() {
             reached.insert("manual".to_owned());
         }
         let own = world.payment.provider_payment_intent_id.as_deref().map(index);
-        if world.payment.state == PaymentState::Succeeded
+        if world.payment.state() == PaymentState::Succeeded
             && own.is_some_and(|own| world.stripe.intents[own].is_from_dashboard)
         {
             reached.insert("paid in dashboard".to_owned());
@@ -136,7 +138,7 @@ fn schedules_reach_every_state_and_payment_path() {
 #[test]
 fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected() {
     let mut world = World::new(1, false);
-    world.payment.state = PaymentState::Failed;
+    world.payment.state = State::Failed(Failure::default());
     let request = fixtures::request(Purpose::PaymentLink, 1, "", START);
     world.attempts.push(Attempt::new_link(&world.payment, request));
     world.payment.attempt_number = 1;
@@ -157,5 +159,5 @@ fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected()
     );
     world.payment.provider_payment_intent_id = None;
     world.apply(PaymentInput::Withdrawn);
-    assert_eq!((world.payment.state, world.newest().map(Attempt::is_open)), (PaymentState::Canceled, Some(false)));
+    assert_eq!((world.payment.state(), world.newest().map(Attempt::is_open)), (PaymentState::Canceled, Some(false)));
 }

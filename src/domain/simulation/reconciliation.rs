@@ -133,7 +133,7 @@ impl Actor {
         self.tx(|world| {
             if world.payment.attempt_number == attempt.number {
                 world.apply(PaymentInput::LinkRefused(failure));
-                if world.payment.state == PaymentState::Pending {
+                if world.payment.state() == PaymentState::Pending {
                     world.enqueue(JobKind::Submit, world.now);
                 }
             }
@@ -152,7 +152,7 @@ impl Actor {
                     return None;
                 }
                 let mut next = world.now + Duration::hours(1);
-                if let Some(action_time) = world.payment.action_time {
+                if let Some(action_time) = world.payment.action_time() {
                     let deadline = action_time + Duration::DAY;
                     if deadline <= world.now
                         && world.payment.rejection(world.newest(), &PendingOperation::ExpireAction).is_none()
@@ -216,7 +216,7 @@ impl Actor {
         if own.as_deref() != Some(webhook.id.as_str()) {
             let is_from_dashboard = self.world.borrow().stripe.intents[index(&webhook.id)].is_from_dashboard;
             let is_young =
-                !is_from_dashboard && own.is_none() && self.world.borrow().payment.state == PaymentState::Pending;
+                !is_from_dashboard && own.is_none() && self.world.borrow().payment.state() == PaymentState::Pending;
             if webhook.status == IntentStatus::Succeeded && !is_young {
                 self.tx(|world| {
                     let is_settled = world.attempts.iter().any(|attempt| {
@@ -225,7 +225,7 @@ impl Actor {
                     });
                     if !is_settled && !world.other_paid.contains(&webhook.id) {
                         world.other_paid.push(webhook.id.clone());
-                        if world.payment.state.is_final() {
+                        if world.payment.state().is_final() {
                             world.payment.amount_received += webhook.amount_received;
                             world.notices.push(Notice::Overpaid(ReceivedMoney::of(webhook)));
                             world.accounting.receive_late(webhook.amount_received);

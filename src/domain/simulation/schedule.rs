@@ -139,7 +139,7 @@ impl Schedule {
             retry(&mut world);
         } else if which == operations.len() + 1 {
             attach_method(&mut world);
-        } else if which == operations.len() + 2 && world.payment.state == PaymentState::Canceled {
+        } else if which == operations.len() + 2 && world.payment.state() == PaymentState::Canceled {
             reopen(&mut world);
         } else if link_rejection(&world.payment, world.newest()).is_none() {
             prepare_link(&mut world);

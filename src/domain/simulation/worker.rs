@@ -300,7 +300,7 @@ impl Actor {
             if !is_same || !matches!(world.plan(), Step::PrepareAttempt { .. }) {
                 return;
             }
-            let body = if world.payment.on_session { "on" } else { "off" };
+            let body = if world.payment.is_on_session() { "on" } else { "off" };
             let (number, intent) =
                 (world.payment.next_attempt_number(), world.payment.provider_payment_intent_id.clone());
             let target = Purpose::Confirmation.of(intent.expect("an intent"));

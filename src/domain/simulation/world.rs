@@ -142,7 +142,7 @@ impl World {
 
     /// Whether the payment still waits for the intent with this number.
     pub fn awaits_intent(&self, number: i32) -> bool {
-        self.payment.state == PaymentState::Pending
+        self.payment.state() == PaymentState::Pending
             && self.payment.provider_payment_intent_id.is_none()
             && self.payment.intent_number == number
     }
@@ -164,7 +164,8 @@ impl World {
         }
         self.log(|| "another method becomes the default".to_owned());
         self.customer.default_payment_method_id = Some(id);
-        if self.payment.state == PaymentState::Failed && (self.payment.lacked_method() || self.payment.awaits_method) {
+        if self.payment.state() == PaymentState::Failed && (self.payment.lacked_method() || self.payment.awaits_method)
+        {
             let now = self.now;
             self.enqueue(JobKind::Submit, now);
         }
@@ -218,7 +219,7 @@ impl World {
 
     /// Checks P2 and P7 when the state changes.
     fn check_transition(&self, before: &Payment, transition: &Transition, was_open: bool) {
-        assert!(!before.state.is_final(), "P7: {:?} became {:?}", before.state, transition.to);
+        assert!(!before.state().is_final(), "P7: {:?} became {:?}", before.state, transition.to);
         if transition.to == PaymentState::Failed && was_open {
             let attempt = self.newest().expect("it was open");
             let is_stripes_word = match (&attempt.provider_payment_intent_id, attempt.link()) {
@@ -232,9 +233,9 @@ impl World {
                 }),
                 (None, None) => false,
             };
-            assert!(is_stripes_word, "P2: FAILED although Stripe did not refuse: {:?}", self.payment.failure);
+            assert!(is_stripes_word, "P2: FAILED although Stripe did not refuse: {:?}", self.payment.failure());
         }
-        if self.payment.failure.as_ref().is_some_and(Failure::requires_authentication)
+        if self.payment.failure().is_some_and(Failure::requires_authentication)
             && self.integration.supports_3ds
             && before.pending_operation.is_none()
         {
@@ -332,7 +333,7 @@ impl World {
         assert!(payable.len() <= 1, "P1: {payable:?} can take money or have taken it");
         assert!(self.stripe.our_charges().count() <= 1, "P1: charged {:?}", self.stripe.ledger);
         let is_from_dashboard = |id: &String| self.stripe.intents[index(id)].is_from_dashboard;
-        if self.payment.state == PaymentState::Succeeded
+        if self.payment.state() == PaymentState::Succeeded
             && self.payment.provider_payment_intent_id.as_ref().is_some_and(is_from_dashboard)
         {
             assert!(payable.is_empty(), "P1: paid in the dashboard, but {payable:?} can take money");
@@ -344,13 +345,13 @@ impl World {
     /// At quiescence, what is recorded equals what Stripe has.
     pub fn check_quiescence(&self) {
         let taken: i64 = self.stripe.ledger.iter().map(|(_, amount)| amount).sum();
-        let state = self.payment.state;
+        let state = self.payment.state();
         assert_eq!(self.payment.amount_received, taken, "recorded amount differs from Stripe's ({state:?})");
         if self.stripe.our_charges().next().is_some() {
             assert_eq!(state, PaymentState::Succeeded, "Stripe has the money");
         }
         if state == PaymentState::Succeeded {
-            let is_explained = taken > 0 || self.payment.manual.is_some() || self.payment.amount.minor_units == 0;
+            let is_explained = taken > 0 || self.payment.manual().is_some() || self.payment.amount.minor_units == 0;
             assert!(is_explained, "SUCCEEDED without a payment");
         }
         assert!(

@@ -23,7 +23,7 @@ fn p12_another_intent_paid_while_a_change_is_pending_is_compared_with_the_reques
         let transition = payment.apply(None, PaymentInput::OtherIntentPaid(&made), CONTEXT);
         assert_eq!(transition.notices, [Notice::AmountChangeRefused { minor_units: 3000 }], "{received}");
         let transition = payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-        assert_eq!(payment.state, PaymentState::Succeeded, "it paid what is due, {received}");
+        assert_eq!(payment.state(), PaymentState::Succeeded, "it paid what is due, {received}");
         let expected = if surplus == 0 { Vec::new() } else { vec![overpaid(&made, surplus)] };
         assert_eq!(transition.notices, expected, "{received}");
     }
@@ -39,10 +39,13 @@ fn p12_a_part_paid_while_a_change_is_pending_counts_towards_the_new_amount() {
     );
     assert_eq!(payment.rejection(None, &payment.amount_change(3000)), None, "the same change is accepted again");
     payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-    assert_eq!((payment.amount.minor_units, payment.part_received, payment.state), (3000, 2000, PaymentState::Failed));
+    assert_eq!(
+        (payment.amount.minor_units, payment.part_received, payment.state()),
+        (3000, 2000, PaymentState::Failed)
+    );
     let transition = payment.apply(None, PaymentInput::OtherIntentPaid(&other_intent(1500)), CONTEXT);
     assert_eq!(
-        (payment.state, transition.notices),
+        (payment.state(), transition.notices),
         (PaymentState::Succeeded, vec![overpaid(&other_intent(1500), 500)])
     );
 }
@@ -70,7 +73,7 @@ fn p12_another_intent_that_paid_the_requested_amount_settles_although_a_debit_fa
     assert_eq!(transition.notices, [], "it paid what is due");
     payment.apply(Some(&mut open), PaymentInput::Intent(&declined("ch_1")), CONTEXT);
     let transition = payment.apply(Some(&mut open), PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-    assert_eq!((payment.state, transition.notices), (PaymentState::Succeeded, Vec::new()));
+    assert_eq!((payment.state(), transition.notices), (PaymentState::Succeeded, Vec::new()));
 }
 
 #[test]

@@ -58,11 +58,11 @@ fn settle_operation() -> PendingOperation {
 fn p1_p12_another_intent_settles_after_our_own_payment_path_is_closed() {
     let mut payment = payment(PaymentState::Failed);
     let transition = payment.apply(None, PaymentInput::OtherIntentPaid(&other_intent(5900)), CONTEXT);
-    assert_eq!((payment.state, payment.amount_received), (PaymentState::Failed, 5900), "its own intent is open");
+    assert_eq!((payment.state(), payment.amount_received), (PaymentState::Failed, 5900), "its own intent is open");
     assert!(payment.needs_work(&super::payment(PaymentState::Failed), &transition));
     assert_eq!(payment.rejection(None, &PendingOperation::Cancel), Some(Rejection::Busy), "it is already paid");
     let transition = payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-    assert_eq!((payment.state, payment.amount_received), (PaymentState::Succeeded, 5900), "counted once");
+    assert_eq!((payment.state(), payment.amount_received), (PaymentState::Succeeded, 5900), "counted once");
     assert_eq!(payment.provider_payment_intent_id.as_deref(), Some("pi_other"));
     let surplus =
         ReceivedMoney { amount: Money { minor_units: 1000, ..EUROS }, ..ReceivedMoney::of(&other_intent(5900)) };
@@ -76,7 +76,7 @@ fn p12_partial_payments_are_reported_and_add_up_until_the_amount_is_changed() {
     let transition = failed.apply(None, PaymentInput::OtherIntentPaid(&other_intent(2000)), CONTEXT);
     let receipt = ReceivedMoney::of(&other_intent(2000));
     assert_eq!(transition.notices, [Notice::Underpaid { receipt, remaining: 2900 }]);
-    assert_eq!((failed.state, &failed.pending_operation, failed.part_received), (PaymentState::Failed, &None, 2000));
+    assert_eq!((failed.state(), &failed.pending_operation, failed.part_received), (PaymentState::Failed, &None, 2000));
     // Paid in full in addition to the part.
     let mut whole = failed.clone();
     let transition = whole.apply(None, PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CONTEXT);
@@ -88,7 +88,7 @@ fn p12_partial_payments_are_reported_and_add_up_until_the_amount_is_changed() {
     // The remainder, by another intent.
     let mut rest = Payment { provider_payment_intent_id: None, ..failed.clone() };
     let transition = rest.apply(None, PaymentInput::OtherIntentPaid(&other_intent(2900)), CONTEXT);
-    assert_eq!((rest.state, rest.amount_received, transition.notices), (PaymentState::Succeeded, 4900, Vec::new()));
+    assert_eq!((rest.state(), rest.amount_received, transition.notices), (PaymentState::Succeeded, 4900, Vec::new()));
     // A caller who changes the amount to the remainder has taken the part into account.
     let mut less = Payment { provider_payment_intent_id: None, ..failed };
     less.apply(None, PaymentInput::Requested(less.amount_change(2900)), CONTEXT);
@@ -122,7 +122,7 @@ fn p1_a_pending_operation_waits_until_stripe_confirms_that_the_intent_is_closed(
         let mut payment = payment(PaymentState::Failed);
         let mut failed = Attempt { state: AttemptState::Failed(Failure::default()), ..attempt() };
         payment.apply(Some(&mut failed), PaymentInput::Requested(operation.clone()), CONTEXT);
-        assert_eq!((payment.state, payment.amount), (PaymentState::Failed, EUROS), "{operation:?} is only requested");
+        assert_eq!((payment.state(), payment.amount), (PaymentState::Failed, EUROS), "{operation:?} is only requested");
         payment.apply(Some(&mut failed), PaymentInput::Intent(&intent(IntentStatus::RequiresPaymentMethod)), CONTEXT);
         assert_eq!(payment.pending_operation.as_ref(), Some(&operation), "a person may still confirm an idle intent");
         payment.apply(Some(&mut failed), PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
@@ -133,7 +133,7 @@ fn p1_a_pending_operation_waits_until_stripe_confirms_that_the_intent_is_closed(
             PendingOperation::Retry { .. } => PaymentState::Pending,
             PendingOperation::RecordManual(_) | PendingOperation::Settle { .. } => PaymentState::Succeeded,
         };
-        assert_eq!(payment.state, expected, "{operation:?}");
+        assert_eq!(payment.state(), expected, "{operation:?}");
     }
 }
 
@@ -143,7 +143,7 @@ fn p1_a_pending_operation_ends_when_the_intent_has_taken_the_money() {
         let mut payment = payment(PaymentState::Failed);
         payment.apply(None, PaymentInput::Requested(operation.clone()), CONTEXT);
         let transition = payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CONTEXT);
-        assert_eq!((payment.state, payment.amount), (PaymentState::Succeeded, EUROS), "{operation:?}");
+        assert_eq!((payment.state(), payment.amount), (PaymentState::Succeeded, EUROS), "{operation:?}");
         assert!(payment.pending_operation.is_none());
         let expected = match operation {
             PendingOperation::Cancel => vec![Notice::CancellationRefused],
@@ -172,7 +172,7 @@ fn p1_with_nothing_at_stripe_an_operation_is_executed_at_once() {
         PaymentInput::Requested(PendingOperation::ChangeAmount { minor_units: 5000, part_known: 0 }),
         CONTEXT,
     );
-    assert_eq!((payment.amount.minor_units, payment.state), (5000, PaymentState::Pending));
+    assert_eq!((payment.amount.minor_units, payment.state()), (5000, PaymentState::Pending));
     assert!(payment.intent_number > number, "an intent being created for the old amount is not adopted");
     assert!(payment.needs_work(&Payment { amount: EUROS, ..payment.clone() }, &transition));
 }
@@ -182,12 +182,12 @@ fn p1_a_link_opens_only_after_the_intent_is_closed_and_holds_the_slot() {
     let mut payment = payment(PaymentState::Failed);
     let mut open = link(None);
     payment.apply(Some(&mut open), PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-    assert_eq!(payment.state, PaymentState::Failed, "only its payment path is closed");
+    assert_eq!(payment.state(), PaymentState::Failed, "only its payment path is closed");
     assert!(payment.provider_payment_intent_id.is_none());
     let transition =
         payment.apply(Some(&mut open), PaymentInput::LinkCreated(&session(SessionStatus::Open, None)), CONTEXT);
     assert_eq!(transition.to, PaymentState::RequiresAction);
-    assert_eq!(payment.next_action_url.as_deref(), Some("https://pay.test/cs_1"));
+    assert_eq!(payment.next_action_url(), Some("https://pay.test/cs_1"));
     assert!(link_rejection(&payment, Some(&open)).is_some(), "one at a time");
     assert!(!payment.is_closed(Some(&open)));
 }
@@ -197,9 +197,9 @@ fn p1_a_link_that_was_not_handed_out_blocks_nothing() {
     let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::Failed) };
     let mut open = link(None);
     payment.apply(Some(&mut open), PaymentInput::Requested(PendingOperation::Cancel), CONTEXT);
-    assert_eq!((payment.state, &open.state), (PaymentState::Canceled, &AttemptState::Canceled));
+    assert_eq!((payment.state(), &open.state), (PaymentState::Canceled, &AttemptState::Canceled));
     payment.apply(Some(&mut open), PaymentInput::LinkCreated(&session(SessionStatus::Open, None)), CONTEXT);
-    assert_eq!(payment.state, PaymentState::Canceled, "a session created late is not handed out");
+    assert_eq!(payment.state(), PaymentState::Canceled, "a session created late is not handed out");
 }
 
 #[test]
@@ -221,7 +221,7 @@ fn the_state_of_a_link_decides_and_a_declined_card_on_an_open_page_does_not() {
         let link_intent_status = link_intent_status.map(link_intent);
         let reported = session(status, link_intent_status.as_ref().map(|intent| intent.id.as_str()));
         payment.apply(Some(&mut open), PaymentInput::Link(&reported, link_intent_status.as_ref()), CONTEXT);
-        assert_eq!(payment.state, expected, "{status:?} {link_intent_status:?}");
+        assert_eq!(payment.state(), expected, "{status:?} {link_intent_status:?}");
         let again = payment.apply(Some(&mut open), PaymentInput::Link(&reported, link_intent_status.as_ref()), CONTEXT);
         assert!(!again.is_reportable(), "reported once: {status:?}");
     }
@@ -232,9 +232,9 @@ fn p1_an_operation_on_a_payment_with_a_link_waits_until_the_session_has_ended() 
     let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::RequiresAction) };
     let mut open = link(Some("cs_1"));
     payment.apply(Some(&mut open), PaymentInput::Requested(PendingOperation::Retry { method: None }), CONTEXT);
-    assert_eq!(payment.state, PaymentState::RequiresAction);
+    assert_eq!(payment.state(), PaymentState::RequiresAction);
     payment.apply(Some(&mut open), PaymentInput::Link(&session(SessionStatus::Expired, None), None), CONTEXT);
-    assert_eq!((payment.state, &open.state), (PaymentState::Pending, &AttemptState::Canceled));
+    assert_eq!((payment.state(), &open.state), (PaymentState::Pending, &AttemptState::Canceled));
 }
 
 #[test]
@@ -248,19 +248,19 @@ fn a_required_authentication_is_confirmed_on_session_and_only_once() {
     let mut first = attempt();
     let transition =
         payment.apply(Some(&mut first), PaymentInput::ConfirmRefused(authentication_required.clone()), with_3ds);
-    assert!(!transition.is_reportable() && payment.on_session, "nothing has failed yet");
+    assert!(!transition.is_reportable() && payment.is_on_session(), "nothing has failed yet");
     assert!(matches!(first.state, AttemptState::Failed(_)));
     let mut second = Attempt { number: 2, ..attempt() };
     payment.apply(Some(&mut second), PaymentInput::AttemptPrepared(2), with_3ds);
     payment.apply(Some(&mut second), PaymentInput::Intent(&intent(IntentStatus::RequiresAction)), with_3ds);
-    assert_eq!((payment.state, payment.action_time), (PaymentState::RequiresAction, Some(NOW)));
+    assert_eq!((payment.state(), payment.action_time()), (PaymentState::RequiresAction, Some(NOW)));
     payment.apply(Some(&mut second), PaymentInput::ConfirmRefused(authentication_required.clone()), with_3ds);
-    assert_eq!(payment.state, PaymentState::Failed, "not asked repeatedly");
-    assert!(!payment.on_session);
+    assert_eq!(payment.state(), PaymentState::Failed, "not asked repeatedly");
+    assert!(!payment.is_on_session());
 
     let mut plain = super::payment(PaymentState::Processing);
     plain.apply(Some(&mut attempt()), PaymentInput::ConfirmRefused(authentication_required), CONTEXT);
-    assert_eq!(plain.state, PaymentState::Failed, "without support for 3-D Secure it is a refusal");
+    assert_eq!(plain.state(), PaymentState::Failed, "without support for 3-D Secure it is a refusal");
 }
 
 #[test]
@@ -269,9 +269,9 @@ fn an_action_that_is_not_completed_fails_once_the_intent_is_closed() {
     let mut open = attempt();
     payment.apply(Some(&mut open), PaymentInput::Intent(&intent(IntentStatus::RequiresAction)), CONTEXT);
     payment.apply(Some(&mut open), PaymentInput::Requested(PendingOperation::ExpireAction), CONTEXT);
-    assert_eq!(payment.state, PaymentState::RequiresAction, "Stripe decides");
+    assert_eq!(payment.state(), PaymentState::RequiresAction, "Stripe decides");
     payment.apply(Some(&mut open), PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
-    assert_eq!(payment.failure.as_ref().map(|failure| failure.code.as_str()), Some("action_expired"));
+    assert_eq!(payment.failure().map(|failure| failure.code.as_str()), Some("action_expired"));
     assert!(payment.provider_payment_intent_id.is_none(), "another payment path can be opened");
 }
 
@@ -281,7 +281,7 @@ fn what_cannot_be_closed_continues_and_a_recorded_payment_waits_for_the_outcome(
         let mut payment = payment(PaymentState::Processing);
         payment.apply(Some(&mut attempt()), PaymentInput::Requested(operation.clone()), CONTEXT);
         let transition = payment.apply(Some(&mut attempt()), PaymentInput::CannotClose, CONTEXT);
-        assert_eq!(payment.state, PaymentState::Processing);
+        assert_eq!(payment.state(), PaymentState::Processing);
         let expected = match operation {
             PendingOperation::Cancel => vec![Notice::CancellationRefused],
             PendingOperation::ChangeAmount { minor_units, .. } => vec![Notice::AmountChangeRefused { minor_units }],
@@ -299,13 +299,13 @@ fn what_cannot_be_closed_continues_and_a_recorded_payment_waits_for_the_outcome(
 fn p8_without_stripe_an_operation_ends_and_only_what_is_in_flight_continues() {
     // The bank required authentication, and the customer was not asked yet: nothing is in flight.
     let (mut payment, mut attempt) = (payment(PaymentState::Processing), attempt());
-    payment.on_session = true;
+    payment.state = State::Processing { on_session: true };
     attempt.state = AttemptState::Failed(Failure::ours("authentication_required", ""));
     let mut not_sent = payment.clone();
     not_sent.apply(Some(&mut attempt), PaymentInput::Withdrawn, CONTEXT);
     let transition = not_sent.apply(Some(&mut attempt), PaymentInput::IntegrationDisconnected, CONTEXT);
     assert_eq!(
-        (not_sent.state, transition.notices, &not_sent.pending_operation),
+        (not_sent.state(), transition.notices, &not_sent.pending_operation),
         (PaymentState::Canceled, Vec::new(), &None)
     );
     assert_eq!(not_sent.unknown_since, Some(NOW), "an intent may be left at Stripe");
@@ -313,7 +313,7 @@ fn p8_without_stripe_an_operation_ends_and_only_what_is_in_flight_continues() {
     attempt.state = AttemptState::Open;
     payment.apply(Some(&mut attempt), PaymentInput::Withdrawn, CONTEXT);
     let transition = payment.apply(Some(&mut attempt), PaymentInput::IntegrationDisconnected, CONTEXT);
-    assert_eq!((payment.state, payment.pending_operation), (PaymentState::Processing, None));
+    assert_eq!((payment.state(), payment.pending_operation), (PaymentState::Processing, None));
     assert_eq!(transition.notices, [Notice::CancellationRefused]);
 }
 

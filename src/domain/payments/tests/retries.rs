@@ -14,7 +14,7 @@ fn a_link_that_expires_unused_restores_the_lack_of_a_method() {
     );
     let mut open = link(None);
     payment.apply(Some(&mut open), PaymentInput::LinkCreated(&session(SessionStatus::Open, None)), CONTEXT);
-    assert_eq!(payment.state, PaymentState::RequiresAction);
+    assert_eq!(payment.state(), PaymentState::RequiresAction);
     let transition =
         payment.apply(Some(&mut open), PaymentInput::Link(&session(SessionStatus::Expired, None), None), CONTEXT);
     assert!(transition.skips_failure_event && payment.lacked_method() && payment.awaits_method, "{payment:?}");
@@ -51,7 +51,7 @@ fn a_payment_is_retried_once_for_a_method_and_a_refusal_since_is_not_repeated() 
     assert!(refused.is_due_for(Some(&attached(10)), Some(&tried)), "whatever was attempted in between");
 
     refused.apply(None, PaymentInput::MethodAttached, CONTEXT);
-    assert_eq!(refused.state, PaymentState::Pending);
+    assert_eq!(refused.state(), PaymentState::Pending);
     refused.fail(Failure::ours("card_declined", ""));
     assert!(!refused.is_due_for(Some(&attached(20)), None), "once");
 }
@@ -65,7 +65,7 @@ fn the_automatic_retry_never_repeats_a_decline_of_the_method_that_has_arrived() 
     let mut tried = attempt();
     lacking.apply(Some(&mut tried), PaymentInput::AttemptPrepared(1), CONTEXT);
     lacking.apply(Some(&mut tried), PaymentInput::Intent(&declined("ch_1")), CONTEXT);
-    assert!(lacking.awaits_method && lacking.state == PaymentState::Failed);
+    assert!(lacking.awaits_method && lacking.state() == PaymentState::Failed);
     let arrived = PaymentMethod { attach_time: Some(NOW + Duration::seconds(2)), ..card() };
     assert_eq!(tried.method(), Some(arrived.id));
     assert!(!lacking.is_due_for(Some(&arrived), Some(&tried)), "the bank has refused this method");
