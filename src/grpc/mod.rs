@@ -25,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Request;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_reflection::pb as reflection_pb;
 use tonic_reflection::server::{Builder as Reflection, Error as ReflectionError};
 use tracing::Instrument as _;
 
@@ -90,12 +91,16 @@ pub fn routes<H: Health>(
     Ok(routes.clone().routes().into_axum_router().layer(map_response(status::add_details)).into())
 }
 
-/// Includes the descriptors of error details and health, so that grpcurl can print them.
+/// Includes the descriptors of error details and health, so that grpcurl can print them. Each version of the reflection
+/// service lists both versions; by default it would list only itself.
 fn reflection() -> Reflection<'static> {
     Reflection::configure()
+        .include_reflection_service(false)
         .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(reflection_pb::v1::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(reflection_pb::v1alpha::FILE_DESCRIPTOR_SET)
 }
 
 impl Api {

@@ -1,6 +1,8 @@
 //! The gRPC API over TCP with the database unavailable: what applies before a use case runs.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+
 use time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -127,40 +129,57 @@ async fn a_body_that_can_not_be_decoded_is_an_invalid_argument() {
     assert_eq!(reason(&refused), (Code::InvalidArgument, "INVALID_FIELDS".into()));
 }
 
-#[tokio::test]
-async fn reflection_v1_lists_every_service_and_v1alpha_finds_error_details() {
-    use v1::server_reflection_client::ServerReflectionClient;
+/// The services that the server lists through reflection v1.
+async fn listed_by_v1(channel: Channel) -> BTreeSet<String> {
     use v1::server_reflection_request::MessageRequest;
     use v1::server_reflection_response::MessageResponse;
 
+    let message_request = Some(MessageRequest::ListServices(String::new()));
+    let list = v1::ServerReflectionRequest { message_request, ..Default::default() };
+    let mut client = v1::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
+    match answers.message().await.unwrap().unwrap().message_response {
+        Some(MessageResponse::ListServicesResponse(list)) => list.service.into_iter().map(|it| it.name).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The response of reflection v1alpha.
+async fn asked_of_v1alpha(
+    channel: Channel,
+    request: v1alpha::server_reflection_request::MessageRequest,
+) -> v1alpha::server_reflection_response::MessageResponse {
+    let request = v1alpha::ServerReflectionRequest { message_request: Some(request), ..Default::default() };
+    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
+    let mut answers = client.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    answers.message().await.unwrap().unwrap().message_response.unwrap()
+}
+
+#[tokio::test]
+async fn both_versions_of_reflection_list_every_service_and_find_error_details() {
+    use v1alpha::server_reflection_request::MessageRequest;
+    use v1alpha::server_reflection_response::MessageResponse;
+
     let api = TestServer::start().await;
     let channel = api.channel().await;
-    let list = v1::ServerReflectionRequest {
-        message_request: Some(MessageRequest::ListServices(String::new())),
-        ..Default::default()
-    };
-    let mut client = ServerReflectionClient::new(channel.clone());
-    let mut answers = client.server_reflection_info(tokio_stream::once(list)).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response;
-    let Some(MessageResponse::ListServicesResponse(list)) = answer else { panic!("{answer:?}") };
-    let names: Vec<_> = list.service.iter().map(|service| service.name.as_str()).collect();
-    for service in ["IntegrationService", "CustomerService", "PaymentService", "EventService"] {
-        assert!(names.contains(&format!("paybridge.v1.{service}").as_str()), "{names:?}");
+    let names = listed_by_v1(channel.clone()).await;
+    for service in [
+        "paybridge.v1.IntegrationService",
+        "paybridge.v1.CustomerService",
+        "paybridge.v1.PaymentService",
+        "paybridge.v1.EventService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ] {
+        assert!(names.contains(service), "{service} is not in {names:?}");
     }
-    assert!(names.contains(&"grpc.health.v1.Health"), "{names:?}");
+    let listed = asked_of_v1alpha(channel.clone(), MessageRequest::ListServices(String::new())).await;
+    let MessageResponse::ListServicesResponse(listed) = listed else { panic!("{listed:?}") };
+    assert_eq!(listed.service.into_iter().map(|it| it.name).collect::<BTreeSet<_>>(), names);
 
     // grpcurl 1.8 needs this to print error details.
-    let find = v1alpha::ServerReflectionRequest {
-        message_request: Some(v1alpha::server_reflection_request::MessageRequest::FileContainingSymbol(
-            "google.rpc.ErrorInfo".into(),
-        )),
-        ..Default::default()
-    };
-    let mut client = v1alpha::server_reflection_client::ServerReflectionClient::new(channel);
-    let mut answers = client.server_reflection_info(tokio_stream::once(find)).await.unwrap().into_inner();
-    let answer = answers.message().await.unwrap().unwrap().message_response;
-    assert!(
-        matches!(answer, Some(v1alpha::server_reflection_response::MessageResponse::FileDescriptorResponse(_))),
-        "{answer:?}"
-    );
+    let symbol = MessageRequest::FileContainingSymbol("google.rpc.ErrorInfo".into());
+    let found = asked_of_v1alpha(channel, symbol).await;
+    assert!(matches!(found, MessageResponse::FileDescriptorResponse(_)), "{found:?}");
 }
