@@ -10,9 +10,9 @@ use super::page_token::List;
 use super::proto::payment_service_server::PaymentService;
 use super::proto::{
     CancelPaymentRequest, CancelPaymentResponse, CreatePaymentRequest, CreatePaymentResponse, CreatePaymentUrlRequest,
-    CreatePaymentUrlResponse, GetPaymentRequest, GetPaymentResponse, GetRefundRequest, GetRefundResponse,
-    ListPaymentsRequest, ListPaymentsResponse, ListRefundsRequest, ListRefundsResponse, RecordManualPaymentRequest,
-    RecordManualPaymentResponse, RefundPaymentRequest, RefundPaymentResponse, RetryPaymentRequest,
+    CreatePaymentUrlResponse, CreateRefundRequest, CreateRefundResponse, GetPaymentRequest, GetPaymentResponse,
+    GetRefundRequest, GetRefundResponse, ListPaymentsRequest, ListPaymentsResponse, ListRefundsRequest,
+    ListRefundsResponse, RecordManualPaymentRequest, RecordManualPaymentResponse, RetryPaymentRequest,
     RetryPaymentResponse, UpdatePaymentRequest, UpdatePaymentResponse,
 };
 use crate::app::App;
@@ -119,12 +119,12 @@ impl PaymentService for Api {
         Ok(Response::new(RecordManualPaymentResponse { payment }))
     }
 
-    async fn refund_payment(&self, request: Request<RefundPaymentRequest>) -> RpcResult<RefundPaymentResponse> {
+    async fn create_refund(&self, request: Request<CreateRefundRequest>) -> RpcResult<CreateRefundResponse> {
         let (organization, request) = self.authenticate(request).await?;
         let (request_id, new) = refunds::new_refund(request)?;
-        let operation = |app: App| async move { app.refund_payment(organization, request_id, new).await };
+        let operation = |app: App| async move { app.create_refund(organization, request_id, new).await };
         let refund = Some(refunds::refund(self.run_to_completion(operation).await?));
-        Ok(Response::new(RefundPaymentResponse { refund }))
+        Ok(Response::new(CreateRefundResponse { refund }))
     }
 
     async fn get_refund(&self, request: Request<GetRefundRequest>) -> RpcResult<GetRefundResponse> {

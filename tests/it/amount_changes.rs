@@ -2,7 +2,7 @@
 //! compared with the requested amount (P1, P12).
 
 use paybridge::dev::sandbox::Action;
-use paybridge::grpc::proto::{Payment, PaymentState, RefundPaymentRequest, RefundState};
+use paybridge::grpc::proto::{CreateRefundRequest, Payment, PaymentState, RefundState};
 use serde_json::Value;
 use time::Duration;
 
@@ -50,7 +50,7 @@ async fn p12_a_change_overtaken_by_the_payer_is_refused_and_the_payment_compared
         assert!(logged_payments(&harness, "payment.amount_mismatch", "inv").await.is_empty());
         assert_eq!(harness.live_charges("inv"), 1);
         if cents == 3000 {
-            let back = RefundPaymentRequest { provider_charge_id: charge, ..refund_request("back", &open, Some(1900)) };
+            let back = CreateRefundRequest { provider_charge_id: charge, ..refund_request("back", &open, Some(1900)) };
             let back = refund(&harness, back).await.expect("the surplus can be refunded");
             refund_in(&harness, &back.id, RefundState::Succeeded).await;
         }

@@ -2,7 +2,7 @@
 
 use paybridge::dev::sandbox::DashboardPayment;
 use paybridge::dev::test_environment::Options;
-use paybridge::grpc::proto::{Payment, PaymentState, RefundPaymentRequest, RefundState};
+use paybridge::grpc::proto::{CreateRefundRequest, Payment, PaymentState, RefundState};
 use time::Duration;
 
 use crate::support::customers::{BAD_IBAN, DECLINING_CARD, GOOD_CARD};
@@ -54,7 +54,7 @@ async fn p12_a_late_capture_after_another_payment_is_reported_and_refundable() {
     assert_eq!(overpaid.amount_received.as_ref().map(|it| it.minor_units), Some(4900));
     assert_eq!(harness.event_count("payment.overpaid", "inv").await, 1);
     let charge = harness.charges("inv").into_iter().find(|it| it.status == "succeeded").expect("a charge").charge;
-    let request = RefundPaymentRequest { provider_charge_id: charge, ..refund_request("back", &overpaid, None) };
+    let request = CreateRefundRequest { provider_charge_id: charge, ..refund_request("back", &overpaid, None) };
     let back = refund(&harness, request).await.expect("it can be refunded");
     refund_in(&harness, &back.id, RefundState::Succeeded).await;
     harness.shutdown().await;

@@ -12,7 +12,7 @@ use paybridge::dev::test_environment::Options;
 use paybridge::domain::OrganizationId;
 use paybridge::domain::jobs::{Capacity, Lane};
 use paybridge::grpc::proto::{
-    ListCustomersRequest, ListEventsRequest, ListPaymentsRequest, PaymentState, RefundPaymentRequest,
+    CreateRefundRequest, ListCustomersRequest, ListEventsRequest, ListPaymentsRequest, PaymentState,
     RotateIntegrationKeyRequest,
 };
 use paybridge::server::administration;
@@ -171,12 +171,12 @@ async fn run_billing(harness: &mut Harness, round: &str) {
     let paid = format!("paid-{round}");
     harness.pay(&payer, &paid).await;
     let payment = harness.payment_in(&paid, PaymentState::Succeeded).await;
-    let refund = RefundPaymentRequest {
+    let refund = CreateRefundRequest {
         payment_id: payment.id.clone(),
         request_id: format!("refund-{round}"),
-        ..RefundPaymentRequest::default()
+        ..CreateRefundRequest::default()
     };
-    harness.billing.api.payments.refund_payment(refund).await.expect("the refund is accepted");
+    harness.billing.api.payments.create_refund(refund).await.expect("the refund is accepted");
     harness
         .payment_when(&paid, "is refunded", |payment| {
             payment.amount_refunded.as_ref().is_some_and(|refunded| refunded.minor_units > 0)

@@ -5,7 +5,7 @@ use paybridge::dev::sandbox::{Action, DashboardPayment, Effect, Fault, WebhookAc
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
-    GetRefundRequest, IntegrationState, ListRefundsRequest, Payment, PaymentState, RefundPaymentRequest, RefundState,
+    CreateRefundRequest, GetRefundRequest, IntegrationState, ListRefundsRequest, Payment, PaymentState, RefundState,
 };
 use time::Duration;
 use tonic::Code;
@@ -75,34 +75,31 @@ async fn invalid_refunds_are_refused_with_the_reason() {
     let nothing = harness.payment_in("nothing-due", PaymentState::Succeeded).await;
     let mut api = harness.billing.api.payments.clone();
     let (message, details) = expect_error(
-        api.refund_payment(refund_request("r1", &nothing, None)).await,
+        api.create_refund(refund_request("r1", &nothing, None)).await,
         Code::FailedPrecondition,
         "PAYMENT_NOT_REFUNDABLE",
     );
     assert!(details.precondition_failure().is_some(), "{message}");
     let unknown = Payment { id: "01890a5d-ac96-774b-bcce-b302099a8057".to_owned(), ..Payment::default() };
-    expect_error(api.refund_payment(refund_request("r1", &unknown, None)).await, Code::NotFound, "PAYMENT_NOT_FOUND");
+    expect_error(api.create_refund(refund_request("r1", &unknown, None)).await, Code::NotFound, "PAYMENT_NOT_FOUND");
     expect_error(api.get_refund(GetRefundRequest { id: unknown.id.clone() }).await, Code::NotFound, "REFUND_NOT_FOUND");
     let list = ListRefundsRequest { payment_id: unknown.id, ..ListRefundsRequest::default() };
     expect_error(api.list_refunds(list).await, Code::NotFound, "PAYMENT_NOT_FOUND");
     let other =
-        RefundPaymentRequest { provider_charge_id: "ch_other".to_owned(), ..refund_request("r1", &payment, None) };
-    assert_eq!(violations(api.refund_payment(other).await), ["provider_charge_id"]);
-    assert_eq!(
-        violations(api.refund_payment(refund_request("r1", &payment, Some(4901))).await),
-        ["amount.minor_units"]
-    );
-    assert_eq!(violations(api.refund_payment(refund_request("r1", &payment, Some(0))).await), ["amount.minor_units"]);
+        CreateRefundRequest { provider_charge_id: "ch_other".to_owned(), ..refund_request("r1", &payment, None) };
+    assert_eq!(violations(api.create_refund(other).await), ["provider_charge_id"]);
+    assert_eq!(violations(api.create_refund(refund_request("r1", &payment, Some(4901))).await), ["amount.minor_units"]);
+    assert_eq!(violations(api.create_refund(refund_request("r1", &payment, Some(0))).await), ["amount.minor_units"]);
     let mut dollars = refund_request("r1", &payment, Some(100));
     dollars.amount.as_mut().expect("an amount").currency_code = "USD".to_owned();
-    assert_eq!(violations(api.refund_payment(dollars).await), ["amount.currency_code"]);
-    assert_eq!(violations(api.refund_payment(RefundPaymentRequest::default()).await), ["payment_id", "request_id"]);
+    assert_eq!(violations(api.create_refund(dollars).await), ["amount.currency_code"]);
+    assert_eq!(violations(api.create_refund(CreateRefundRequest::default()).await), ["payment_id", "request_id"]);
     assert!(list_refunds(&harness, &payment).await.is_empty(), "nothing is stored");
     refund(&harness, refund_request("r1", &payment, Some(100)))
         .await
         .expect("a refused request does not use up its id");
     expect_error(
-        api.refund_payment(refund_request("r1", &payment, Some(200))).await,
+        api.create_refund(refund_request("r1", &payment, Some(200))).await,
         Code::InvalidArgument,
         "REQUEST_ID_REUSED",
     );
@@ -190,9 +187,9 @@ async fn p12_an_overpayment_is_reported_with_its_charge_and_can_be_refunded_by_i
     assert_eq!(over.state(), PaymentState::Succeeded);
     assert_eq!(over.amount_received.expect("an amount").minor_units, 5600, "it is recorded");
 
-    let more = RefundPaymentRequest { provider_charge_id: charge.clone(), ..refund_request("r0", &payment, Some(701)) };
-    assert_eq!(violations(harness.billing.api.payments.refund_payment(more).await), ["amount.minor_units"]);
-    let back = RefundPaymentRequest { provider_charge_id: charge.clone(), ..refund_request("r1", &payment, None) };
+    let more = CreateRefundRequest { provider_charge_id: charge.clone(), ..refund_request("r0", &payment, Some(701)) };
+    assert_eq!(violations(harness.billing.api.payments.create_refund(more).await), ["amount.minor_units"]);
+    let back = CreateRefundRequest { provider_charge_id: charge.clone(), ..refund_request("r1", &payment, None) };
     let back = refund(&harness, back).await.expect("it is accepted");
     refund_in(&harness, &back.id, RefundState::Succeeded).await;
     harness.all_delivered().await;
@@ -353,7 +350,7 @@ async fn a_disconnect_waits_for_refunds_and_afterwards_none_is_accepted() {
         (harness.read_integration().await.state() == IntegrationState::Disconnected).then_some(())
     })
     .await;
-    let response = harness.billing.api.payments.refund_payment(refund_request("r3", &payment, Some(100))).await;
+    let response = harness.billing.api.payments.create_refund(refund_request("r3", &payment, Some(100))).await;
     expect_error(response, Code::FailedPrecondition, "INTEGRATION_DISCONNECTED");
     finish(harness).await;
 }

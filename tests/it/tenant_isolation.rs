@@ -10,10 +10,10 @@ use paybridge::grpc::proto::create_customer_request::Integration as Through;
 use paybridge::grpc::proto::create_payment_request::Customer as Payer;
 use paybridge::grpc::proto::{
     CancelPaymentRequest, CheckIntegrationRequest, CreateCheckoutUrlRequest, CreateCustomerRequest,
-    CreatePaymentRequest, CreatePaymentUrlRequest, Customer, DeleteCustomerRequest, DeleteIntegrationRequest,
-    DeletePaymentMethodRequest, GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest, GetRefundRequest,
-    Integration, ListCustomersRequest, ListIntegrationsRequest, ListPaymentMethodsRequest, ListPaymentsRequest,
-    ListRefundsRequest, Money, Payment, RecordManualPaymentRequest, RefundPaymentRequest, RetryPaymentRequest,
+    CreatePaymentRequest, CreatePaymentUrlRequest, CreateRefundRequest, Customer, DeleteCustomerRequest,
+    DeleteIntegrationRequest, DeletePaymentMethodRequest, GetCustomerRequest, GetIntegrationRequest, GetPaymentRequest,
+    GetRefundRequest, Integration, ListCustomersRequest, ListIntegrationsRequest, ListPaymentMethodsRequest,
+    ListPaymentsRequest, ListRefundsRequest, Money, Payment, RecordManualPaymentRequest, RetryPaymentRequest,
     RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
     UpdatePaymentRequest, get_customer_request, get_payment_request,
 };
@@ -142,10 +142,10 @@ async fn payment_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         payment_method_id: method,
         force: false,
     };
-    let refund = |payment_id: String| RefundPaymentRequest {
+    let refund = |payment_id: String| CreateRefundRequest {
         payment_id,
         request_id: "a-refund".to_owned(),
-        ..RefundPaymentRequest::default()
+        ..CreateRefundRequest::default()
     };
     let change = |id: String| {
         let amount = Some(Money { minor_units: 100, currency_code: "EUR".to_owned() });
@@ -171,7 +171,7 @@ async fn payment_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         not_found(payments.update_payment(change(id())).await, &id()),
         not_found(payments.create_payment_url(link(id())).await, &id()),
         not_found(payments.record_manual_payment(manual(id())).await, &id()),
-        not_found(payments.refund_payment(refund(id())).await, &id()),
+        not_found(payments.create_refund(refund(id())).await, &id()),
         not_found(payments.get_refund(GetRefundRequest { id: named.refund.clone() }).await, &named.refund),
         not_found(
             payments.list_refunds(ListRefundsRequest { payment_id: id(), ..ListRefundsRequest::default() }).await,
@@ -216,12 +216,12 @@ async fn p10_a_foreign_resource_gets_the_error_of_an_unknown_one() {
     let customer = customer_with_method(&context, &mut theirs, "their-customer", "4242424242424242").await;
     let payment = pay(&mut theirs, invoice("their-customer", "their-invoice", 4900, "EUR")).await.unwrap();
     theirs.wait_for_event("payment.succeeded", "their-invoice").await.unwrap();
-    let back = RefundPaymentRequest {
+    let back = CreateRefundRequest {
         payment_id: payment.id.clone(),
         request_id: "back".to_owned(),
-        ..RefundPaymentRequest::default()
+        ..CreateRefundRequest::default()
     };
-    let refund = theirs.api.payments.refund_payment(back).await.unwrap().into_inner().refund.unwrap();
+    let refund = theirs.api.payments.create_refund(back).await.unwrap().into_inner().refund.unwrap();
     theirs.wait_for_event("payment.refund_updated", "their-invoice").await.unwrap();
     let named = Named {
         integration: their_integration.id.clone(),

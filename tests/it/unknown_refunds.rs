@@ -25,14 +25,7 @@ async fn p2_concurrent_repeats_of_a_request_on_two_servers_make_one_refund() {
         let (token, request) = (harness.billing.token.clone(), refund_request("r1", &payment, Some(1000)));
         callers.spawn(async move {
             let mut api = Api::connect(&server, &token).await.expect("a connection");
-            api.payments
-                .refund_payment(request)
-                .await
-                .expect("it is accepted")
-                .into_inner()
-                .refund
-                .expect("a refund")
-                .id
+            api.payments.create_refund(request).await.expect("it is accepted").into_inner().refund.expect("a refund").id
         });
     }
     let ids = callers.join_all().await;

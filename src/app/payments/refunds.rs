@@ -21,7 +21,7 @@ use crate::{store, stripe};
 
 impl App {
     /// Accepts a refund. Returns its present state: `pending` if it is new.
-    pub async fn refund_payment(&self, org: OrganizationId, request_id: String, new: NewRefund) -> Result<Refund> {
+    pub async fn create_refund(&self, org: OrganizationId, request_id: String, new: NewRefund) -> Result<Refund> {
         let request = CallerRequest { id: request_id, body_hash: refund_hash(&new) };
         let mut work = self.begin(org).await?;
         store::request_ids::lock(&mut work.tx, org, &request.id).await?;
@@ -269,5 +269,5 @@ impl App {
 fn refund_hash(new: &NewRefund) -> [u8; 32] {
     let charge = new.provider_charge_id.clone().unwrap_or_default();
     let amount = new.amount.map(|amount| amount.to_string()).unwrap_or_default();
-    hash_request("RefundPayment", &[&new.payment_id.to_string(), &charge, &amount])
+    hash_request("CreateRefund", &[&new.payment_id.to_string(), &charge, &amount])
 }

@@ -15,8 +15,9 @@ use super::workload::{Workload, format_status};
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, GetPaymentRequest, Money, Payment, PaymentProviderInvoicePaymentError, PaymentState,
-    RecordManualPaymentRequest, RefundPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest, get_payment_request,
+    CreatePaymentUrlRequest, CreateRefundRequest, GetPaymentRequest, Money, Payment,
+    PaymentProviderInvoicePaymentError, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
+    UpdatePaymentRequest, get_payment_request,
 };
 
 /// Test cards: one succeeds, one is declined.
@@ -240,14 +241,14 @@ impl Workload {
 
     /// Refunds one charge, or, if none is given, the charge that settled the payment.
     pub async fn refund(&self, target: &PaymentRef, name: &str, charge: &str, amount: Option<Money>) {
-        let request = RefundPaymentRequest {
+        let request = CreateRefundRequest {
             payment_id: target.payment.clone(),
             request_id: format!("{name}-{}", if charge.is_empty() { target.invoice.as_str() } else { charge }),
             provider_charge_id: charge.to_owned(),
             amount,
         };
         let response = self.call_payment(target, &request.request_id, &request, |mut api, request| async move {
-            api.payments.refund_payment(request).await
+            api.payments.create_refund(request).await
         });
         if let Some(refund) = response.await.and_then(|response| response.refund) {
             self.history.external(|external| _ = external.refunds.insert(refund.id));

@@ -8,7 +8,7 @@ use super::customers::session_id;
 use super::payments::{charges, create_customer_with_method, create_payment, successes};
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, Event, Integration, Money, PaymentState, RecordManualPaymentRequest, RefundPaymentRequest,
+    CreatePaymentUrlRequest, CreateRefundRequest, Event, Integration, Money, PaymentState, RecordManualPaymentRequest,
     UpdateIntegrationRequest,
 };
 
@@ -99,14 +99,14 @@ pub(super) async fn refund(context: &mut ScenarioContext) -> Result<()> {
     let payment = create_payment(&mut billing, "hooli", "inv-15", 4900, "EUR").await?;
     billing.wait_for_event("payment.succeeded", "inv-15").await?;
     context.reporter.print("19.00 EUR are refunded; the request is sent twice");
-    let request = RefundPaymentRequest {
+    let request = CreateRefundRequest {
         payment_id: payment.id,
         request_id: "refund-15".to_owned(),
         amount: Some(Money { minor_units: 1900, currency_code: "EUR".to_owned() }),
-        ..RefundPaymentRequest::default()
+        ..CreateRefundRequest::default()
     };
-    billing.api.payments.refund_payment(request.clone()).await?;
-    billing.api.payments.refund_payment(request).await?;
+    billing.api.payments.create_refund(request.clone()).await?;
+    billing.api.payments.create_refund(request).await?;
     let is_done = |event: &Event| refund_status(event).is_some_and(|status| status == "succeeded").then_some(());
     billing.wait_for("a refund that succeeded", is_done).await?;
     let refunded = billing.payment("inv-15").await?;

@@ -6,8 +6,8 @@ use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::{Money, Result};
 use crate::grpc::proto::{self, RefundState};
 
-/// Parses a RefundPaymentRequest: the `request_id` and the refund.
-pub(in crate::grpc) fn new_refund(request: proto::RefundPaymentRequest) -> Result<(String, NewRefund)> {
+/// Parses a CreateRefundRequest: the `request_id` and the refund.
+pub(in crate::grpc) fn new_refund(request: proto::CreateRefundRequest) -> Result<(String, NewRefund)> {
     let mut fields = Fields::default();
     let payment_id = fields.id("payment_id", &request.payment_id);
     let request_id = fields.request_id(request.request_id);
@@ -59,8 +59,8 @@ mod tests {
     use super::*;
     use crate::domain::Error;
 
-    fn request(minor_units: i64, currency_code: &str) -> proto::RefundPaymentRequest {
-        proto::RefundPaymentRequest {
+    fn request(minor_units: i64, currency_code: &str) -> proto::CreateRefundRequest {
+        proto::CreateRefundRequest {
             payment_id: "01890a5d-ac96-774b-bcce-b302099a8057".into(),
             request_id: "r1".into(),
             amount: Some(proto::Money { minor_units, currency_code: currency_code.into() }),
@@ -68,7 +68,7 @@ mod tests {
         }
     }
 
-    fn violations(request: proto::RefundPaymentRequest) -> Vec<String> {
+    fn violations(request: proto::CreateRefundRequest) -> Vec<String> {
         match new_refund(request) {
             Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
             _ => Vec::new(),
@@ -77,7 +77,7 @@ mod tests {
 
     #[test]
     fn amount_and_charge_are_optional() {
-        let whole = proto::RefundPaymentRequest { amount: None, ..request(0, "") };
+        let whole = proto::CreateRefundRequest { amount: None, ..request(0, "") };
         let (request_id, new) = new_refund(whole).unwrap();
         assert_eq!((request_id.as_str(), new.provider_charge_id, new.amount), ("r1", None, None));
         let (_, part) = new_refund(request(1, "EUR")).unwrap();
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn all_violations_of_a_refund_are_reported() {
-        assert_eq!(violations(proto::RefundPaymentRequest::default()), ["payment_id", "request_id"]);
+        assert_eq!(violations(proto::CreateRefundRequest::default()), ["payment_id", "request_id"]);
         assert_eq!(violations(request(0, "EUR")), ["amount.minor_units"]);
         assert_eq!(violations(request(-1, "EUR")), ["amount.minor_units"]);
         assert_eq!(violations(request(0, "eur")), ["amount.minor_units", "amount.currency_code"]);

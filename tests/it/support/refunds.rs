@@ -3,8 +3,8 @@
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
-    EventRefund, GetRefundRequest, ListEventsRequest, ListRefundsRequest, Money, Payment, PaymentState, Refund,
-    RefundPaymentRequest, RefundState,
+    CreateRefundRequest, EventRefund, GetRefundRequest, ListEventsRequest, ListRefundsRequest, Money, Payment,
+    PaymentState, Refund, RefundState,
 };
 use tonic::Status;
 
@@ -33,8 +33,8 @@ pub async fn pay_and_settle(harness: &mut Harness, invoice: &str) -> Payment {
 }
 
 /// A request to refund so many cents of a payment's settling charge; `None` for all that is left.
-pub fn refund_request(request_id: &str, payment: &Payment, cents: Option<i64>) -> RefundPaymentRequest {
-    RefundPaymentRequest {
+pub fn refund_request(request_id: &str, payment: &Payment, cents: Option<i64>) -> CreateRefundRequest {
+    CreateRefundRequest {
         payment_id: payment.id.clone(),
         request_id: request_id.to_owned(),
         provider_charge_id: String::new(),
@@ -43,9 +43,9 @@ pub fn refund_request(request_id: &str, payment: &Payment, cents: Option<i64>) -
 }
 
 /// Requests a refund.
-pub async fn refund(harness: &Harness, request: RefundPaymentRequest) -> Result<Refund, Status> {
+pub async fn refund(harness: &Harness, request: CreateRefundRequest) -> Result<Refund, Status> {
     let mut payments = harness.billing.api.payments.clone();
-    Ok(payments.refund_payment(request).await?.into_inner().refund.expect("a refund"))
+    Ok(payments.create_refund(request).await?.into_inner().refund.expect("a refund"))
 }
 
 pub async fn get_refund(harness: &Harness, id: &str) -> Refund {
