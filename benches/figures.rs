@@ -302,7 +302,7 @@ async fn latency(context: &ScenarioContext) -> Result<()> {
         let api = Api::connect(&context.environment.servers[0].grpc, &other.token).await?;
         for _ in 0..SUBSCRIBERS / 20 {
             let mut api = api.clone();
-            let request = StreamEventsRequest { start: Some(Start::FromNow(true)), webhook_types: Vec::new() };
+            let request = StreamEventsRequest { start: Some(Start::FromNow(())), ..StreamEventsRequest::default() };
             let mut stream = api.events.stream_events(request).await?.into_inner();
             streams.spawn(async move {
                 let mut latencies = Vec::new();

@@ -2,6 +2,8 @@
 -- that inserts the event, which is the last of its transaction. So positions follow commit order, without gaps (P5).
 CREATE TABLE event_heads (
     organization_id uuid NOT NULL,
+    -- Names this log. A log that takes its place has another one, because its positions are other events.
+    log_id uuid NOT NULL,
     -- 0 before the first event.
     last_position bigint NOT NULL,
     -- The oldest position that is still kept; last_position + 1 while the log is empty.

@@ -8,7 +8,7 @@ use crate::domain::{OrganizationId, Result};
 use crate::store;
 
 impl App {
-    /// The range of positions in the organization's log.
+    /// The organization's log, and the range of its positions.
     pub async fn event_log(&self, org: OrganizationId) -> Result<EventLog> {
         let mut tx = self.read(org).await?;
         store::events::head(&mut tx, org).await

@@ -25,7 +25,7 @@ impl App {
         let organization = Organization { id: clock.new_id().into(), name: name.to_owned(), create_time: clock.now() };
         let mut tx = self.0.pool.begin(Scope::System).await?;
         store::organizations::insert(&mut tx, &organization).await?;
-        store::events::insert_head(&mut tx, organization.id).await?;
+        store::events::insert_head(&mut tx, organization.id, clock.new_id().into()).await?;
         tx.commit().await?;
         Ok(organization)
     }

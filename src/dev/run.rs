@@ -157,7 +157,7 @@ Paste these into another terminal (bash), in this order:
 
   # follow the events; one of them has a checkout_url: open it in a browser,
   # store the card 4242 4242 4242 4242, and the invoice is paid
-  grpcurl -plaintext -H "$AUTH" -d '{{"from_start": true}}' \
+  grpcurl -plaintext -H "$AUTH" -d '{{"from_start": {{}}}}' \
     {grpc} paybridge.v1.EventService/StreamEvents
 
   # read the payment, with its attempts

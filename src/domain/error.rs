@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use super::LogId;
+
 /// The result of a use case.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -75,6 +77,18 @@ pub enum Error {
         /// The requested `after_position`.
         requested: i64,
         /// The smallest `after_position` that loses no event.
+        oldest: i64,
+    },
+    /// The requested position is of another log than the one that the organization has now.
+    #[error(
+        "log {requested} was replaced by log {current}; start after position {oldest}, and skip the events that you know"
+    )]
+    LogReplaced {
+        /// The requested `log_id`.
+        requested: LogId,
+        /// The `log_id` of the present log.
+        current: LogId,
+        /// The smallest `after_position` that loses no event of the present log.
         oldest: i64,
     },
     /// The token is missing or not valid.

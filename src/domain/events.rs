@@ -6,15 +6,17 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::OrganizationId;
+use super::{LogId, OrganizationId};
 
 mod types;
 
 pub use types::{EventType, ObjectType};
 
-/// The range of positions in an organization's log.
+/// An organization's log, and the range of its positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EventLog {
+    /// Which log it is.
+    pub log_id: LogId,
     /// The newest position; 0 while there is none.
     pub last_position: i64,
     /// The oldest position that is still kept; `last_position + 1` while none is.

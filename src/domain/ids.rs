@@ -43,6 +43,8 @@ macro_rules! id {
 id! {
     /// The tenant.
     OrganizationId;
+    /// An organization's event log. One that takes its place has another id.
+    LogId;
     /// An API token of an organization.
     TokenId;
     /// One connection of an organization to one Stripe account.

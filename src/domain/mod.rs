@@ -25,7 +25,8 @@ pub mod stripe_requests;
 
 pub use error::{Error, Result, Violation};
 pub use ids::{
-    CheckoutSessionId, CustomerId, IntegrationId, JobId, OrganizationId, PaymentId, PaymentMethodId, RefundId, TokenId,
+    CheckoutSessionId, CustomerId, IntegrationId, JobId, LogId, OrganizationId, PaymentId, PaymentMethodId, RefundId,
+    TokenId,
 };
 pub use money::{Currency, Money};
 

@@ -14,8 +14,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::convert::events as convert;
 use super::proto;
-use crate::app::App;
-use crate::domain::OrganizationId;
+use crate::app::{App, EventLog};
+use crate::domain::{LogId, OrganizationId};
 
 /// The number of events per read.
 const READ_SIZE: i64 = 100;
@@ -33,6 +33,7 @@ pub(super) struct LogTails {
 
 /// The end of one organization's log.
 pub(super) struct LogTail {
+    log_id: LogId,
     recent: Mutex<RecentEvents>,
     /// The position up to which the log was read.
     last_position: watch::Sender<i64>,
@@ -45,17 +46,19 @@ impl LogTails {
         Self { app, active: Mutex::default() }
     }
 
-    /// The organization's log tail. If there is none, starts one that reads after `position`.
-    pub(super) fn subscribe(&self, organization: OrganizationId, position: i64) -> Arc<LogTail> {
+    /// The log tail of an organization's log. If there is none, starts one that reads from the log's present end.
+    pub(super) fn subscribe(&self, organization: OrganizationId, log: &EventLog) -> Arc<LogTail> {
         let mut active = self.active.lock();
-        if let Some(log_tail) = active.get(&organization).and_then(Weak::upgrade) {
+        let found = active.get(&organization).and_then(Weak::upgrade);
+        if let Some(log_tail) = found.filter(|log_tail| log_tail.log_id == log.log_id) {
             return log_tail;
         }
         active.retain(|_, log_tail| log_tail.strong_count() > 0);
         let stop = CancellationToken::new();
         let log_tail = Arc::new(LogTail {
-            recent: Mutex::new(RecentEvents::after(position)),
-            last_position: watch::Sender::new(position),
+            log_id: log.log_id,
+            recent: Mutex::new(RecentEvents::after(log.last_position)),
+            last_position: watch::Sender::new(log.last_position),
             _reader: stop.clone().drop_guard(),
         });
         active.insert(organization, Arc::downgrade(&log_tail));
@@ -69,10 +72,12 @@ impl LogTail {
     /// A log tail without a reader.
     #[cfg(test)]
     pub(super) fn with_events(events: impl IntoIterator<Item = proto::Event>) -> Self {
+        use uuid::Uuid;
         let mut recent = RecentEvents::after(0);
         events.into_iter().for_each(|event| recent.push(Arc::new(event)));
         let last_position = watch::Sender::new(recent.last_position);
-        Self { recent: Mutex::new(recent), last_position, _reader: CancellationToken::new().drop_guard() }
+        let reader = CancellationToken::new().drop_guard();
+        Self { log_id: Uuid::nil().into(), recent: Mutex::new(recent), last_position, _reader: reader }
     }
 
     /// At most `limit` events after `position`; `None` if they are no longer in memory.
@@ -97,7 +102,7 @@ async fn read(app: App, organization: OrganizationId, log_tail: Weak<LogTail>) {
                 let Some(log_tail) = log_tail.upgrade() else { return };
                 let mut recent = log_tail.recent.lock();
                 for event in events {
-                    recent.push(Arc::new(convert::event(event)));
+                    recent.push(Arc::new(convert::event(event, log_tail.log_id)));
                 }
                 let last_position = recent.last_position;
                 drop(recent);

@@ -7,6 +7,7 @@
 mod auth;
 mod convert;
 mod customer_service;
+mod event_filter;
 mod event_service;
 mod integration_service;
 mod limits;

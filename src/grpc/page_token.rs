@@ -2,7 +2,8 @@
 //! valid only for the list, organization and filter that it was issued for, so a caller cannot forge a position (P10). A
 //! token contains no secret and does not expire.
 //!
-//! Lists are sorted from newest to oldest, by id (UUID v7), so the position is the id of the last item of a page.
+//! Lists of resources are sorted from newest to oldest, by id (UUID v7), so the position is the id of the last item of a
+//! page. The event log has positions of its own.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -14,7 +15,6 @@ use uuid::Uuid;
 use super::limits::PAGE_BYTES_MAX;
 use crate::domain::{Error, OrganizationId, Page, Result};
 
-const ID_LENGTH: usize = 16;
 const TAG_LENGTH: usize = 16;
 
 /// The HMAC key of page tokens. Must be the same on all replicas.
@@ -39,7 +39,10 @@ impl<'a> List<'a> {
 
     /// The page to read: one item more than requested, to find out whether there is a next page.
     pub(super) fn page(&self, size: usize, token: &str) -> Result<Page> {
-        Ok(Page { size: i64::try_from(size + 1).map_err(Error::internal)?, after: self.start(token)? })
+        Ok(Page {
+            size: i64::try_from(size + 1).map_err(Error::internal)?,
+            after: self.start(token)?.map(Uuid::from_bytes),
+        })
     }
 
     /// Truncates the items read to `size`, and to the bytes that a client accepts (P11). Returns the page and the token
@@ -55,19 +58,18 @@ impl<'a> List<'a> {
             page.push(item);
             last = Some(id);
         }
-        let next = last.filter(|_| page.len() < found).map(|id| self.token_after(id)).unwrap_or_default();
+        let next = last.filter(|_| page.len() < found).map(|id| self.token_after(*id.as_bytes())).unwrap_or_default();
         (page, next)
     }
 
-    /// The token of the page that starts after the item with this id.
-    fn token_after(&self, id: Uuid) -> String {
-        let mut token = id.as_bytes().to_vec();
-        token.extend_from_slice(&self.mac(id).finalize().into_bytes()[..TAG_LENGTH]);
-        BASE64_URL_SAFE_NO_PAD.encode(token)
+    /// The token of the page that starts after this position.
+    pub(super) fn token_after<const LENGTH: usize>(&self, position: [u8; LENGTH]) -> String {
+        let tag = self.mac(&position).finalize().into_bytes();
+        BASE64_URL_SAFE_NO_PAD.encode([&position[..], &tag[..TAG_LENGTH]].concat())
     }
 
-    /// The id of the item after which the page starts; `None` for the first page.
-    fn start(&self, token: &str) -> Result<Option<Uuid>> {
+    /// The position after which the page starts; `None` for the first page.
+    pub(super) fn start<const LENGTH: usize>(&self, token: &str) -> Result<Option<[u8; LENGTH]>> {
         if token.is_empty() {
             return Ok(None);
         }
@@ -76,19 +78,19 @@ impl<'a> List<'a> {
             Error::invalid("page_token", text)
         };
         let token = BASE64_URL_SAFE_NO_PAD.decode(token).map_err(|_| invalid())?;
-        if token.len() != ID_LENGTH + TAG_LENGTH {
+        let (position, tag) = token.split_first_chunk().ok_or_else(invalid)?;
+        if tag.len() != TAG_LENGTH {
             return Err(invalid());
         }
-        let (id, tag) = token.split_at(ID_LENGTH);
-        let id = Uuid::from_slice(id).map_err(|_| invalid())?;
-        self.mac(id).verify_truncated_left(tag).map_err(|_| invalid())?;
-        Ok(Some(id))
+        self.mac(position).verify_truncated_left(tag).map_err(|_| invalid())?;
+        Ok(Some(*position))
     }
 
-    fn mac(&self, id: Uuid) -> Hmac<Sha256> {
+    fn mac(&self, position: &[u8]) -> Hmac<Sha256> {
         let mut mac = Hmac::<Sha256>::new_from_slice(&self.key.0)
             .unwrap_or_else(|_| unreachable!("an HMAC takes a key of any length"));
-        mac.update(id.as_bytes());
+        mac.update(&position.len().to_be_bytes());
+        mac.update(position);
         mac.update(&self.context);
         mac
     }
@@ -106,12 +108,15 @@ mod tests {
         List::new(&KEY, name, Uuid::from_u128(organization).into(), &filter)
     }
 
+    fn start(list: &List<'_>, token: &str) -> Result<Option<Uuid>> {
+        Ok(list.page(1, token)?.after)
+    }
+
     #[test]
     fn a_token_round_trips() {
-        let id = Uuid::from_u128(42);
-        let token = list("payments", 1, "c").token_after(id);
-        assert_eq!(list("payments", 1, "c").start(&token).unwrap(), Some(id));
-        assert_eq!(list("payments", 1, "c").start("").unwrap(), None);
+        let token = list("payments", 1, "c").token_after([42; 16]);
+        assert_eq!(start(&list("payments", 1, "c"), &token).unwrap(), Some(Uuid::from_bytes([42; 16])));
+        assert_eq!(start(&list("payments", 1, "c"), "").unwrap(), None);
     }
 
     #[test]
@@ -120,7 +125,7 @@ mod tests {
         let items = |count: u128| (1..=count).map(|n| (Uuid::from_u128(n), n.to_string())).collect::<Vec<_>>();
         let (page, next) = list.paginate(2, items(3));
         assert_eq!(page, ["1", "2"]);
-        assert_eq!(list.start(&next).unwrap(), Some(Uuid::from_u128(2)));
+        assert_eq!(start(&list, &next).unwrap(), Some(Uuid::from_u128(2)));
         assert_eq!(list.paginate(2, items(2)), (vec!["1".to_owned(), "2".to_owned()], String::new()));
         assert_eq!(list.paginate(2, items(0)), (vec![], String::new()));
     }
@@ -131,21 +136,22 @@ mod tests {
         let items = (1..=3).map(|n| (Uuid::from_u128(n), "x".repeat(PAGE_BYTES_MAX / 2))).collect();
         let (page, next) = list.paginate(3, items);
         assert_eq!(page.len(), 1);
-        assert_eq!(list.start(&next).unwrap(), Some(Uuid::from_u128(1)));
+        assert_eq!(start(&list, &next).unwrap(), Some(Uuid::from_u128(1)));
     }
 
     #[test]
     fn p10_a_token_is_valid_only_for_its_list_organization_and_filter() {
-        let token = list("payments", 1, "c").token_after(Uuid::from_u128(42));
+        let token = list("payments", 1, "c").token_after([42; 16]);
         let mut forged = BASE64_URL_SAFE_NO_PAD.decode(&token).unwrap();
         forged[15] ^= 1;
         let forged = BASE64_URL_SAFE_NO_PAD.encode(forged);
-        assert!(list("payments", 2, "c").start(&token).is_err(), "another organization");
-        assert!(list("payments", 1, "d").start(&token).is_err(), "another filter");
-        assert!(list("customers", 1, "c").start(&token).is_err(), "another list");
-        assert!(list("payments", 1, "c").start(&forged).is_err(), "another position");
-        for bad in ["x", "!!", &token[1..]] {
-            assert!(list("payments", 1, "c").start(bad).is_err(), "{bad}");
+        assert!(start(&list("payments", 2, "c"), &token).is_err(), "another organization");
+        assert!(start(&list("payments", 1, "d"), &token).is_err(), "another filter");
+        assert!(start(&list("customers", 1, "c"), &token).is_err(), "another list");
+        assert!(start(&list("payments", 1, "c"), &forged).is_err(), "another position");
+        let longer = list("payments", 1, "c").token_after([42; 24]);
+        for bad in ["x", "!!", &token[1..], &longer] {
+            assert!(start(&list("payments", 1, "c"), bad).is_err(), "{bad}");
         }
     }
 }

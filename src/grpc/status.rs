@@ -44,7 +44,7 @@ fn text(error: &Error) -> String {
 }
 
 /// Corrects errors that tonic returns itself, which have no details. Two of its codes are misleading: OUT_OF_RANGE for
-/// a message over the limit (in this API it means a trimmed position), and INTERNAL for one that cannot be decoded.
+/// a message over the limit (in this API it means a position that is not in the log), and INTERNAL for one that cannot be decoded.
 pub(super) async fn add_details(response: Response) -> Response {
     let from_tonic = Status::from_header_map(response.headers()).filter(|status| status.details().is_empty());
     let error = match from_tonic.as_ref().map(Status::code) {
@@ -70,7 +70,7 @@ fn code(error: &Error) -> Code {
         Error::AlreadyExists { .. } => Code::AlreadyExists,
         Error::FailedPrecondition { .. } => Code::FailedPrecondition,
         Error::EtagMismatch { .. } => Code::Aborted,
-        Error::PositionTrimmed { .. } => Code::OutOfRange,
+        Error::PositionTrimmed { .. } | Error::LogReplaced { .. } => Code::OutOfRange,
         Error::Unauthenticated(_) => Code::Unauthenticated,
         Error::Exhausted { .. } => Code::ResourceExhausted,
         Error::Unavailable { .. } | Error::Throttled { .. } => Code::Unavailable,
@@ -114,6 +114,10 @@ fn details(error: &Error) -> ErrorDetails {
             let positions = [("after_position", requested.to_string()), ("oldest_position", oldest.to_string())];
             set_error_info(&mut details, "POSITION_TRIMMED", positions);
         }
+        Error::LogReplaced { current, oldest, .. } => {
+            let resume = [("log_id", current.to_string()), ("oldest_position", oldest.to_string())];
+            set_error_info(&mut details, "LOG_REPLACED", resume);
+        }
         Error::Unauthenticated(_) => {
             set_error_info(&mut details, "UNAUTHENTICATED", []);
         }
@@ -151,6 +155,8 @@ fn upper_snake(kind: &str) -> String {
 mod tests {
     use std::time::Duration;
 
+    use uuid::Uuid;
+
     use super::*;
 
     #[test]
@@ -169,6 +175,15 @@ mod tests {
             (Error::precondition("PAYMENT_STATE", "payment/1", "is paid"), Code::FailedPrecondition, "PAYMENT_STATE"),
             (Error::EtagMismatch { kind: "customer", id: "1".into() }, Code::Aborted, "ETAG_MISMATCH"),
             (Error::PositionTrimmed { requested: 3, oldest: 7 }, Code::OutOfRange, "POSITION_TRIMMED"),
+            (
+                Error::LogReplaced {
+                    requested: Uuid::from_u128(1).into(),
+                    current: Uuid::from_u128(2).into(),
+                    oldest: 7,
+                },
+                Code::OutOfRange,
+                "LOG_REPLACED",
+            ),
             (Error::Unauthenticated("no token"), Code::Unauthenticated, "UNAUTHENTICATED"),
             (
                 Error::Exhausted { reason: "TOO_MANY_STREAMS", message: message() },

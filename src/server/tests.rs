@@ -237,7 +237,7 @@ async fn a_shutdown_ends_event_streams_with_unavailable() {
     let lifecycle = Lifecycle::new(GRACE);
     let running = serve(&database.url, &lifecycle).await;
     until(&running, true).await;
-    let start = Some(grpc::proto::stream_events_request::Start::FromStart(true));
+    let start = Some(grpc::proto::stream_events_request::Start::FromStart(()));
     let request = grpc::proto::StreamEventsRequest { start, ..Default::default() };
     let mut request = tonic::Request::new(request);
     let bearer = format!("Bearer {}", token.expose_secret()).parse().unwrap();

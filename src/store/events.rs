@@ -63,16 +63,16 @@ pub async fn append(
     }
 }
 
-/// Reads where the log begins and ends.
+/// Reads which log it is, and where it begins and ends.
 pub async fn head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<EventLog> {
-    let (last_position, first_position) = heads::event_heads
+    let head: Option<(Uuid, i64, i64)> = heads::event_heads
         .find(org.0)
-        .select((heads::last_position, heads::first_position))
+        .select((heads::log_id, heads::last_position, heads::first_position))
         .first(conn)
         .await
-        .optional()?
-        .ok_or_else(|| Error::not_found("organization", org))?;
-    Ok(EventLog { last_position, first_position })
+        .optional()?;
+    let (log_id, last_position, first_position) = head.ok_or_else(|| Error::not_found("organization", org))?;
+    Ok(EventLog { log_id: log_id.into(), last_position, first_position })
 }
 
 /// Reads the newest positions of these organizations' logs. For the system role.
@@ -112,9 +112,14 @@ pub async fn after(conn: &mut AsyncPgConnection, org: OrganizationId, position: 
 }
 
 /// Creates an organization's empty log.
-pub async fn insert_head(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<()> {
+pub async fn insert_head(conn: &mut AsyncPgConnection, org: OrganizationId, log_id: LogId) -> Result<()> {
     diesel::insert_into(heads::event_heads)
-        .values((heads::organization_id.eq(org.0), heads::last_position.eq(0), heads::first_position.eq(1)))
+        .values((
+            heads::organization_id.eq(org.0),
+            heads::log_id.eq(log_id.0),
+            heads::last_position.eq(0),
+            heads::first_position.eq(1),
+        ))
         .execute(conn)
         .await?;
     Ok(())

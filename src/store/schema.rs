@@ -268,6 +268,7 @@ table! {
 table! {
     event_heads (organization_id) {
         organization_id -> Uuid,
+        log_id -> Uuid,
         last_position -> BigInt,
         first_position -> BigInt,
     }

@@ -17,7 +17,7 @@ use crate::support::payments::{invoice, pay};
 use crate::support::wait::{PATIENCE, until};
 
 fn from_start() -> StreamEventsRequest {
-    StreamEventsRequest { start: Some(Start::FromStart(true)), webhook_types: Vec::new() }
+    StreamEventsRequest { start: Some(Start::FromStart(())), ..StreamEventsRequest::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@ mod disputes;
 mod documentation;
 mod endpoints;
 mod event_log;
+mod event_pages;
 mod events_list;
 mod idempotency_keys;
 mod late_events;

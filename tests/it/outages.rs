@@ -69,7 +69,7 @@ async fn during_an_outage_of_the_database_calls_are_refused_with_a_delay_and_the
     let (code, reason) = (Code::Unavailable, "DATABASE_UNAVAILABLE");
     let mut api = billing.api.clone();
     let get = Some(get_payment_request::Payment::InvoiceId("before".to_owned()));
-    let follow = StreamEventsRequest { start: Some(Start::FromNow(true)), webhook_types: Vec::new() };
+    let follow = StreamEventsRequest { start: Some(Start::FromNow(())), ..StreamEventsRequest::default() };
     for (_, details) in [
         expect_error(api.payments.create_payment(invoice("hooli", "meanwhile", 0, "EUR")).await, code, reason),
         expect_error(api.payments.get_payment(GetPaymentRequest { payment: get }).await, code, reason),

@@ -156,7 +156,7 @@ async fn record_shutdown(harness: &Harness, records: Arc<Mutex<Vec<String>>>) ->
     let channel = Channel::from_shared(harness.context.environment.servers[0].grpc.clone()).expect("an address");
     let mut health = HealthClient::new(channel.connect().await.expect("a connection"));
     let mut health = health.watch(HealthCheckRequest { service: String::new() }).await.expect("a stream").into_inner();
-    let request = StreamEventsRequest { start: Some(Start::FromNow(true)), webhook_types: Vec::new() };
+    let request = StreamEventsRequest { start: Some(Start::FromNow(())), ..StreamEventsRequest::default() };
     let mut events = harness.billing.api.events.clone().stream_events(request).await.expect("a stream").into_inner();
     tokio::spawn(async move {
         let record = |text: String| records.lock().push(text);

@@ -87,7 +87,8 @@ impl Subscriber {
             self.cursor -= back.min(self.cursor);
         }
         let reconnect_after = self.rng.between(20, 400);
-        let request = StreamEventsRequest { start: Some(Start::AfterPosition(self.cursor)), webhook_types: Vec::new() };
+        let request =
+            StreamEventsRequest { start: Some(Start::AfterPosition(self.cursor)), ..StreamEventsRequest::default() };
         let mut events = self.organization.any_api(&mut self.rng).events;
         let silent = |_| Status::deadline_exceeded("no message in time");
         let mut stream = timeout(IDLE_TIMEOUT, events.stream_events(request)).await.map_err(silent)??.into_inner();

@@ -106,7 +106,7 @@ impl BillingClient {
         let events: Arc<Mutex<Vec<Event>>> = Arc::default();
         let (sender, event_count) = watch::channel(0);
         let mut stream = {
-            let request = StreamEventsRequest { start: Some(Start::FromStart(true)), webhook_types: Vec::new() };
+            let request = StreamEventsRequest { start: Some(Start::FromStart(())), ..StreamEventsRequest::default() };
             api.events.clone().stream_events(request).await?.into_inner()
         };
         let follower = tokio::spawn({
@@ -155,7 +155,7 @@ impl BillingClient {
 
     /// All events of the log: waits until the stream has delivered what the log holds now.
     pub async fn all_events(&self) -> Result<Vec<Event>> {
-        let newest = ListEventsRequest { after_position: 0, page_size: 1, webhook_types: Vec::new() };
+        let newest = ListEventsRequest { page_size: 1, ..ListEventsRequest::default() };
         let last = self.api.events.clone().list_events(newest).await?.into_inner().last_position;
         let mut event_count = self.event_count.clone();
         let caught_up =

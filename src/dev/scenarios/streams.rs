@@ -18,7 +18,7 @@ const INVOICES: usize = 6;
 /// Reads event positions from a server until `enough` returns `true` for those read so far.
 async fn follow(url: &str, token: &str, after: i64, enough: impl Fn(&[i64]) -> bool) -> Result<Vec<i64>> {
     let mut api = Api::connect(url, token).await?;
-    let request = StreamEventsRequest { start: Some(Start::AfterPosition(after)), webhook_types: Vec::new() };
+    let request = StreamEventsRequest { start: Some(Start::AfterPosition(after)), ..StreamEventsRequest::default() };
     let mut stream = api.events.stream_events(request).await?.into_inner();
     let mut positions = Vec::new();
     let reading = async {

@@ -1,6 +1,7 @@
 //! Converts events, field by field. The field names are the contract: see `domain/events.rs`.
 
 use super::timestamp;
+use crate::domain::LogId;
 use crate::domain::events::{
     BillingConfiguration, CheckoutUrlObject, CustomerErrorObject, CustomerObject, DisputeObject, ErrorDetails, Event,
     InvoiceObject, InvoicePaymentErrorObject, NextAction, Payload, PaymentDisputeLostObject, PaymentMethodObject,
@@ -8,9 +9,10 @@ use crate::domain::events::{
 };
 use crate::grpc::proto::{self, event::Object};
 
-pub(in crate::grpc) fn event(event: Event) -> proto::Event {
+pub(in crate::grpc) fn event(event: Event, log_id: LogId) -> proto::Event {
     proto::Event {
         id: event.id.to_string(),
+        log_id: log_id.to_string(),
         position: event.position,
         organization_id: event.organization_id.to_string(),
         create_time: Some(timestamp(event.create_time)),

@@ -85,9 +85,9 @@ pub async fn list_refunds(harness: &Harness, payment: &Payment) -> Vec<Refund> {
 /// The logged refund events, in order. The stream may lag behind the log.
 pub async fn refund_events(harness: &Harness) -> Vec<EventRefund> {
     let request = ListEventsRequest {
-        after_position: 0,
         page_size: 1_000,
         webhook_types: vec!["payment.refund_updated".to_owned()],
+        ..ListEventsRequest::default()
     };
     let mut events = harness.billing.api.events.clone();
     let logged = events.list_events(request).await.expect("a page").into_inner().events;

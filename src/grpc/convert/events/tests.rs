@@ -177,14 +177,15 @@ fn canonical(value: Value) -> Value {
 
 /// The JSON of an event with this payload.
 fn json_of(payload: Payload) -> Value {
-    let event = event(Event {
+    let event = Event {
         id: Uuid::from_u128(1),
         organization_id: Uuid::from_u128(2).into(),
         position: 7,
         create_time: OffsetDateTime::UNIX_EPOCH,
         webhook_type: "test.happened".into(),
         payload,
-    });
+    };
+    let event = super::event(event, Uuid::from_u128(4).into());
     to_json(&messages(), "Event", event.encode_to_vec().into())
 }
 
