@@ -255,7 +255,11 @@ async fn webhooks(context: &ScenarioContext, billing: &BillingClient, integratio
 
 /// CreatePayment calls per second, for a customer without a link to Stripe, so that nothing is sent there.
 async fn payments(context: &ScenarioContext, billing: &mut BillingClient) -> Result<f64> {
-    let customer = CreateCustomerRequest { external_id: "plain".to_owned(), ..CreateCustomerRequest::default() };
+    let customer = CreateCustomerRequest {
+        request_id: "plain".to_owned(),
+        external_id: "plain".to_owned(),
+        ..CreateCustomerRequest::default()
+    };
     billing.api.customers.create_customer(customer).await?;
     let count = Arc::new(AtomicU64::new(0));
     let began = Instant::now();
@@ -293,7 +297,11 @@ async fn payments(context: &ScenarioContext, billing: &mut BillingClient) -> Res
 /// The time from the writing of an event to its arrival, over a thousand streams on twenty connections.
 async fn latency(context: &ScenarioContext) -> Result<()> {
     let mut other = BillingClient::create(context, "latency").await?;
-    let customer = CreateCustomerRequest { external_id: "plain".to_owned(), ..CreateCustomerRequest::default() };
+    let customer = CreateCustomerRequest {
+        request_id: "plain".to_owned(),
+        external_id: "plain".to_owned(),
+        ..CreateCustomerRequest::default()
+    };
     other.connect_stripe().await?;
     other.api.customers.create_customer(customer).await?;
     let mut streams = JoinSet::new();

@@ -119,6 +119,7 @@ async fn report(
 /// Creates a customer with a valid card.
 async fn create_customer(context: &ScenarioContext, billing: &mut BillingClient) -> Result<()> {
     let customer = CreateCustomerRequest {
+        request_id: "payer".to_owned(),
         external_id: "payer".to_owned(),
         sync_with_provider: true,
         ..CreateCustomerRequest::default()

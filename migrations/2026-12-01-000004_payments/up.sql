@@ -4,6 +4,8 @@ CREATE TABLE payments (
     id uuid NOT NULL,
     integration_id uuid NOT NULL,
     customer_id uuid NOT NULL,
+    -- As in customers, where it cannot change: a payment outlives its customer, and shows it.
+    external_customer_id text NOT NULL,
     invoice_id text NOT NULL,
     invoice_number text NOT NULL,
     amount bigint NOT NULL,

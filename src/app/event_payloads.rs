@@ -333,7 +333,7 @@ pub(super) fn payment_object(view: &PaymentView<'_>) -> PaymentObject {
         created_at: at(payment.create_time),
         payment_method: view.method.map(|method| method_object(method, view.customer, view.integration)),
         pending_reason: payment.pending_reason().map(|reason| reason.as_str().to_owned()),
-        provider_charge_id: None,
+        provider_charge_id: payment.provider_charge_id().map(str::to_owned),
         requested_amount_cents: None,
         remaining_amount_cents: None,
     }

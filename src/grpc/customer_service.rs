@@ -30,8 +30,8 @@ impl CustomerService for Api {
 
     async fn get_customer(&self, request: Request<GetCustomerRequest>) -> RpcResult<GetCustomerResponse> {
         let (organization, request) = self.authenticate(request).await?;
-        let customer_ref = customers::customer_ref(request)?;
-        let customer = Some(customers::customer(self.app.get_customer(organization, customer_ref).await?));
+        let which = Fields::parse_one(|fields| fields.customer(request.customer))?;
+        let customer = Some(customers::customer(self.app.get_customer(organization, which).await?));
         Ok(Response::new(GetCustomerResponse { customer }))
     }
 
@@ -47,7 +47,10 @@ impl CustomerService for Api {
 
     async fn update_customer(&self, request: Request<UpdateCustomerRequest>) -> RpcResult<UpdateCustomerResponse> {
         let (organization, request) = self.authenticate(request).await?;
-        let (id, version, update) = customers::customer_update(request)?;
+        let (which, version, update) = customers::customer_update(&request)?;
+        let present = self.app.get_customer(organization, which).await?;
+        customers::check_immutable(&request, &present)?;
+        let id = present.id;
         let operation = |app: App| async move { app.update_customer(organization, id, version, update).await };
         let customer = Some(customers::customer(self.run_to_completion(operation).await?));
         Ok(Response::new(UpdateCustomerResponse { customer }))
@@ -55,7 +58,8 @@ impl CustomerService for Api {
 
     async fn delete_customer(&self, request: Request<DeleteCustomerRequest>) -> RpcResult<DeleteCustomerResponse> {
         let (organization, request) = self.authenticate(request).await?;
-        let id = Fields::parse_one(|fields| fields.id("id", &request.id))?;
+        let which = Fields::parse_one(|fields| fields.customer(request.customer))?;
+        let id = self.app.customer_id(organization, which).await?;
         self.run_to_completion(|app: App| async move { app.delete_customer(organization, id).await }).await?;
         Ok(Response::new(DeleteCustomerResponse {}))
     }
@@ -65,7 +69,8 @@ impl CustomerService for Api {
         request: Request<CreateCheckoutUrlRequest>,
     ) -> RpcResult<CreateCheckoutUrlResponse> {
         let (organization, request) = self.authenticate(request).await?;
-        let (request_id, customer, success_url) = customers::checkout_url(request)?;
+        let (request_id, which, success_url) = customers::checkout_url(request)?;
+        let customer = self.app.customer_id(organization, which).await?;
         let operation =
             |app: App| async move { app.create_checkout_url(organization, request_id, customer, success_url).await };
         let session = self.run_to_completion(operation).await?;
@@ -82,10 +87,11 @@ impl CustomerService for Api {
     ) -> RpcResult<ListPaymentMethodsResponse> {
         let (organization, request) = self.authenticate(request).await?;
         let mut fields = Fields::default();
-        let customer = fields.id("customer_id", &request.customer_id);
+        let which = fields.customer(request.customer);
         let size = fields.page_size(request.page_size);
         fields.check()?;
-        let list = List::new(&self.options.page_token_key, "payment_methods", organization, &request.customer_id);
+        let customer = self.app.customer_id(organization, which).await?;
+        let list = List::new(&self.options.page_token_key, "payment_methods", organization, &customer.to_string());
         let page = list.page(size, &request.page_token)?;
         let (customer, found) = self.app.list_payment_methods(organization, customer, page).await?;
         let default = customer.default_payment_method_id;

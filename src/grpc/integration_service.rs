@@ -57,7 +57,8 @@ impl IntegrationService for Api {
         request: Request<UpdateIntegrationRequest>,
     ) -> RpcResult<UpdateIntegrationResponse> {
         let (organization, request) = self.authenticate(request).await?;
-        let (id, version, update) = convert::integration_update(request)?;
+        let (id, version, update) = convert::integration_update(&request)?;
+        convert::check_immutable(&request, &self.app.get_integration(organization, id).await?)?;
         let operation = |app: App| async move { app.update_integration(organization, id, version, update).await };
         let integration = Some(convert::integration(self.run_to_completion(operation).await?));
         Ok(Response::new(UpdateIntegrationResponse { integration }))

@@ -99,12 +99,13 @@ impl<'a> List<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::grpc::proto::ListPaymentsRequest;
+    use crate::grpc::proto::{ListPaymentsRequest, list_payments_request};
 
     const KEY: PageTokenKey = PageTokenKey([7; 32]);
 
     fn list(name: &str, organization: u128, customer_id: &str) -> List<'static> {
-        let filter = ListPaymentsRequest { customer_id: customer_id.into(), ..Default::default() };
+        let customer = Some(list_payments_request::Customer::CustomerId(customer_id.into()));
+        let filter = ListPaymentsRequest { customer, ..Default::default() };
         List::new(&KEY, name, Uuid::from_u128(organization).into(), &filter)
     }
 

@@ -153,6 +153,7 @@ table! {
         id -> Uuid,
         integration_id -> Uuid,
         customer_id -> Uuid,
+        external_customer_id -> Text,
         invoice_id -> Text,
         invoice_number -> Text,
         amount -> BigInt,

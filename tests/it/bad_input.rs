@@ -7,7 +7,8 @@ use paybridge::grpc::proto::{
     Address, CancelPaymentRequest, CreateCheckoutUrlRequest, CreateCustomerRequest, CreateIntegrationRequest,
     CreatePaymentRequest, Customer, DeleteCustomerRequest, GetCustomerRequest, GetPaymentRequest, Integration,
     ListPaymentsRequest, Money, PaymentMethodKind, PaymentState, RetryPaymentRequest, RotateIntegrationKeyRequest,
-    StreamEventsRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
+    StreamEventsRequest, UpdateCustomerRequest, UpdateIntegrationRequest, cancel_payment_request,
+    create_checkout_url_request, delete_customer_request, list_payments_request, retry_payment_request,
 };
 use tonic::Code;
 
@@ -38,7 +39,10 @@ async fn malformed_requests_fail_with_all_violations_and_write_nothing() {
     let api = &mut billing.api;
 
     let connect = CreateIntegrationRequest { code: "a b".to_owned(), ..CreateIntegrationRequest::default() };
-    assert_eq!(violations(api.integrations.create_integration(connect).await), ["code", "name", "secret_key"]);
+    assert_eq!(
+        violations(api.integrations.create_integration(connect).await),
+        ["request_id", "code", "name", "secret_key"]
+    );
     let changed = Integration { success_redirect_url: "/done".to_owned(), ..Integration::default() };
     let update = UpdateIntegrationRequest { integration: Some(changed), update_mask: None };
     let found = violations(api.integrations.update_integration(update).await);
@@ -63,9 +67,10 @@ async fn malformed_requests_fail_with_all_violations_and_write_nothing() {
     let update = UpdateCustomerRequest { customer: Some(changed), update_mask: None };
     let found = violations(api.customers.update_customer(update).await);
     assert_eq!(found, ["customer.id", "customer.etag", "customer.email"]);
-    assert_eq!(violations(api.customers.delete_customer(DeleteCustomerRequest { id: "x".to_owned() }).await), ["id"]);
+    let delete = DeleteCustomerRequest { customer: Some(delete_customer_request::Customer::Id("x".to_owned())) };
+    assert_eq!(violations(api.customers.delete_customer(delete).await), ["id"]);
     let link = CreateCheckoutUrlRequest { success_url: "ftp://x".to_owned(), ..CreateCheckoutUrlRequest::default() };
-    assert_eq!(violations(api.customers.create_checkout_url(link).await), ["customer_id", "success_url"]);
+    assert_eq!(violations(api.customers.create_checkout_url(link).await), ["request_id", "customer", "success_url"]);
 
     let found = violations(api.payments.create_payment(CreatePaymentRequest::default()).await);
     assert_eq!(found, ["request_id", "invoice_id", "customer", "amount"]);
@@ -74,12 +79,13 @@ async fn malformed_requests_fail_with_all_violations_and_write_nothing() {
     let every = ["invoice_id", "external_customer_id", "amount.currency_code", "amount.minor_units"];
     assert_eq!(found, every);
     assert_eq!(violations(api.payments.get_payment(GetPaymentRequest { payment: None }).await), ["payment"]);
-    let list = ListPaymentsRequest { customer_id: "x".to_owned(), states: vec![99], ..ListPaymentsRequest::default() };
+    let customer = Some(list_payments_request::Customer::CustomerId("x".to_owned()));
+    let list = ListPaymentsRequest { customer, states: vec![99], ..ListPaymentsRequest::default() };
     assert_eq!(violations(api.payments.list_payments(list).await), ["customer_id", "states[0]"]);
     let retry = RetryPaymentRequest { payment_method_id: "x".to_owned(), ..RetryPaymentRequest::default() };
-    assert_eq!(violations(api.payments.retry_payment(retry).await), ["id", "request_id", "payment_method_id"]);
-    assert_eq!(violations(api.payments.cancel_payment(CancelPaymentRequest { id: String::new() }).await), ["id"]);
-    let follow = StreamEventsRequest { start: None, webhook_types: vec![String::new()] };
+    assert_eq!(violations(api.payments.retry_payment(retry).await), ["payment", "request_id", "payment_method_id"]);
+    assert_eq!(violations(api.payments.cancel_payment(CancelPaymentRequest { payment: None }).await), ["payment"]);
+    let follow = StreamEventsRequest { webhook_types: vec![String::new()], ..StreamEventsRequest::default() };
     assert_eq!(violations(api.events.stream_events(follow).await), ["webhook_types[0]", "start"]);
 
     assert_eq!(row_counts(&context.environment).await, before, "nothing was written");
@@ -117,30 +123,31 @@ async fn a_request_id_names_one_body_and_one_resource() {
 
     let link = CreateCheckoutUrlRequest {
         request_id: "link".to_owned(),
-        customer_id: customer.id.clone(),
+        customer: Some(create_checkout_url_request::Customer::CustomerId(customer.id.clone())),
         success_url: String::new(),
     };
     let first = api.customers.create_checkout_url(link.clone()).await.unwrap().into_inner();
     assert_eq!(api.customers.create_checkout_url(link.clone()).await.unwrap().into_inner(), first);
+    let by_external_id = Some(create_checkout_url_request::Customer::ExternalCustomerId("hooli".to_owned()));
+    let same = CreateCheckoutUrlRequest { customer: by_external_id, ..link.clone() };
+    assert_eq!(api.customers.create_checkout_url(same).await.unwrap().into_inner(), first, "the same customer");
     let other = CreateCheckoutUrlRequest { success_url: "https://billing.test/done".to_owned(), ..link };
     expect_error(api.customers.create_checkout_url(other).await, code, reason);
 
-    let known = api.payments.create_payment(invoice("hooli", "declined", 4900, "EUR")).await.unwrap();
-    let known = known.into_inner().payment.unwrap();
-    assert_eq!((known.id.as_str(), known.state()), (payment.id.as_str(), PaymentState::Failed));
+    for payer in [Payer::ExternalCustomerId("hooli".to_owned()), Payer::CustomerId(customer.id.clone())] {
+        let same = CreatePaymentRequest { customer: Some(payer), ..invoice("", "declined", 4900, "EUR") };
+        let known = api.payments.create_payment(same).await.unwrap().into_inner().payment.unwrap();
+        assert_eq!((known.id.as_str(), known.state()), (payment.id.as_str(), PaymentState::Failed));
+    }
     for other in [
         CreatePaymentRequest { request_id: "pay-declined".to_owned(), ..invoice("hooli", "other", 4900, "EUR") },
         CreatePaymentRequest { request_id: "pay-declined".to_owned(), ..invoice("hooli", "declined", 5000, "EUR") },
-        CreatePaymentRequest {
-            customer: Some(Payer::CustomerId(customer.id.clone())),
-            ..invoice("", "declined", 4900, "EUR")
-        },
     ] {
         expect_error(api.payments.create_payment(other).await, code, reason);
     }
 
     let retry = RetryPaymentRequest {
-        id: payment.id.clone(),
+        payment: Some(retry_payment_request::Payment::Id(payment.id.clone())),
         request_id: "pay-declined".to_owned(),
         ..RetryPaymentRequest::default()
     };
@@ -149,8 +156,11 @@ async fn a_request_id_names_one_body_and_one_resource() {
     api.payments.retry_payment(retry.clone()).await.unwrap();
     let other = RetryPaymentRequest { force: false, ..retry.clone() };
     expect_error(api.payments.retry_payment(other).await, code, reason);
-    let same = billing.api.payments.retry_payment(retry).await.unwrap().into_inner().payment.unwrap();
-    assert_eq!(same.id, payment.id);
+    let by_invoice = Some(retry_payment_request::Payment::InvoiceId("declined".to_owned()));
+    for same in [RetryPaymentRequest { payment: by_invoice, ..retry.clone() }, retry] {
+        let same = billing.api.payments.retry_payment(same).await.unwrap().into_inner().payment.unwrap();
+        assert_eq!((same.id.as_str(), same.external_customer_id.as_str()), (payment.id.as_str(), "hooli"));
+    }
     context.environment.shutdown().await;
 }
 
@@ -244,11 +254,11 @@ async fn an_operation_in_the_wrong_state_fails_with_the_allowed_states() {
     billing.wait_for_event("invoice.payment_failure", "failed").await.unwrap();
 
     let retry = |id: &str, request_id: &str| RetryPaymentRequest {
-        id: id.to_owned(),
+        payment: Some(retry_payment_request::Payment::Id(id.to_owned())),
         request_id: request_id.to_owned(),
         ..RetryPaymentRequest::default()
     };
-    let cancel = |id: &str| CancelPaymentRequest { id: id.to_owned() };
+    let cancel = |id: &str| CancelPaymentRequest { payment: Some(cancel_payment_request::Payment::Id(id.to_owned())) };
     let api = &mut billing.api;
     let (message, details) = expect_error(
         api.payments.retry_payment(retry(&paid.id, "r1")).await,

@@ -4,7 +4,7 @@
 use paybridge::dev::sandbox::{DashboardPayment, Effect};
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{CreateRefundRequest, EventPayment, PaymentState};
+use paybridge::grpc::proto::{CreateRefundRequest, EventPayment, PaymentState, create_refund_request};
 use serde_json::{Value, json};
 use time::Duration;
 
@@ -255,8 +255,11 @@ async fn p12_an_own_intent_that_is_paid_before_it_is_known_is_counted_once() {
     assert_eq!(harness.event_count("payment.overpaid", "inv").await, 0, "it was paid once");
     assert_eq!(payment.amount_received.expect("an amount").minor_units, 4900, "counted once");
     assert_eq!(harness.live_charges("inv"), 1);
-    let request =
-        CreateRefundRequest { payment_id: payment.id, request_id: "back".to_owned(), ..CreateRefundRequest::default() };
+    let request = CreateRefundRequest {
+        payment: Some(create_refund_request::Payment::PaymentId(payment.id)),
+        request_id: "back".to_owned(),
+        ..CreateRefundRequest::default()
+    };
     let response = harness.billing.api.payments.create_refund(request).await.expect("it is accepted").into_inner();
     let charge = response.refund.expect("a refund").provider_charge_id;
     assert_eq!(paid["latest_charge"], charge.as_str(), "the charge that settled it");

@@ -20,6 +20,7 @@ fn email_at_stripe(harness: &Harness, provider_id: &str) -> String {
 async fn stripe_gets_the_first_of_a_list_of_email_addresses() {
     let mut harness = Harness::new("addresses", Options::default()).await;
     let request = |external_id: &str, email: &str| CreateCustomerRequest {
+        request_id: format!("customer-{external_id}"),
         external_id: external_id.to_owned(),
         email: email.to_owned(),
         sync_with_provider: true,

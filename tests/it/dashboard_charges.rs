@@ -55,6 +55,7 @@ async fn p1_a_dashboard_charge_pays_the_invoice_after_paybridges_intent_is_cance
     assert!(paid.manual_payment.is_none());
     let settled = logged_payments(&harness, "payment.succeeded", "inv").await;
     assert_eq!(settled.len(), 1);
+    assert_eq!(settled[0]["provider_charge_id"], intent["latest_charge"], "the charge that a refund names");
     assert_eq!((&settled[0]["provider_payment_id"], &settled[0]["type"]), (&intent["id"], &"provider".into()));
     assert!(amounts(&harness, "payment.overpaid").await.is_empty(), "it was paid once");
     // The same event again changes nothing.

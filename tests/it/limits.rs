@@ -6,7 +6,7 @@ use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::stream_events_response::Message;
 use paybridge::grpc::proto::{
     CreateCustomerRequest, CreatePaymentRequest, ListCustomersRequest, ListEventsRequest, ListIntegrationsRequest,
-    ListPaymentMethodsRequest, ListPaymentsRequest, StreamEventsRequest,
+    ListPaymentMethodsRequest, ListPaymentsRequest, StreamEventsRequest, list_payment_methods_request,
 };
 use tonic::Code;
 
@@ -49,7 +49,7 @@ async fn p11_page_size_is_respected_up_to_a_limit() {
     let (size, token) = (-1, String::new());
     let payments = ListPaymentsRequest { page_size: size, ..ListPaymentsRequest::default() };
     let methods = ListPaymentMethodsRequest {
-        customer_id: uuid::Uuid::from_u128(1).to_string(),
+        customer: Some(list_payment_methods_request::Customer::CustomerId(uuid::Uuid::from_u128(1).to_string())),
         page_size: size,
         page_token: token.clone(),
     };
@@ -74,6 +74,7 @@ async fn p11_values_and_lists_over_the_limit_are_refused() {
     let mut billing = BillingClient::create(&context, "long").await.unwrap();
     let api = &mut billing.api;
     let named = |length| CreateCustomerRequest {
+        request_id: "hooli".to_owned(),
         external_id: "hooli".to_owned(),
         name: "x".repeat(length),
         ..CreateCustomerRequest::default()

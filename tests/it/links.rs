@@ -5,7 +5,7 @@ use futures_util::future::join_all;
 use paybridge::dev::sandbox::{Action, Effect, Fault};
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{PaymentAttemptKind, PaymentState};
+use paybridge::grpc::proto::{PaymentAttemptKind, PaymentNextAction, PaymentState};
 use prost_types::Timestamp;
 use time::Duration;
 use tonic::Code;
@@ -25,7 +25,7 @@ async fn p1_a_link_opens_after_the_intent_is_canceled_and_is_paid_once() {
         "canceled",
         "the first payment path is closed"
     );
-    assert_eq!(open.state(), PaymentState::RequiresAction);
+    assert_eq!((open.state(), open.next_action()), (PaymentState::RequiresAction, PaymentNextAction::Pay));
     assert!(open.next_action_url.ends_with(&session));
     let event = harness.billing.wait_for_event("payment.requires_action", "inv").await.expect("the event is emitted");
     assert!(format!("{event:?}").contains(&session), "with the link");

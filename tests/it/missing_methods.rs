@@ -2,7 +2,7 @@
 
 use paybridge::dev::sandbox::{Action, Fault, RecordedRequest};
 use paybridge::dev::test_environment::Options;
-use paybridge::grpc::proto::{DeleteCustomerRequest, Payment, PaymentState};
+use paybridge::grpc::proto::{DeleteCustomerRequest, Payment, PaymentState, delete_customer_request};
 use time::Duration;
 
 use crate::support::customers::{BAD_IBAN, DECLINING_CARD, GOOD_CARD, GOOD_IBAN, checkout_session};
@@ -133,7 +133,8 @@ async fn a_retry_with_a_detached_method_of_a_deleted_customer_fails_and_does_not
     harness.pay("hooli", "inv").await;
     let failed = harness.payment_in("inv", PaymentState::Failed).await;
     assert_eq!(code(&failed), "card_declined");
-    let delete = DeleteCustomerRequest { id: failed.customer_id.clone() };
+    let hooli = delete_customer_request::Customer::ExternalId("hooli".to_owned());
+    let delete = DeleteCustomerRequest { customer: Some(hooli) };
     harness.billing.api.customers.clone().delete_customer(delete).await.expect("none of its payments is in progress");
     lose_webhooks(&harness, "payment_method.detached");
     harness.sandbox().detach_in_dashboard(&method).expect("it is detached");

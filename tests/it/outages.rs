@@ -10,7 +10,7 @@ use paybridge::dev::test_environment::{Options, TestEnvironment, prepare_databas
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::{
     CreateCheckoutUrlRequest, CreateIntegrationRequest, GetPaymentRequest, PaymentState, StreamEventsRequest,
-    get_payment_request,
+    create_checkout_url_request, get_payment_request,
 };
 use paybridge::stripe::signature;
 use secrecy::SecretString;
@@ -117,7 +117,7 @@ async fn during_an_outage_of_stripe_payments_are_accepted_and_are_collected_afte
         let name = format!("inv-{round}");
         let link = CreateCheckoutUrlRequest {
             request_id: format!("link-{round}"),
-            customer_id: customer.id.clone(),
+            customer: Some(create_checkout_url_request::Customer::CustomerId(customer.id.clone())),
             success_url: String::new(),
         };
         let accepted = pay(&mut billing, invoice("hooli", &name, 4900, "EUR")).await.expect("it is accepted");

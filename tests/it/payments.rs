@@ -5,8 +5,8 @@ use paybridge::dev::sandbox::{Action, Effect, Fault};
 use paybridge::dev::scenarios::Api;
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::{
-    CancelPaymentRequest, CreatePaymentRequest, Money, PaymentState, RetryPaymentRequest,
-    create_payment_request::Customer,
+    CancelPaymentRequest, CreatePaymentRequest, Money, PaymentState, RetryPaymentRequest, cancel_payment_request,
+    create_payment_request::Customer, retry_payment_request,
 };
 use time::Duration;
 use tonic::Code;
@@ -71,8 +71,9 @@ async fn create_and_retry(harness: &Harness, name: &str) {
                 ..CreatePaymentRequest::default()
             };
             let payment = api.payments.create_payment(request).await.expect("the payment is accepted").into_inner();
-            let id = payment.payment.expect("a payment").id;
-            let retry = RetryPaymentRequest { id, request_id: format!("retry-{request_id}"), ..Default::default() };
+            let id = retry_payment_request::Payment::Id(payment.payment.expect("a payment").id);
+            let request_id = format!("retry-{request_id}");
+            let retry = RetryPaymentRequest { payment: Some(id), request_id, ..Default::default() };
             match api.payments.retry_payment(retry).await {
                 Ok(_) => {}
                 Err(status) => assert_eq!(reason(&status), "PAYMENT_NOT_RETRYABLE", "{status}"),
@@ -286,7 +287,8 @@ async fn a_cancellation_follows_stripes_response() {
     harness.customer_without_method("waiting").await;
     harness.pay("waiting", "inv-waiting").await;
     let failed = harness.payment_in("inv-waiting", PaymentState::Failed).await;
-    let cancel = CancelPaymentRequest { id: failed.id.clone() };
+    let which = cancel_payment_request::Payment::InvoiceId(failed.invoice_id);
+    let cancel = CancelPaymentRequest { payment: Some(which) };
     let response = harness.billing.api.payments.cancel_payment(cancel).await.expect("a response").into_inner();
     assert_eq!(response.payment.expect("a payment").state(), PaymentState::Canceled, "canceled at once");
     assert!(harness.intents("inv-waiting").is_empty(), "there is no intent");

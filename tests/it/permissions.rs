@@ -117,6 +117,7 @@ async fn p6_a_key_that_may_not_read_the_only_list_of_events_pauses_the_integrati
     // Stripe is not called before the key is rotated.
     harness.sandbox().clear_requests();
     let newcomer = CreateCustomerRequest {
+        request_id: "gavin".to_owned(),
         external_id: "gavin".to_owned(),
         sync_with_provider: true,
         ..CreateCustomerRequest::default()

@@ -13,7 +13,7 @@ use paybridge::domain::OrganizationId;
 use paybridge::domain::jobs::{Capacity, Lane};
 use paybridge::grpc::proto::{
     CreateRefundRequest, ListCustomersRequest, ListEventsRequest, ListPaymentsRequest, PaymentState,
-    RotateIntegrationKeyRequest,
+    RotateIntegrationKeyRequest, create_refund_request,
 };
 use paybridge::server::administration;
 use paybridge::store::{self, Pool, Scope};
@@ -172,7 +172,7 @@ async fn run_billing(harness: &mut Harness, round: &str) {
     harness.pay(&payer, &paid).await;
     let payment = harness.payment_in(&paid, PaymentState::Succeeded).await;
     let refund = CreateRefundRequest {
-        payment_id: payment.id.clone(),
+        payment: Some(create_refund_request::Payment::PaymentId(payment.id.clone())),
         request_id: format!("refund-{round}"),
         ..CreateRefundRequest::default()
     };

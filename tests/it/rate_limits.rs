@@ -156,6 +156,7 @@ async fn p2_during_an_outage_few_calls_are_sent_and_no_payment_fails() {
         harness.pay("hooli", &format!("inv-{number}")).await;
     }
     let newcomer = CreateCustomerRequest {
+        request_id: "newcomer".to_owned(),
         external_id: "newcomer".to_owned(),
         sync_with_provider: true,
         ..CreateCustomerRequest::default()

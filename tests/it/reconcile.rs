@@ -3,11 +3,11 @@
 
 use paybridge::app::Periods;
 use paybridge::dev::sandbox::{Action, Fault};
+use paybridge::grpc::proto::PaymentState;
 use paybridge::grpc::proto::event::Object;
-use paybridge::grpc::proto::{CreateCheckoutUrlRequest, PaymentState};
 use time::Duration;
 
-use crate::support::customers::{GOOD_IBAN, checkout_session, has_default};
+use crate::support::customers::{GOOD_IBAN, checkout_request, checkout_session, has_default};
 use crate::support::harness::{Harness, post_to_stripe};
 use crate::support::reconciliation::{NEVER, refund_statuses, repaired, until_repaired};
 use crate::support::wait::{advance_until, until};
@@ -139,9 +139,13 @@ async fn an_abandoned_creation_of_a_session_does_not_stay_creating() {
     harness.all_delivered().await;
     harness.drain_jobs(&["create_checkout_session"]).await;
     harness.fault("/v1/checkout/sessions", 3, Action::Unavailable);
-    let customer_id = harness.billing.customer("hooli").await.expect("a customer").id;
-    let request = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
-    harness.billing.api.customers.create_checkout_url(request).await.expect_err("Stripe is unavailable");
+    harness
+        .billing
+        .api
+        .customers
+        .create_checkout_url(checkout_request("hooli"))
+        .await
+        .expect_err("Stripe is unavailable");
     let database = harness.database().await;
     advance_until(&mut harness, Duration::hours(7), "it is abandoned", async |_| {
         let query = "SELECT FROM checkout_sessions WHERE state = 'creating'";

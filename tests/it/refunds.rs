@@ -6,6 +6,7 @@ use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
     CreateRefundRequest, GetRefundRequest, IntegrationState, ListRefundsRequest, Payment, PaymentState, RefundState,
+    list_refunds_request,
 };
 use time::Duration;
 use tonic::Code;
@@ -83,7 +84,8 @@ async fn invalid_refunds_are_refused_with_the_reason() {
     let unknown = Payment { id: "01890a5d-ac96-774b-bcce-b302099a8057".to_owned(), ..Payment::default() };
     expect_error(api.create_refund(refund_request("r1", &unknown, None)).await, Code::NotFound, "PAYMENT_NOT_FOUND");
     expect_error(api.get_refund(GetRefundRequest { id: unknown.id.clone() }).await, Code::NotFound, "REFUND_NOT_FOUND");
-    let list = ListRefundsRequest { payment_id: unknown.id, ..ListRefundsRequest::default() };
+    let of_unknown = Some(list_refunds_request::Payment::PaymentId(unknown.id));
+    let list = ListRefundsRequest { payment: of_unknown, ..ListRefundsRequest::default() };
     expect_error(api.list_refunds(list).await, Code::NotFound, "PAYMENT_NOT_FOUND");
     let other =
         CreateRefundRequest { provider_charge_id: "ch_other".to_owned(), ..refund_request("r1", &payment, None) };
@@ -93,7 +95,7 @@ async fn invalid_refunds_are_refused_with_the_reason() {
     let mut dollars = refund_request("r1", &payment, Some(100));
     dollars.amount.as_mut().expect("an amount").currency_code = "USD".to_owned();
     assert_eq!(violations(api.create_refund(dollars).await), ["amount.currency_code"]);
-    assert_eq!(violations(api.create_refund(CreateRefundRequest::default()).await), ["payment_id", "request_id"]);
+    assert_eq!(violations(api.create_refund(CreateRefundRequest::default()).await), ["payment", "request_id"]);
     assert!(list_refunds(&harness, &payment).await.is_empty(), "nothing is stored");
     refund(&harness, refund_request("r1", &payment, Some(100)))
         .await

@@ -44,6 +44,7 @@ const OTHER_KEY: &str = "rk_test_otherLagoLikeSandboxKey";
 
 fn connect(code: &str, key: &str) -> CreateIntegrationRequest {
     CreateIntegrationRequest {
+        request_id: uuid::Uuid::now_v7().to_string(),
         code: code.to_owned(),
         name: "Stripe".to_owned(),
         secret_key: key.to_owned(),

@@ -15,7 +15,10 @@ use paybridge::grpc::proto::{
     GetRefundRequest, Integration, ListCustomersRequest, ListIntegrationsRequest, ListPaymentMethodsRequest,
     ListPaymentsRequest, ListRefundsRequest, Money, Payment, RecordManualPaymentRequest, RetryPaymentRequest,
     RotateIntegrationKeyRequest, SetDefaultPaymentMethodRequest, UpdateCustomerRequest, UpdateIntegrationRequest,
-    UpdatePaymentRequest, get_customer_request, get_payment_request,
+    UpdatePaymentRequest, cancel_payment_request, create_checkout_url_request, create_payment_url_request,
+    create_refund_request, delete_customer_request, get_customer_request, get_payment_request,
+    list_payment_methods_request, list_payments_request, list_refunds_request, record_manual_payment_request,
+    retry_payment_request,
 };
 use tonic::{Code, Request, Response, Status};
 use uuid::Uuid;
@@ -81,6 +84,7 @@ async fn integration_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Cod
     let rotate = RotateIntegrationKeyRequest { id: id(), secret_key: own.key.clone() };
     let mine = Customer { id: own.customer.clone(), integration_id: id(), ..Customer::default() };
     let through = |integration| CreateCustomerRequest {
+        request_id: "newcomer".to_owned(),
         external_id: "newcomer".to_owned(),
         integration: Some(integration),
         ..CreateCustomerRequest::default()
@@ -110,8 +114,17 @@ async fn customer_errors(api: &mut Api, named: &Named) -> Vec<(Code, String)> {
     let get = |customer| GetCustomerRequest { customer: Some(customer) };
     let by_external_id = get_customer_request::Customer::ExternalId(named.external_customer.clone());
     let changed = Customer { id: id(), name: "Mine now".to_owned(), ..Customer::default() };
-    let link = CreateCheckoutUrlRequest { customer_id: id(), ..CreateCheckoutUrlRequest::default() };
-    let list = ListPaymentMethodsRequest { customer_id: id(), ..ListPaymentMethodsRequest::default() };
+    let link = CreateCheckoutUrlRequest {
+        request_id: "a-link".to_owned(),
+        customer: Some(create_checkout_url_request::Customer::CustomerId(id())),
+        ..CreateCheckoutUrlRequest::default()
+    };
+    let of = |customer| ListPaymentMethodsRequest { customer: Some(customer), ..ListPaymentMethodsRequest::default() };
+    let (list, list_by_external_id) = {
+        use list_payment_methods_request::Customer;
+        (of(Customer::CustomerId(id())), of(Customer::ExternalCustomerId(named.external_customer.clone())))
+    };
+    let delete = |customer| DeleteCustomerRequest { customer: Some(customer) };
     let method = || named.method.clone();
     let customers = &mut api.customers;
     vec![
@@ -121,9 +134,10 @@ async fn customer_errors(api: &mut Api, named: &Named) -> Vec<(Code, String)> {
             customers.update_customer(UpdateCustomerRequest { customer: Some(changed), update_mask: None }).await,
             &id(),
         ),
-        not_found(customers.delete_customer(DeleteCustomerRequest { id: id() }).await, &id()),
+        not_found(customers.delete_customer(delete(delete_customer_request::Customer::Id(id()))).await, &id()),
         not_found(customers.create_checkout_url(link).await, &id()),
         not_found(customers.list_payment_methods(list).await, &id()),
+        not_found(customers.list_payment_methods(list_by_external_id).await, &named.external_customer),
         not_found(
             customers.set_default_payment_method(SetDefaultPaymentMethodRequest { id: method() }).await,
             &method(),
@@ -137,13 +151,13 @@ async fn payment_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
     let id = || named.payment.clone();
     let get = |payment| GetPaymentRequest { payment: Some(payment) };
     let retry = |id: String, method: String| RetryPaymentRequest {
-        id,
+        payment: Some(retry_payment_request::Payment::Id(id)),
         request_id: "a-retry".to_owned(),
         payment_method_id: method,
         force: false,
     };
-    let refund = |payment_id: String| CreateRefundRequest {
-        payment_id,
+    let refund = |payment| CreateRefundRequest {
+        payment: Some(payment),
         request_id: "a-refund".to_owned(),
         ..CreateRefundRequest::default()
     };
@@ -151,12 +165,21 @@ async fn payment_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
         let amount = Some(Money { minor_units: 100, currency_code: "EUR".to_owned() });
         UpdatePaymentRequest { payment: Some(Payment { id, amount, ..Payment::default() }), update_mask: None }
     };
-    let link = |id: String| CreatePaymentUrlRequest { id, request_id: "a-link".to_owned(), success_url: String::new() };
+    let link = |id: String| CreatePaymentUrlRequest {
+        payment: Some(create_payment_url_request::Payment::Id(id)),
+        request_id: "a-link".to_owned(),
+        success_url: String::new(),
+    };
     let manual = |id: String| RecordManualPaymentRequest {
-        id,
+        payment: Some(record_manual_payment_request::Payment::Id(id)),
         request_id: "a-transfer".to_owned(),
         reference: "a line".to_owned(),
         paid_time: None,
+    };
+    let cancel = |payment| CancelPaymentRequest { payment: Some(payment) };
+    let refunds = ListRefundsRequest {
+        payment: Some(list_refunds_request::Payment::PaymentId(id())),
+        ..ListRefundsRequest::default()
     };
     let of = |customer| CreatePaymentRequest { customer: Some(customer), ..invoice("", "mine", 4900, "EUR") };
     let payments = &mut api.payments;
@@ -166,17 +189,22 @@ async fn payment_errors(api: &mut Api, own: &Own, named: &Named) -> Vec<(Code, S
             payments.get_payment(get(get_payment_request::Payment::InvoiceId(named.invoice.clone()))).await,
             &named.invoice,
         ),
-        not_found(payments.cancel_payment(CancelPaymentRequest { id: id() }).await, &id()),
+        not_found(payments.cancel_payment(cancel(cancel_payment_request::Payment::Id(id()))).await, &id()),
+        not_found(
+            payments.cancel_payment(cancel(cancel_payment_request::Payment::InvoiceId(named.invoice.clone()))).await,
+            &named.invoice,
+        ),
         not_found(payments.retry_payment(retry(id(), String::new())).await, &id()),
         not_found(payments.update_payment(change(id())).await, &id()),
         not_found(payments.create_payment_url(link(id())).await, &id()),
         not_found(payments.record_manual_payment(manual(id())).await, &id()),
-        not_found(payments.create_refund(refund(id())).await, &id()),
-        not_found(payments.get_refund(GetRefundRequest { id: named.refund.clone() }).await, &named.refund),
+        not_found(payments.create_refund(refund(create_refund_request::Payment::PaymentId(id()))).await, &id()),
         not_found(
-            payments.list_refunds(ListRefundsRequest { payment_id: id(), ..ListRefundsRequest::default() }).await,
-            &id(),
+            payments.create_refund(refund(create_refund_request::Payment::InvoiceId(named.invoice.clone()))).await,
+            &named.invoice,
         ),
+        not_found(payments.get_refund(GetRefundRequest { id: named.refund.clone() }).await, &named.refund),
+        not_found(payments.list_refunds(refunds).await, &id()),
         not_found(payments.retry_payment(retry(own.payment.clone(), named.method.clone())).await, &named.method),
         not_found(payments.create_payment(of(Payer::CustomerId(named.customer.clone()))).await, &named.customer),
         not_found(
@@ -191,7 +219,8 @@ async fn all_lists(api: &mut Api, customer: &str) -> String {
     let integrations = api.integrations.list_integrations(ListIntegrationsRequest::default()).await;
     let customers = api.customers.list_customers(ListCustomersRequest::default()).await;
     let payments = api.payments.list_payments(ListPaymentsRequest::default()).await;
-    let list = ListPaymentMethodsRequest { customer_id: customer.to_owned(), ..ListPaymentMethodsRequest::default() };
+    let which = list_payment_methods_request::Customer::CustomerId(customer.to_owned());
+    let list = ListPaymentMethodsRequest { customer: Some(which), ..ListPaymentMethodsRequest::default() };
     let methods = api.customers.list_payment_methods(list).await;
     format!(
         "{:?} {:?} {:?} {:?}",
@@ -217,7 +246,7 @@ async fn p10_a_foreign_resource_gets_the_error_of_an_unknown_one() {
     let payment = pay(&mut theirs, invoice("their-customer", "their-invoice", 4900, "EUR")).await.unwrap();
     theirs.wait_for_event("payment.succeeded", "their-invoice").await.unwrap();
     let back = CreateRefundRequest {
-        payment_id: payment.id.clone(),
+        payment: Some(create_refund_request::Payment::PaymentId(payment.id.clone())),
         request_id: "back".to_owned(),
         ..CreateRefundRequest::default()
     };
@@ -242,8 +271,13 @@ async fn p10_a_foreign_resource_gets_the_error_of_an_unknown_one() {
     assert_eq!(integration_errors(api, &own, &foreign).await, integration_errors(api, &own, &unknown).await);
     assert_eq!(customer_errors(api, &foreign).await, customer_errors(api, &unknown).await);
     assert_eq!(payment_errors(api, &own, &foreign).await, payment_errors(api, &own, &unknown).await);
-    for id in [&customer.id, &unknown.customer] {
-        let list = ListPaymentsRequest { customer_id: id.clone(), ..ListPaymentsRequest::default() };
+    for customer in [
+        list_payments_request::Customer::CustomerId(customer.id.clone()),
+        list_payments_request::Customer::ExternalCustomerId(customer.external_id.clone()),
+        list_payments_request::Customer::CustomerId(unknown.customer.clone()),
+        list_payments_request::Customer::ExternalCustomerId(unknown.external_customer.clone()),
+    ] {
+        let list = ListPaymentsRequest { customer: Some(customer), ..ListPaymentsRequest::default() };
         assert!(api.payments.list_payments(list).await.unwrap().into_inner().payments.is_empty());
     }
     let listed = all_lists(api, &own.customer).await;

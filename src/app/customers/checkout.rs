@@ -22,21 +22,16 @@ impl App {
     pub async fn create_checkout_url(
         &self,
         org: OrganizationId,
-        request_id: Option<String>,
+        request_id: String,
         customer: CustomerId,
         success_url: Option<String>,
     ) -> Result<CheckoutSession> {
         let id = customer.to_string();
         let body_hash = hash_request("CreateCheckoutUrl", &[&id, success_url.as_deref().unwrap_or_default()]);
-        let request = request_id.map(|id| CallerRequest { id, body_hash });
+        let request = CallerRequest { id: request_id, body_hash };
         let mut work = self.begin(org).await?;
-        let known = match &request {
-            Some(request) => {
-                store::request_ids::lock(&mut work.tx, org, &request.id).await?;
-                store::request_ids::resource_of(&mut work.tx, org, request).await?
-            }
-            None => None,
-        };
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        let known = store::request_ids::resource_of(&mut work.tx, org, &request).await?;
         let session_id = if let Some(known) = known {
             work.rollback().await?;
             known.into()
@@ -44,9 +39,7 @@ impl App {
             let customer = store::customers::get(&mut work.tx, org, customer).await?;
             let integration = linked_integration(&mut work, &customer).await?;
             let session = self.new_session(&mut work, &customer, &integration, success_url, false).await?;
-            if let Some(request) = &request {
-                store::request_ids::insert(&mut work.tx, org, request, session.id.0, work.now).await?;
-            }
+            store::request_ids::insert(&mut work.tx, org, &request, session.id.0, work.now).await?;
             work.commit().await?;
             session.id
         };

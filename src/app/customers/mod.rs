@@ -29,21 +29,13 @@ use crate::store::request_ids::CallerRequest;
 impl App {
     /// Creates a customer. A job creates it at Stripe if `sync_with_provider` is set, or links it if
     /// `provider_customer_id` is. With neither it exists here only.
-    pub async fn create_customer(
-        &self,
-        org: OrganizationId,
-        request_id: Option<String>,
-        new: NewCustomer,
-    ) -> Result<Customer> {
+    pub async fn create_customer(&self, org: OrganizationId, request_id: String, new: NewCustomer) -> Result<Customer> {
         check_one_link(new.provider_customer_id.as_deref(), new.sync_with_provider)?;
-        let body_hash = customer_hash(&new);
-        let request = request_id.map(|id| CallerRequest { id, body_hash });
+        let request = CallerRequest { id: request_id, body_hash: customer_hash(&new) };
         let mut work = self.begin(org).await?;
-        if let Some(request) = &request {
-            store::request_ids::lock(&mut work.tx, org, &request.id).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request).await? {
-                return store::customers::get(&mut work.tx, org, known.into()).await;
-            }
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {
+            return store::customers::get(&mut work.tx, org, known.into()).await;
         }
         let wants_link = new.sync_with_provider || new.provider_customer_id.is_some();
         let integration = find_integration(&mut work, new.integration.as_ref(), wants_link).await?;
@@ -56,9 +48,7 @@ impl App {
                 message: format!("a customer with the external id {} exists; update that one", customer.external_id),
             });
         }
-        if let Some(request) = &request {
-            store::request_ids::insert(&mut work.tx, org, request, customer.id.0, work.now).await?;
-        }
+        store::request_ids::insert(&mut work.tx, org, &request, customer.id.0, work.now).await?;
         if wants_link {
             work.enqueue(JobKind::SyncCustomer, customer.id.0);
         }
@@ -74,6 +64,14 @@ impl App {
             CustomerRef::ExternalId(id) => store::customers::get_by_external_id(&mut tx, org, &id)
                 .await?
                 .ok_or_else(|| Error::not_found("customer", id)),
+        }
+    }
+
+    /// The id of a customer. It need not exist if the caller names it by this id.
+    pub async fn customer_id(&self, org: OrganizationId, which: CustomerRef) -> Result<CustomerId> {
+        match which {
+            CustomerRef::Id(id) => Ok(id),
+            CustomerRef::ExternalId(_) => Ok(self.get_customer(org, which).await?.id),
         }
     }
 

@@ -31,35 +31,28 @@ impl App {
     pub async fn create_integration(
         &self,
         org: OrganizationId,
-        request_id: Option<String>,
+        request_id: String,
         new: NewIntegration,
     ) -> Result<(Integration, Vec<Finding>)> {
-        let body_hash = integration_hash(&new);
-        let request = request_id.map(|id| CallerRequest { id, body_hash });
-        if let Some(request) = &request {
-            let mut tx = self.read(org).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut tx, org, request).await? {
-                return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
-            }
-            tx.close().await?;
+        let request = CallerRequest { id: request_id, body_hash: integration_hash(&new) };
+        let mut tx = self.read(org).await?;
+        if let Some(known) = store::request_ids::resource_of(&mut tx, org, &request).await? {
+            return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
         }
+        tx.close().await?;
         let polls_events = self.0.settings.webhook_base_url.is_none();
         let checked = self.check_key(&new.secret_key, |scope| scope.is_needed(polls_events, false)).await?;
         // A concurrent repeat of this request may hold the account. So the request id is looked up before this result
         // counts.
         let compared = self.check_not_connected(org, &checked).await;
         let mut work = self.begin(org).await?;
-        if let Some(request) = &request {
-            // A concurrent repeat of this request may have been faster.
-            store::request_ids::lock(&mut work.tx, org, &request.id).await?;
-            if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, request).await? {
-                return Ok((store::integrations::get(&mut work.tx, org, known.into()).await?, Vec::new()));
-            }
+        // A concurrent repeat of this request may have been faster.
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {
+            return Ok((store::integrations::get(&mut work.tx, org, known.into()).await?, Vec::new()));
         }
         let integration = self.insert_integration(&mut work, &new, &checked, &compared?).await?;
-        if let Some(request) = &request {
-            store::request_ids::insert(&mut work.tx, org, request, integration.id.0, work.now).await?;
-        }
+        store::request_ids::insert(&mut work.tx, org, &request, integration.id.0, work.now).await?;
         work.commit().await?;
         let findings = checked.findings.iter().map(scope_finding).collect();
         if integration.polls_events {

@@ -34,8 +34,13 @@ impl App {
         if let Some(rejection) = new.amount.rejection() {
             return Err(Error::invalid("amount.minor_units", rejection));
         }
-        let request = CallerRequest { id: request_id, body_hash: payment_hash(&new) };
         let mut work = self.begin(org).await?;
+        // The body is the same whether it names the customer by its id or by its external id.
+        let external_customer_id = match &new.customer {
+            CustomerRef::Id(id) => store::customers::get_including_deleted(&mut work.tx, org, *id).await?.external_id,
+            CustomerRef::ExternalId(external_id) => external_id.clone(),
+        };
+        let request = CallerRequest { id: request_id, body_hash: payment_hash(&new, &external_customer_id) };
         if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {
             return store::payments::get(&mut work.tx, org, known.into())
                 .await?
@@ -58,16 +63,24 @@ impl App {
     /// A payment with all its attempts.
     pub async fn get_payment(&self, org: OrganizationId, which: PaymentRef) -> Result<(Payment, Vec<Attempt>)> {
         let mut tx = self.read(org).await?;
-        let found = match &which {
-            PaymentRef::Id(id) => store::payments::get(&mut tx, org, *id).await?,
-            PaymentRef::InvoiceId(invoice) => store::payments::get_by_invoice(&mut tx, org, invoice).await?,
+        let payment = match which {
+            PaymentRef::Id(id) => {
+                store::payments::get(&mut tx, org, id).await?.ok_or_else(|| Error::not_found("payment", id))?
+            }
+            PaymentRef::InvoiceId(invoice) => store::payments::get_by_invoice(&mut tx, org, &invoice)
+                .await?
+                .ok_or_else(|| Error::not_found("payment", invoice))?,
         };
-        let payment = found.ok_or_else(|| match which {
-            PaymentRef::Id(id) => Error::not_found("payment", id),
-            PaymentRef::InvoiceId(invoice) => Error::not_found("payment", format!("of invoice {invoice}")),
-        })?;
         let attempts = store::attempts::list(&mut tx, org, payment.id).await?;
         Ok((payment, attempts))
+    }
+
+    /// The id of a payment. It need not exist if the caller names it by this id.
+    pub async fn payment_id(&self, org: OrganizationId, which: PaymentRef) -> Result<PaymentId> {
+        match which {
+            PaymentRef::Id(id) => Ok(id),
+            PaymentRef::InvoiceId(_) => Ok(self.get_payment(org, which).await?.0.id),
+        }
     }
 
     /// A page of payments, newest first.
@@ -143,14 +156,11 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
     })
 }
 
-fn payment_hash(new: &NewPayment) -> [u8; 32] {
-    let customer = match &new.customer {
-        CustomerRef::Id(id) => format!("id {id}"),
-        CustomerRef::ExternalId(id) => format!("external {id}"),
-    };
+fn payment_hash(new: &NewPayment, external_customer_id: &str) -> [u8; 32] {
     let amount = new.amount.minor_units.to_string();
-    let parts = [&new.invoice_id, &new.invoice_number, &customer, &amount, new.amount.currency.as_str()];
-    hash_request("CreatePayment", &parts.map(|part| part as &str))
+    let currency = new.amount.currency.as_str();
+    let parts = [&new.invoice_id, &new.invoice_number, external_customer_id, &amount, currency];
+    hash_request("CreatePayment", &parts)
 }
 
 async fn find_customer(work: &mut UnitOfWork, which: &CustomerRef) -> Result<Customer> {

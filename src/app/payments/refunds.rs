@@ -21,8 +21,8 @@ use crate::{store, stripe};
 
 impl App {
     /// Accepts a refund. Returns its present state: `pending` if it is new.
-    pub async fn create_refund(&self, org: OrganizationId, request_id: String, new: NewRefund) -> Result<Refund> {
-        let request = CallerRequest { id: request_id, body_hash: refund_hash(&new) };
+    pub async fn create_refund(&self, org: OrganizationId, new: NewRefund) -> Result<Refund> {
+        let request = CallerRequest { id: new.request_id.clone(), body_hash: refund_hash(&new) };
         let mut work = self.begin(org).await?;
         store::request_ids::lock(&mut work.tx, org, &request.id).await?;
         if let Some(known) = store::request_ids::resource_of(&mut work.tx, org, &request).await? {

@@ -16,7 +16,7 @@ use crate::dev::rng::Rng;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
     Event, EventPayment, Money, PaymentProviderCustomerCheckoutUrl, PaymentProviderInvoicePaymentError,
-    RetryPaymentRequest,
+    RetryPaymentRequest, retry_payment_request,
 };
 
 /// The maximum number of retries of an invoice.
@@ -206,7 +206,7 @@ impl Workload {
             }
         }
         let request = |name: &str| RetryPaymentRequest {
-            id: failure.lago_payment_id.clone(),
+            payment: Some(retry_payment_request::Payment::Id(failure.lago_payment_id.clone())),
             request_id: format!("{name}-{nth}-{}", failure.lago_invoice_id),
             payment_method_id: String::new(),
             force: true,

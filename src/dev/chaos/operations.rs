@@ -17,7 +17,8 @@ use crate::dev::rng::Rng;
 use crate::grpc::proto::{
     CreatePaymentUrlRequest, CreateRefundRequest, GetPaymentRequest, Money, Payment,
     PaymentProviderInvoicePaymentError, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
-    UpdatePaymentRequest, get_payment_request,
+    UpdatePaymentRequest, create_payment_url_request, create_refund_request, get_payment_request,
+    record_manual_payment_request, retry_payment_request,
 };
 
 /// Test cards: one succeeds, one is declined.
@@ -87,7 +88,7 @@ impl Workload {
     /// Retries whatever the bank advised.
     async fn retry_once(&self, target: &PaymentRef, name: &str) {
         let request = RetryPaymentRequest {
-            id: target.payment.clone(),
+            payment: Some(retry_payment_request::Payment::Id(target.payment.clone())),
             request_id: format!("{name}-retry-{}", target.invoice),
             payment_method_id: String::new(),
             force: true,
@@ -110,7 +111,7 @@ impl Workload {
     /// Requests a payment link. Returns the id of its session.
     pub async fn request_link(&self, target: &PaymentRef, name: &str, rng: &mut Rng) -> Option<String> {
         let request = CreatePaymentUrlRequest {
-            id: target.payment.clone(),
+            payment: Some(create_payment_url_request::Payment::Id(target.payment.clone())),
             request_id: format!("{name}-link-{}", target.invoice),
             success_url: String::new(),
         };
@@ -225,7 +226,7 @@ impl Workload {
 
     async fn record_manual(&self, target: &PaymentRef, name: &str) {
         let request = RecordManualPaymentRequest {
-            id: target.payment.clone(),
+            payment: Some(record_manual_payment_request::Payment::InvoiceId(target.invoice.clone())),
             request_id: format!("{name}-manual-{}", target.invoice),
             reference: "bank transfer".to_owned(),
             paid_time: None,
@@ -242,7 +243,7 @@ impl Workload {
     /// Refunds one charge, or, if none is given, the charge that settled the payment.
     pub async fn refund(&self, target: &PaymentRef, name: &str, charge: &str, amount: Option<Money>) {
         let request = CreateRefundRequest {
-            payment_id: target.payment.clone(),
+            payment: Some(create_refund_request::Payment::PaymentId(target.payment.clone())),
             request_id: format!("{name}-{}", if charge.is_empty() { target.invoice.as_str() } else { charge }),
             provider_charge_id: charge.to_owned(),
             amount,

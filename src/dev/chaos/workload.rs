@@ -22,7 +22,7 @@ use crate::dev::sandbox::Sandbox;
 use crate::grpc::proto::create_payment_request::Customer;
 use crate::grpc::proto::{
     CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, GetPaymentRequest, Money, Payment,
-    PaymentMethodKind, PaymentState, get_payment_request,
+    PaymentMethodKind, PaymentState, cancel_payment_request, get_payment_request,
 };
 
 /// The number of concurrent callers that submit invoices.
@@ -270,7 +270,7 @@ impl Workload {
     pub async fn cancel_payment(&self, invoice: &InvoicePlan, payment: &Payment) {
         let mut rng = self.rng(&format!("cancel-{}", invoice.id));
         pause(Duration::from_millis(rng.below(1_500))).await;
-        let request = CancelPaymentRequest { id: payment.id.clone() };
+        let request = CancelPaymentRequest { payment: Some(cancel_payment_request::Payment::Id(payment.id.clone())) };
         let organization = &self.organizations[invoice.organization];
         let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
             api.payments.cancel_payment(request).await

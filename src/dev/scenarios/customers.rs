@@ -10,7 +10,7 @@ use super::context::ScenarioContext;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
     CreateCheckoutUrlRequest, CreateCustomerRequest, Customer, ListPaymentMethodsRequest, PaymentMethodKind,
-    PaymentProviderCustomerCheckoutUrl, ProviderLinkState,
+    PaymentProviderCustomerCheckoutUrl, ProviderLinkState, create_checkout_url_request, list_payment_methods_request,
 };
 
 /// Translates Stripe's names of payment method kinds.
@@ -79,8 +79,8 @@ async fn wait_for_method_event(billing: &mut BillingClient, webhook_type: &str, 
 
 /// The Stripe ids of a customer's payment methods and of its default.
 async fn methods(billing: &mut BillingClient, customer: &Customer) -> Result<(Vec<String>, Option<String>)> {
-    let request =
-        ListPaymentMethodsRequest { customer_id: customer.id.clone(), ..ListPaymentMethodsRequest::default() };
+    let which = list_payment_methods_request::Customer::CustomerId(customer.id.clone());
+    let request = ListPaymentMethodsRequest { customer: Some(which), ..ListPaymentMethodsRequest::default() };
     let found = billing.api.customers.list_payment_methods(request).await?.into_inner().payment_methods;
     let default = found.iter().find(|method| method.is_default);
     let default = default.map(|method| method.provider_payment_method_id.clone());
@@ -92,7 +92,11 @@ pub(super) async fn create(context: &mut ScenarioContext) -> Result<()> {
     let (reporter, sandbox) = (context.reporter, context.environment.sandbox.clone());
 
     reporter.print("without sync_with_provider the customer exists in Paybridge only");
-    let plain = CreateCustomerRequest { external_id: "plain".to_owned(), ..CreateCustomerRequest::default() };
+    let plain = CreateCustomerRequest {
+        request_id: "customer-plain".to_owned(),
+        external_id: "plain".to_owned(),
+        ..CreateCustomerRequest::default()
+    };
     let plain = billing.api.customers.create_customer(plain).await?.into_inner().customer.context("a customer")?;
     check!(plain.provider_link_state() == ProviderLinkState::None, "it is not linked");
 
@@ -116,6 +120,7 @@ pub(super) async fn create(context: &mut ScenarioContext) -> Result<()> {
 
     reporter.print("an error from Stripe is reported");
     let bad = CreateCustomerRequest {
+        request_id: "customer-bad".to_owned(),
         external_id: "bad".to_owned(),
         email: "nobody@nowhere".to_owned(),
         sync_with_provider: true,
@@ -129,6 +134,7 @@ pub(super) async fn create(context: &mut ScenarioContext) -> Result<()> {
         })
         .await?;
     let both = CreateCustomerRequest {
+        request_id: "customer-both".to_owned(),
         external_id: "both".to_owned(),
         sync_with_provider: true,
         provider_customer_id: "cus_x".to_owned(),
@@ -175,7 +181,11 @@ pub(super) async fn checkout_link(context: &mut ScenarioContext) -> Result<()> {
             _ => None,
         })
         .await?;
-    let request = CreateCheckoutUrlRequest { customer_id: customer.id, ..CreateCheckoutUrlRequest::default() };
+    let request = CreateCheckoutUrlRequest {
+        request_id: "another-link".to_owned(),
+        customer: Some(create_checkout_url_request::Customer::CustomerId(customer.id)),
+        ..CreateCheckoutUrlRequest::default()
+    };
     let new_link = billing.api.customers.create_checkout_url(request).await?.into_inner();
     check!(new_link.checkout_url != link.checkout_url, "the new link differs");
     check!(new_link.expire_time.is_some(), "the new link has an expiry time");
@@ -219,6 +229,7 @@ pub(super) async fn link(context: &mut ScenarioContext) -> Result<()> {
 
     reporter.print("the customer is linked by its id, and its payment methods and default are imported");
     let request = CreateCustomerRequest {
+        request_id: "customer-old".to_owned(),
         external_id: "old".to_owned(),
         provider_customer_id: existing.clone(),
         ..CreateCustomerRequest::default()
@@ -245,6 +256,7 @@ pub(super) async fn link(context: &mut ScenarioContext) -> Result<()> {
 
     reporter.print("an unknown id is reported");
     let request = CreateCustomerRequest {
+        request_id: "customer-wrong".to_owned(),
         external_id: "wrong".to_owned(),
         provider_customer_id: "cus_nobody".to_owned(),
         ..CreateCustomerRequest::default()

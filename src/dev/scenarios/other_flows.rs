@@ -8,8 +8,9 @@ use super::customers::session_id;
 use super::payments::{charges, create_customer_with_method, create_payment, successes};
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, CreateRefundRequest, Event, Integration, Money, PaymentState, RecordManualPaymentRequest,
-    UpdateIntegrationRequest,
+    CreatePaymentUrlRequest, CreateRefundRequest, Event, Integration, Money, PaymentNextAction, PaymentState,
+    RecordManualPaymentRequest, UpdateIntegrationRequest, create_payment_url_request, create_refund_request,
+    record_manual_payment_request,
 };
 
 /// Stripe's test cards: one succeeds, one can be stored and declines every charge, one requires authentication, one is
@@ -27,13 +28,14 @@ pub(super) async fn payment_link(context: &mut ScenarioContext) -> Result<()> {
     let declined = billing.payment("inv-12").await?.provider_payment_intent_id;
     context.reporter.print("the card was declined, and the customer gets a payment link");
     let request = CreatePaymentUrlRequest {
-        id: payment.id,
+        payment: Some(create_payment_url_request::Payment::Id(payment.id)),
         request_id: "link-12".to_owned(),
         ..CreatePaymentUrlRequest::default()
     };
     let response = billing.api.payments.create_payment_url(request).await?.into_inner();
     let open = response.payment.context("a payment")?;
     check!(open.state() == PaymentState::RequiresAction, "the payment waits for the customer");
+    check!(open.next_action() == PaymentNextAction::Pay, "the customer has to pay through the link");
     let declined = context.environment.sandbox.object(&declined);
     check!(declined.is_some_and(|intent| intent["status"] == "canceled"), "nothing else can collect the invoice");
     context.reporter.print("the customer pays on Stripe's page");
@@ -52,6 +54,7 @@ pub(super) async fn three_d_secure(context: &mut ScenarioContext) -> Result<()> 
     create_payment(&mut billing, "hooli", "inv-13", 4900, "EUR").await?;
     billing.wait_for_event("payment.requires_action", "inv-13").await?;
     let waiting = billing.payment("inv-13").await?;
+    check!(waiting.next_action() == PaymentNextAction::Authenticate, "the customer has to authenticate");
     check!(!waiting.next_action_url.is_empty(), "there is a page to send the customer to");
     context.reporter.print("the customer opens the page and confirms");
     context.environment.sandbox.authenticate(&waiting.provider_payment_intent_id, true)?;
@@ -70,7 +73,7 @@ pub(super) async fn paid_elsewhere(context: &mut ScenarioContext) -> Result<()> 
     let declined = billing.payment("inv-14").await?.provider_payment_intent_id;
     context.reporter.print("a bank transfer arrives and is recorded");
     let request = RecordManualPaymentRequest {
-        id: payment.id,
+        payment: Some(record_manual_payment_request::Payment::Id(payment.id)),
         request_id: "manual-14".to_owned(),
         reference: "bank transfer 4711".to_owned(),
         paid_time: None,
@@ -100,7 +103,7 @@ pub(super) async fn refund(context: &mut ScenarioContext) -> Result<()> {
     billing.wait_for_event("payment.succeeded", "inv-15").await?;
     context.reporter.print("19.00 EUR are refunded; the request is sent twice");
     let request = CreateRefundRequest {
-        payment_id: payment.id,
+        payment: Some(create_refund_request::Payment::PaymentId(payment.id)),
         request_id: "refund-15".to_owned(),
         amount: Some(Money { minor_units: 1900, currency_code: "EUR".to_owned() }),
         ..CreateRefundRequest::default()

@@ -11,6 +11,7 @@ use crate::grpc::proto::create_payment_request::Customer;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
     CreatePaymentRequest, Money, Payment, PaymentPendingReason, PaymentState, RetryPaymentRequest,
+    retry_payment_request,
 };
 
 /// Creates a customer in Stripe whose default payment method was stored through its Checkout page.
@@ -141,7 +142,7 @@ pub(super) async fn decline_and_retry(context: &mut ScenarioContext) -> Result<(
         .wait_for_customer("hooli", "has another default", |customer| customer.default_payment_method_id != bad)
         .await?;
     let retry = RetryPaymentRequest {
-        id: failed.id.clone(),
+        payment: Some(retry_payment_request::Payment::Id(failed.id.clone())),
         request_id: "retry-8".to_owned(),
         ..RetryPaymentRequest::default()
     };

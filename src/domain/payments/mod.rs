@@ -125,6 +125,8 @@ pub struct Payment {
     pub integration_id: IntegrationId,
     /// The customer who pays.
     pub customer_id: CustomerId,
+    /// The billing system's id of that customer, which cannot change.
+    pub external_customer_id: String,
     /// The billing system's id of the invoice, unique in the organization.
     pub invoice_id: String,
     /// The invoice number shown to people; may be empty.
@@ -183,6 +185,7 @@ impl Payment {
             organization_id: customer.organization_id,
             integration_id,
             customer_id: customer.id,
+            external_customer_id: customer.external_id.clone(),
             invoice_id: new.invoice_id.clone(),
             invoice_number: new.invoice_number.clone(),
             amount: new.amount,

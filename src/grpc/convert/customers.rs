@@ -2,11 +2,11 @@
 
 use super::payment_methods::kind;
 use super::{Fields, etag, masked_fields, timestamp};
+use crate::domain::Result;
 use crate::domain::customers::{
     Address, Customer, CustomerRef, CustomerUpdate, IntegrationRef, LinkState, NewCustomer,
 };
-use crate::domain::{CustomerId, Result};
-use crate::grpc::proto::{self, ProviderLinkState, create_customer_request, get_customer_request};
+use crate::grpc::proto::{self, ProviderLinkState, create_customer_request};
 
 /// The maximum length of most strings, in characters.
 pub(in crate::grpc) const TEXT_LENGTH_MAX: usize = 255;
@@ -16,10 +16,10 @@ const EMAIL_LENGTH_MAX: usize = 512;
 const PHONE_LENGTH_MAX: usize = 20;
 
 /// Parses a CreateCustomerRequest: the `request_id` and the customer.
-pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Result<(Option<String>, NewCustomer)> {
+pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Result<(String, NewCustomer)> {
     use create_customer_request::Integration;
     let mut fields = Fields::default();
-    let request_id = fields.optional_request_id(request.request_id);
+    let request_id = fields.request_id(request.request_id);
     let customer = NewCustomer {
         external_id: fields.required_text("external_id", request.external_id, TEXT_LENGTH_MAX),
         name: fields.text("name", request.name, TEXT_LENGTH_MAX),
@@ -45,27 +45,13 @@ pub(in crate::grpc) fn new_customer(request: proto::CreateCustomerRequest) -> Re
     Ok((request_id, customer))
 }
 
-/// Parses a GetCustomerRequest.
-pub(in crate::grpc) fn customer_ref(request: proto::GetCustomerRequest) -> Result<CustomerRef> {
-    Fields::parse_one(|fields| match request.customer {
-        Some(get_customer_request::Customer::Id(id)) => CustomerRef::Id(fields.id("id", &id)),
-        Some(get_customer_request::Customer::ExternalId(id)) => {
-            CustomerRef::ExternalId(fields.required_text("external_id", id, TEXT_LENGTH_MAX))
-        }
-        None => {
-            fields.add_violation("customer", "is required: set id or external_id");
-            CustomerRef::ExternalId(String::new())
-        }
-    })
-}
-
 /// Parses a CreateCheckoutUrlRequest: the `request_id`, the customer and the `success_url`.
 pub(in crate::grpc) fn checkout_url(
     request: proto::CreateCheckoutUrlRequest,
-) -> Result<(Option<String>, CustomerId, Option<String>)> {
+) -> Result<(String, CustomerRef, Option<String>)> {
     let mut fields = Fields::default();
-    let request_id = fields.optional_request_id(request.request_id);
-    let customer = fields.id("customer_id", &request.customer_id);
+    let request_id = fields.request_id(request.request_id);
+    let customer = fields.customer(request.customer);
     let success_url = fields.optional_url("success_url", request.success_url);
     fields.check()?;
     Ok((request_id, customer, success_url))
@@ -73,11 +59,16 @@ pub(in crate::grpc) fn checkout_url(
 
 /// Parses an UpdateCustomerRequest: the customer, the expected version and the fields to set.
 pub(in crate::grpc) fn customer_update(
-    request: proto::UpdateCustomerRequest,
-) -> Result<(CustomerId, Option<i64>, CustomerUpdate)> {
+    request: &proto::UpdateCustomerRequest,
+) -> Result<(CustomerRef, Option<i64>, CustomerUpdate)> {
     let mut fields = Fields::default();
-    let customer = request.customer.unwrap_or_default();
-    let id = fields.id("customer.id", &customer.id);
+    let customer = request.customer.clone().unwrap_or_default();
+    let which = match (customer.id.as_str(), &customer.external_id) {
+        ("", external_id) if !external_id.is_empty() => {
+            CustomerRef::ExternalId(fields.text("customer.external_id", external_id.clone(), TEXT_LENGTH_MAX))
+        }
+        (id, _) => CustomerRef::Id(fields.id("customer.id", id)),
+    };
     let version = fields.optional_etag("customer.etag", &customer.etag);
     let known = [
         ("name", !customer.name.is_empty()),
@@ -90,11 +81,18 @@ pub(in crate::grpc) fn customer_update(
         ("sync_with_provider", customer.sync_with_provider),
     ];
     let mut update = CustomerUpdate::default();
-    for path in masked_fields(&mut fields, request.update_mask, &known) {
+    for path in masked_fields(&mut fields, request.update_mask.as_ref(), &known) {
         set(&mut fields, &mut update, path, &customer);
     }
     fields.check()?;
-    Ok((id, version, update))
+    Ok((which, version, update))
+}
+
+/// Checks that an update does not change an immutable field.
+pub(in crate::grpc) fn check_immutable(request: &proto::UpdateCustomerRequest, present: &Customer) -> Result<()> {
+    let external_id = request.customer.as_ref().map_or("", |customer| customer.external_id.as_str());
+    let immutable = [("customer.external_id", external_id, present.external_id.as_str())];
+    super::check_immutable(request.update_mask.as_ref(), &immutable)
 }
 
 /// Copies one field into the update.
@@ -239,6 +237,7 @@ mod tests {
 
     fn hooli() -> proto::CreateCustomerRequest {
         proto::CreateCustomerRequest {
+            request_id: "customer-1".into(),
             external_id: "hooli_1234".into(),
             email: "billing@hooli.test".into(),
             sync_with_provider: true,
@@ -250,7 +249,7 @@ mod tests {
     #[test]
     fn a_customer_is_parsed() {
         let (request_id, new) = new_customer(hooli()).unwrap();
-        assert_eq!(request_id, None);
+        assert_eq!(request_id, "customer-1");
         assert_eq!(new.external_id, "hooli_1234");
         assert_eq!(new.provider_payment_methods, [MethodKind::SepaDebit, MethodKind::Card]);
         assert!(new.sync_with_provider && new.integration.is_none());
@@ -298,7 +297,7 @@ mod tests {
     fn update(customer: proto::Customer, paths: Option<&[&str]>) -> Result<CustomerUpdate> {
         let customer = Some(proto::Customer { id: uuid::Uuid::from_u128(1).to_string(), ..customer });
         let update_mask = paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
-        customer_update(proto::UpdateCustomerRequest { customer, update_mask }).map(|(_, _, update)| update)
+        customer_update(&proto::UpdateCustomerRequest { customer, update_mask }).map(|(_, _, update)| update)
     }
 
     #[test]
@@ -322,14 +321,19 @@ mod tests {
         let bad = proto::Customer { etag: "x".into(), email: "nobody".into(), ..Default::default() };
         assert_eq!(violations(update(bad, None)), ["customer.etag", "customer.email"]);
         assert_eq!(violations(update(proto::Customer::default(), Some(&["external_id"]))), ["update_mask"]);
-        assert_eq!(violations(customer_update(proto::UpdateCustomerRequest::default())), ["customer.id"]);
+        assert_eq!(violations(customer_update(&proto::UpdateCustomerRequest::default())), ["customer.id"]);
     }
 
     #[test]
-    fn a_customer_is_referenced_by_one_of_its_ids() {
-        let by = |customer| customer_ref(proto::GetCustomerRequest { customer });
-        assert!(by(Some(get_customer_request::Customer::ExternalId("hooli_1234".into()))).is_ok());
-        assert_eq!(violations(by(Some(get_customer_request::Customer::Id("hooli_1234".into())))), ["id"]);
-        assert_eq!(violations(by(None)), ["customer"]);
+    fn an_update_names_the_customer_by_id_or_else_by_external_id() {
+        let which = |id: &str, external_id: &str| {
+            let customer = proto::Customer { id: id.into(), external_id: external_id.into(), ..Default::default() };
+            let request = proto::UpdateCustomerRequest { customer: Some(customer), update_mask: None };
+            customer_update(&request).map(|(which, ..)| which)
+        };
+        let id = uuid::Uuid::from_u128(1);
+        assert_eq!(which(&id.to_string(), "hooli_1234").unwrap(), CustomerRef::Id(id.into()));
+        assert_eq!(which("", "hooli_1234").unwrap(), CustomerRef::ExternalId("hooli_1234".into()));
+        assert_eq!(violations(which("", "")), ["customer.id"]);
     }
 }

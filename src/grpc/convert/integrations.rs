@@ -16,11 +16,9 @@ const CODE_LENGTH_MAX: usize = 64;
 const KEY_LENGTH_MAX: usize = 512;
 
 /// Parses a CreateIntegrationRequest: the `request_id` and the integration.
-pub(in crate::grpc) fn new_integration(
-    request: proto::CreateIntegrationRequest,
-) -> Result<(Option<String>, NewIntegration)> {
+pub(in crate::grpc) fn new_integration(request: proto::CreateIntegrationRequest) -> Result<(String, NewIntegration)> {
     let mut fields = Fields::default();
-    let request_id = fields.optional_request_id(request.request_id);
+    let request_id = fields.request_id(request.request_id);
     let new = NewIntegration {
         code: fields.code(request.code),
         name: fields.required_text("name", request.name, TEXT_LENGTH_MAX),
@@ -35,10 +33,10 @@ pub(in crate::grpc) fn new_integration(
 
 /// Parses an UpdateIntegrationRequest: the integration, the expected version and the fields to set.
 pub(in crate::grpc) fn integration_update(
-    request: proto::UpdateIntegrationRequest,
+    request: &proto::UpdateIntegrationRequest,
 ) -> Result<(IntegrationId, Option<i64>, IntegrationUpdate)> {
     let mut fields = Fields::default();
-    let integration = request.integration.unwrap_or_default();
+    let integration = request.integration.clone().unwrap_or_default();
     let id = fields.id("integration.id", &integration.id);
     let version = fields.optional_etag("integration.etag", &integration.etag);
     let known = [
@@ -47,7 +45,7 @@ pub(in crate::grpc) fn integration_update(
         ("supports_3ds", integration.supports_3ds),
         ("relay_provider_events", integration.relay_provider_events),
     ];
-    let set = masked_fields(&mut fields, request.update_mask, &known);
+    let set = masked_fields(&mut fields, request.update_mask.as_ref(), &known);
     let is_set = |name| set.contains(&name);
     let update = IntegrationUpdate {
         name: is_set("name").then(|| fields.required_text("integration.name", integration.name, TEXT_LENGTH_MAX)),
@@ -58,6 +56,12 @@ pub(in crate::grpc) fn integration_update(
     };
     fields.check()?;
     Ok((id, version, update))
+}
+
+/// Checks that an update does not change an immutable field.
+pub(in crate::grpc) fn check_immutable(request: &proto::UpdateIntegrationRequest, present: &Integration) -> Result<()> {
+    let code = request.integration.as_ref().map_or("", |integration| integration.code.as_str());
+    super::check_immutable(request.update_mask.as_ref(), &[("integration.code", code, &present.code)])
 }
 
 /// Parses a RotateIntegrationKeyRequest: the integration and the new key.
@@ -170,7 +174,7 @@ mod tests {
             ..Default::default()
         };
         let fields: Vec<_> = violations(new_integration(request)).into_iter().map(|(field, _)| field).collect();
-        assert_eq!(fields, ["code", "name", "secret_key", "success_redirect_url"]);
+        assert_eq!(fields, ["request_id", "code", "name", "secret_key", "success_redirect_url"]);
     }
 
     #[test]
@@ -187,7 +191,7 @@ mod tests {
         let update = |paths: Option<&str>| {
             let update_mask = paths.map(|path| FieldMask { paths: vec![path.into()] });
             let integration = Some(integration.clone());
-            integration_update(proto::UpdateIntegrationRequest { integration, update_mask })
+            integration_update(&proto::UpdateIntegrationRequest { integration, update_mask })
         };
         let (_, _, off) = update(Some("supports_3ds")).unwrap();
         assert_eq!((off.supports_3ds, off.relay_provider_events), (Some(false), None));

@@ -3,7 +3,7 @@
 
 use std::ops::RangeInclusive;
 
-use prost_types::Timestamp;
+use prost_types::{FieldMask, Timestamp};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
@@ -13,6 +13,7 @@ use crate::grpc::proto;
 pub(super) mod customers;
 pub(super) mod events;
 pub(super) mod integrations;
+mod names;
 pub(super) mod payment_methods;
 pub(super) mod payments;
 pub(super) mod refunds;
@@ -93,24 +94,15 @@ impl Fields {
         parsed.map(T::from)
     }
 
-    /// A `request_id` that may be omitted.
-    pub(super) fn optional_request_id(&mut self, request_id: String) -> Option<String> {
+    /// A `request_id`. Every call that creates something requires one.
+    pub(super) fn request_id(&mut self, request_id: String) -> String {
         if request_id.is_empty() {
-            return None;
-        }
-        if request_id.len() > REQUEST_ID_LENGTH_MAX || !request_id.chars().all(|it| it.is_ascii_graphic()) {
+            self.add_violation("request_id", "is required: choose an id, with which repeating the call is safe");
+        } else if request_id.len() > REQUEST_ID_LENGTH_MAX || !request_id.chars().all(|it| it.is_ascii_graphic()) {
             let text = format!("must have 1 to {REQUEST_ID_LENGTH_MAX} printable ASCII characters and no spaces");
             self.add_violation("request_id", text);
         }
-        Some(request_id)
-    }
-
-    /// A required `request_id`, for calls that move money.
-    pub(super) fn request_id(&mut self, request_id: String) -> String {
-        self.optional_request_id(request_id).unwrap_or_else(|| {
-            self.add_violation("request_id", "is required: this call moves money, and the id makes repeating it safe");
-            String::new()
-        })
+        request_id
     }
 
     /// An optional absolute http or https URL.
@@ -208,7 +200,7 @@ pub(super) fn etag(version: i64) -> String {
 /// `known` lists the fields that can be set, and whether each is populated. Other names in the mask are violations.
 pub(super) fn masked_fields<'a>(
     fields: &mut Fields,
-    mask: Option<prost_types::FieldMask>,
+    mask: Option<&FieldMask>,
     known: &[(&'a str, bool)],
 ) -> Vec<&'a str> {
     let Some(mask) = mask else {
@@ -228,9 +220,23 @@ pub(super) fn masked_fields<'a>(
     names().filter(|name| mask.paths.iter().any(|path| path == name)).collect()
 }
 
+/// Checks an update that names no fields, or all by `*`: the immutable fields that it sets have the present values. Each
+/// comes with its path, the value in the request, and the present one.
+pub(super) fn check_immutable(mask: Option<&FieldMask>, immutable: &[(&str, &str, &str)]) -> Result<()> {
+    if mask.is_some_and(|mask| mask.paths.iter().all(|path| path != "*")) {
+        return Ok(());
+    }
+    let mut fields = Fields::default();
+    for (path, requested, present) in immutable {
+        if !requested.is_empty() && requested != present {
+            fields.add_violation(path, format!("is immutable: leave it empty, or send its value `{present}`"));
+        }
+    }
+    fields.check()
+}
+
 #[cfg(test)]
 mod tests {
-    use prost_types::FieldMask;
 
     use super::*;
 
@@ -319,12 +325,27 @@ mod tests {
         let known = [("name", true), ("email", false)];
         let set = |paths: Option<&[&str]>| {
             let mask = paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
-            masked_fields(&mut Fields::default(), mask, &known)
+            masked_fields(&mut Fields::default(), mask.as_ref(), &known)
         };
         assert_eq!(set(None), ["name"], "only what is populated");
         assert_eq!(set(Some(&["email"])), ["email"], "named, so it is emptied");
         assert_eq!(set(Some(&["*"])), ["name", "email"]);
         let unknown = Some(FieldMask { paths: vec!["state".into()] });
-        assert_eq!(violations(|it| _ = masked_fields(it, unknown, &known)), ["update_mask"]);
+        assert_eq!(violations(|it| _ = masked_fields(it, unknown.as_ref(), &known)), ["update_mask"]);
+    }
+
+    #[test]
+    fn an_immutable_field_keeps_its_value() {
+        let changed = |paths: Option<&[&str]>, requested: &str| {
+            let mask = paths.map(|paths| FieldMask { paths: paths.iter().map(ToString::to_string).collect() });
+            check_immutable(mask.as_ref(), &[("customer.external_id", requested, "hooli_1234")])
+        };
+        assert!(changed(None, "").is_ok());
+        assert!(changed(None, "hooli_1234").is_ok());
+        assert!(changed(Some(&["name"]), "initech").is_ok(), "the mask leaves it out");
+        for paths in [None, Some(&["*"][..])] {
+            let Err(Error::Invalid(violations)) = changed(paths, "initech") else { panic!("it must be refused") };
+            assert_eq!(violations[0].field, "customer.external_id");
+        }
     }
 }

@@ -5,72 +5,69 @@ use super::{Fields, etag, masked_fields, money, timestamp};
 use crate::domain::customers::CustomerRef;
 use crate::domain::payments::{
     Attempt, AttemptKind, AttemptState, Failure, NewPayment, Payment, PaymentFilter, PaymentRef, PaymentState,
-    PendingOperation, PendingReason,
+    PendingOperation, PendingReason, RequiredAction, State,
 };
-use crate::domain::{Money, PaymentId, Result};
-use crate::grpc::proto::{
-    self, PaymentAttemptKind, PaymentAttemptState, PaymentPendingReason, create_payment_request, get_payment_request,
-};
+use crate::domain::{Money, Result};
+use crate::grpc::proto::{self, PaymentAttemptKind, PaymentAttemptState, PaymentNextAction, PaymentPendingReason};
 
 /// Parses a CreatePaymentRequest: the `request_id` and the payment.
 pub(in crate::grpc) fn new_payment(request: proto::CreatePaymentRequest) -> Result<(String, NewPayment)> {
-    use create_payment_request::Customer;
     let mut fields = Fields::default();
     let request_id = fields.request_id(request.request_id);
     let new = NewPayment {
         invoice_id: fields.required_text("invoice_id", request.invoice_id, TEXT_LENGTH_MAX),
         invoice_number: fields.text("invoice_number", request.invoice_number, TEXT_LENGTH_MAX),
-        customer: match request.customer {
-            Some(Customer::CustomerId(id)) => CustomerRef::Id(fields.id("customer_id", &id)),
-            Some(Customer::ExternalCustomerId(id)) => {
-                CustomerRef::ExternalId(fields.required_text("external_customer_id", id, TEXT_LENGTH_MAX))
-            }
-            None => {
-                fields.add_violation("customer", "is required: set customer_id or external_customer_id");
-                CustomerRef::ExternalId(String::new())
-            }
-        },
+        customer: fields.customer(request.customer),
         amount: fields.money("amount", request.amount.as_ref()),
     };
     fields.check()?;
     Ok((request_id, new))
 }
 
-/// Parses a GetPaymentRequest.
-pub(in crate::grpc) fn payment_ref(request: proto::GetPaymentRequest) -> Result<PaymentRef> {
-    Fields::parse_one(|fields| match request.payment {
-        Some(get_payment_request::Payment::Id(id)) => PaymentRef::Id(fields.id("id", &id)),
-        Some(get_payment_request::Payment::InvoiceId(id)) => {
-            PaymentRef::InvoiceId(fields.required_text("invoice_id", id, TEXT_LENGTH_MAX))
-        }
-        None => {
-            fields.add_violation("payment", "is required: set id or invoice_id");
-            PaymentRef::InvoiceId(String::new())
-        }
-    })
-}
-
 /// Parses an UpdatePaymentRequest: the payment, the expected version, and the amount if it is to be set.
 pub(in crate::grpc) fn payment_update(
-    request: proto::UpdatePaymentRequest,
-) -> Result<(PaymentId, Option<i64>, Option<Money>)> {
+    request: &proto::UpdatePaymentRequest,
+) -> Result<(PaymentRef, Option<i64>, Option<Money>)> {
     let mut fields = Fields::default();
-    let payment = request.payment.unwrap_or_else(|| {
+    let payment = request.payment.clone().unwrap_or_else(|| {
         fields.add_violation("payment", "is required");
         proto::Payment::default()
     });
-    let id = fields.id("payment.id", &payment.id);
+    let which = match (payment.id.as_str(), payment.invoice_id) {
+        ("", invoice_id) if !invoice_id.is_empty() => {
+            PaymentRef::InvoiceId(fields.text("payment.invoice_id", invoice_id, TEXT_LENGTH_MAX))
+        }
+        (id, _) => PaymentRef::Id(fields.id("payment.id", id)),
+    };
     let version = fields.optional_etag("payment.etag", &payment.etag);
-    let set = masked_fields(&mut fields, request.update_mask, &[("amount", payment.amount.is_some())]);
+    let known = [("amount", payment.amount.is_some())];
+    let set = masked_fields(&mut fields, request.update_mask.as_ref(), &known);
     let amount = set.contains(&"amount").then(|| fields.money("payment.amount", payment.amount.as_ref()));
     fields.check()?;
-    Ok((id, version, amount))
+    Ok((which, version, amount))
 }
 
-/// Parses the filter of a ListPaymentsRequest.
-pub(in crate::grpc) fn filter(fields: &mut Fields, request: &proto::ListPaymentsRequest) -> PaymentFilter {
+/// Checks that an update does not change an immutable field.
+pub(in crate::grpc) fn check_immutable(request: &proto::UpdatePaymentRequest, present: &Payment) -> Result<()> {
+    let payment = request.payment.clone().unwrap_or_default();
+    let customer_id = present.customer_id.to_string();
+    let immutable: [(&str, &str, &str); 4] = [
+        ("payment.invoice_id", &payment.invoice_id, &present.invoice_id),
+        ("payment.invoice_number", &payment.invoice_number, &present.invoice_number),
+        ("payment.customer_id", &payment.customer_id, &customer_id),
+        ("payment.external_customer_id", &payment.external_customer_id, &present.external_customer_id),
+    ];
+    super::check_immutable(request.update_mask.as_ref(), &immutable)
+}
+
+/// Parses the filter of a ListPaymentsRequest: the customer, and everything else.
+pub(in crate::grpc) fn filter(
+    fields: &mut Fields,
+    request: proto::ListPaymentsRequest,
+) -> (Option<CustomerRef>, PaymentFilter) {
+    let customer = fields.optional_customer(request.customer);
     let filter = PaymentFilter {
-        customer_id: fields.optional_id("customer_id", &request.customer_id),
+        customer_id: None,
         states: fields.states(&request.states),
         created_from: fields.optional_time("start_time", request.start_time),
         created_before: fields.optional_time("end_time", request.end_time),
@@ -80,7 +77,7 @@ pub(in crate::grpc) fn filter(fields: &mut Fields, request: &proto::ListPayments
     {
         fields.add_violation("end_time", "must be later than start_time");
     }
-    filter
+    (customer, filter)
 }
 
 impl Fields {
@@ -115,6 +112,11 @@ const STATES_MAX: usize = 16;
 
 /// Converts a payment and its attempts, oldest first.
 pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> proto::Payment {
+    let next_action = match payment.state {
+        State::RequiresAction { action: RequiredAction::Authenticate { .. }, .. } => PaymentNextAction::Authenticate,
+        State::RequiresAction { action: RequiredAction::PayByLink { .. }, .. } => PaymentNextAction::Pay,
+        _ => PaymentNextAction::Unspecified,
+    };
     let of = |minor_units| Some(money(Money { minor_units, currency: payment.amount.currency }));
     proto::Payment {
         amount: Some(money(payment.amount)),
@@ -123,6 +125,7 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         state: state(payment.state()).into(),
         pending_reason: payment.pending_reason().map_or(PaymentPendingReason::Unspecified, pending_reason).into(),
         failure: payment.failure().cloned().map(failure),
+        next_action: next_action.into(),
         next_action_url: payment.next_action_url().unwrap_or_default().to_owned(),
         provider_charge_id: payment.provider_charge_id().unwrap_or_default().to_owned(),
         manual_payment: payment.manual().map(|manual| proto::ManualPayment {
@@ -133,6 +136,7 @@ pub(in crate::grpc) fn payment(payment: Payment, attempts: Vec<Attempt>) -> prot
         invoice_id: payment.invoice_id,
         invoice_number: payment.invoice_number,
         customer_id: payment.customer_id.to_string(),
+        external_customer_id: payment.external_customer_id,
         integration_id: payment.integration_id.to_string(),
         provider_payment_intent_id: payment.provider_payment_intent_id.unwrap_or_default(),
         requested_amount: match payment.pending_operation {
@@ -212,6 +216,7 @@ mod tests {
 
     use super::*;
     use crate::domain::Error;
+    use crate::grpc::proto::{create_payment_request, list_payments_request};
 
     fn violations<T>(parsed: Result<T>) -> Vec<String> {
         match parsed {
@@ -256,21 +261,21 @@ mod tests {
             end_time: Some(Timestamp { seconds: 2, nanos: 0 }),
             ..Default::default()
         };
-        let filter = Fields::parse_one(|fields| filter(fields, &request)).unwrap();
+        let (customer, filter) = Fields::parse_one(|fields| filter(fields, request)).unwrap();
         assert_eq!(filter.states, [PaymentState::Failed]);
-        assert!(filter.customer_id.is_none() && filter.created_from < filter.created_before);
+        assert!(customer.is_none() && filter.created_from < filter.created_before);
     }
 
     #[test]
     fn an_invalid_filter_is_rejected() {
         let request = proto::ListPaymentsRequest {
-            customer_id: "x".into(),
+            customer: Some(list_payments_request::Customer::CustomerId("x".into())),
             states: vec![0, 99],
             start_time: Some(Timestamp { seconds: 2, nanos: 0 }),
             end_time: Some(Timestamp { seconds: 2, nanos: 0 }),
             ..Default::default()
         };
-        let parsed = Fields::parse_one(|fields| filter(fields, &request));
+        let parsed = Fields::parse_one(|fields| filter(fields, request));
         assert_eq!(violations(parsed), ["customer_id", "states[0]", "states[1]", "end_time"]);
     }
 

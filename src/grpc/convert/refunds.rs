@@ -2,14 +2,23 @@
 
 use super::customers::TEXT_LENGTH_MAX;
 use super::{Fields, money, timestamp};
-use crate::domain::refunds::{NewRefund, Refund};
+use crate::domain::payments::PaymentRef;
+use crate::domain::refunds::Refund;
 use crate::domain::{Money, Result};
 use crate::grpc::proto::{self, RefundState};
 
-/// Parses a CreateRefundRequest: the `request_id` and the refund.
-pub(in crate::grpc) fn new_refund(request: proto::CreateRefundRequest) -> Result<(String, NewRefund)> {
+/// A CreateRefundRequest, parsed.
+pub(in crate::grpc) struct RefundRequest {
+    pub request_id: String,
+    pub payment: PaymentRef,
+    pub provider_charge_id: Option<String>,
+    pub amount: Option<Money>,
+}
+
+/// Parses a CreateRefundRequest.
+pub(in crate::grpc) fn refund_request(request: proto::CreateRefundRequest) -> Result<RefundRequest> {
     let mut fields = Fields::default();
-    let payment_id = fields.id("payment_id", &request.payment_id);
+    let payment = fields.payment(request.payment);
     let request_id = fields.request_id(request.request_id);
     let charge = fields.text("provider_charge_id", request.provider_charge_id, TEXT_LENGTH_MAX);
     let amount = request.amount.map(|amount| {
@@ -23,7 +32,7 @@ pub(in crate::grpc) fn new_refund(request: proto::CreateRefundRequest) -> Result
     });
     fields.check()?;
     let provider_charge_id = Some(charge).filter(|id| !id.is_empty());
-    Ok((request_id.clone(), NewRefund { request_id, payment_id, provider_charge_id, amount }))
+    Ok(RefundRequest { request_id, payment, provider_charge_id, amount })
 }
 
 pub(in crate::grpc) fn refund(refund: Refund) -> proto::Refund {
@@ -58,10 +67,11 @@ fn state(status: &str) -> RefundState {
 mod tests {
     use super::*;
     use crate::domain::Error;
+    use crate::grpc::proto::create_refund_request::Payment;
 
     fn request(minor_units: i64, currency_code: &str) -> proto::CreateRefundRequest {
         proto::CreateRefundRequest {
-            payment_id: "01890a5d-ac96-774b-bcce-b302099a8057".into(),
+            payment: Some(Payment::PaymentId("01890a5d-ac96-774b-bcce-b302099a8057".into())),
             request_id: "r1".into(),
             amount: Some(proto::Money { minor_units, currency_code: currency_code.into() }),
             ..Default::default()
@@ -69,7 +79,7 @@ mod tests {
     }
 
     fn violations(request: proto::CreateRefundRequest) -> Vec<String> {
-        match new_refund(request) {
+        match refund_request(request) {
             Err(Error::Invalid(violations)) => violations.into_iter().map(|violation| violation.field).collect(),
             _ => Vec::new(),
         }
@@ -78,15 +88,15 @@ mod tests {
     #[test]
     fn amount_and_charge_are_optional() {
         let whole = proto::CreateRefundRequest { amount: None, ..request(0, "") };
-        let (request_id, new) = new_refund(whole).unwrap();
-        assert_eq!((request_id.as_str(), new.provider_charge_id, new.amount), ("r1", None, None));
-        let (_, part) = new_refund(request(1, "EUR")).unwrap();
+        let whole = refund_request(whole).unwrap();
+        assert_eq!((whole.request_id.as_str(), whole.provider_charge_id, whole.amount), ("r1", None, None));
+        let part = refund_request(request(1, "EUR")).unwrap();
         assert_eq!(part.amount.unwrap().minor_units, 1);
     }
 
     #[test]
     fn all_violations_of_a_refund_are_reported() {
-        assert_eq!(violations(proto::CreateRefundRequest::default()), ["payment_id", "request_id"]);
+        assert_eq!(violations(proto::CreateRefundRequest::default()), ["payment", "request_id"]);
         assert_eq!(violations(request(0, "EUR")), ["amount.minor_units"]);
         assert_eq!(violations(request(-1, "EUR")), ["amount.minor_units"]);
         assert_eq!(violations(request(0, "eur")), ["amount.minor_units", "amount.currency_code"]);

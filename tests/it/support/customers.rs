@@ -4,6 +4,7 @@ use paybridge::dev::scenarios::{BillingClient, ScenarioContext};
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
     CreateCheckoutUrlRequest, CreateCustomerRequest, Customer, Payment, PaymentMethodKind, PaymentState,
+    create_checkout_url_request,
 };
 use serde_json::Value;
 use time::Duration;
@@ -35,7 +36,11 @@ pub fn synced_customer(external_id: &str, kinds: &[PaymentMethodKind]) -> Create
 
 /// A customer without a Stripe customer.
 pub async fn local_customer(billing: &mut BillingClient, external_id: &str) -> Customer {
-    let request = CreateCustomerRequest { external_id: external_id.to_owned(), ..CreateCustomerRequest::default() };
+    let request = CreateCustomerRequest {
+        request_id: format!("customer-{external_id}"),
+        external_id: external_id.to_owned(),
+        ..CreateCustomerRequest::default()
+    };
     billing.api.customers.create_customer(request).await.expect("a customer").into_inner().customer.expect("a customer")
 }
 
@@ -146,10 +151,18 @@ pub fn object_id(object: &Value) -> String {
     object["id"].as_str().expect("an id").to_owned()
 }
 
+/// A request for a link to store a method, another one each time.
+pub fn checkout_request(external_id: &str) -> CreateCheckoutUrlRequest {
+    CreateCheckoutUrlRequest {
+        request_id: uuid::Uuid::now_v7().to_string(),
+        customer: Some(create_checkout_url_request::Customer::ExternalCustomerId(external_id.to_owned())),
+        ..CreateCheckoutUrlRequest::default()
+    }
+}
+
 /// Creates a link for `hooli` to store a method, and returns the id of its session.
 pub async fn checkout_session(harness: &mut Harness) -> String {
-    let customer_id = harness.billing.customer("hooli").await.expect("a customer").id;
-    let request = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
+    let request = checkout_request("hooli");
     let response = harness.billing.api.customers.create_checkout_url(request).await.expect("a link").into_inner();
     response.checkout_url.rsplit('/').next().expect("a session").to_owned()
 }

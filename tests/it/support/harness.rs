@@ -7,15 +7,17 @@ use paybridge::dev::scenarios::{BillingClient, ScenarioContext};
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::create_payment_request::Customer;
 use paybridge::grpc::proto::{
-    CancelPaymentRequest, CreateCheckoutUrlRequest, CreateCustomerRequest, CreatePaymentRequest,
-    CreatePaymentUrlRequest, DeleteIntegrationRequest, Event, GetIntegrationRequest, Integration,
-    ListPaymentMethodsRequest, Money, Payment, PaymentMethod, PaymentMethodKind, PaymentState,
-    RecordManualPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest,
+    CancelPaymentRequest, CreateCustomerRequest, CreatePaymentRequest, CreatePaymentUrlRequest,
+    DeleteIntegrationRequest, Event, GetIntegrationRequest, Integration, ListPaymentMethodsRequest, Money, Payment,
+    PaymentMethod, PaymentMethodKind, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
+    UpdatePaymentRequest, cancel_payment_request, create_payment_url_request, list_payment_methods_request,
+    record_manual_payment_request, retry_payment_request,
 };
 use prost_types::Timestamp;
 use serde_json::Value;
 use tonic::Status;
 
+use crate::support::customers::checkout_request;
 use crate::support::sql::superuser;
 use crate::support::wait::{Pace, until, until_ok};
 use crate::support::{context, http};
@@ -132,16 +134,15 @@ impl Harness {
     }
 
     async fn store_through_checkout(&mut self, external_id: &str, method: &str) {
-        let customer_id = self.billing.customer(external_id).await.expect("a customer").id;
-        let request = CreateCheckoutUrlRequest { customer_id, ..CreateCheckoutUrlRequest::default() };
+        let request = checkout_request(external_id);
         let response = self.billing.api.customers.create_checkout_url(request).await.expect("a link").into_inner();
         let session = response.checkout_url.rsplit('/').next().expect("a session").to_owned();
         self.sandbox().complete_session(&session, method, true).expect("the page is completed");
     }
 
     pub async fn methods(&mut self, external_id: &str) -> Vec<PaymentMethod> {
-        let customer_id = self.billing.customer(external_id).await.expect("a customer").id;
-        let request = ListPaymentMethodsRequest { customer_id, ..ListPaymentMethodsRequest::default() };
+        let which = list_payment_methods_request::Customer::ExternalCustomerId(external_id.to_owned());
+        let request = ListPaymentMethodsRequest { customer: Some(which), ..ListPaymentMethodsRequest::default() };
         let response = self.billing.api.customers.list_payment_methods(request).await.expect("methods");
         response.into_inner().payment_methods
     }
@@ -165,7 +166,7 @@ impl Harness {
 
     pub async fn retry(&self, request: &str, payment: &Payment, force: bool) -> Result<Payment, Status> {
         let request = RetryPaymentRequest {
-            id: payment.id.clone(),
+            payment: Some(retry_payment_request::Payment::Id(payment.id.clone())),
             request_id: request.to_owned(),
             force,
             ..RetryPaymentRequest::default()
@@ -177,7 +178,7 @@ impl Harness {
     /// Creates a payment link, and returns the id of its session; empty if there is no link any more.
     pub async fn link(&self, request: &str, payment: &Payment) -> Result<(String, Payment), Status> {
         let request = CreatePaymentUrlRequest {
-            id: payment.id.clone(),
+            payment: Some(create_payment_url_request::Payment::Id(payment.id.clone())),
             request_id: request.to_owned(),
             ..CreatePaymentUrlRequest::default()
         };
@@ -207,7 +208,7 @@ impl Harness {
         paid_time: Option<Timestamp>,
     ) -> Result<Payment, Status> {
         let request = RecordManualPaymentRequest {
-            id: payment.id.clone(),
+            payment: Some(record_manual_payment_request::Payment::Id(payment.id.clone())),
             request_id: request.to_owned(),
             reference: "bank transfer 4711".to_owned(),
             paid_time,
@@ -225,7 +226,8 @@ impl Harness {
 
     pub async fn cancel(&self, payment: &Payment) -> Result<Payment, Status> {
         let mut payments = self.billing.api.payments.clone();
-        let response = payments.cancel_payment(CancelPaymentRequest { id: payment.id.clone() }).await?;
+        let which = cancel_payment_request::Payment::Id(payment.id.clone());
+        let response = payments.cancel_payment(CancelPaymentRequest { payment: Some(which) }).await?;
         Ok(response.into_inner().payment.expect("a payment"))
     }
 

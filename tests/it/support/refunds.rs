@@ -4,7 +4,7 @@ use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::event::Object;
 use paybridge::grpc::proto::{
     CreateRefundRequest, EventRefund, GetRefundRequest, ListEventsRequest, ListRefundsRequest, Money, Payment,
-    PaymentState, Refund, RefundState,
+    PaymentState, Refund, RefundState, create_refund_request, list_refunds_request,
 };
 use tonic::Status;
 
@@ -35,7 +35,7 @@ pub async fn pay_and_settle(harness: &mut Harness, invoice: &str) -> Payment {
 /// A request to refund so many cents of a payment's settling charge; `None` for all that is left.
 pub fn refund_request(request_id: &str, payment: &Payment, cents: Option<i64>) -> CreateRefundRequest {
     CreateRefundRequest {
-        payment_id: payment.id.clone(),
+        payment: Some(create_refund_request::Payment::PaymentId(payment.id.clone())),
         request_id: request_id.to_owned(),
         provider_charge_id: String::new(),
         amount: cents.map(|minor_units| Money { minor_units, currency_code: "EUR".to_owned() }),
@@ -69,8 +69,9 @@ pub async fn refund_in(harness: &Harness, id: &str, state: RefundState) -> Refun
 
 /// All refunds of a payment, newest first, read in pages of one.
 pub async fn list_refunds(harness: &Harness, payment: &Payment) -> Vec<Refund> {
-    let list = ListRefundsRequest { payment_id: payment.id.clone(), page_size: 1, page_token: String::new() };
-    let (mut refunds, mut list) = (Vec::new(), list);
+    let which = Some(list_refunds_request::Payment::InvoiceId(payment.invoice_id.clone()));
+    let mut list = ListRefundsRequest { payment: which, page_size: 1, page_token: String::new() };
+    let mut refunds = Vec::new();
     loop {
         let mut payments = harness.billing.api.payments.clone();
         let page = payments.list_refunds(list.clone()).await.expect("a page").into_inner();
