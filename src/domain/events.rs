@@ -266,7 +266,7 @@ pub struct PaymentObject {
     pub payment_method: Option<PaymentMethodObject>,
     /// Not in Lago: why it waits, while `status` is `pending`.
     pub pending_reason: Option<String>,
-    /// Not in Lago: the charge that the event is about, for money that was not requested.
+    /// Not in Lago: the charge that paid it, or in events about money that was not requested, the charge of that money.
     pub provider_charge_id: Option<String>,
     /// Not in Lago: the amount that was requested and refused, minor units.
     pub requested_amount_cents: Option<i64>,

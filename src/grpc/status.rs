@@ -16,6 +16,9 @@ use crate::domain::{Error, Violation};
 /// The domain of `ErrorInfo`.
 const DOMAIN: &str = "paybridge";
 
+/// The keys of `ErrorInfo`'s metadata. docs/api.md lists them, with the reasons that have them.
+const METADATA_KEYS: [&str; 5] = ["subject", "request_id", "after_position", "oldest_position", "log_id"];
+
 /// The maximum number of violations in `BadRequest`. Details are sent in a header, whose size clients limit (P11).
 const VIOLATIONS_MAX: usize = 50;
 
@@ -91,11 +94,17 @@ fn details(error: &Error) -> ErrorDetails {
                 .set_bad_request(vec![FieldViolation::new("request_id", error.to_string())]);
         }
         Error::NotFound { kind, id } => {
-            set_error_info(&mut details, format!("{}_NOT_FOUND", upper_snake(kind)), [("id", id.clone())])
-                .set_resource_info(*kind, id, "", error.to_string());
+            let reason = format!("{}_NOT_FOUND", snake(kind).to_ascii_uppercase());
+            set_error_info(&mut details, reason, [("subject", subject(kind, id))]).set_resource_info(
+                *kind,
+                id,
+                "",
+                error.to_string(),
+            );
         }
         Error::AlreadyExists { kind, id, message } => {
-            set_error_info(&mut details, format!("{}_EXISTS", upper_snake(kind)), [("id", id.clone())])
+            let reason = format!("{}_EXISTS", snake(kind).to_ascii_uppercase());
+            set_error_info(&mut details, reason, [("subject", subject(kind, id))])
                 .set_resource_info(*kind, id, "", message);
         }
         Error::FailedPrecondition { reason, subject, message } => {
@@ -103,7 +112,7 @@ fn details(error: &Error) -> ErrorDetails {
                 .add_precondition_failure_violation(*reason, subject, message);
         }
         Error::EtagMismatch { kind, id } => {
-            set_error_info(&mut details, "ETAG_MISMATCH", [("id", id.clone())]).set_resource_info(
+            set_error_info(&mut details, "ETAG_MISMATCH", [("subject", subject(kind, id))]).set_resource_info(
                 *kind,
                 id,
                 "",
@@ -142,27 +151,34 @@ fn set_error_info<'a, const N: usize>(
     reason: impl Into<String>,
     metadata: [(&str, String); N],
 ) -> &'a mut ErrorDetails {
+    debug_assert!(metadata.iter().all(|(key, _)| METADATA_KEYS.contains(key)), "an undocumented key: {metadata:?}");
     let metadata: HashMap<String, String> = metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
     details.set_error_info(reason, DOMAIN, metadata)
 }
 
-/// `payment method` → `PAYMENT_METHOD`.
-fn upper_snake(kind: &str) -> String {
-    kind.chars().map(|it| if it.is_ascii_alphanumeric() { it.to_ascii_uppercase() } else { '_' }).collect()
+/// An object, as the subject of a failed precondition is written: `payment_method/018f…`.
+fn subject(kind: &str, id: &str) -> String {
+    format!("{}/{id}", snake(kind))
+}
+
+/// `payment method` → `payment_method`.
+fn snake(kind: &str) -> String {
+    kind.replace(' ', "_")
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use uuid::Uuid;
 
     use super::*;
 
-    #[test]
-    fn every_error_has_its_code_and_its_reason() {
+    /// An error of each kind, with its code and its reason.
+    fn samples() -> Vec<(Error, Code, &'static str)> {
         let message = String::new;
-        let table = [
+        vec![
             (Error::invalid("amount", "is missing"), Code::InvalidArgument, "INVALID_FIELDS"),
             (Error::RequestIdReused("r1".into()), Code::InvalidArgument, "REQUEST_ID_REUSED"),
             (Error::not_found("payment", 1), Code::NotFound, "PAYMENT_NOT_FOUND"),
@@ -206,11 +222,44 @@ mod tests {
             ),
             (Error::LeaseLost, Code::Internal, "INTERNAL"),
             (Error::internal(anyhow::anyhow!("disk on fire")), Code::Internal, "INTERNAL"),
-        ];
-        for (error, code, reason) in table {
+        ]
+    }
+
+    #[test]
+    fn every_error_has_its_code_and_its_reason() {
+        for (error, code, reason) in samples() {
             let status = Status::from(error);
             let info = status.get_details_error_info().unwrap();
             assert_eq!((status.code(), info.reason.as_str(), info.domain.as_str()), (code, reason, DOMAIN));
+        }
+    }
+
+    /// The rows of the table of metadata keys in docs/api.md: each key, with its reasons.
+    fn documented_keys() -> BTreeMap<&'static str, BTreeSet<&'static str>> {
+        let page = include_str!("../../docs/api.md");
+        let table = page.split("| metadata key | reasons |").nth(1).unwrap_or_default();
+        let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+        let cells = |row: &'static str| row.split('|').map(str::trim).collect::<Vec<_>>();
+        rows.map(cells)
+            .map(|cells| (cells[1].trim_matches('`'), cells[2].split(", ").map(|it| it.trim_matches('`')).collect()))
+            .collect()
+    }
+
+    #[test]
+    fn the_page_lists_the_metadata_of_every_reason() {
+        let documented = documented_keys();
+        assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from(METADATA_KEYS));
+        let on_page = |reason| match reason {
+            "PAYMENT_NOT_FOUND" | "PAYMENT_METHOD_NOT_FOUND" => "*_NOT_FOUND",
+            "PAYMENT_EXISTS" => "*_EXISTS",
+            "PAYMENT_STATE" => "every FAILED_PRECONDITION",
+            other => other,
+        };
+        for (error, _, reason) in samples() {
+            let sent: BTreeSet<String> =
+                Status::from(error).get_details_error_info().unwrap().metadata.into_keys().collect();
+            let listed = documented.iter().filter(|(_, reasons)| reasons.contains(on_page(reason)));
+            assert_eq!(sent, listed.map(|(key, _)| (*key).to_owned()).collect(), "{reason}");
         }
     }
 
@@ -242,6 +291,8 @@ mod tests {
     fn details_name_the_resource_the_retry_delay_and_the_oldest_position() {
         let resource = Status::from(Error::not_found("customer", "c1")).get_details_resource_info().unwrap();
         assert_eq!((resource.resource_type.as_str(), resource.resource_name.as_str()), ("customer", "c1"));
+        let named = Status::from(Error::not_found("payment method", "m1")).get_details_error_info().unwrap();
+        assert_eq!(named.metadata["subject"], "payment_method/m1");
         let retry_after = Duration::from_secs(2);
         let unavailable = Error::Unavailable { reason: "DATABASE_UNAVAILABLE", message: String::new(), retry_after };
         assert_eq!(Status::from(unavailable).get_details_retry_info().unwrap().retry_delay, Some(retry_after));

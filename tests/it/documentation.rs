@@ -10,7 +10,7 @@ use paybridge::domain::events::EventType;
 use paybridge::grpc::proto::DESCRIPTOR_SET;
 use prost::Message as _;
 use prost::bytes::{Buf, BufMut};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions};
+use prost_reflect::{DescriptorPool, DynamicMessage, Kind, MessageDescriptor, MethodDescriptor, SerializeOptions};
 use serde_json::{Value, json};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
@@ -156,7 +156,9 @@ async fn run_examples(environment: &TestEnvironment, examples: &[Example]) -> Re
             // Only a failed payment can be retried.
             let read = find(&pool, "paybridge.v1.PaymentService/GetPayment")?;
             until("the payment has failed", async || {
-                let response = call(&channel, &token, &read, &json!({"id": request["id"]})).await.expect("a payment");
+                let response = call(&channel, &token, &read, &json!({"invoice_id": request["invoice_id"]}))
+                    .await
+                    .expect("a payment");
                 (response["payment"]["state"] == "PAYMENT_STATE_FAILED").then_some(())
             })
             .await;
@@ -170,9 +172,7 @@ async fn run_examples(environment: &TestEnvironment, examples: &[Example]) -> Re
         if let Some(shown) = &example.response {
             check_names(&serde_json::from_str(shown)?, &response).context(example.method.clone())?;
         }
-        for (resource, name) in
-            [("integration", "INTEGRATION_ID"), ("customer", "CUSTOMER_ID"), ("payment", "PAYMENT_ID")]
-        {
+        for (resource, name) in [("integration", "INTEGRATION_ID"), ("payment", "PAYMENT_ID")] {
             if let Some(id) = response.pointer(&format!("/{resource}/id")).and_then(Value::as_str) {
                 ids.push((name, id.to_owned()));
             }
@@ -228,4 +228,31 @@ fn the_page_lists_the_events_of_the_protos() {
     assert_eq!(page, protos);
     let types = EventType::ALL.iter().map(|kind| (kind.as_str().to_owned(), kind.object_type().as_str().to_owned()));
     assert_eq!(page, types.collect::<BTreeSet<_>>());
+}
+
+/// Both vocabularies are explained: every id of an event is in the first column of the table.
+#[test]
+fn the_page_explains_every_id_of_an_event() {
+    let section = EVENTS.split("\n## Two vocabularies\n").nth(1).and_then(|rest| rest.split("\n## ").next());
+    let rows = section.unwrap_or_default().lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let words = rows.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let explained: BTreeSet<String> = words.map(str::to_owned).collect();
+    let pool = DescriptorPool::decode(DESCRIPTOR_SET).expect("the descriptors");
+    let event = pool.get_message_by_name("paybridge.v1.Event").expect("the message");
+    let (mut queue, mut seen, mut ids) = (vec![event], BTreeSet::new(), BTreeSet::new());
+    while let Some(message) = queue.pop() {
+        for field in message.fields() {
+            if let Kind::Message(part) = field.kind()
+                && seen.insert(part.full_name().to_owned())
+            {
+                queue.push(part);
+            }
+            if field.name() == "id" || field.name().ends_with("_id") || field.name().ends_with("_ids") {
+                ids.insert(field.name().to_owned());
+            }
+        }
+    }
+    assert!(ids.len() > 15, "only {ids:?}");
+    let missing: Vec<_> = ids.difference(&explained).collect();
+    assert!(missing.is_empty(), "the table lacks {missing:?}");
 }

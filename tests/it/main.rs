@@ -6,6 +6,7 @@ mod amount_changes;
 mod api_versions;
 mod bad_input;
 mod bad_webhooks;
+mod billing_ids;
 mod concurrency;
 mod customer_texts;
 mod dashboard_charges;

@@ -304,6 +304,7 @@ fn a_checkout_url_has_lagos_payload() {
         json!({
             "id": Uuid::from_u128(1),
             "position": "7",
+            "log_id": Uuid::from_u128(4),
             "organization_id": Uuid::from_u128(2),
             "create_time": "a Timestamp",
             "webhook_type": "test.happened",
