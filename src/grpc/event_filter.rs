@@ -49,7 +49,7 @@ impl EventFilter {
 /// `invoice.payment_failure` in letters than from `payment.canceled`.
 fn nearest(name: &str) -> Option<&'static str> {
     if let Some((_, same)) = SAME_MEANING.iter().find(|(other, _)| *other == name) {
-        return Some(same);
+        return Some(*same);
     }
     // In reverse: of equals, the first one in the list wins.
     let ranked = EventType::ALL.iter().rev().map(|known| (likeness(name, known.as_str()), known.as_str()));

@@ -249,7 +249,7 @@ mod tests {
     fn the_page_lists_the_metadata_of_every_reason() {
         let documented = documented_keys();
         assert_eq!(documented.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from(METADATA_KEYS));
-        let on_page = |reason| match reason {
+        let on_page = |reason: &'static str| match reason {
             "PAYMENT_NOT_FOUND" | "PAYMENT_METHOD_NOT_FOUND" => "*_NOT_FOUND",
             "PAYMENT_EXISTS" => "*_EXISTS",
             "PAYMENT_STATE" => "every FAILED_PRECONDITION",
@@ -259,7 +259,7 @@ mod tests {
             let sent: BTreeSet<String> =
                 Status::from(error).get_details_error_info().unwrap().metadata.into_keys().collect();
             let listed = documented.iter().filter(|(_, reasons)| reasons.contains(on_page(reason)));
-            assert_eq!(sent, listed.map(|(key, _)| (*key).to_owned()).collect(), "{reason}");
+            assert_eq!(sent, listed.map(|(key, _)| (*key).to_owned()).collect::<BTreeSet<_>>(), "{reason}");
         }
     }
 

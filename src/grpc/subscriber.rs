@@ -90,8 +90,8 @@ impl Subscriber {
                 let _ = timeout_at(next_heartbeat, last_position.changed()).await;
             }
             if Instant::now() >= next_heartbeat {
-                let heartbeat = Heartbeat { position: self.cursor, log_id: self.log_id.to_string() };
-                send(to_client, Message::Heartbeat(heartbeat)).await?;
+                let position = Heartbeat { position: self.cursor, log_id: self.log_id.to_string() };
+                send(to_client, Message::Heartbeat(position)).await?;
                 next_heartbeat = Instant::now() + heartbeat;
             }
         }

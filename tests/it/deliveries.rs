@@ -107,7 +107,7 @@ async fn p6_a_delivery_about_an_unknown_customer_waits_for_it() {
     harness.fault("/v1/customers", 1, Action::Delay { milliseconds: 15_000, after_work: true });
     let early = {
         let request = paybridge::grpc::proto::CreateCustomerRequest {
-            request_id: "customer-hooli".to_owned(),
+            request_id: "early-hooli".to_owned(),
             external_id: "hooli".to_owned(),
             sync_with_provider: true,
             ..Default::default()

@@ -50,7 +50,7 @@ async fn p5_pages_cover_the_log_once_and_a_poller_continues_after_the_last_one()
     let last = all.last().expect("an event").position;
     let first = ListEventsRequest { page_size: 2, ..ListEventsRequest::default() };
     let (positions, page) = read_pages(&billing, &first).await;
-    assert_eq!((positions, page.last_position), ((1..=last).collect(), last));
+    assert_eq!((positions, page.last_position), ((1..=last).collect::<Vec<_>>(), last));
     let later = ListEventsRequest { after_position: 3, ..first.clone() };
     assert_eq!(read_pages(&billing, &later).await.0, (4..=last).collect::<Vec<_>>());
 

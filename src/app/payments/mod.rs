@@ -159,7 +159,7 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
 fn payment_hash(new: &NewPayment, external_customer_id: &str) -> [u8; 32] {
     let amount = new.amount.minor_units.to_string();
     let currency = new.amount.currency.as_str();
-    let parts = [&new.invoice_id, &new.invoice_number, external_customer_id, &amount, currency];
+    let parts: [&str; 5] = [&new.invoice_id, &new.invoice_number, external_customer_id, &amount, currency];
     hash_request("CreatePayment", &parts)
 }
 

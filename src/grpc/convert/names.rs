@@ -118,9 +118,10 @@ mod tests {
     fn a_violation_has_the_names_of_the_requests_fields() {
         let none = None::<create_checkout_url_request::Customer>;
         let missing = violations(Fields::parse_one(|fields| fields.customer(none)));
-        assert_eq!(missing, [("customer".into(), "is required: set customer_id or external_customer_id".into())]);
+        let text = "is required: set customer_id or external_customer_id";
+        assert_eq!(missing, [("customer".to_owned(), text.to_owned())]);
         let none = None::<get_payment_request::Payment>;
         let missing = violations(Fields::parse_one(|fields| fields.payment(none)));
-        assert_eq!(missing, [("payment".into(), "is required: set id or invoice_id".into())]);
+        assert_eq!(missing, [("payment".to_owned(), "is required: set id or invoice_id".to_owned())]);
     }
 }

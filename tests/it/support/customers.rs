@@ -37,7 +37,7 @@ pub fn synced_customer(external_id: &str, kinds: &[PaymentMethodKind]) -> Create
 /// A customer without a Stripe customer.
 pub async fn local_customer(billing: &mut BillingClient, external_id: &str) -> Customer {
     let request = CreateCustomerRequest {
-        request_id: format!("customer-{external_id}"),
+        request_id: format!("local-{external_id}"),
         external_id: external_id.to_owned(),
         ..CreateCustomerRequest::default()
     };
