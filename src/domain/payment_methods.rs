@@ -19,7 +19,7 @@ pub enum MethodKind {
 
 impl MethodKind {
     /// All kinds.
-    pub const ALL: &[Self] = <Self as strum::VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = <Self as strum::VariantArray>::VARIANTS;
 
     /// Stripe's name of the kind.
     pub fn as_str(self) -> &'static str {

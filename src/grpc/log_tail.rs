@@ -14,7 +14,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::convert::events as convert;
 use super::proto;
-use crate::app::{App, EventLog};
+use crate::app::App;
+use crate::domain::events::EventLog;
 use crate::domain::{LogId, OrganizationId};
 
 /// The number of events per read.

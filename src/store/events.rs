@@ -10,7 +10,7 @@ use super::rows::{from_json, to_json};
 use super::schema::event_heads::dsl as heads;
 use super::schema::events::dsl;
 use crate::domain::events::{Event, EventLog, NewEvent};
-use crate::domain::{Error, OrganizationId, Result};
+use crate::domain::{Error, LogId, OrganizationId, Result};
 
 #[derive(Queryable, Selectable)]
 #[diesel(table_name = super::schema::events)]

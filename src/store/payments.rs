@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::rows::{currency, from_json, to_json, variant};
 use super::schema::payments::dsl;
-use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, RequiredAction, State};
+use crate::domain::payments::{Failure, Payment, PaymentFilter, PaymentState, PendingReason, RequiredAction, State};
 use crate::domain::{CustomerId, Error, IntegrationId, Money, OrganizationId, Page, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]

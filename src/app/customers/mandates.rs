@@ -1,5 +1,5 @@
-//! Reads of the mandates of payment methods that need one. A mandate may come from a SetupIntent or from a charge. A key
-//! may lack the permission to read either; then the mandate is unknown, which blocks nothing.
+//! Reads of the mandates of payment methods that need one. A mandate may come from a SetupIntent or from a charge. A
+//! key may lack the permission to read either; then the mandate is unknown, which blocks nothing.
 
 use crate::app::{App, StripeAccount};
 use crate::domain::signals::MandateSnapshot;

@@ -6,7 +6,9 @@ use crate::domain::customers::Customer;
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::JobKind;
 use crate::domain::payment_methods::PaymentMethod;
-use crate::domain::payments::{ApplyContext, Attempt, Link, Notice, Payment, PaymentInput, Step, Transition, plan};
+use crate::domain::payments::{
+    ApplyContext, Attempt, Link, Notice, Payment, PaymentInput, PlanContext, Step, Transition,
+};
 use crate::domain::{PaymentId, Result};
 use crate::store;
 
@@ -40,14 +42,17 @@ impl PaymentContext {
 
     /// The next step for the payment.
     pub(in crate::app) fn plan(&self) -> Step {
-        plan(&self.payment, self.attempt.as_ref(), &self.integration, &self.customer, &self.methods)
+        self.plan_context().plan()
     }
 
     /// Whether the customer's default has arrived for a payment that lacked one.
     pub(in crate::app) fn is_due(&self) -> bool {
-        let default = self.customer.default_payment_method_id;
-        let default = self.methods.iter().find(|method| Some(method.id) == default);
-        self.payment.is_due_for(default, self.attempt.as_ref())
+        self.plan_context().is_due()
+    }
+
+    fn plan_context(&self) -> PlanContext<'_> {
+        let Self { payment, attempt, customer, integration, methods } = self;
+        PlanContext { payment, attempt: attempt.as_ref(), customer, integration, methods }
     }
 
     /// The newest attempt's link, if it is open and so holds the slot.

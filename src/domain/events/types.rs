@@ -96,7 +96,7 @@ pub enum ObjectType {
 
 impl EventType {
     /// All types.
-    pub const ALL: &[Self] = <Self as VariantArray>::VARIANTS;
+    pub const ALL: &'static [Self] = <Self as VariantArray>::VARIANTS;
 
     /// The name in the log and the API, such as `payment.succeeded`.
     pub fn as_str(self) -> &'static str {

@@ -24,7 +24,7 @@ pub use self::apply::{ApplyContext, PaymentInput};
 pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
 pub use self::operation::{Manual, PendingOperation};
 pub use self::pending_operations::Rejection;
-pub use self::plan::{Step, link_rejection, plan};
+pub use self::plan::{PlanContext, Step, link_rejection};
 pub use self::state::{PaymentState, PendingReason, RequiredAction, State};
 pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};

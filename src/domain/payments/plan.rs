@@ -72,45 +72,132 @@ impl Payment {
     }
 }
 
-/// Decides the next step of `payment`. `attempt` is the newest one; `methods` are all methods of the customer.
-pub fn plan(
-    payment: &Payment,
-    attempt: Option<&Attempt>,
-    integration: &Integration,
-    customer: &Customer,
-    methods: &[PaymentMethod],
-) -> Step {
-    if payment.state().is_final() {
-        return Step::Idle;
+/// What the decisions about a payment depend on.
+#[derive(Clone, Copy, Debug)]
+pub struct PlanContext<'a> {
+    /// The payment.
+    pub payment: &'a Payment,
+    /// Its newest attempt.
+    pub attempt: Option<&'a Attempt>,
+    /// The customer who pays.
+    pub customer: &'a Customer,
+    /// The integration that collects.
+    pub integration: &'a Integration,
+    /// All of the customer's methods, including detached ones.
+    pub methods: &'a [PaymentMethod],
+}
+
+impl PlanContext<'_> {
+    /// Whether the customer's default has arrived for a payment that lacked one.
+    pub fn is_due(&self) -> bool {
+        let default = self.customer.default_payment_method_id;
+        let default = self.methods.iter().find(|method| Some(method.id) == default);
+        self.payment.is_due_for(default, self.attempt)
     }
-    let link = attempt.and_then(Attempt::open_link);
-    if payment.pending_operation.is_some() {
-        // One payment path at a time: the operation is executed once the open one is known to be closed (P1).
-        return match link {
-            Some(link) if link.provider_session_id.is_some() => Step::CloseLink,
-            _ => Step::CloseIntent,
-        };
-    }
-    if let Some(link) = link {
-        // A link opens only after Stripe has confirmed that the intent is closed (P1). None opens at an integration
-        // that is being disconnected, because a payment made there would not be reported to Paybridge.
-        return match (&payment.provider_payment_intent_id, &link.provider_session_id) {
-            (_, None) if !integration.accepts_work() => Step::Apply(Box::new(PaymentInput::Withdrawn)),
-            (Some(_), _) => Step::CloseIntent,
-            (None, None) => Step::CreateLink,
-            (None, Some(_)) => Step::Idle,
-        };
-    }
-    let is_open = attempt.is_some_and(Attempt::is_open);
-    match payment.state {
-        State::Pending { .. } => {}
-        State::Processing { on_session } if on_session && !is_open => {}
-        State::Processing { .. } => return Step::Resume,
-        State::RequiresAction { .. } | State::Succeeded { .. } | State::Failed(_) | State::Canceled => {
+
+    /// Decides the next step.
+    pub fn plan(&self) -> Step {
+        let Self { payment, attempt, integration, .. } = *self;
+        if payment.state().is_final() {
             return Step::Idle;
         }
+        let link = attempt.and_then(Attempt::open_link);
+        if payment.pending_operation.is_some() {
+            // One payment path at a time: the operation is executed once the open one is known to be closed (P1).
+            return match link {
+                Some(link) if link.provider_session_id.is_some() => Step::CloseLink,
+                _ => Step::CloseIntent,
+            };
+        }
+        if let Some(link) = link {
+            // A link opens only after Stripe has confirmed that the intent is closed (P1). None opens at an integration
+            // that is being disconnected, because a payment made there would not be reported to Paybridge.
+            return match (&payment.provider_payment_intent_id, &link.provider_session_id) {
+                (_, None) if !integration.accepts_work() => Step::Apply(Box::new(PaymentInput::Withdrawn)),
+                (Some(_), _) => Step::CloseIntent,
+                (None, None) => Step::CreateLink,
+                (None, Some(_)) => Step::Idle,
+            };
+        }
+        let is_open = attempt.is_some_and(Attempt::is_open);
+        match payment.state {
+            State::Pending { .. } => {}
+            State::Processing { on_session } if on_session && !is_open => {}
+            State::Processing { .. } => return Step::Resume,
+            State::RequiresAction { .. } | State::Succeeded { .. } | State::Failed(_) | State::Canceled => {
+                return Step::Idle;
+            }
+        }
+        self.collect()
     }
-    collect(payment, attempt, integration, customer, methods)
+
+    fn collect(&self) -> Step {
+        let Self { payment, attempt, customer, integration, .. } = *self;
+        let decide = |input| Step::Apply(Box::new(input));
+        if payment.amount.minor_units == 0 {
+            return decide(PaymentInput::ZeroAmount);
+        }
+        if !integration.accepts_work() {
+            return decide(PaymentInput::Withdrawn);
+        }
+        match customer.link_state {
+            LinkState::Pending => return decide(PaymentInput::Wait(PendingReason::WaitingForCustomer)),
+            LinkState::None | LinkState::Failed => {
+                let text = "the customer has no Stripe customer; link or create one, then retry the payment";
+                return decide(refused(payment, Failure::ours("no_provider_customer", text)));
+            }
+            LinkState::Linked => {}
+        }
+        if customer.integration_id != Some(payment.integration_id) {
+            let text = "the customer is linked through another integration than the one that collects this payment";
+            return decide(refused(payment, Failure::ours("no_provider_customer", text)));
+        }
+        if integration.state == IntegrationState::Paused {
+            return decide(PaymentInput::Wait(PendingReason::IntegrationPaused));
+        }
+        let kinds = customer.kinds_for(payment.amount.currency);
+        // The customer authenticates for the method that was just refused, not for another one.
+        let again = attempt.filter(|_| payment.is_on_session()).and_then(Attempt::method);
+        let wanted = again.or(payment.requested_method_id).or(customer.default_payment_method_id);
+        match self.chargeable(wanted, &kinds) {
+            Err(failure) => decide(refused(payment, *failure)),
+            Ok(method) if payment.provider_payment_intent_id.is_some() => Step::PrepareAttempt { method, kinds },
+            Ok(_) => Step::CreateIntent { kinds },
+        }
+    }
+
+    /// The method to charge, or why there is none. An unsuitable default is never replaced by another method, which the
+    /// customer has not chosen.
+    fn chargeable(
+        &self,
+        wanted: Option<PaymentMethodId>,
+        kinds: &[MethodKind],
+    ) -> Result<PaymentMethodId, Box<Failure>> {
+        let Some(method) = wanted.and_then(|id| self.methods.iter().find(|method| method.id == id)) else {
+            return Err(Box::new(Failure::no_payment_method()));
+        };
+        if !method.is_eligible(kinds) {
+            let text = format!(
+                "the payment method is detached, not allowed, or cannot pay in {}",
+                self.payment.amount.currency
+            );
+            return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
+        }
+        if method.is_legacy_sepa() {
+            let text = format!(
+                "{} is a SEPA source, which Stripe no longer debits; have Stripe migrate the account's SEPA sources to \
+                 PaymentMethods, or let the customer store a new method through a Checkout link",
+                method.provider_payment_method_id
+            );
+            return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
+        }
+        if method.mandate_has_ended() {
+            let text =
+                "the mandate of the payment method has ended; let the customer store it again through a Checkout link";
+            return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
+        }
+        Ok(method.id)
+    }
 }
 
 /// Why no link can be created now; `None` if it can. A link takes the payment's slot.
@@ -125,46 +212,6 @@ pub fn link_rejection(payment: &Payment, attempt: Option<&Attempt>) -> Option<Re
     }
 }
 
-fn collect(
-    payment: &Payment,
-    attempt: Option<&Attempt>,
-    integration: &Integration,
-    customer: &Customer,
-    methods: &[PaymentMethod],
-) -> Step {
-    let decide = |input| Step::Apply(Box::new(input));
-    if payment.amount.minor_units == 0 {
-        return decide(PaymentInput::ZeroAmount);
-    }
-    if !integration.accepts_work() {
-        return decide(PaymentInput::Withdrawn);
-    }
-    match customer.link_state {
-        LinkState::Pending => return decide(PaymentInput::Wait(PendingReason::WaitingForCustomer)),
-        LinkState::None | LinkState::Failed => {
-            let text = "the customer has no Stripe customer; link or create one, then retry the payment";
-            return decide(refused(payment, Failure::ours("no_provider_customer", text)));
-        }
-        LinkState::Linked => {}
-    }
-    if customer.integration_id != Some(payment.integration_id) {
-        let text = "the customer is linked through another integration than the one that collects this payment";
-        return decide(refused(payment, Failure::ours("no_provider_customer", text)));
-    }
-    if integration.state == IntegrationState::Paused {
-        return decide(PaymentInput::Wait(PendingReason::IntegrationPaused));
-    }
-    let kinds = customer.kinds_for(payment.amount.currency);
-    // The customer authenticates for the method that was just refused, not for another one.
-    let again = attempt.filter(|_| payment.is_on_session()).and_then(Attempt::method);
-    let wanted = again.or(payment.requested_method_id).or(customer.default_payment_method_id);
-    match chargeable(payment, wanted, methods, &kinds) {
-        Err(failure) => decide(refused(payment, *failure)),
-        Ok(method) if payment.provider_payment_intent_id.is_some() => Step::PrepareAttempt { method, kinds },
-        Ok(_) => Step::CreateIntent { kinds },
-    }
-}
-
 /// A refusal by a rule of Paybridge's. Between a refusal for lack of authentication and the next confirmation, Stripe's
 /// refusal already stands (P2).
 fn refused(payment: &Payment, failure: Failure) -> PaymentInput<'static> {
@@ -173,35 +220,4 @@ fn refused(payment: &Payment, failure: Failure) -> PaymentInput<'static> {
     } else {
         PaymentInput::Refused(failure)
     }
-}
-
-/// The method to charge, or why there is none. An unsuitable default is never replaced by another method, which the
-/// customer has not chosen.
-fn chargeable(
-    payment: &Payment,
-    wanted: Option<PaymentMethodId>,
-    methods: &[PaymentMethod],
-    kinds: &[MethodKind],
-) -> Result<PaymentMethodId, Box<Failure>> {
-    let Some(method) = wanted.and_then(|id| methods.iter().find(|method| method.id == id)) else {
-        return Err(Box::new(Failure::no_payment_method()));
-    };
-    if !method.is_eligible(kinds) {
-        let text = format!("the payment method is detached, not allowed, or cannot pay in {}", payment.amount.currency);
-        return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
-    }
-    if method.is_legacy_sepa() {
-        let text = format!(
-            "{} is a SEPA source, which Stripe no longer debits; have Stripe migrate the account's SEPA sources to \
-             PaymentMethods, or let the customer store a new method through a Checkout link",
-            method.provider_payment_method_id
-        );
-        return Err(Box::new(Failure::ours("payment_method_not_usable", text)));
-    }
-    if method.mandate_has_ended() {
-        let text =
-            "the mandate of the payment method has ended; let the customer store it again through a Checkout link";
-        return Err(Box::new(Failure::ours(Failure::MANDATE_MISSING, text)));
-    }
-    Ok(method.id)
 }

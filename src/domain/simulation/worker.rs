@@ -115,7 +115,7 @@ impl Actor {
         for _ in 0..10 {
             let (step, payment, attempt) = self
                 .tx(|world| {
-                    if world.is_due() {
+                    if world.context().is_due() {
                         world.apply(PaymentInput::MethodAttached);
                     }
                     let step = world.plan();

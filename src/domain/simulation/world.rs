@@ -18,7 +18,7 @@ use crate::domain::fixtures::{START, customer, integration, method, payment};
 use crate::domain::integrations::Integration;
 use crate::domain::payment_methods::{MethodKind, PaymentMethod};
 use crate::domain::payments::{
-    ApplyContext, Attempt, Failure, Notice, Payment, PaymentInput, PaymentState, Step, Transition, plan,
+    ApplyContext, Attempt, Failure, Notice, Payment, PaymentInput, PaymentState, PlanContext, Step, Transition,
 };
 use crate::domain::signals::{IntentStatus, SessionStatus};
 use crate::domain::stripe_requests::StripeRequest;
@@ -172,14 +172,18 @@ impl World {
     }
 
     /// As `PaymentContext::is_due` in `app`.
-    pub fn is_due(&self) -> bool {
-        let default = self.customer.default_payment_method_id;
-        let default = self.methods.iter().find(|method| Some(method.id) == default);
-        self.payment.is_due_for(default, self.newest())
+    pub fn context(&self) -> PlanContext<'_> {
+        PlanContext {
+            payment: &self.payment,
+            attempt: self.newest(),
+            customer: &self.customer,
+            integration: &self.integration,
+            methods: &self.methods,
+        }
     }
 
     pub fn plan(&self) -> Step {
-        plan(&self.payment, self.newest(), &self.integration, &self.customer, &self.methods)
+        self.context().plan()
     }
 
     /// Applies an input, as `PaymentContext::apply` in `app` does.

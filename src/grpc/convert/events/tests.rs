@@ -268,7 +268,7 @@ fn the_json_of_an_event_is_what_the_log_stores() {
     for stored in samples() {
         let payload: Payload = serde_json::from_value(stored.clone()).unwrap();
         assert_eq!(serde_json::to_value(&payload).unwrap(), stored, "the sample has every field");
-        let object_type = payload.object_type();
+        let object_type = payload.object_type().as_str();
         let shown = json_of(payload);
         assert_eq!(shown["object_type"], object_type);
         assert_eq!(shown[object_type], canonical(stored)[object_type]);
