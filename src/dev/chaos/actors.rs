@@ -231,7 +231,7 @@ impl Workload {
         if let Err(status) = response.await
             && status.code() != Code::FailedPrecondition
         {
-            tracing::warn!(request.id, "a retry was refused: {}", format_status(&status));
+            tracing::warn!(request.request_id, "a retry was refused: {}", format_status(&status));
         }
     }
 }
