@@ -82,6 +82,8 @@ CREATE TABLE stripe_requests (
     body text NOT NULL,
     -- Since when Stripe is known to replay a stored 500: this key will never bring another answer.
     dead_key_time timestamptz,
+    -- Since when Stripe is known to have received this key with another body: what that created is looked up.
+    taken_key_time timestamptz,
     create_time timestamptz NOT NULL,
     -- When Stripe gave its final answer. The next request gets another generation and key.
     finish_time timestamptz,

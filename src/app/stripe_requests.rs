@@ -1,7 +1,29 @@
 //! What the use cases share about stored requests to Stripe. The decisions are the domain's.
 
-use crate::domain::Error;
-use crate::domain::stripe_requests::RequestTarget;
+use crate::app::App;
+use crate::domain::jobs::Lease;
+use crate::domain::stripe_requests::{RequestTarget, StripeRequest};
+use crate::domain::{Error, Result};
+use crate::{store, stripe};
+
+impl App {
+    /// Records what the error of a job's call shows of the request's key, if it forbids its use. Returns whether it
+    /// does: then the request is decided again.
+    pub(super) async fn note_key_state(
+        &self,
+        lease: &Lease,
+        target: &RequestTarget,
+        request: &mut StripeRequest,
+        error: &stripe::Error,
+    ) -> Result<bool> {
+        let Some(key_state) = error.key_state(self.clock().now()) else { return Ok(false) };
+        request.key_state = key_state;
+        let mut work = self.begin_leased(lease).await?;
+        store::stripe_requests::save_key_state(&mut work.tx, work.org, target, request).await?;
+        work.commit().await?;
+        Ok(true)
+    }
+}
 
 /// The error of a request that can neither be sent again nor be replaced. Its job is parked after some attempts, for an
 /// operator.

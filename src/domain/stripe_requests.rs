@@ -2,7 +2,8 @@
 //! instead, and when another idempotency key may be used (P2).
 //!
 //! A request is stored before it is first sent: every send has the same body and the same key, so Stripe executes it
-//! once. A key stops being useful in three ways: it is older than 20 h, and Stripe may have forgotten it; Stripe
+//! once. Keys are functions of names that outlive our rows: for as long as Stripe keeps a key, a row that was lost and is
+//! made anew learns from Stripe what exists already. A key stops being useful in three ways: it is older than 20 h, and Stripe may have forgotten it; Stripe
 //! replays a stored 500 for it; or Stripe has received it with another body. What follows depends only on what a second
 //! execution under another key would do ([`Repeat`]), and on what a read of the object shows ([`Observed`]).
 
@@ -54,7 +55,8 @@ pub enum Purpose {
     PaymentLink,
     /// A refund of what remains of a charge.
     Refund,
-    /// A refund of a part of a charge. It has the same name, because Stripe reports an amount for every refund.
+    /// A refund of a part of a charge. Stripe reports an amount for every refund, so the purpose of a full refund changes
+    /// to this one; the name must not.
     #[strum(serialize = "refund")]
     PartialRefund,
     /// A customer's default payment method.
@@ -64,18 +66,23 @@ pub enum Purpose {
 /// What a second execution of a request, under another key, would do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Repeat {
-    /// Nothing that matters. Nobody has the URL or the secret of the first object.
-    Unused,
-    /// It would make a duplicate that takes no money. The first object is looked up in Stripe's list, and adopted.
-    Listed,
+    /// Nothing that matters: nobody has the secret of the first endpoint, and a default is written again anyway.
+    Harmless,
+    /// It would make another page. Nobody has the URL of the first one, and after 20 h nobody waits for one.
+    Page,
+    /// It would make another payment page. Under a key that Stripe has received with another body, a page was made whose
+    /// URL may be in the hands of a payer; otherwise nobody has it, and the link fails.
+    PaymentPage,
+    /// It would make a duplicate that takes no money. The first one is looked up in Stripe's list, and adopted.
+    Duplicate,
+    /// It would make another intent. The first one is looked up in Stripe's list, and adopted: it may have been paid.
+    Intent,
     /// It would act on the same object, which can succeed only once.
     SameObject,
     /// Stripe would refuse it if the first one succeeds.
     Once,
     /// It would succeed in addition to the first one.
     Adds,
-    /// It must not happen: a page for the same payment might be paid twice.
-    Never,
 }
 
 impl Purpose {
@@ -86,14 +93,14 @@ impl Purpose {
 
     fn repeat(self) -> Repeat {
         match self {
-            Self::WebhookEndpoint | Self::ReplacementEndpoint | Self::CheckoutSession | Self::DefaultMethod => {
-                Repeat::Unused
-            }
-            Self::Customer | Self::PaymentIntent => Repeat::Listed,
+            Self::WebhookEndpoint | Self::ReplacementEndpoint | Self::DefaultMethod => Repeat::Harmless,
+            Self::CheckoutSession => Repeat::Page,
+            Self::PaymentLink => Repeat::PaymentPage,
+            Self::Customer => Repeat::Duplicate,
+            Self::PaymentIntent => Repeat::Intent,
             Self::Confirmation => Repeat::SameObject,
             Self::Refund => Repeat::Once,
             Self::PartialRefund => Repeat::Adds,
-            Self::PaymentLink => Repeat::Never,
         }
     }
 
@@ -203,7 +210,7 @@ pub struct StripeRequest {
 pub enum Observed {
     /// Nothing, and nothing is known to have been sent.
     Unsent,
-    /// Nothing: the object has not been read in this run.
+    /// Nothing: the object was not read in this run, and the request may have been sent.
     Unread,
     /// A read shows no effect. If the key is useless, Stripe may still complete the work.
     Absent,
@@ -226,6 +233,8 @@ pub enum Next {
     NewKey,
     /// The outcome is known.
     Done,
+    /// Give it up: nobody waits for what it may have created, or can use it.
+    Abandon,
     /// Neither a repetition nor another key is safe, for this reason.
     Stop(&'static str),
 }
@@ -253,14 +262,18 @@ impl StripeRequest {
         let repeat = self.purpose.repeat();
         match (observed, repeat) {
             (Observed::Present, _) => Next::Done,
-            (Observed::Spent, Repeat::Never) => Next::Stop("what it created can no longer be used"),
+            (Observed::Spent, Repeat::PaymentPage) => Next::Abandon,
             (Observed::Spent, _) => Next::NewKey,
             // The outcome of a confirmation shows on the intent. Only what nobody can have sent is sent unread.
             (Observed::Unread, Repeat::SameObject) => Next::Read,
             (Observed::Unsent, Repeat::SameObject) if !is_usable || age > FIRST_SEND_PERIOD => Next::Read,
             (Observed::Unsent | Observed::Unread | Observed::Absent, _) if is_usable => Next::Send,
-            (_, Repeat::Unused) => Next::NewKey,
-            (_, Repeat::Never) => Next::Stop("its idempotency key can no longer be used"),
+            (_, Repeat::PaymentPage) if matches!(self.key_state, KeyState::Taken(_)) => Next::Stop(
+                "Stripe has received its key with another body, and the page made under it may still be paid",
+            ),
+            (_, Repeat::PaymentPage) => Next::Abandon,
+            (_, Repeat::Page) if self.key_state == KeyState::Usable => Next::Abandon,
+            (_, Repeat::Harmless | Repeat::Page) => Next::NewKey,
             (Observed::Unsent | Observed::Unread, _) => Next::Read,
             (Observed::Absent, repeat) => self.after_absence(repeat, now),
         }
@@ -271,12 +284,12 @@ impl StripeRequest {
         let too_old = self.create_time + KEY_AGE_MAX;
         let useless_since = match self.key_state {
             KeyState::Usable => too_old,
-            KeyState::Taken(_) if repeat != Repeat::SameObject => {
+            KeyState::Taken(_) if matches!(repeat, Repeat::Intent | Repeat::Once | Repeat::Adds) => {
                 return Next::Stop("Stripe has received its key with another body, and what that created is not found");
             }
             KeyState::ReplaysError(since) | KeyState::Taken(since) => since.min(too_old),
         };
-        if repeat == Repeat::Listed {
+        if matches!(repeat, Repeat::Duplicate | Repeat::Intent) {
             return Next::NewKey;
         }
         // A second part of a charge would be refunded in addition: wait until Stripe has forgotten the key, counted from

@@ -77,6 +77,7 @@ table! {
         idempotency_key -> Text,
         body -> Text,
         dead_key_time -> Nullable<Timestamptz>,
+        taken_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
     }

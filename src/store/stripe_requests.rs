@@ -22,6 +22,7 @@ struct Row {
     idempotency_key: String,
     body: String,
     dead_key_time: Option<OffsetDateTime>,
+    taken_key_time: Option<OffsetDateTime>,
     create_time: OffsetDateTime,
     finish_time: Option<OffsetDateTime>,
 }
@@ -37,6 +38,7 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, target: &Req
             dsl::idempotency_key,
             dsl::body,
             dsl::dead_key_time,
+            dsl::taken_key_time,
             dsl::create_time,
             dsl::finish_time,
         ))
@@ -54,7 +56,11 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, target: &Req
         key: IdempotencyKey::stored(row.idempotency_key),
         body: row.body,
         create_time: row.create_time,
-        key_state: row.dead_key_time.map_or(KeyState::Usable, KeyState::ReplaysError),
+        key_state: match (row.taken_key_time, row.dead_key_time) {
+            (Some(time), _) => KeyState::Taken(time),
+            (None, Some(time)) => KeyState::ReplaysError(time),
+            (None, None) => KeyState::Usable,
+        },
     };
     Ok(Requests { open: Some(request), next_generation })
 }
@@ -97,16 +103,20 @@ pub async fn insert(
     Ok(())
 }
 
-/// Records since when Stripe is known to replay a stored 500 for the key of this generation.
-pub async fn set_dead_key_time(
+/// Stores what Stripe has shown of a request's key.
+pub async fn save_key_state(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
     target: &RequestTarget,
-    generation: i32,
-    time: OffsetDateTime,
+    request: &StripeRequest,
 ) -> Result<()> {
-    diesel::update(dsl::stripe_requests.find((org.0, target.purpose.as_str(), &target.name, generation)))
-        .set(dsl::dead_key_time.eq(time))
+    let (dead, taken) = match request.key_state {
+        KeyState::Usable => (None, None),
+        KeyState::ReplaysError(time) => (Some(time), None),
+        KeyState::Taken(time) => (None, Some(time)),
+    };
+    diesel::update(dsl::stripe_requests.find((org.0, target.purpose.as_str(), &target.name, request.generation)))
+        .set((dsl::dead_key_time.eq(dead), dsl::taken_key_time.eq(taken)))
         .execute(conn)
         .await?;
     Ok(())

@@ -135,7 +135,7 @@ async fn slow_calls_of_one_organization_leave_capacity_to_others() {
 
 /// Advances the clock, and waits until the jobs that are due by then have run. The rate limiter's slots last 400 ms of
 /// the clock's time: a clock that is advanced at every poll leaves a busy machine no time to use one.
-async fn run_jobs_after(harness: &Harness, database: &tokio_postgres::Client, step: Duration) {
+async fn run_jobs_after(harness: &Harness, database: &Client, step: Duration) {
     harness.advance(step);
     let due = harness.context.environment.clock.now();
     let due = format!("SELECT FROM jobs WHERE kind IN ('submit_payment', 'sync_customer') AND run_at <= '{due}'");

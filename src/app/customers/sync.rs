@@ -69,10 +69,11 @@ impl App {
                         }
                         observed = Observed::Spent;
                     }
-                    Err(error) => match error.key_state(now) {
-                        Some(key_state) => request.key_state = key_state,
-                        None => return self.map_creation_error(lease, customer, &account, &request, error).await,
-                    },
+                    Err(error) => {
+                        if !self.note_key_state(lease, &target, &mut request, &error).await? {
+                            return self.map_creation_error(lease, customer, &account, &request, error).await;
+                        }
+                    }
                 },
                 Next::Read => match self.find_provider_customer(&account, customer, &request).await? {
                     Some(found) => return self.on_linked(lease, customer, &found.id, Some(&request)).await,

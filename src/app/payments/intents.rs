@@ -21,9 +21,9 @@ use crate::{store, stripe};
 enum Found {
     /// An intent that can be adopted.
     Open(Box<IntentSnapshot>),
-    /// Only intents that are canceled, known, or of another amount.
-    OnlyOthers,
-    /// None.
+    /// Only intents that take no money: canceled, known as closed, or unconfirmed and of another amount.
+    OnlyHarmless,
+    /// None, or one of another amount that was confirmed.
     Nothing,
 }
 
@@ -76,13 +76,12 @@ impl App {
                         }
                         observed = Observed::Spent;
                     }
-                    Err(error) => match error.key_state(now) {
-                        Some(key_state) => request.key_state = key_state,
-                        None => {
+                    Err(error) => {
+                        if !self.note_key_state(lease, &target, &mut request, &error).await? {
                             let flow = self.on_creation_error(lease, &context, &account, &request, &error).await?;
                             return Ok(flow.map_continue(|()| false));
                         }
-                    },
+                    }
                 },
                 Next::Read => {
                     observed = match self.find_created_intent(&context, &account, &request, &provider_customer).await? {
@@ -92,7 +91,7 @@ impl App {
                                 .await
                                 .map(|()| Continue(false));
                         }
-                        Found::OnlyOthers => Observed::Spent,
+                        Found::OnlyHarmless => Observed::Spent,
                         Found::Nothing => Observed::Absent,
                     };
                 }
@@ -174,7 +173,11 @@ impl App {
         };
         let mut open = found.iter().filter(is_open);
         let Some(kept) = open.next() else {
-            return Ok(if found.is_empty() { Found::Nothing } else { Found::OnlyOthers });
+            let is_harmless = |intent: &IntentSnapshot| {
+                intent.status == IntentStatus::Canceled || intent.awaits_confirmation() || is_known(&intent.id)
+            };
+            let is_spent = !found.is_empty() && found.iter().all(is_harmless);
+            return Ok(if is_spent { Found::OnlyHarmless } else { Found::Nothing });
         };
         for duplicate in open {
             if let Err(error) = self.0.stripe.cancel_payment_intent(&account.key, &duplicate.id).await {

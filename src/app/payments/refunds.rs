@@ -14,7 +14,7 @@ use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::refunds::{NewRefund, Refund};
-use crate::domain::stripe_requests::{KeyState, Next, Observed, StripeRequest};
+use crate::domain::stripe_requests::{Next, Observed, StripeRequest};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
 use crate::store::request_ids::CallerRequest;
 use crate::{store, stripe};
@@ -123,9 +123,8 @@ impl App {
                         Ok(created) => return self.record_refund(lease, &refund, account, &created.object.id).await,
                         Err(error) => error,
                     };
-                    match error.key_state(now) {
-                        Some(key_state) => request.key_state = key_state,
-                        None => return self.on_refund_error(lease, refund, account, &error).await,
+                    if !self.note_key_state(lease, &target, &mut request, &error).await? {
+                        return self.on_refund_error(lease, refund, account, &error).await;
                     }
                 }
                 Next::Read => match self.find_refund(account, &refund).await? {
@@ -133,12 +132,7 @@ impl App {
                     None => observed = Observed::Absent,
                 },
                 Next::Wait(until) => {
-                    let mut work = self.begin_refund_doubt(lease, refund).await?;
-                    if let KeyState::ReplaysError(since) = request.key_state {
-                        let generation = request.generation;
-                        store::stripe_requests::set_dead_key_time(&mut work.tx, work.org, &target, generation, since)
-                            .await?;
-                    }
+                    let work = self.begin_refund_doubt(lease, refund).await?;
                     return work.end(Outcome::RunAgain(until)).await;
                 }
                 Next::NewKey => {

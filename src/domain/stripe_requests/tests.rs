@@ -77,7 +77,7 @@ fn p2_a_customer_and_an_intent_are_looked_up_before_another_key_is_used() {
 
 #[test]
 fn p2_a_taken_key_means_that_the_object_exists_and_another_key_is_never_a_guess() {
-    for purpose in [Purpose::Customer, Purpose::PaymentIntent, Purpose::Refund, Purpose::PartialRefund] {
+    for purpose in [Purpose::PaymentIntent, Purpose::Refund, Purpose::PartialRefund] {
         let taken = request(purpose, KeyState::Taken(START));
         assert_eq!(taken.next(Observed::Unread, START), Next::Read);
         assert!(matches!(taken.next(Observed::Absent, START), Next::Stop(_)), "{purpose:?}");
@@ -86,7 +86,11 @@ fn p2_a_taken_key_means_that_the_object_exists_and_another_key_is_never_a_guess(
     // The intent can succeed only once.
     let confirmation = request(Purpose::Confirmation, KeyState::Taken(START));
     assert_eq!(after_reads(&confirmation, &[0, 29, 30]), [wait(1), wait(30), Next::NewKey]);
-    // Nobody has the URL or the secret.
+    // A duplicate customer takes no money.
+    let customer = request(Purpose::Customer, KeyState::Taken(START));
+    assert_eq!(customer.next(Observed::Unread, START), Next::Read);
+    assert_eq!(customer.next(Observed::Absent, START), Next::NewKey);
+    // Nobody has the URL.
     assert_eq!(request(Purpose::CheckoutSession, KeyState::Taken(START)).next(Observed::Unread, START), Next::NewKey);
 }
 
@@ -99,13 +103,24 @@ fn p2_the_list_is_read_from_before_the_request_and_further_back_for_a_taken_key(
 }
 
 #[test]
-fn p1_a_payment_link_never_gets_another_key() {
-    for key_state in [KeyState::ReplaysError(START), KeyState::Taken(START)] {
-        let link = request(Purpose::PaymentLink, key_state);
-        for observed in [Observed::Unsent, Observed::Unread, Observed::Absent, Observed::Spent] {
-            assert!(matches!(link.next(observed, START), Next::Stop(_)), "{key_state:?} {observed:?}");
-        }
+fn p1_a_payment_link_never_gets_another_key_and_keeps_its_slot_if_another_page_may_be_paid() {
+    for observed in [Observed::Unsent, Observed::Unread, Observed::Absent] {
+        let next = |key_state, now| request(Purpose::PaymentLink, key_state).next(observed, now);
+        assert_eq!(next(KeyState::ReplaysError(START), START), Next::Abandon);
+        assert_eq!(next(KeyState::Usable, START + Duration::hours(21)), Next::Abandon);
+        assert!(matches!(next(KeyState::Taken(START), START), Next::Stop(_)), "{observed:?}");
     }
+    assert_eq!(request(Purpose::PaymentLink, KeyState::Usable).next(Observed::Spent, START), Next::Abandon);
+}
+
+#[test]
+fn a_page_to_store_a_method_gets_another_key_while_somebody_waits_for_it() {
+    let replaying = request(Purpose::CheckoutSession, KeyState::ReplaysError(START));
+    assert_eq!(replaying.next(Observed::Unread, START), Next::NewKey);
+    let old = request(Purpose::CheckoutSession, KeyState::Usable);
+    assert_eq!(old.next(Observed::Unread, START + Duration::hours(21)), Next::Abandon);
+    let endpoint = request(Purpose::WebhookEndpoint, KeyState::Usable);
+    assert_eq!(endpoint.next(Observed::Unread, START + Duration::hours(21)), Next::NewKey);
 }
 
 #[test]
@@ -185,7 +200,7 @@ proptest! {
                 prop_assert!(purpose != Purpose::PaymentLink);
                 // Where a second execution matters, a read has shown that there was no first one.
                 let is_read = matches!(observed, Observed::Absent | Observed::Spent);
-                prop_assert!(is_read || purpose.repeat() == Repeat::Unused);
+                prop_assert!(is_read || matches!(purpose.repeat(), Repeat::Harmless | Repeat::Page));
                 if purpose == Purpose::PartialRefund && observed == Observed::Absent {
                     let last_send = match key_state {
                         KeyState::ReplaysError(since) => since.min(START + KEY_AGE_MAX),
@@ -195,6 +210,10 @@ proptest! {
                 }
             }
             Next::Done => prop_assert!(observed == Observed::Present),
+            Next::Abandon => {
+                prop_assert!(matches!(purpose, Purpose::PaymentLink | Purpose::CheckoutSession));
+                prop_assert!(!matches!(key_state, KeyState::Taken(_)) || observed == Observed::Spent);
+            }
             Next::Stop(reason) => prop_assert!(!reason.is_empty() && (!is_usable || observed == Observed::Spent)),
         }
     }
@@ -207,7 +226,7 @@ proptest! {
         for _ in 0..6 {
             match request.next(Observed::Absent, now) {
                 Next::Wait(until) => now = until,
-                Next::NewKey | Next::Stop(_) => return Ok(()),
+                Next::NewKey | Next::Abandon | Next::Stop(_) => return Ok(()),
                 other => prop_assert!(false, "{:?}", other),
             }
         }
