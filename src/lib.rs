@@ -11,7 +11,8 @@ pub mod clock;
 /// Failpoints: named points at which `paybridge chaos` kills the process. Any module but `domain` may import it.
 pub mod failpoints;
 
-/// Pure types and rules: what a payment is and how a signal changes it. No IO, no clock, no mocks.
+/// Pure types and rules: what a payment is, how a signal changes it, and when a request to Stripe may be sent again. No
+/// IO, no clock, no mocks.
 pub mod domain;
 
 /// Postgres. The only module with SQL: free functions that take a connection, one file per noun.

@@ -71,8 +71,8 @@ CREATE TABLE stripe_requests (
     organization_id uuid NOT NULL,
     -- What the request creates or changes: 'customer', 'webhook_endpoint', 'checkout_session', 'payment_intent', …
     purpose text NOT NULL,
-    -- Which one: an id that the billing system or Stripe has assigned, such as the invoice's. No id of a row, so that a
-    -- row that is made anew sends the old key.
+    -- Which one. Where a second execution matters, it is an id that the billing system or Stripe has assigned, such as
+    -- the invoice's, and not that of a row: a row that is made anew sends the old key.
     name text NOT NULL,
     -- Incremented when another key is used.
     generation integer NOT NULL,

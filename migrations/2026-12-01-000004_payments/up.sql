@@ -105,7 +105,8 @@ CREATE TABLE payment_attempts (
     state text NOT NULL,
     failure jsonb,
     provider_charge_id text,
-    -- When Stripe first replayed a stored 500: this key will never bring another answer (P2).
+    -- Since when Stripe is known to replay a stored 500 for this key, or to have received it with another body: it will
+    -- never bring another answer (P2).
     dead_key_time timestamptz,
     create_time timestamptz NOT NULL,
     finish_time timestamptz,

@@ -1,5 +1,5 @@
 //! Types and rules. Nothing here does IO, reads a clock or knows a wire format. `store` maps rows to these types,
-//! `stripe` maps Stripe's JSON to [`signals::Signal`]s, and `grpc`, `http` and `console` map them to their own formats.
+//! `stripe` maps Stripe's JSON to [`signals::Signal`]s, and `grpc` and `http` map them to their own formats.
 //! The rules that decide what happens to money are pure functions over these types.
 
 pub mod checkout_sessions;

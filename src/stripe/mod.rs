@@ -1,8 +1,9 @@
 //! Stripe's API: parameters, headers, errors, signatures, objects and events.
 //!
-//! `app` builds a body with a resource's pure `…_body` function, commits it (P2), and passes it with a key to the
-//! resource's send function. Every call goes through [`Client`] once [`rate_limit`] permits it, and every failure
-//! becomes an [`Error`]. An object in a response, webhook or list becomes the same snapshot of
+//! `app` builds a body with a resource's pure `…_body` function, commits it as a
+//! [`StripeRequest`](crate::domain::stripe_requests::StripeRequest) with its key (P2), and passes that to the resource's
+//! send function. Every call goes through [`Client`] once [`rate_limit`] permits it, and every failure becomes an
+//! [`Error`]. An object in a response, webhook or list becomes the same snapshot of
 //! [`crate::domain::signals`], so that one set of rules applies to all. [`signature`] verifies webhooks, [`signals`]
 //! parses their events.
 

@@ -111,7 +111,7 @@ async fn p2_outages_rate_limits_and_timeouts_delay_a_refund_and_do_not_fail_it()
     finish(harness).await;
 }
 
-/// Waits until the job has found that the key of a caller's request is dead: it only replays a 500.
+/// Waits until the job has found that the key of a caller's request is useless: Stripe replays a stored 500 for it.
 async fn until_key_is_dead(harness: &Harness, request_id: &str) {
     let database = harness.database().await;
     until("the key is known to be dead", async || {
@@ -126,7 +126,8 @@ fn list_reads(harness: &Harness) -> usize {
     requests.iter().filter(|request| request.method == "GET" && request.path == REFUNDS).count()
 }
 
-/// Advances the clock past the reads after a dead key, and checks that no other key is used before the last of them.
+/// Advances the clock past the reads after a key has become useless, and checks that no other key is used before the
+/// last of them.
 async fn wait_for_reads(harness: &Harness, minutes: &[i64]) {
     let sent = harness.posts(REFUNDS).len();
     for minutes in minutes {

@@ -136,7 +136,7 @@ impl App {
         if let Some(request) = request
             && store::refunds::get(&mut work.tx, org, request).await.is_ok()
         {
-            // Its request has another refund already: Stripe did carry out the request of a key that counted as dead.
+            // Its request has another refund already: Stripe did execute the request of a key that counted as useless.
             tracing::error!(refund.id = %snapshot.id, payment.id = %payment.id, "Stripe made two refunds for one request");
         }
         let refund = Refund::reported(self.clock().new_id().into(), payment, integration, snapshot, now);

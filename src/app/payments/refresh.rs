@@ -126,7 +126,7 @@ impl App {
                 next = Some(end.max(soon));
             }
         }
-        // An attempt without a trace on the intent may never have been sent, or its key may be dead: the submit job
+        // An attempt without a trace on the intent may never have been sent, or its key may be useless: the submit job
         // decides.
         let is_open = context.attempt.as_ref().is_some_and(|attempt| attempt.is_open() && attempt.link().is_none());
         if context.payment.pending_operation.is_some()

@@ -1,9 +1,9 @@
 //! Refunds on request. A call accepts a refund as a row, whose id is in the metadata of Stripe's refund. A job sends
-//! it, with a stored body under a key of its own (P2): one request never causes two refunds.
+//! it, with a stored body under a key made of the caller's `request_id` (P2): one request never causes two refunds.
 //!
 //! Whatever the response, the refund is read before its state is stored, since a repeated key replays what was true
-//! when it was first sent. If the key no longer reveals the outcome, the list of the charge's refunds does: ours has the
-//! row's id.
+//! when it was first sent. If the key no longer reveals the outcome, the list of the charge's refunds does: the refund
+//! of this row has the row's id in its metadata.
 
 use super::{PaymentContext, ReadTarget};
 use crate::app::reconcile::record_repair;
