@@ -246,7 +246,7 @@ pub struct Chaos {
 #[cfg(feature = "dev")]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FastClock {
-    /// The time that it showed at this time.
+    /// The time at which it was started: it showed the real time then.
     pub anchor: time::OffsetDateTime,
     /// Its speed since then, as a multiple of real time.
     pub speed: u32,

@@ -72,7 +72,7 @@ impl CallRetries {
     }
 }
 
-/// Sends a request until there is a final response, the same that another process would give.
+/// Sends a request, each time to any of the processes, until there is a final response.
 pub(super) async fn call<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
     organization: &Organization,
     rng: &mut Rng,
@@ -94,7 +94,7 @@ pub(super) async fn call<R: Clone, T, F: Future<Output = Result<Response<T>, Sta
     Err(last)
 }
 
-/// Whether a status is about the request, and not about the moment.
+/// Whether the same request would get this status from any process and at any time.
 fn is_final(status: &Status) -> bool {
     matches!(
         status.code(),

@@ -48,7 +48,7 @@ pub struct FairQueue {
     /// The number of the last grant to each organization.
     last_grants: HashMap<Uuid, u64>,
     in_flight: u32,
-    /// The concurrency limit after a rejection, and when that was; the limit grows by one a second.
+    /// The concurrency limit after a 429, and when that was; the limit grows by one a second.
     in_flight_max: Option<(f64, OffsetDateTime)>,
     /// When the next waiting call of each organization is to retry.
     next_retry_times: HashMap<Uuid, OffsetDateTime>,

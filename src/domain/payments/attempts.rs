@@ -53,7 +53,7 @@ pub struct Link {
 pub struct Attempt {
     /// The payment that it collects.
     pub payment_id: PaymentId,
-    /// Its number within the payment: 1, 2, 3, …
+    /// Its number within the payment: 1, 2, 3, … It is the generation of its request, too.
     pub number: i32,
     /// The amount to collect.
     pub amount: Money,

@@ -140,7 +140,7 @@ pub struct Payment {
     /// Stripe's `pi_…`: the one intent that all attempts confirm (P1). Cleared once Stripe has confirmed that it is
     /// closed and another payment path is to be opened.
     pub provider_payment_intent_id: Option<String>,
-    /// Counts the intents created for it. Part of the idempotency key of the creation.
+    /// Counts the intents created for it: the generation of the request that creates the next one.
     pub intent_number: i32,
     /// The number of the newest attempt; 0 before the first.
     pub attempt_number: i32,

@@ -45,7 +45,7 @@ pub(super) fn outcomes(evidence: &Evidence) -> CheckResult {
     CheckResult { property: "every outcome is reported", checked, violations }
 }
 
-/// Positions are 1, 2, 3, … without a gap (P5), and the counter is the last one.
+/// Positions are 1, 2, 3, … without a gap (P5), and the log's counter has the last one.
 pub(super) fn positions(evidence: &Evidence) -> CheckResult {
     let logs = logs(evidence);
     let mut violations = Vec::new();
