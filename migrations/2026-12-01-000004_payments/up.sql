@@ -108,6 +108,8 @@ CREATE TABLE payment_attempts (
     -- Since when Stripe is known to replay a stored 500 for this key, or to have received it with another body: it will
     -- never bring another answer (P2).
     dead_key_time timestamptz,
+    -- Since when Stripe is known to have received this key with another body.
+    taken_key_time timestamptz,
     create_time timestamptz NOT NULL,
     finish_time timestamptz,
     CONSTRAINT payment_attempts_pkey PRIMARY KEY (organization_id, payment_id, number),

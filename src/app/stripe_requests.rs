@@ -1,5 +1,7 @@
 //! What the use cases share about stored requests to Stripe. The decisions are the domain's.
 
+use std::time::Duration;
+
 use crate::app::App;
 use crate::domain::jobs::Lease;
 use crate::domain::stripe_requests::{RequestTarget, StripeRequest};
@@ -33,6 +35,16 @@ pub(super) fn stopped(target: &RequestTarget, reason: &str) -> Error {
         target.purpose.as_str(),
         target.name
     ))
+}
+
+/// The error of a request that is prepared under another key. It is sent with the job's or the caller's next attempt:
+/// while Stripe answers every request with an error, keys must not be used up in a loop.
+pub(super) fn sent_again() -> Error {
+    Error::Unavailable {
+        reason: "STRIPE_UNAVAILABLE",
+        message: "Stripe returned an internal error; the request is repeated under another idempotency key".to_owned(),
+        retry_after: Duration::from_secs(1),
+    }
 }
 
 /// The error of a decision that the rules of this purpose do not contain.

@@ -9,8 +9,11 @@ const TYPES_MAX: usize = 64;
 /// How similar a type must be to be suggested, at most 1000.
 const LIKENESS_MIN: usize = 300;
 /// Other systems' types that have no word in common with the type of the same meaning.
-const SAME_MEANING: [(&str, &str); 2] =
-    [("invoice.paid", "payment.succeeded"), ("charge.dispute.created", "payment.dispute_updated")];
+const SAME_MEANING: [(&str, &str); 3] = [
+    ("invoice.paid", "payment.succeeded"),
+    ("charge.refunded", "payment.refund_updated"),
+    ("charge.dispute.created", "payment.dispute_updated"),
+];
 
 /// The types of events to return; empty means all.
 pub(super) struct EventFilter(Vec<EventType>);

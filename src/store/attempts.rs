@@ -9,8 +9,9 @@ use uuid::Uuid;
 use super::error::unreadable;
 use super::rows::{currency, from_json, to_json};
 use super::schema::payment_attempts::dsl;
+use super::stripe_requests::{key_state, key_times};
 use crate::domain::payments::{Attempt, AttemptKind, AttemptState, Link};
-use crate::domain::stripe_requests::{IdempotencyKey, KeyState, Purpose, StripeRequest};
+use crate::domain::stripe_requests::{IdempotencyKey, Purpose, StripeRequest};
 use crate::domain::{Money, OrganizationId, PaymentId, Result};
 
 #[derive(Queryable, Selectable, Insertable)]
@@ -35,6 +36,7 @@ struct Row {
     failure: Option<serde_json::Value>,
     provider_charge_id: Option<String>,
     dead_key_time: Option<OffsetDateTime>,
+    taken_key_time: Option<OffsetDateTime>,
     create_time: OffsetDateTime,
     finish_time: Option<OffsetDateTime>,
 }
@@ -47,14 +49,6 @@ fn state_columns(state: &AttemptState) -> Result<(&'static str, Option<serde_jso
         AttemptState::Canceled => ("canceled", None),
         AttemptState::Superseded => ("superseded", None),
     })
-}
-
-fn dead_key_time(attempt: &Attempt) -> Option<OffsetDateTime> {
-    match attempt.request.key_state {
-        KeyState::Usable => None,
-        // For an attempt, the same follows from both.
-        KeyState::ReplaysError(since) | KeyState::Taken(since) => Some(since),
-    }
 }
 
 impl Row {
@@ -90,7 +84,7 @@ impl Row {
                 key: IdempotencyKey::stored(self.idempotency_key),
                 body: self.body,
                 create_time: self.create_time,
-                key_state: self.dead_key_time.map_or(KeyState::Usable, KeyState::ReplaysError),
+                key_state: key_state(self.dead_key_time, self.taken_key_time),
             },
             prior_charge: self.prior_charge,
             prior_error: self.prior_error.map(|value| from_json(table, "prior_error", value)).transpose()?,
@@ -105,6 +99,7 @@ impl Row {
 pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
     let link = attempt.link().cloned().unwrap_or_default();
+    let (dead_key_time, taken_key_time) = key_times(attempt.request.key_state);
     let row = Row {
         organization_id: org.0,
         payment_id: attempt.payment_id.0,
@@ -124,7 +119,8 @@ pub async fn insert(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: 
         state: state.to_owned(),
         failure,
         provider_charge_id: attempt.provider_charge_id.clone(),
-        dead_key_time: dead_key_time(attempt),
+        dead_key_time,
+        taken_key_time,
         create_time: attempt.request.create_time,
         finish_time: attempt.finish_time,
     };
@@ -175,6 +171,7 @@ pub async fn payment_of_session(
 pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, attempt: &Attempt) -> Result<()> {
     let (state, failure) = state_columns(&attempt.state)?;
     let link = attempt.link().cloned().unwrap_or_default();
+    let (dead_key_time, taken_key_time) = key_times(attempt.request.key_state);
     diesel::update(dsl::payment_attempts.find((org.0, attempt.payment_id.0, attempt.number)))
         .set((
             dsl::state.eq(state),
@@ -184,7 +181,8 @@ pub async fn save_outcome(conn: &mut AsyncPgConnection, org: OrganizationId, att
             dsl::url.eq(link.url),
             dsl::expire_time.eq(link.expire_time),
             dsl::provider_charge_id.eq(&attempt.provider_charge_id),
-            dsl::dead_key_time.eq(dead_key_time(attempt)),
+            dsl::dead_key_time.eq(dead_key_time),
+            dsl::taken_key_time.eq(taken_key_time),
             dsl::finish_time.eq(attempt.finish_time),
         ))
         .execute(conn)

@@ -206,6 +206,7 @@ table! {
         failure -> Nullable<Jsonb>,
         provider_charge_id -> Nullable<Text>,
         dead_key_time -> Nullable<Timestamptz>,
+        taken_key_time -> Nullable<Timestamptz>,
         create_time -> Timestamptz,
         finish_time -> Nullable<Timestamptz>,
     }

@@ -3,6 +3,7 @@
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
+use uuid::Uuid;
 
 use super::schema::stripe_requests::dsl;
 use crate::domain::stripe_requests::{IdempotencyKey, KeyState, RequestTarget, StripeRequest};
@@ -10,10 +11,42 @@ use crate::domain::{OrganizationId, Result};
 
 /// The requests of a target.
 pub struct Requests {
-    /// The newest one, unless Stripe has given its final answer to it.
-    pub open: Option<StripeRequest>,
+    /// Those to which Stripe has not given its final answer, newest first.
+    open: Vec<StripeRequest>,
+    /// Whether the newest one is among them.
+    is_newest_open: bool,
     /// The generation of the next one to prepare.
     pub next_generation: i32,
+}
+
+impl Requests {
+    /// The newest one, unless Stripe has given its final answer to it.
+    pub fn into_open(self) -> Option<StripeRequest> {
+        self.open.into_iter().next().filter(|_| self.is_newest_open)
+    }
+
+    /// The newest open one whose body names this object.
+    pub fn into_open_for(self, id: Uuid) -> Option<StripeRequest> {
+        self.open.into_iter().find(|request| request.body.contains(&id.to_string()))
+    }
+}
+
+/// What the columns of a row say about its key.
+pub(super) fn key_state(dead: Option<OffsetDateTime>, taken: Option<OffsetDateTime>) -> KeyState {
+    match (taken, dead) {
+        (Some(time), _) => KeyState::Taken(time),
+        (None, Some(time)) => KeyState::ReplaysError(time),
+        (None, None) => KeyState::Usable,
+    }
+}
+
+/// The columns `dead_key_time` and `taken_key_time`.
+pub(super) fn key_times(key_state: KeyState) -> (Option<OffsetDateTime>, Option<OffsetDateTime>) {
+    match key_state {
+        KeyState::Usable => (None, None),
+        KeyState::ReplaysError(time) => (Some(time), None),
+        KeyState::Taken(time) => (None, Some(time)),
+    }
 }
 
 #[derive(Queryable)]
@@ -29,7 +62,7 @@ struct Row {
 
 /// Reads the requests of this target.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, target: &RequestTarget) -> Result<Requests> {
-    let newest: Option<Row> = dsl::stripe_requests
+    let rows: Vec<Row> = dsl::stripe_requests
         .filter(dsl::organization_id.eq(org.0).and(dsl::purpose.eq(target.purpose.as_str())))
         .filter(dsl::name.eq(&target.name))
         .order(dsl::generation.desc())
@@ -42,27 +75,19 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, target: &Req
             dsl::create_time,
             dsl::finish_time,
         ))
-        .first(conn)
-        .await
-        .optional()?;
-    let Some(row) = newest else { return Ok(Requests { open: None, next_generation: 1 }) };
-    let next_generation = row.generation + 1;
-    if row.finish_time.is_some() {
-        return Ok(Requests { open: None, next_generation });
-    }
-    let request = StripeRequest {
+        .load(conn)
+        .await?;
+    let is_newest_open = rows.first().is_some_and(|row| row.finish_time.is_none());
+    let next_generation = rows.first().map_or(1, |row| row.generation + 1);
+    let open = rows.into_iter().filter(|row| row.finish_time.is_none()).map(|row| StripeRequest {
         purpose: target.purpose,
         generation: row.generation,
         key: IdempotencyKey::stored(row.idempotency_key),
         body: row.body,
         create_time: row.create_time,
-        key_state: match (row.taken_key_time, row.dead_key_time) {
-            (Some(time), _) => KeyState::Taken(time),
-            (None, Some(time)) => KeyState::ReplaysError(time),
-            (None, None) => KeyState::Usable,
-        },
-    };
-    Ok(Requests { open: Some(request), next_generation })
+        key_state: key_state(row.dead_key_time, row.taken_key_time),
+    });
+    Ok(Requests { open: open.collect(), is_newest_open, next_generation })
 }
 
 /// Whether a request with this body was prepared after `since` and has no final answer: Stripe may have executed it at
@@ -110,13 +135,9 @@ pub async fn save_key_state(
     target: &RequestTarget,
     request: &StripeRequest,
 ) -> Result<()> {
-    let (dead, taken) = match request.key_state {
-        KeyState::Usable => (None, None),
-        KeyState::ReplaysError(time) => (Some(time), None),
-        KeyState::Taken(time) => (None, Some(time)),
-    };
+    let (dead_key_time, taken_key_time) = key_times(request.key_state);
     diesel::update(dsl::stripe_requests.find((org.0, target.purpose.as_str(), &target.name, request.generation)))
-        .set((dsl::dead_key_time.eq(dead), dsl::taken_key_time.eq(taken)))
+        .set((dsl::dead_key_time.eq(dead_key_time), dsl::taken_key_time.eq(taken_key_time)))
         .execute(conn)
         .await?;
     Ok(())

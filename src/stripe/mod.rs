@@ -37,7 +37,7 @@ pub mod webhook_endpoints;
 mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
-pub use error::{Detail, Disposition, Error};
+pub use error::{Detail, Disposition, Error, UnknownCause};
 pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey, RateLimiters};
 
 /// The API version of every call and of the webhook endpoints that we register: the last one that accepts

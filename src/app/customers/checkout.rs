@@ -1,9 +1,7 @@
 //! Setup-mode Checkout sessions: links to pages where a customer stores a payment method. They move no money.
 
-use std::time::Duration;
-
 use crate::app::request_hash::hash_request;
-use crate::app::stripe_requests::{stopped, unplanned};
+use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, event_payloads};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
@@ -82,7 +80,7 @@ impl App {
         let mut tx = self.read(org).await?;
         let session = store::checkout_sessions::lock(&mut tx, org, id).await?;
         let target = Purpose::CheckoutSession.of(id);
-        let request = store::stripe_requests::get(&mut tx, org, &target).await?.open;
+        let request = store::stripe_requests::get(&mut tx, org, &target).await?.into_open();
         tx.close().await?;
         if session.state == SessionState::Failed {
             let message = "Stripe refused to create this link; request another one with a new request_id";
@@ -114,41 +112,36 @@ impl App {
                     },
                 },
                 // If Stripe created a session all the same, nobody has its URL; it moves no money and expires.
-                Next::NewKey => match self.prepare_session_with_new_key(org, id, &request).await? {
-                    Some(next) => (request, observed) = (next, Observed::Unread),
-                    None => {
-                        return Err(Error::Unavailable {
-                            reason: "STRIPE_UNAVAILABLE",
-                            message: "another call is creating this link; repeat the request".to_owned(),
-                            retry_after: Duration::from_secs(1),
-                        });
-                    }
-                },
-                Next::Stop(reason) => return Err(stopped(&target, reason)),
-                Next::Read | Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
+                Next::NewKey => {
+                    self.prepare_session_with_new_key(org, id, &request).await?;
+                    return Err(sent_again());
+                }
+                Next::Abandon => {
+                    return self
+                        .fail_session(&session, "Stripe was unreachable for too long; request a new link")
+                        .await;
+                }
+                Next::Read | Next::Wait(_) | Next::Done | Next::Stop(_) => return Err(unplanned(&target)),
             }
         }
     }
 
-    /// Prepares the same body under a new key. `None` if another call has done so, or has created the session.
+    /// Prepares the same body under a new key, unless another call has done so or has created the session.
     async fn prepare_session_with_new_key(
         &self,
         org: OrganizationId,
         id: CheckoutSessionId,
         replaced: &StripeRequest,
-    ) -> Result<Option<StripeRequest>> {
+    ) -> Result<()> {
         let mut work = self.begin(org).await?;
         let session = store::checkout_sessions::lock(&mut work.tx, org, id).await?;
         let target = Purpose::CheckoutSession.of(id);
         let requests = store::stripe_requests::get(&mut work.tx, org, &target).await?;
         let generation = replaced.generation + 1;
-        if session.state != SessionState::Creating || requests.next_generation != generation {
-            work.rollback().await?;
-            return Ok(None);
+        if session.state == SessionState::Creating && requests.next_generation == generation {
+            work.prepare(&target, generation, replaced.body.clone()).await?;
         }
-        let next = work.prepare(&target, generation, replaced.body.clone()).await?;
-        work.commit().await?;
-        Ok(Some(next))
+        work.commit().await
     }
 
     async fn on_session_created(

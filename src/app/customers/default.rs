@@ -11,15 +11,14 @@ use crate::domain::customers::Customer;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::signals::DefaultChange;
-use crate::domain::stripe_requests::{IdempotencyKey, Purpose, RequestTarget, StripeRequest};
+use crate::domain::stripe_requests::{IdempotencyKey, KEY_RETENTION, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{CustomerId, Result};
 use crate::store::Transaction;
 use crate::store::customers::ProviderDefault;
 use crate::{store, stripe};
 
-/// How long a write of the default with an unknown outcome may explain what a read shows. Stripe keeps its key no
-/// longer, and its event has arrived by then.
-const UNKNOWN_WRITE_PERIOD: Duration = Duration::DAY;
+/// How long a write of the default with an unknown outcome may explain what a read shows: its event has arrived by then.
+const UNKNOWN_WRITE_PERIOD: Duration = KEY_RETENTION;
 
 /// After how many reads, about two minutes, the event about a default that a read shows counts as missing.
 const EVENT_READS_MAX: i32 = 6;

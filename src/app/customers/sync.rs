@@ -1,6 +1,6 @@
 //! The job that creates a customer at Stripe, links it, or pushes its changes.
 
-use crate::app::stripe_requests::{stopped, unplanned};
+use crate::app::stripe_requests::{sent_again, stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads, stripe_unavailable};
 use crate::domain::customers::{Customer, LinkState};
@@ -47,12 +47,10 @@ impl App {
         let now = work.now;
         let target = target_of(customer);
         let requests = store::stripe_requests::get(&mut work.tx, work.org, &target).await?;
-        let mut request = match requests.open {
+        let next_generation = requests.next_generation;
+        let mut request = match requests.into_open() {
             Some(request) => request,
-            None => {
-                let body = stripe::customers::create_body(customer);
-                work.prepare(&target, requests.next_generation, body).await?
-            }
+            None => work.prepare(&target, next_generation, stripe::customers::create_body(customer)).await?,
         };
         work.commit().await?;
         let mut observed = Observed::Unread;
@@ -82,12 +80,12 @@ impl App {
                 Next::NewKey => {
                     let mut work = self.begin_leased(lease).await?;
                     let body = stripe::customers::create_body(customer);
-                    request = work.prepare(&target, request.generation + 1, body).await?;
+                    work.prepare(&target, request.generation + 1, body).await?;
                     work.commit().await?;
-                    observed = Observed::Unread;
+                    return Err(sent_again());
                 }
                 Next::Stop(reason) => return Err(stopped(&target, reason)),
-                Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
+                Next::Wait(_) | Next::Done | Next::Abandon => return Err(unplanned(&target)),
             }
         }
     }
@@ -108,6 +106,8 @@ impl App {
     ) -> Result<Option<stripe::customers::ProviderCustomer>> {
         match self.0.stripe.find_customer(&account.key, request.list_from(), customer).await {
             Ok(found) => Ok(found),
+            // A duplicate takes no money. It is better than a customer who is never created.
+            Err(stripe::Error::Unknown { reason: stripe::UnknownCause::TooLong, .. }) => Ok(None),
             Err(error) => Err(self.map_stripe_error(account, "customer.list", &error).await),
         }
     }

@@ -8,7 +8,7 @@ use time::Duration;
 use super::key::{AccountMatch, CheckedKey, scope_finding};
 use super::{resume, stripe_unavailable};
 use crate::app::request_hash::hash_request;
-use crate::app::stripe_requests::unplanned;
+use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::events::EventType;
@@ -132,9 +132,10 @@ impl App {
         let mut tx = self.read(org).await?;
         let stored = store::stripe_requests::get(&mut tx, org, &target).await?;
         tx.close().await?;
-        let mut request = match stored.open {
+        let next_generation = stored.next_generation;
+        let mut request = match stored.into_open() {
             Some(request) => request,
-            None => self.next_endpoint(&account, stored.next_generation).await?,
+            None => self.next_endpoint(&account, next_generation).await?,
         };
         let now = self.clock().now();
         loop {
@@ -151,7 +152,10 @@ impl App {
                         None => return Err(stripe_unavailable(&error)),
                     },
                 },
-                Next::NewKey => request = self.next_endpoint(&account, request.generation + 1).await?,
+                Next::NewKey => {
+                    self.next_endpoint(&account, request.generation + 1).await?;
+                    return Err(sent_again());
+                }
                 _ => return Err(unplanned(&target)),
             }
         }

@@ -5,7 +5,7 @@
 
 use super::map_job_error;
 use crate::app::reconcile::record_repair;
-use crate::app::stripe_requests::unplanned;
+use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::integrations::{Integration, IntegrationState};
@@ -79,9 +79,10 @@ impl App {
         let mut tx = self.read(org).await?;
         let stored = store::stripe_requests::get(&mut tx, org, &target).await?;
         tx.close().await?;
-        let mut request = match stored.open {
+        let next_generation = stored.next_generation;
+        let mut request = match stored.into_open() {
             Some(request) => request,
-            None => self.next_replacement(lease, account, stored.next_generation).await?,
+            None => self.next_replacement(lease, account, next_generation).await?,
         };
         loop {
             match request.next(Observed::Unread, now) {
@@ -94,7 +95,10 @@ impl App {
                         None => return self.on_replacement_error(lease, account, &request, &error).await,
                     },
                 },
-                Next::NewKey => request = self.next_replacement(lease, account, request.generation + 1).await?,
+                Next::NewKey => {
+                    self.next_replacement(lease, account, request.generation + 1).await?;
+                    return Err(sent_again());
+                }
                 _ => return Err(unplanned(&target)),
             }
         }
@@ -253,7 +257,7 @@ impl App {
         let mut endpoints = known_endpoints(&mut tx, org, id).await?;
         let replacement = store::stripe_requests::get(&mut tx, org, &target_of(id)).await?;
         tx.close().await?;
-        if replacement.open.is_some() {
+        if replacement.into_open().is_some() {
             match self.endpoints_at_stripe(account).await {
                 Ok(all) => all.into_iter().for_each(|endpoint| {
                     if !endpoints.contains(&endpoint) {

@@ -40,7 +40,7 @@ impl App {
         let (org, payment) = (work.org, &context.payment);
         let provider_customer = context.provider_customer()?.to_owned();
         let target = Purpose::PaymentIntent.of(&payment.invoice_id);
-        let newest = store::stripe_requests::get(&mut work.tx, org, &target).await?.open;
+        let newest = store::stripe_requests::get(&mut work.tx, org, &target).await?.into_open();
         let mut request = if let Some(request) = newest.filter(|request| request.generation >= payment.intent_number) {
             request
         } else {
@@ -99,7 +99,7 @@ impl App {
                     return self.request_next_intent(lease, &context, &request).await.map(|()| Continue(false));
                 }
                 Next::Stop(reason) => return Err(stopped(&target, reason)),
-                Next::Wait(_) | Next::Done => return Err(unplanned(&target)),
+                Next::Wait(_) | Next::Done | Next::Abandon => return Err(unplanned(&target)),
             }
         }
     }
@@ -171,20 +171,22 @@ impl App {
         let is_open = |intent: &&IntentSnapshot| {
             intent.status != IntentStatus::Canceled && intent.amount == payment.amount && !is_known(&intent.id)
         };
-        let mut open = found.iter().filter(is_open);
-        let Some(kept) = open.next() else {
+        let mut open: Vec<&IntentSnapshot> = found.iter().filter(is_open).collect();
+        // The newest, but rather one that was confirmed.
+        open.sort_by_key(|intent| intent.awaits_confirmation());
+        let Some((kept, duplicates)) = open.split_first() else {
             let is_harmless = |intent: &IntentSnapshot| {
                 intent.status == IntentStatus::Canceled || intent.awaits_confirmation() || is_known(&intent.id)
             };
             let is_spent = !found.is_empty() && found.iter().all(is_harmless);
             return Ok(if is_spent { Found::OnlyHarmless } else { Found::Nothing });
         };
-        for duplicate in open {
+        for duplicate in duplicates.iter().filter(|duplicate| duplicate.awaits_confirmation()) {
             if let Err(error) = self.0.stripe.cancel_payment_intent(&account.key, &duplicate.id).await {
                 tracing::warn!(intent.id = %duplicate.id, %error, "unconfirmed duplicate intent not canceled");
             }
         }
-        Ok(Found::Open(Box::new(kept.clone())))
+        Ok(Found::Open(Box::new((*kept).clone())))
     }
 
     /// The creation failed, or its outcome is unknown.

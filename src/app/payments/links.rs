@@ -8,6 +8,7 @@ use time::Duration;
 use super::PaymentContext;
 use super::close::{LINK, refused};
 use crate::app::request_hash::hash_request;
+use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, StripeAccount};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};
@@ -16,7 +17,7 @@ use crate::domain::payments::{
     Attempt, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
 };
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
-use crate::domain::stripe_requests::{Next, Observed, Purpose};
+use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store::request_ids::CallerRequest;
 use crate::{store, stripe};
@@ -137,12 +138,19 @@ impl App {
         };
         let (id, now) = (context.payment.id, self.clock().now());
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
+        let target = Purpose::PaymentLink.of(&context.payment.invoice_id);
         let (mut request, mut observed) = (attempt.request.clone(), Observed::Unread);
         let session = loop {
-            let Next::Send = request.next(observed, now) else {
-                let text = "Stripe did not create the payment page; request a new link";
-                return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
-            };
+            match request.next(observed, now) {
+                Next::Send => {}
+                Next::Abandon => {
+                    let text = "Stripe did not create the payment page; request a new link";
+                    return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
+                }
+                // The slot stays taken: the other page may be paid (P1).
+                Next::Stop(reason) => return Err(stopped(&target, reason)),
+                Next::Read | Next::Wait(_) | Next::NewKey | Next::Done => return Err(unplanned(&target)),
+            }
             match self.0.stripe.create_checkout_session(&account.key, &request).await {
                 Ok(created) if !created.is_replayed => break created.object,
                 Ok(replayed) => {
@@ -156,12 +164,26 @@ impl App {
                     return self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
                 }
                 Err(error) => match error.key_state(now) {
-                    Some(key_state) => request.key_state = key_state,
+                    Some(key_state) => {
+                        request.key_state = key_state;
+                        self.save_key_state(actor, id, &request).await?;
+                    }
                     None => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
                 },
             }
         };
         self.on_link_created(actor, &context, &account, &session).await
+    }
+
+    /// Records what Stripe has shown of the key of a payment's newest attempt.
+    async fn save_key_state(&self, actor: Actor<'_>, id: PaymentId, request: &StripeRequest) -> Result<()> {
+        let mut work = self.begin_as(actor).await?;
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        if let Some(attempt) = context.attempt.as_mut().filter(|newest| newest.number == request.generation) {
+            attempt.request.key_state = request.key_state;
+            store::attempts::save_outcome(&mut work.tx, work.org, attempt).await?;
+        }
+        work.commit().await
     }
 
     /// The session exists: its URL may be handed out if the link is still wanted.

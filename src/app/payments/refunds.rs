@@ -71,10 +71,10 @@ impl App {
             return work.end(Outcome::Done).await;
         }
         let target = refund.target();
-        let store::stripe_requests::Requests { open, next_generation } =
-            store::stripe_requests::get(&mut work.tx, org, &target).await?;
-        // Callers may use a request id again after 30 days: an older request is that of another refund.
-        let newest = open.filter(|request| request.create_time >= refund.create_time);
+        let requests = store::stripe_requests::get(&mut work.tx, org, &target).await?;
+        let next_generation = requests.next_generation;
+        // Callers may use a request id again after 30 days: other requests are those of other refunds.
+        let newest = requests.into_open_for(id.0);
         match store::integrations::get(&mut work.tx, org, refund.integration_id).await?.state {
             IntegrationState::Disconnected => {
                 work.rollback().await?;
@@ -142,7 +142,7 @@ impl App {
                     return work.end(Outcome::RunAgain(now)).await;
                 }
                 Next::Stop(reason) => return Err(stopped(&target, reason)),
-                Next::Done => return Err(unplanned(&target)),
+                Next::Done | Next::Abandon => return Err(unplanned(&target)),
             }
         }
     }

@@ -178,7 +178,7 @@ impl App {
             }
             Next::NewKey => self.supersede_attempt(lease, &attempt, intent.as_ref(), now).await,
             Next::Stop(reason) => Err(stopped(&target_of(&attempt), reason)),
-            Next::Read => Err(unplanned(&target_of(&attempt))),
+            Next::Read | Next::Abandon => Err(unplanned(&target_of(&attempt))),
         }
     }
 

@@ -98,9 +98,13 @@ impl Actor {
         let Some(attempt) = attempt else { return Ok(()) };
         let (mut request, mut observed) = (attempt.request.clone(), Observed::Unread);
         loop {
-            let Next::Send = request.next(observed, now) else {
-                return self.link_refused(&attempt, Failure::ours("payment_url_failed", "")).await;
-            };
+            match request.next(observed, now) {
+                Next::Send => {}
+                Next::Abandon => {
+                    return self.link_refused(&attempt, Failure::ours("payment_url_failed", "")).await;
+                }
+                other => panic!("not for a payment link: {other:?}"),
+            }
             let call = Request::CreateSession { amount: attempt.amount.minor_units };
             match self.send(request.key.as_str(), call).await {
                 Response::Session(made) => return self.link_created(&attempt, &made).await,
