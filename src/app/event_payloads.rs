@@ -17,6 +17,7 @@ use crate::domain::payment_methods::PaymentMethod;
 use crate::domain::payments::{Failure, Notice, Payment, PaymentState, ReceivedMoney, Transition};
 use crate::domain::refunds::Refund;
 use crate::domain::signals::DisputeSnapshot;
+use crate::stripe::Operation;
 
 /// The provider's name in Lago's payloads.
 const STRIPE: &str = "stripe";
@@ -204,13 +205,13 @@ pub(super) fn method(
 }
 
 /// Stripe rejects the key, the key lacks a permission, or a webhook endpoint cannot be repaired.
-pub(super) fn provider_error(integration: &Integration, action: &str, message: &str, code: &str) -> NewEvent {
+pub(super) fn provider_error(integration: &Integration, operation: Operation, message: &str, code: &str) -> NewEvent {
     let object = ProviderErrorObject {
         lago_payment_provider_id: integration.id.0,
         payment_provider_code: integration.code.clone(),
         payment_provider_name: integration.name.clone(),
         source: STRIPE.to_owned(),
-        action: action.to_owned(),
+        action: operation.as_str().to_owned(),
         provider_error: ProviderErrorWithCode { message: message.to_owned(), code: code.to_owned() },
     };
     NewEvent::new(EventType::PaymentProviderError, Payload::PaymentProviderError(object))

@@ -21,6 +21,7 @@ use crate::domain::{CheckoutSessionId, IntegrationId, OrganizationId, Result};
 use crate::store::jobs::{NewJob, RequestedBy};
 use crate::store::{self, Notification, Scope};
 use crate::stripe;
+use crate::stripe::Operation;
 
 /// The minimum interval of reconcilers in real time, however fast the clock runs.
 const INTERVAL_REAL_MIN: RealDuration = RealDuration::from_millis(100);
@@ -119,7 +120,9 @@ impl App {
             };
             let (read, method_time) = match read.await {
                 Ok(read) => read,
-                Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.read", &error).await),
+                Err(error) => {
+                    return Err(self.map_stripe_error(&account, Operation::CheckoutSessionRead, &error).await);
+                }
             };
             let event_time = method_time.unwrap_or_else(|| self.clock().now());
             let origin = SignalOrigin { lease, integration_id: session.integration_id, event_time, request_key: None };

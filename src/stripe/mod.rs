@@ -12,6 +12,7 @@ pub mod client;
 pub mod error;
 pub mod form;
 mod object;
+mod operation;
 mod random;
 mod rate_limit;
 pub mod redact;
@@ -38,6 +39,7 @@ mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
 pub use error::{Detail, Disposition, Error, UnknownCause};
+pub use operation::Operation;
 pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey, RateLimiters};
 
 /// The API version of every call and of the webhook endpoints that we register: the last one that accepts

@@ -11,6 +11,7 @@ use super::call::Call;
 use super::client::Client;
 use super::error::Error;
 use super::object::Acknowledged;
+use super::operation::Operation;
 use super::rate_limit::ApiKey;
 
 /// One permission that we use.
@@ -22,6 +23,8 @@ pub struct Scope {
     pub title: &'static str,
     /// What we use it for; completes "to …".
     pub usage: &'static str,
+    /// An operation that needs it.
+    operation: Operation,
     probe: Probe,
 }
 
@@ -31,25 +34,14 @@ enum Probe {
     Write(&'static str, &'static str),
 }
 
-/// Whether invoices can be collected without access to `object`: `refund`, `payment_intent`, …
-pub fn is_optional(object: &str) -> bool {
-    ["refund", "dispute", "event", "webhook", "setup_intent"].contains(&object)
-}
-
 impl Scope {
-    /// The object of the permission: `refund`, `payment_intent`, …
-    pub fn object(&self) -> &'static str {
-        let named = self.permission.trim_start_matches("rak_");
-        named.rsplit_once('_').map_or(named, |(object, _)| object)
-    }
-
     /// Whether collecting needs it. Without webhooks (`polls_events`) only the events list reports outcomes; with
     /// webhooks an endpoint must be registered, unless there is one.
     pub fn is_needed(&self, polls_events: bool, has_endpoint: bool) -> bool {
-        match self.object() {
-            "event" => polls_events,
-            "webhook" => !polls_events && !has_endpoint,
-            object => !is_optional(object),
+        match self.operation {
+            Operation::EventList => polls_events,
+            Operation::WebhookEndpointUpdate => !polls_events && !has_endpoint,
+            operation => !operation.is_optional(),
         }
     }
 }
@@ -89,54 +81,63 @@ pub static SCOPES: [Scope; 9] = [
         permission: "rak_customer_write",
         title: "Customers: Write",
         usage: "create, link and change customers",
+        operation: Operation::CustomerUpdate,
         probe: Probe::Write("/v1/customers/{id}", "cus_paybridgeprobe"),
     },
     Scope {
         permission: "rak_payment_method_write",
         title: "PaymentMethods: Write",
         usage: "list and detach payment methods",
+        operation: Operation::PaymentMethodDetach,
         probe: Probe::Write("/v1/payment_methods/{id}/detach", "pm_paybridgeprobe"),
     },
     Scope {
         permission: "rak_checkout_session_write",
         title: "Checkout Sessions: Write",
         usage: "create pages that store a payment method or pay an invoice",
+        operation: Operation::CheckoutSessionExpire,
         probe: Probe::Write("/v1/checkout/sessions/{id}/expire", "cs_test_paybridgeprobe"),
     },
     Scope {
         permission: "rak_payment_intent_write",
         title: "PaymentIntents: Write",
         usage: "charge invoices",
+        operation: Operation::PaymentIntentCancel,
         probe: Probe::Write("/v1/payment_intents/{id}/cancel", "pi_paybridgeprobe"),
     },
     Scope {
         permission: "rak_webhook_write",
         title: "Webhook Endpoints: Write",
         usage: "register and repair the webhook endpoint",
+        operation: Operation::WebhookEndpointUpdate,
         probe: Probe::Write("/v1/webhook_endpoints/{id}", "we_paybridgeprobe"),
     },
     Scope {
         permission: "rak_event_read",
         title: "Events: Read",
         usage: "find what webhooks missed, or everything without webhooks",
+        operation: Operation::EventList,
         probe: Probe::Read("/v1/events"),
     },
     Scope {
         permission: "rak_refund_write",
         title: "Charges and Refunds: Write",
         usage: "create and follow refunds, and read SEPA mandates from charges",
+        operation: Operation::RefundCreate,
         probe: Probe::Write("/v1/refunds/{id}", "re_paybridgeprobe"),
     },
     Scope {
         permission: "rak_setup_intent_read",
         title: "SetupIntents: Read",
         usage: "read the mandates of SEPA payment methods before their first charge",
+        operation: Operation::SetupIntentRead,
         probe: Probe::Read("/v1/setup_intents"),
     },
     Scope {
         permission: "rak_dispute_read",
         title: "Disputes: Read",
         usage: "follow disputes",
+        operation: Operation::DisputeRead,
         probe: Probe::Read("/v1/disputes"),
     },
 ];

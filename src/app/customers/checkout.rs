@@ -13,6 +13,7 @@ use crate::domain::signals::{SessionSnapshot, SessionStatus};
 use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{CheckoutSessionId, CustomerId, Error, OrganizationId, Result};
 use crate::store::request_ids::CallerRequest;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 impl App {
@@ -108,7 +109,9 @@ impl App {
                     }
                     Err(error) => match error.key_state(now) {
                         Some(key_state) => request.key_state = key_state,
-                        None => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
+                        None => {
+                            return Err(self.map_stripe_error(&account, Operation::CheckoutSessionCreate, &error).await);
+                        }
                     },
                 },
                 // If Stripe created a session all the same, nobody has its URL; it moves no money and expires.

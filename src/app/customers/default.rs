@@ -15,6 +15,7 @@ use crate::domain::stripe_requests::{IdempotencyKey, KEY_RETENTION, Purpose, Req
 use crate::domain::{CustomerId, Result};
 use crate::store::Transaction;
 use crate::store::customers::ProviderDefault;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// How long a write of the default with an unknown outcome may explain what a read shows: its event has arrived by then.
@@ -146,7 +147,7 @@ impl App {
         tx.close().await?;
         let found = match self.0.stripe.customer(&account.key, &provider_id).await {
             Ok(found) => found,
-            Err(error) => return Err(self.map_stripe_error(&account, "customer.read", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::CustomerRead, &error).await),
         };
         if found.deleted {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
@@ -193,7 +194,7 @@ impl App {
             }
             work.commit().await?;
         }
-        Err(self.map_stripe_error(&account, "customer.set_default", &error).await)
+        Err(self.map_stripe_error(&account, Operation::CustomerSetDefault, &error).await)
     }
 
     /// Prepares the request that writes the default, under a new key: an earlier response says nothing about Stripe's

@@ -12,6 +12,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payment_methods::{Mandates, MethodKind, PaymentMethod, default_method, next_choice_time};
 use crate::domain::signals::{MandateSnapshot, MethodSnapshot};
 use crate::domain::{CustomerId, Error, OrganizationId, Page, PaymentMethodId, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// New facts about a method.
@@ -258,7 +259,7 @@ impl App {
             Ok(read) => read,
             // The customer was deleted at Stripe: nothing can be charged, and the event that reports it will arrive.
             Err(error) if error.is_missing() => return Ok(()),
-            Err(error) => return Err(self.map_stripe_error(&account, "payment_method.list", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentMethodList, &error).await),
         };
         let mut work = self.begin_leased(lease).await?;
         let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
@@ -297,7 +298,7 @@ impl App {
             Ok(_) => {}
             // It is already detached or deleted.
             Err(error) if error.disposition() == stripe::Disposition::Refused => {}
-            Err(error) => return Err(self.map_stripe_error(&account, "payment_method.detach", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentMethodDetach, &error).await),
         }
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }

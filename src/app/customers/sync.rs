@@ -8,6 +8,7 @@ use crate::domain::events::EventType;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::stripe_requests::{IdempotencyKey, Next, Observed, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{Error, IntegrationId, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// The fields that a customer has at Stripe, too.
@@ -93,7 +94,7 @@ impl App {
     async fn read_customer(&self, account: &StripeAccount, id: &str) -> Result<stripe::customers::ProviderCustomer> {
         match self.0.stripe.customer(&account.key, id).await {
             Ok(found) => Ok(found),
-            Err(error) => Err(self.map_stripe_error(account, "customer.read", &error).await),
+            Err(error) => Err(self.map_stripe_error(account, Operation::CustomerRead, &error).await),
         }
     }
 
@@ -108,7 +109,7 @@ impl App {
             Ok(found) => Ok(found),
             // A duplicate takes no money. It is better than a customer who is never created.
             Err(stripe::Error::Unknown { reason: stripe::UnknownCause::TooLong, .. }) => Ok(None),
-            Err(error) => Err(self.map_stripe_error(account, "customer.list", &error).await),
+            Err(error) => Err(self.map_stripe_error(account, Operation::CustomerList, &error).await),
         }
     }
 
@@ -127,7 +128,7 @@ impl App {
             }
             Ok(found) => self.on_linked(lease, customer, &found.id, None).await,
             Err(error) if error.is_api_key_error() => {
-                self.pause_integration(&account, "customer.link", &error).await?;
+                self.pause_integration(&account, Operation::CustomerLink, &error).await?;
                 self.begin_leased(lease).await?.end(Outcome::Done).await
             }
             Err(error) if error.disposition() == stripe::Disposition::Refused => {
@@ -148,7 +149,7 @@ impl App {
     ) -> Result<()> {
         if error.is_api_key_error() {
             // The link stays pending, and is resumed when the key is rotated.
-            self.pause_integration(account, "customer.create", &error).await?;
+            self.pause_integration(account, Operation::CustomerCreate, &error).await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
         if error.disposition() == stripe::Disposition::Refused {
@@ -249,7 +250,7 @@ impl App {
             match self.0.stripe.update_customer(&account.key, provider_id, &idempotency_key, &body).await {
                 Ok(_) => {}
                 Err(error) if error.disposition() == stripe::Disposition::Refused => refusal = Some(error),
-                Err(error) => return Err(self.map_stripe_error(&account, "customer.update", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, Operation::CustomerUpdate, &error).await),
             }
         }
         let mut work = self.begin_leased(lease).await?;

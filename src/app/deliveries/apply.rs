@@ -18,6 +18,7 @@ use crate::domain::payments::{Attempt, AttemptState, Payment, PaymentInput, Paym
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
 use crate::domain::stripe_requests::IdempotencyKey;
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// How long a delivery about an unknown object is retried before it is ignored.
@@ -214,7 +215,7 @@ impl App {
                 Err(error) if error.is_missing() => {
                     return Ok(DeliveryOutcome::Ignored("Stripe does not know the PaymentIntent".to_owned()));
                 }
-                Err(error) => return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
             };
             let outcome = self.on_intent(lease, delivery, None, read).await?;
             if !matches!(outcome, DeliveryOutcome::Applied) {
@@ -282,7 +283,7 @@ impl App {
             let account = self.stripe_account(lease.organization_id, delivery.integration_id).await?;
             intent = match self.0.stripe.payment_intent(&account.key, &intent.id).await {
                 Ok(read) => Cow::Owned(read),
-                Err(error) => return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
             };
         }
         let mut work = self.begin_leased(lease).await?;

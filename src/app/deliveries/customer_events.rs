@@ -19,6 +19,7 @@ use crate::domain::signals::{
 };
 use crate::domain::{Error, Result};
 use crate::store;
+use crate::stripe::Operation;
 
 /// How often a read is repeated if the customer changes meanwhile.
 const READS_MAX: usize = 5;
@@ -155,7 +156,7 @@ impl App {
         let method = match self.0.stripe.payment_method(&account.key, event.method).await {
             Ok(method) => method,
             Err(error) if error.is_missing() => return Ok(None),
-            Err(error) => return Err(self.map_stripe_error(&account, "payment_method.read", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentMethodRead, &error).await),
         };
         let customer = method.provider_customer_id.as_deref().filter(|_| method.needs_mandate());
         let mandates = match (&event.mandate, customer) {
@@ -163,7 +164,7 @@ impl App {
             (None, None) => Vec::new(),
             (None, Some(customer)) => match self.mandates_of(&account, customer, &[&method.id]).await {
                 Ok(mandates) => mandates,
-                Err(error) => return Err(self.map_stripe_error(&account, "mandate.read", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, Operation::MandateRead, &error).await),
             },
         };
         Ok(Some((method, mandates)))
@@ -347,7 +348,9 @@ impl App {
                 match if_allowed(self.0.stripe.setup_intent(&account.key, setup).await) {
                     Ok(Some(Some(setup))) => self.on_setup_succeeded(origin, setup).await?,
                     Ok(Some(None) | None) => DeliveryOutcome::Applied,
-                    Err(error) => return Err(self.map_stripe_error(&account, "setup_intent.read", &error).await),
+                    Err(error) => {
+                        return Err(self.map_stripe_error(&account, Operation::SetupIntentRead, &error).await);
+                    }
                 }
             }
             None => DeliveryOutcome::Applied,

@@ -13,6 +13,7 @@ use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::{Error, Result};
 use crate::store::integration_health::ListProgress;
+use crate::stripe::Operation;
 use crate::stripe::events::{EventPage, EventQuery, ListedEvent};
 use crate::{store, stripe};
 
@@ -114,9 +115,9 @@ impl App {
     async fn map_list_error(&self, integration: &Integration, account: &StripeAccount, error: &stripe::Error) -> Error {
         let is_only_source = integration.polls_events && integration.state == IntegrationState::Active;
         if !is_only_source || !error.is_api_key_error() {
-            return self.map_stripe_error(account, "event.list", error).await;
+            return self.map_stripe_error(account, Operation::EventList, error).await;
         }
-        match self.pause_integration(account, "event.list", error).await {
+        match self.pause_integration(account, Operation::EventList, error).await {
             Ok(()) => stripe_unavailable(error),
             Err(error) => error,
         }

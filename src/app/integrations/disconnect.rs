@@ -15,6 +15,7 @@ use crate::domain::payments::PaymentState;
 use crate::domain::signals::SessionStatus;
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// How often payments in flight are checked.
@@ -82,9 +83,9 @@ impl App {
                 Ok(_) => {}
                 Err(stripe::Error::Invalid(_)) => {
                     let read = self.0.stripe.checkout_session(key, provider_id).await;
-                    status = read.map_err(|error| super::map_job_error("checkout_session.read", &error))?.status;
+                    status = read.map_err(|error| super::map_job_error(Operation::CheckoutSessionRead, &error))?.status;
                 }
-                Err(error) => return Err(super::map_job_error("checkout_session.expire", &error)),
+                Err(error) => return Err(super::map_job_error(Operation::CheckoutSessionExpire, &error)),
             }
         }
         let mut work = self.begin_leased(lease).await?;
@@ -127,7 +128,7 @@ impl App {
             match self.0.stripe.delete_webhook_endpoint(&account.key, &endpoint).await {
                 Ok(()) => {}
                 Err(error) if error.is_api_key_error() => is_removed = false,
-                Err(error) => return Err(super::map_job_error("webhook_endpoint.delete", &error)),
+                Err(error) => return Err(super::map_job_error(Operation::WebhookEndpointDelete, &error)),
             }
         }
         let org = lease.organization_id;

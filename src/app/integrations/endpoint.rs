@@ -13,6 +13,7 @@ use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::stripe_requests::{Next, Observed, Purpose, RequestTarget, StripeRequest};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
+use crate::stripe::Operation;
 use crate::stripe::webhook_endpoints::{self, WebhookEndpoint};
 use crate::{store, stripe};
 
@@ -125,7 +126,7 @@ impl App {
     async fn next_replacement(&self, lease: &Lease, account: &StripeAccount, generation: i32) -> Result<StripeRequest> {
         let (org, id) = (account.org, account.integration_id);
         let present = self.endpoints_at_stripe(account).await;
-        let present = present.map_err(|error| map_job_error("webhook_endpoint.list", &error))?;
+        let present = present.map_err(|error| map_job_error(Operation::WebhookEndpointList, &error))?;
         // Read the recorded endpoints after the list, under the lease: another worker may have taken over the job during
         // the call and recorded one (P8). What is listed and still not recorded is an orphan.
         let mut work = self.begin_leased(lease).await?;
@@ -133,7 +134,7 @@ impl App {
         work.commit().await?;
         for orphan in present.iter().filter(|orphan| !kept.contains(orphan)) {
             let deleted = self.0.stripe.delete_webhook_endpoint(&account.key, orphan).await;
-            deleted.map_err(|error| map_job_error("webhook_endpoint.delete", &error))?;
+            deleted.map_err(|error| map_job_error(Operation::WebhookEndpointDelete, &error))?;
         }
         let mut work = self.begin_leased(lease).await?;
         let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
@@ -162,7 +163,7 @@ impl App {
             // existed. Only while the lease is held: another worker may have put this very endpoint in place (P8).
             work.commit().await?;
             let deleted = self.0.stripe.delete_webhook_endpoint(&account.key, &created.id).await;
-            return deleted.map_err(|error| map_job_error("webhook_endpoint.delete", &error));
+            return deleted.map_err(|error| map_job_error(Operation::WebhookEndpointDelete, &error));
         }
         let old = integration.provider_endpoint_id.replace(created.id.clone()).filter(|_| has_old);
         let old_secret = match old {
@@ -226,7 +227,7 @@ impl App {
         let is_reported = matches!(error.disposition(), stripe::Disposition::Refused)
             || matches!(error, stripe::Error::Forbidden { .. });
         if !is_reported {
-            return Err(self.map_stripe_error(account, "webhook_endpoint.update", error).await);
+            return Err(self.map_stripe_error(account, Operation::WebhookEndpointUpdate, error).await);
         }
         let (org, id) = (account.org, account.integration_id);
         let mut work = self.begin_leased(lease).await?;
@@ -236,7 +237,12 @@ impl App {
         store::integration_health::set_endpoint_fault(&mut work.tx, org, id, Some(&text)).await?;
         if known.is_none() {
             let code = error.code().unwrap_or("endpoint_not_repaired");
-            work.record_event(event_payloads::provider_error(&integration, "webhook_endpoint.update", &text, code));
+            work.record_event(event_payloads::provider_error(
+                &integration,
+                Operation::WebhookEndpointUpdate,
+                &text,
+                code,
+            ));
         }
         tracing::warn!(integration.id = %id, %error, "webhook endpoint not repaired");
         work.commit().await
@@ -266,7 +272,7 @@ impl App {
                 }),
                 // With a rejected key they are left behind.
                 Err(error) if error.is_api_key_error() => {}
-                Err(error) => return Err(map_job_error("webhook_endpoint.list", &error)),
+                Err(error) => return Err(map_job_error(Operation::WebhookEndpointList, &error)),
             }
         }
         Ok(endpoints)

@@ -19,7 +19,7 @@ use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpda
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 use crate::store::integrations::Secret;
-use crate::stripe::scopes::is_optional;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// The error for a call to Stripe without a definite response.
@@ -32,9 +32,11 @@ pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
 
 /// What a failed call means for a job: it is retried in any case, since unknown is not failed (P2). An unexpected
 /// refusal counts as the job's own failure.
-fn map_job_error(action: &str, error: &stripe::Error) -> Error {
+fn map_job_error(operation: Operation, error: &stripe::Error) -> Error {
     match error.disposition() {
-        stripe::Disposition::Refused => Error::internal(anyhow::anyhow!("Stripe refused {action}: {error}")),
+        stripe::Disposition::Refused => {
+            Error::internal(anyhow::anyhow!("Stripe refused {}: {error}", operation.as_str()))
+        }
         stripe::Disposition::NotDone | stripe::Disposition::Unknown => stripe_unavailable(error),
     }
 }
@@ -90,28 +92,39 @@ impl App {
 
     /// What a failed call means for a job. A rejected key also pauses the integration. A missing permission that
     /// collecting does not need pauses only what needs it.
-    pub(super) async fn map_stripe_error(&self, account: &StripeAccount, action: &str, error: &stripe::Error) -> Error {
-        let is_optional = action.split_once('.').is_some_and(|(object, _)| is_optional(object));
+    pub(super) async fn map_stripe_error(
+        &self,
+        account: &StripeAccount,
+        operation: Operation,
+        error: &stripe::Error,
+    ) -> Error {
         let reported = match error {
-            stripe::Error::Forbidden { .. } if is_optional => self.report_forbidden(account, action, error).await,
-            _ if error.is_api_key_error() => self.pause_integration(account, action, error).await,
+            stripe::Error::Forbidden { .. } if operation.is_optional() => {
+                self.report_forbidden(account, operation, error).await
+            }
+            _ if error.is_api_key_error() => self.pause_integration(account, operation, error).await,
             _ => Ok(()),
         };
         match reported {
-            Ok(()) => map_job_error(action, error),
+            Ok(()) => map_job_error(operation, error),
             Err(error) => error,
         }
     }
 
     /// The key lacks a permission that collecting does not need: reported once per key.
-    async fn report_forbidden(&self, account: &StripeAccount, action: &str, error: &stripe::Error) -> Result<()> {
-        let (org, id) = (account.org, account.integration_id);
+    async fn report_forbidden(
+        &self,
+        account: &StripeAccount,
+        operation: Operation,
+        error: &stripe::Error,
+    ) -> Result<()> {
+        let (org, id, action) = (account.org, account.integration_id, operation.as_str());
         let (mut work, integration, is_present) = self.lock_with_key(account).await?;
         if !is_present || !store::integration_health::record_forbidden_action(&mut work.tx, org, id, action).await? {
             return Ok(());
         }
         let code = error.code().unwrap_or("permission_missing");
-        work.record_event(event_payloads::provider_error(&integration, action, &error.to_string(), code));
+        work.record_event(event_payloads::provider_error(&integration, operation, &error.to_string(), code));
         tracing::warn!(integration.id = %id, %error, action, "API key lacks a permission; what needs it is suspended");
         work.commit().await
     }
@@ -131,7 +144,7 @@ impl App {
     pub(super) async fn pause_integration(
         &self,
         account: &StripeAccount,
-        action: &str,
+        operation: Operation,
         error: &stripe::Error,
     ) -> Result<()> {
         let id = account.integration_id;
@@ -147,7 +160,8 @@ impl App {
         } else {
             "permission_missing"
         });
-        work.record_event(event_payloads::provider_error(&integration, action, &error.to_string(), code));
+        work.record_event(event_payloads::provider_error(&integration, operation, &error.to_string(), code));
+        let action = operation.as_str();
         tracing::warn!(integration.id = %id, %error, action, "integration paused until its API key is repaired");
         work.commit().await
     }

@@ -10,6 +10,7 @@ use crate::domain::payments::{Notice, Payment, PaymentInput, ReceivedMoney};
 use crate::domain::refunds::{Charge, Refund};
 use crate::domain::signals::{DisputeSnapshot, IntentSnapshot, RefundSnapshot};
 use crate::domain::{Error, IntegrationId, PaymentId, RefundId, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// What to read about a payment's money.
@@ -30,12 +31,11 @@ struct MoneySnapshots {
 }
 
 impl ReadTarget<'_> {
-    /// The name of the call in logs and in `payment_provider.error`.
-    fn action(&self) -> &'static str {
+    fn operation(&self) -> Operation {
         match self {
-            Self::RefundsOf(_) => "refund.list",
-            Self::Refund(_) => "refund.read",
-            Self::Dispute(_) => "dispute.read",
+            Self::RefundsOf(_) => Operation::RefundList,
+            Self::Refund(_) => Operation::RefundRead,
+            Self::Dispute(_) => Operation::DisputeRead,
         }
     }
 
@@ -71,7 +71,7 @@ impl App {
             tx.close().await?;
             let found = match target.read(&self.0.stripe, &account.key).await {
                 Ok(found) => found,
-                Err(error) => return Err(self.map_stripe_error(account, target.action(), &error).await),
+                Err(error) => return Err(self.map_stripe_error(account, target.operation(), &error).await),
             };
             let mut work = self.begin_leased(lease).await?;
             let context = PaymentContext::load(&mut work, id).await?;

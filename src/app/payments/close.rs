@@ -16,6 +16,7 @@ use crate::domain::{Error, Money, OrganizationId, PaymentId, Result};
 use crate::store;
 use crate::store::request_ids::CallerRequest;
 use crate::stripe;
+use crate::stripe::Operation;
 
 /// How far a caller's clock or time zone may be off.
 const CLOCKS_APART_MAX: Duration = Duration::from_hours(24);
@@ -121,7 +122,7 @@ impl App {
             {
                 Some(error)
             }
-            Err(error) => return Err(self.map_stripe_error(&account, "payment_intent.cancel", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentCancel, &error).await),
         };
         let Some(intent) = self.refresh_payment(actor, id).await? else { return Ok(JobFlow::Continue(())) };
         match intent.status {
@@ -146,7 +147,7 @@ impl App {
             {
                 Some(error)
             }
-            Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.expire", &error).await),
+            Err(error) => return Err(self.map_stripe_error(&account, Operation::CheckoutSessionExpire, &error).await),
         };
         match self.refresh_link(actor, id).await?.map(|session| session.status) {
             None | Some(SessionStatus::Expired) => Ok(JobFlow::Continue(())),

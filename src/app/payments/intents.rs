@@ -15,6 +15,7 @@ use crate::domain::payments::{Failure, PaymentInput, PaymentState, PendingReason
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// What the list of a customer's intents shows of a creation.
@@ -65,7 +66,9 @@ impl App {
                         let intent = match read {
                             Ok(intent) => intent,
                             Err(error) => {
-                                return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await);
+                                return Err(self
+                                    .map_stripe_error(&account, Operation::PaymentIntentRead, &error)
+                                    .await);
                             }
                         };
                         if intent.status != IntentStatus::Canceled {
@@ -160,7 +163,7 @@ impl App {
         let since = request.list_from();
         let found = match self.0.stripe.find_payment_intents(&account.key, provider_customer, since, payment).await {
             Ok(found) => found,
-            Err(error) => return Err(self.map_stripe_error(account, "payment_intent.list", &error).await),
+            Err(error) => return Err(self.map_stripe_error(account, Operation::PaymentIntentList, &error).await),
         };
         // Intents of earlier attempts and of links are known and closed.
         let mut tx = self.read(org).await?;
@@ -200,7 +203,7 @@ impl App {
     ) -> Result<JobFlow> {
         let id = context.payment.id;
         if error.is_api_key_error() {
-            self.pause_integration(account, "payment_intent.create", error).await?;
+            self.pause_integration(account, Operation::PaymentIntentCreate, error).await?;
             let mut work = self.begin_leased(lease).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;
             if context.integration.state != IntegrationState::Paused {

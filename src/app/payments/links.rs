@@ -20,6 +20,7 @@ use crate::domain::signals::{SessionSnapshot, SessionStatus};
 use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store::request_ids::CallerRequest;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// After how long a job checks that the call that creates a link completed.
@@ -168,7 +169,9 @@ impl App {
                         request.key_state = key_state;
                         self.save_key_state(actor, id, &request).await?;
                     }
-                    None => return Err(self.map_stripe_error(&account, "checkout_session.create", &error).await),
+                    None => {
+                        return Err(self.map_stripe_error(&account, Operation::CheckoutSessionCreate, &error).await);
+                    }
                 },
             }
         };
@@ -220,7 +223,7 @@ impl App {
     pub(in crate::app) async fn read_session(&self, account: &StripeAccount, id: &str) -> Result<SessionSnapshot> {
         match self.0.stripe.checkout_session(&account.key, id).await {
             Ok(session) => Ok(session),
-            Err(error) => Err(self.map_stripe_error(account, "checkout_session.read", &error).await),
+            Err(error) => Err(self.map_stripe_error(account, Operation::CheckoutSessionRead, &error).await),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::domain::payments::{Attempt, PaymentInput, PaymentState, PendingOperat
 use crate::domain::signals::{IntentSnapshot, SessionSnapshot};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store;
+use crate::stripe::Operation;
 
 /// How often a read is repeated if the payment changes meanwhile.
 pub(super) const READS_MAX: usize = 5;
@@ -30,7 +31,7 @@ impl App {
             let Some((version, account, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
             let intent = match self.0.stripe.payment_intent(&account.key, &intent_id).await {
                 Ok(intent) => intent,
-                Err(error) => return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await),
+                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
             };
             let mut work = self.begin_as(actor).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;
@@ -72,13 +73,17 @@ impl App {
             let account = self.stripe_account(org, payment.integration_id).await?;
             let session = match self.0.stripe.checkout_session(&account.key, session_id).await {
                 Ok(session) => session,
-                Err(error) => return Err(self.map_stripe_error(&account, "checkout_session.read", &error).await),
+                Err(error) => {
+                    return Err(self.map_stripe_error(&account, Operation::CheckoutSessionRead, &error).await);
+                }
             };
             let intent = match &session.provider_payment_intent_id {
                 None => None,
                 Some(intent) => match self.0.stripe.payment_intent(&account.key, intent).await {
                     Ok(intent) => Some(intent),
-                    Err(error) => return Err(self.map_stripe_error(&account, "payment_intent.read", &error).await),
+                    Err(error) => {
+                        return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await);
+                    }
                 },
             };
             let mut work = self.begin_as(actor).await?;

@@ -17,6 +17,7 @@ use crate::domain::refunds::{NewRefund, Refund};
 use crate::domain::stripe_requests::{Next, Observed, StripeRequest};
 use crate::domain::{Error, OrganizationId, Page, PaymentId, RefundId, Result};
 use crate::store::request_ids::CallerRequest;
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 impl App {
@@ -165,7 +166,7 @@ impl App {
     ) -> Result<()> {
         match error.disposition() {
             stripe::Disposition::Refused => self.refund_refused(lease, &refund, account, error).await,
-            stripe::Disposition::NotDone => Err(self.map_stripe_error(account, "refund.create", error).await),
+            stripe::Disposition::NotDone => Err(self.map_stripe_error(account, Operation::RefundCreate, error).await),
             stripe::Disposition::Unknown => {
                 let work = self.begin_refund_doubt(lease, refund).await?;
                 work.end(Outcome::Retry(error.to_string())).await
@@ -198,7 +199,7 @@ impl App {
             Ok(found) => Ok(found.into_iter().find(|found| found.refund_id == Some(refund.id.0)).map(|found| found.id)),
             // The charge does not exist, so nothing of it was refunded.
             Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(self.map_stripe_error(account, "refund.list", &error).await),
+            Err(error) => Err(self.map_stripe_error(account, Operation::RefundList, &error).await),
         }
     }
 

@@ -18,6 +18,7 @@ use crate::domain::payments::{Attempt, AttemptState, Failure, PaymentInput, Step
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::stripe_requests::{KeyState, Next, Observed, Purpose, RequestTarget};
 use crate::domain::{Error, PaymentId, PaymentMethodId, Result};
+use crate::stripe::Operation;
 use crate::{store, stripe};
 
 /// The maximum number of steps per run of the job. A payment needs three: create the intent, prepare
@@ -211,7 +212,7 @@ impl App {
             return self.finish_job(lease).await;
         }
         if error.is_api_key_error() {
-            self.pause_integration(&account, "payment_intent.confirm", &error).await?;
+            self.pause_integration(&account, Operation::PaymentIntentConfirm, &error).await?;
             let mut work = self.begin_leased(lease).await?;
             let context = PaymentContext::load(&mut work, id).await?;
             if context.integration.state != IntegrationState::Paused {
@@ -266,7 +267,7 @@ impl App {
             Ok(read) if read.provider_customer_id.is_some() => return Ok(false),
             Ok(_) => {}
             Err(error) if error.is_missing() => {}
-            Err(error) => return Err(self.map_stripe_error(account, "payment_method.read", &error).await),
+            Err(error) => return Err(self.map_stripe_error(account, Operation::PaymentMethodRead, &error).await),
         }
         let mut work = self.begin_leased(lease).await?;
         let mut customer = match store::customers::lock(&mut work.tx, work.org, charged.customer_id).await {
