@@ -26,7 +26,7 @@ mod token_cache;
 mod unit_of_work;
 
 pub use self::deliveries::{Ingested, Rejection};
-use self::integrations::stripe_unavailable;
+use self::integrations::{if_allowed, if_found, stripe_unavailable};
 pub use self::jobs::LEASE_PERIOD;
 pub use self::rate_limits::SLOTS_EVERY;
 pub use self::settings::{Periods, Settings};

@@ -7,10 +7,9 @@ use std::time::Duration as RealDuration;
 
 use time::{Duration, OffsetDateTime};
 
-use super::App;
-use super::customers::if_allowed;
 use super::deliveries::SignalOrigin;
 use super::unit_of_work::UnitOfWork;
+use super::{App, if_allowed, if_found};
 use crate::domain::checkout_sessions::{CheckoutSession, SessionState};
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
@@ -118,12 +117,7 @@ impl App {
                 let method_time = self.method_create_time(&account.key, &read).await?;
                 Ok::<_, stripe::Error>((read, method_time))
             };
-            let (read, method_time) = match read.await {
-                Ok(read) => read,
-                Err(error) => {
-                    return Err(self.map_stripe_error(&account, Operation::CheckoutSessionRead, &error).await);
-                }
-            };
+            let (read, method_time) = self.checked(&account, Operation::CheckoutSessionRead, read.await).await?;
             let event_time = method_time.unwrap_or_else(|| self.clock().now());
             let origin = SignalOrigin { lease, integration_id: session.integration_id, event_time, request_key: None };
             self.on_session_event(&origin, &read).await?;
@@ -151,10 +145,7 @@ impl App {
         let Some(setup) = &session.provider_setup_intent_id else { return Ok(None) };
         let setup = if_allowed(self.0.stripe.setup_intent(key, setup).await)?.flatten();
         let Some(method) = setup.and_then(|setup| setup.provider_payment_method_id) else { return Ok(None) };
-        match self.0.stripe.payment_method(key, &method).await {
-            Ok(method) => Ok(Some(method.created)),
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(error),
-        }
+        let method = if_found(self.0.stripe.payment_method(key, &method).await)?;
+        Ok(method.map(|method| method.created))
     }
 }

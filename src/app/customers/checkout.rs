@@ -110,7 +110,9 @@ impl App {
                     Err(error) => match error.key_state(now) {
                         Some(key_state) => request.key_state = key_state,
                         None => {
-                            return Err(self.map_stripe_error(&account, Operation::CheckoutSessionCreate, &error).await);
+                            return Err(self
+                                .map_stripe_error(&account, Operation::CheckoutSessionCreate, &error)
+                                .await);
                         }
                     },
                 },

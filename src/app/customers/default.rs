@@ -145,10 +145,7 @@ impl App {
         }
         let known = store::customers::provider_default(&mut tx, org, customer.id).await?;
         tx.close().await?;
-        let found = match self.0.stripe.customer(&account.key, &provider_id).await {
-            Ok(found) => found,
-            Err(error) => return Err(self.map_stripe_error(&account, Operation::CustomerRead, &error).await),
-        };
+        let found = self.read_customer(&account, &provider_id).await?;
         if found.deleted {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }

@@ -1,7 +1,7 @@
 //! Reads of the mandates of payment methods that need one. A mandate may come from a SetupIntent or from a charge. A
 //! key may lack the permission to read either; then the mandate is unknown, which blocks nothing.
 
-use crate::app::{App, StripeAccount};
+use crate::app::{App, StripeAccount, if_allowed};
 use crate::domain::signals::MandateSnapshot;
 use crate::stripe;
 
@@ -53,14 +53,5 @@ impl App {
             }
         }
         Ok(found)
-    }
-}
-
-/// The result of a read, or `None` if the key lacks the permission.
-pub(in crate::app) fn if_allowed<T>(read: Result<T, stripe::Error>) -> Result<Option<T>, stripe::Error> {
-    match read {
-        Ok(found) => Ok(Some(found)),
-        Err(stripe::Error::Forbidden { .. }) => Ok(None),
-        Err(error) => Err(error),
     }
 }

@@ -4,7 +4,7 @@
 use time::OffsetDateTime;
 
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, StripeAccount, event_payloads};
+use crate::app::{App, StripeAccount, event_payloads, if_found};
 use crate::domain::customers::Customer;
 use crate::domain::events::EventType;
 use crate::domain::integrations::Integration;
@@ -255,12 +255,9 @@ impl App {
             let chosen = self.0.stripe.customer(&account.key, &provider_id).await?.default_method;
             Ok::<_, stripe::Error>((found, mandates, chosen))
         };
-        let (found, mandates, chosen) = match read.await {
-            Ok(read) => read,
-            // The customer was deleted at Stripe: nothing can be charged, and the event that reports it will arrive.
-            Err(error) if error.is_missing() => return Ok(()),
-            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentMethodList, &error).await),
-        };
+        // If the customer was deleted at Stripe, nothing can be charged, and the event that reports it will arrive.
+        let read = self.checked(&account, Operation::PaymentMethodList, if_found(read.await)).await?;
+        let Some((found, mandates, chosen)) = read else { return Ok(()) };
         let mut work = self.begin_leased(lease).await?;
         let mut customer = store::customers::lock(&mut work.tx, org, id).await?;
         if customer.linked_provider_id() != Some(provider_id.as_str()) {

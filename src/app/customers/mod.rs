@@ -9,7 +9,6 @@ mod methods;
 mod sync;
 
 pub(super) use self::default::{DefaultUpdate, clear_unset_read, may_be_our_write, record_provider_default};
-pub(super) use self::mandates::if_allowed;
 pub(super) use self::methods::MethodUpdate;
 
 use time::OffsetDateTime;

@@ -91,11 +91,13 @@ impl App {
         }
     }
 
-    async fn read_customer(&self, account: &StripeAccount, id: &str) -> Result<stripe::customers::ProviderCustomer> {
-        match self.0.stripe.customer(&account.key, id).await {
-            Ok(found) => Ok(found),
-            Err(error) => Err(self.map_stripe_error(account, Operation::CustomerRead, &error).await),
-        }
+    /// Reads a Stripe customer.
+    pub(super) async fn read_customer(
+        &self,
+        account: &StripeAccount,
+        id: &str,
+    ) -> Result<stripe::customers::ProviderCustomer> {
+        self.checked(account, Operation::CustomerRead, self.0.stripe.customer(&account.key, id).await).await
     }
 
     /// Looks up the Stripe customer that a request may have created.
@@ -106,10 +108,9 @@ impl App {
         request: &StripeRequest,
     ) -> Result<Option<stripe::customers::ProviderCustomer>> {
         match self.0.stripe.find_customer(&account.key, request.list_from(), customer).await {
-            Ok(found) => Ok(found),
             // A duplicate takes no money. It is better than a customer who is never created.
             Err(stripe::Error::Unknown { reason: stripe::UnknownCause::TooLong, .. }) => Ok(None),
-            Err(error) => Err(self.map_stripe_error(account, Operation::CustomerList, &error).await),
+            found => self.checked(account, Operation::CustomerList, found).await,
         }
     }
 

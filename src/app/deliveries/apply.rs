@@ -7,10 +7,10 @@ use std::borrow::Cow;
 use time::Duration;
 
 use super::signal::{DeliveryOutcome, SignalOrigin};
-use crate::app::App;
 use crate::app::event_payloads;
 use crate::app::payments::{PaymentContext, ReadTarget};
 use crate::app::unit_of_work::Actor;
+use crate::app::{App, if_found};
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::integrations::Integration;
 use crate::domain::jobs::{Lease, Outcome};
@@ -210,12 +210,9 @@ impl App {
         let account = self.stripe_account(lease.organization_id, delivery.integration_id).await?;
         let mut known = self.payment_of_intent(delivery, intent).await?;
         if known.is_none() {
-            let read = match self.0.stripe.payment_intent(&account.key, intent).await {
-                Ok(read) => read,
-                Err(error) if error.is_missing() => {
-                    return Ok(DeliveryOutcome::Ignored("Stripe does not know the PaymentIntent".to_owned()));
-                }
-                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
+            let read = if_found(self.0.stripe.payment_intent(&account.key, intent).await);
+            let Some(read) = self.checked(&account, Operation::PaymentIntentRead, read).await? else {
+                return Ok(DeliveryOutcome::Ignored("Stripe does not know the PaymentIntent".to_owned()));
             };
             let outcome = self.on_intent(lease, delivery, None, read).await?;
             if !matches!(outcome, DeliveryOutcome::Applied) {
@@ -281,10 +278,7 @@ impl App {
         if delivery.polled {
             // In the account's default API version it may lack its charge.
             let account = self.stripe_account(lease.organization_id, delivery.integration_id).await?;
-            intent = match self.0.stripe.payment_intent(&account.key, &intent.id).await {
-                Ok(read) => Cow::Owned(read),
-                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
-            };
+            intent = Cow::Owned(self.read_intent(&account, &intent.id).await?);
         }
         let mut work = self.begin_leased(lease).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;

@@ -4,11 +4,9 @@
 use time::OffsetDateTime;
 
 use super::signal::{DeliveryOutcome, SignalOrigin};
-use crate::app::customers::{
-    DefaultUpdate, MethodUpdate, clear_unset_read, if_allowed, may_be_our_write, record_provider_default,
-};
+use crate::app::customers::{DefaultUpdate, MethodUpdate, clear_unset_read, may_be_our_write, record_provider_default};
 use crate::app::unit_of_work::{Actor, UnitOfWork};
-use crate::app::{App, StripeAccount, event_payloads};
+use crate::app::{App, StripeAccount, event_payloads, if_allowed, if_found};
 use crate::domain::checkout_sessions::SessionState;
 use crate::domain::customers::{Customer, LinkState};
 use crate::domain::events::EventType;
@@ -153,19 +151,16 @@ impl App {
         event: &MethodEvent<'_>,
     ) -> Result<Option<(MethodSnapshot, Vec<MandateSnapshot>)>> {
         let account = self.account_of(origin).await?;
-        let method = match self.0.stripe.payment_method(&account.key, event.method).await {
-            Ok(method) => method,
-            Err(error) if error.is_missing() => return Ok(None),
-            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentMethodRead, &error).await),
-        };
+        let read = if_found(self.0.stripe.payment_method(&account.key, event.method).await);
+        let Some(method) = self.checked(&account, Operation::PaymentMethodRead, read).await? else { return Ok(None) };
         let customer = method.provider_customer_id.as_deref().filter(|_| method.needs_mandate());
         let mandates = match (&event.mandate, customer) {
             (Some(mandate), _) => vec![mandate.clone()],
             (None, None) => Vec::new(),
-            (None, Some(customer)) => match self.mandates_of(&account, customer, &[&method.id]).await {
-                Ok(mandates) => mandates,
-                Err(error) => return Err(self.map_stripe_error(&account, Operation::MandateRead, &error).await),
-            },
+            (None, Some(customer)) => {
+                let read = self.mandates_of(&account, customer, &[&method.id]).await;
+                self.checked(&account, Operation::MandateRead, read).await?
+            }
         };
         Ok(Some((method, mandates)))
     }
@@ -345,12 +340,10 @@ impl App {
             Some(setup) => {
                 let account = self.account_of(origin).await?;
                 // Without the permission to read it, only `payment_method.attached` reports the stored method.
-                match if_allowed(self.0.stripe.setup_intent(&account.key, setup).await) {
-                    Ok(Some(Some(setup))) => self.on_setup_succeeded(origin, setup).await?,
-                    Ok(Some(None) | None) => DeliveryOutcome::Applied,
-                    Err(error) => {
-                        return Err(self.map_stripe_error(&account, Operation::SetupIntentRead, &error).await);
-                    }
+                let read = if_allowed(self.0.stripe.setup_intent(&account.key, setup).await);
+                match self.checked(&account, Operation::SetupIntentRead, read).await?.flatten() {
+                    Some(setup) => self.on_setup_succeeded(origin, setup).await?,
+                    None => DeliveryOutcome::Applied,
                 }
             }
             None => DeliveryOutcome::Applied,

@@ -3,7 +3,7 @@
 //! prepared request, so that after a crash the same key returns the same endpoint with its secret. Until the old
 //! endpoint is deleted, both secrets are accepted. What cannot be repaired is reported once.
 
-use super::map_job_error;
+use super::{if_found, map_job_error};
 use crate::app::reconcile::record_repair;
 use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
@@ -39,9 +39,8 @@ impl App {
     async fn repair_endpoint(&self, lease: &Lease, account: &StripeAccount, integration: &Integration) -> Result<()> {
         let mut known = None;
         if let Some(id) = &integration.provider_endpoint_id {
-            known = match self.0.stripe.webhook_endpoint(&account.key, id).await {
-                Ok(endpoint) => Some(endpoint),
-                Err(error) if error.is_missing() => None,
+            known = match if_found(self.0.stripe.webhook_endpoint(&account.key, id).await) {
+                Ok(known) => known,
                 Err(error) => return self.report_endpoint_error(lease, account, &error).await,
             };
         }

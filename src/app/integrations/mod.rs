@@ -41,6 +41,24 @@ fn map_job_error(operation: Operation, error: &stripe::Error) -> Error {
     }
 }
 
+/// The result of a read, or `None` if the object does not exist at Stripe.
+pub(super) fn if_found<T>(read: Result<T, stripe::Error>) -> Result<Option<T>, stripe::Error> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.is_missing() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The result of a read, or `None` if the key lacks the permission.
+pub(super) fn if_allowed<T>(read: Result<T, stripe::Error>) -> Result<Option<T>, stripe::Error> {
+    match read {
+        Ok(found) => Ok(Some(found)),
+        Err(stripe::Error::Forbidden { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl App {
     /// Reads an integration. Disconnected ones are kept, too.
     pub async fn get_integration(&self, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
@@ -88,6 +106,19 @@ impl App {
         store::integrations::save(&mut work.tx, &mut integration, work.now).await?;
         work.commit().await?;
         Ok(integration)
+    }
+
+    /// The result of a call to Stripe, with its failure as [`map_stripe_error`](Self::map_stripe_error) maps it.
+    pub(super) async fn checked<T>(
+        &self,
+        account: &StripeAccount,
+        operation: Operation,
+        result: Result<T, stripe::Error>,
+    ) -> Result<T> {
+        match result {
+            Ok(value) => Ok(value),
+            Err(error) => Err(self.map_stripe_error(account, operation, &error).await),
+        }
     }
 
     /// What a failed call means for a job. A rejected key also pauses the integration. A missing permission that

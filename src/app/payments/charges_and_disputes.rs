@@ -69,10 +69,8 @@ impl App {
             let mut tx = self.read(org).await?;
             let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
             tx.close().await?;
-            let found = match target.read(&self.0.stripe, &account.key).await {
-                Ok(found) => found,
-                Err(error) => return Err(self.map_stripe_error(account, target.operation(), &error).await),
-            };
+            let found = target.read(&self.0.stripe, &account.key).await;
+            let found = self.checked(account, target.operation(), found).await?;
             let mut work = self.begin_leased(lease).await?;
             let context = PaymentContext::load(&mut work, id).await?;
             if Some(context.payment.version) != version {

@@ -115,14 +115,11 @@ impl App {
         let id = context.payment.id;
         let Some(intent_id) = &context.payment.provider_payment_intent_id else { return Ok(JobFlow::Continue(())) };
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
-        let refusal = match self.0.stripe.cancel_payment_intent(&account.key, intent_id).await {
-            Ok(_) => None,
-            Err(error)
-                if matches!(error.disposition(), stripe::Disposition::Refused | stripe::Disposition::Unknown) =>
-            {
-                Some(error)
+        let refusal = match self.0.stripe.cancel_payment_intent(&account.key, intent_id).await.err() {
+            Some(error) if error.disposition() == stripe::Disposition::NotDone => {
+                return Err(self.map_stripe_error(&account, Operation::PaymentIntentCancel, &error).await);
             }
-            Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentCancel, &error).await),
+            refusal => refusal,
         };
         let Some(intent) = self.refresh_payment(actor, id).await? else { return Ok(JobFlow::Continue(())) };
         match intent.status {
@@ -140,14 +137,11 @@ impl App {
             return Ok(JobFlow::Continue(()));
         };
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
-        let refusal = match self.0.stripe.expire_checkout_session(&account.key, &session_id).await {
-            Ok(_) => None,
-            Err(error)
-                if matches!(error.disposition(), stripe::Disposition::Refused | stripe::Disposition::Unknown) =>
-            {
-                Some(error)
+        let refusal = match self.0.stripe.expire_checkout_session(&account.key, &session_id).await.err() {
+            Some(error) if error.disposition() == stripe::Disposition::NotDone => {
+                return Err(self.map_stripe_error(&account, Operation::CheckoutSessionExpire, &error).await);
             }
-            Err(error) => return Err(self.map_stripe_error(&account, Operation::CheckoutSessionExpire, &error).await),
+            refusal => refusal,
         };
         match self.refresh_link(actor, id).await?.map(|session| session.status) {
             None | Some(SessionStatus::Expired) => Ok(JobFlow::Continue(())),

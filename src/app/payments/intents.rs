@@ -62,15 +62,7 @@ impl App {
                             .map(|()| Continue(true));
                     }
                     Ok(replayed) => {
-                        let read = self.0.stripe.payment_intent(&account.key, &replayed.object.id).await;
-                        let intent = match read {
-                            Ok(intent) => intent,
-                            Err(error) => {
-                                return Err(self
-                                    .map_stripe_error(&account, Operation::PaymentIntentRead, &error)
-                                    .await);
-                            }
-                        };
+                        let intent = self.read_intent(&account, &replayed.object.id).await?;
                         if intent.status != IntentStatus::Canceled {
                             return self
                                 .adopt_intent(lease, &context, &request, &intent)
@@ -161,10 +153,8 @@ impl App {
     ) -> Result<Found> {
         let (org, payment) = (account.org, &context.payment);
         let since = request.list_from();
-        let found = match self.0.stripe.find_payment_intents(&account.key, provider_customer, since, payment).await {
-            Ok(found) => found,
-            Err(error) => return Err(self.map_stripe_error(account, Operation::PaymentIntentList, &error).await),
-        };
+        let found = self.0.stripe.find_payment_intents(&account.key, provider_customer, since, payment).await;
+        let found = self.checked(account, Operation::PaymentIntentList, found).await?;
         // Intents of earlier attempts and of links are known and closed.
         let mut tx = self.read(org).await?;
         let attempts = store::attempts::list(&mut tx, org, payment.id).await?;

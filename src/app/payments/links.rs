@@ -221,10 +221,8 @@ impl App {
 
     /// Reads a Checkout session.
     pub(in crate::app) async fn read_session(&self, account: &StripeAccount, id: &str) -> Result<SessionSnapshot> {
-        match self.0.stripe.checkout_session(&account.key, id).await {
-            Ok(session) => Ok(session),
-            Err(error) => Err(self.map_stripe_error(account, Operation::CheckoutSessionRead, &error).await),
-        }
+        let read = self.0.stripe.checkout_session(&account.key, id).await;
+        self.checked(account, Operation::CheckoutSessionRead, read).await
     }
 
     async fn fail_link(&self, actor: Actor<'_>, id: PaymentId, number: i32, failure: Failure) -> Result<()> {

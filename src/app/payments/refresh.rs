@@ -29,10 +29,7 @@ impl App {
         let org = actor.org();
         for _ in 0..READS_MAX {
             let Some((version, account, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
-            let intent = match self.0.stripe.payment_intent(&account.key, &intent_id).await {
-                Ok(intent) => intent,
-                Err(error) => return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await),
-            };
+            let intent = self.read_intent(&account, &intent_id).await?;
             let mut work = self.begin_as(actor).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;
             if context.payment.version != version {
@@ -54,6 +51,12 @@ impl App {
         Ok(Some((payment.version, self.stripe_account(org, payment.integration_id).await?, intent_id)))
     }
 
+    /// Reads a PaymentIntent.
+    pub(in crate::app) async fn read_intent(&self, account: &StripeAccount, id: &str) -> Result<IntentSnapshot> {
+        let read = self.0.stripe.payment_intent(&account.key, id).await;
+        self.checked(account, Operation::PaymentIntentRead, read).await
+    }
+
     /// Reads the session of the payment's open link, and the intent that Stripe created for it, and applies them.
     /// Without an open link, or for another session, nothing changes.
     pub(in crate::app) async fn refresh_link(
@@ -71,20 +74,10 @@ impl App {
             let link = attempt.as_ref().and_then(Attempt::open_link);
             let Some(session_id) = link.and_then(|link| link.provider_session_id.as_deref()) else { return Ok(None) };
             let account = self.stripe_account(org, payment.integration_id).await?;
-            let session = match self.0.stripe.checkout_session(&account.key, session_id).await {
-                Ok(session) => session,
-                Err(error) => {
-                    return Err(self.map_stripe_error(&account, Operation::CheckoutSessionRead, &error).await);
-                }
-            };
+            let session = self.read_session(&account, session_id).await?;
             let intent = match &session.provider_payment_intent_id {
                 None => None,
-                Some(intent) => match self.0.stripe.payment_intent(&account.key, intent).await {
-                    Ok(intent) => Some(intent),
-                    Err(error) => {
-                        return Err(self.map_stripe_error(&account, Operation::PaymentIntentRead, &error).await);
-                    }
-                },
+                Some(intent) => Some(self.read_intent(&account, intent).await?),
             };
             let mut work = self.begin_as(actor).await?;
             let mut context = PaymentContext::load(&mut work, id).await?;

@@ -10,7 +10,7 @@ use crate::app::reconcile::record_repair;
 use crate::app::request_hash::hash_request;
 use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
-use crate::app::{App, StripeAccount, event_payloads};
+use crate::app::{App, StripeAccount, event_payloads, if_found};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::refunds::{NewRefund, Refund};
@@ -195,12 +195,10 @@ impl App {
     /// Looks up this refund in the list of the charge's refunds, by its metadata. Returns its Stripe id.
     async fn find_refund(&self, account: &StripeAccount, refund: &Refund) -> Result<Option<String>> {
         let charge = refund.provider_charge_id.as_deref().unwrap_or_default();
-        match self.0.stripe.refunds_of(&account.key, charge).await {
-            Ok(found) => Ok(found.into_iter().find(|found| found.refund_id == Some(refund.id.0)).map(|found| found.id)),
-            // The charge does not exist, so nothing of it was refunded.
-            Err(error) if error.is_missing() => Ok(None),
-            Err(error) => Err(self.map_stripe_error(account, Operation::RefundList, &error).await),
-        }
+        // If the charge does not exist, nothing of it was refunded.
+        let found = if_found(self.0.stripe.refunds_of(&account.key, charge).await);
+        let found = self.checked(account, Operation::RefundList, found).await?.unwrap_or_default();
+        Ok(found.into_iter().find(|found| found.refund_id == Some(refund.id.0)).map(|found| found.id))
     }
 
     /// Stripe refused, which is definite. But the effect of an earlier key may be the cause ("already refunded"), so

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::PaymentContext;
 use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::Actor;
-use crate::app::{App, StripeAccount};
+use crate::app::{App, StripeAccount, if_found};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payment_methods::MethodKind;
@@ -263,11 +263,10 @@ impl App {
         let Some(charged) = context.methods.iter().find(|method| Some(method.id) == attempt.method()) else {
             return Ok(false);
         };
-        match self.0.stripe.payment_method(&account.key, &charged.provider_payment_method_id).await {
-            Ok(read) if read.provider_customer_id.is_some() => return Ok(false),
-            Ok(_) => {}
-            Err(error) if error.is_missing() => {}
-            Err(error) => return Err(self.map_stripe_error(account, Operation::PaymentMethodRead, &error).await),
+        let read = if_found(self.0.stripe.payment_method(&account.key, &charged.provider_payment_method_id).await);
+        let read = self.checked(account, Operation::PaymentMethodRead, read).await?;
+        if read.is_some_and(|read| read.provider_customer_id.is_some()) {
+            return Ok(false);
         }
         let mut work = self.begin_leased(lease).await?;
         let mut customer = match store::customers::lock(&mut work.tx, work.org, charged.customer_id).await {
