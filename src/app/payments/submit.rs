@@ -194,12 +194,12 @@ impl App {
                 let mut current = PaymentContext::load(&mut work, id).await?;
                 if current.payment.version == context.payment.version && !confirmed.is_replayed {
                     current.apply(&mut work, PaymentInput::Intent(&confirmed.object)).await?;
-                    work.commit().await?;
-                } else {
-                    // Something newer may have been applied during the call, or before it, so the intent decides.
-                    work.rollback().await?;
-                    self.refresh_payment(Actor::Job(lease), id).await?;
+                    work.end(Outcome::Done).await?;
+                    return Ok(JobFlow::Break(()));
                 }
+                // Something newer may have been applied during the call, or before it, so the intent decides.
+                work.rollback().await?;
+                self.refresh_payment(Actor::Job(lease), id).await?;
                 return self.finish_job(lease).await;
             }
             Err(error) => error,
@@ -215,12 +215,9 @@ impl App {
             self.pause_integration(&account, Operation::PaymentIntentConfirm, &error).await?;
             let mut work = self.begin_leased(lease).await?;
             let context = PaymentContext::load(&mut work, id).await?;
-            if context.integration.state != IntegrationState::Paused {
-                work.end(Outcome::Retry(error.to_string())).await?;
-                return Ok(JobFlow::Break(()));
-            }
-            work.rollback().await?;
-            return self.finish_job(lease).await;
+            let is_paused = context.integration.state == IntegrationState::Paused;
+            work.end(if is_paused { Outcome::Done } else { Outcome::Retry(error.to_string()) }).await?;
+            return Ok(JobFlow::Break(()));
         }
         let is_detached = matches!(error, stripe::Error::Invalid(_))
             && self.record_detachment(lease, context, &account, attempt).await?;
