@@ -7,6 +7,7 @@ use paybridge::app::App;
 #[cfg(feature = "dev")]
 use paybridge::clock::Clock;
 use paybridge::config::{self, Serve, Task};
+use paybridge::domain::jobs::JobFilter;
 use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
 use paybridge::server::{self, ServerOptions};
@@ -62,7 +63,8 @@ async fn run(task: Task) -> Result<ExitCode> {
         Task::ListTokens { database, organization } => list_tokens(&database, organization.into()).await?,
         Task::RevokeToken { database, token } => revoke_token(&database, token.into()).await?,
         Task::ListJobs { database, organization, only_parked } => {
-            list_jobs(&database, organization.map(Into::into), only_parked).await?;
+            let filter = if only_parked { JobFilter::Parked } else { JobFilter::All };
+            list_jobs(&database, organization.map(Into::into), filter).await?;
         }
         Task::RetryJobs { database, job } => retry_jobs(&database, job.map(Into::into)).await?,
         #[cfg(feature = "dev")]
@@ -184,9 +186,9 @@ async fn revoke_token(database: &SecretString, token: TokenId) -> Result<()> {
     Ok(())
 }
 
-async fn list_jobs(database: &SecretString, organization: Option<OrganizationId>, only_parked: bool) -> Result<()> {
+async fn list_jobs(database: &SecretString, organization: Option<OrganizationId>, filter: JobFilter) -> Result<()> {
     let app = administration(database).await?;
-    let jobs = app.list_jobs(organization, only_parked).await.map_err(with_source)?;
+    let jobs = app.list_jobs(organization, filter).await.map_err(with_source)?;
     println!(
         "{:36}  {:36}  {:23}  {:36}  {:>8}  {:20}  {:20}  REASON",
         "ID", "ORGANIZATION", "KIND", "OBJECT", "FAILURES", "CREATED", "PARKED"

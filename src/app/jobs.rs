@@ -7,7 +7,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::App;
-use crate::domain::jobs::{Capacity, JobKind, JobReport, Lease, Outcome};
+use crate::domain::jobs::{Capacity, JobFilter, JobKind, JobReport, Lease, Outcome};
 use crate::domain::{Error, JobId, OrganizationId, Result};
 use crate::failpoints::{self, Failpoint};
 use crate::store::jobs::JobFailure;
@@ -198,11 +198,10 @@ impl App {
         Ok(())
     }
 
-    /// Lists jobs for an operator, oldest first, at most 1,000: of all organizations or of one, all jobs or only parked
-    /// ones.
-    pub async fn list_jobs(&self, org: Option<OrganizationId>, only_parked: bool) -> Result<Vec<JobReport>> {
+    /// Lists jobs for an operator, oldest first, at most 1,000, of all organizations or of one.
+    pub async fn list_jobs(&self, org: Option<OrganizationId>, filter: JobFilter) -> Result<Vec<JobReport>> {
         let mut tx = self.0.pool.begin(Scope::System).await?;
-        store::parked_jobs::list(&mut tx, org, only_parked, LISTED_MAX).await
+        store::parked_jobs::list(&mut tx, org, filter, LISTED_MAX).await
     }
 
     /// Makes a job due now, parked or not; without an id, all parked jobs. Returns the number of jobs.

@@ -28,6 +28,17 @@ impl IntegrationState {
     }
 }
 
+/// What reports the outcomes of an integration's payments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventSource {
+    /// Webhooks to its registered endpoint.
+    Endpoint,
+    /// Webhooks to an endpoint that is still to be registered.
+    NewEndpoint,
+    /// Stripe's events list.
+    List,
+}
+
 /// One connection of an organization to one Stripe account. It does not contain the secrets, which `store` keeps
 /// sealed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,6 +86,15 @@ pub const MOVE_PAYMENT: &str = "cancel the payment, move the customer to another
                                 integration_id), and create the payment again";
 
 impl Integration {
+    /// What reports the outcomes of its payments.
+    pub fn event_source(&self) -> EventSource {
+        match &self.provider_endpoint_id {
+            _ if self.polls_events => EventSource::List,
+            Some(_) => EventSource::Endpoint,
+            None => EventSource::NewEndpoint,
+        }
+    }
+
     /// Whether new work is accepted, such as linking customers and creating payments. A paused integration accepts
     /// work, which then waits.
     pub fn accepts_work(&self) -> bool {

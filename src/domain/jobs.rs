@@ -142,6 +142,15 @@ pub enum Outcome {
     Retry(String),
 }
 
+/// The jobs that an operator lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JobFilter {
+    /// All jobs.
+    All,
+    /// Only parked ones.
+    Parked,
+}
+
 /// A job as shown to operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JobReport {

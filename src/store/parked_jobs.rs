@@ -6,7 +6,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use crate::domain::jobs::JobReport;
+use crate::domain::jobs::{JobFilter, JobReport};
 use crate::domain::{JobId, OrganizationId, Result};
 
 #[derive(QueryableByName)]
@@ -35,15 +35,16 @@ struct Row {
 pub async fn list(
     conn: &mut AsyncPgConnection,
     org: Option<OrganizationId>,
-    only_parked: bool,
+    filter: JobFilter,
     limit: i64,
 ) -> Result<Vec<JobReport>> {
     // Parked jobs are few and have an index of their own. MATERIALIZED collects them before they are sorted.
-    let rows: Vec<Row> = diesel::sql_query(if only_parked {
-        "WITH parked AS MATERIALIZED (SELECT * FROM jobs WHERE park_time IS NOT NULL) \
-         SELECT * FROM parked WHERE $1 IS NULL OR organization_id = $1 ORDER BY id LIMIT $2"
-    } else {
-        "SELECT * FROM jobs WHERE $1 IS NULL OR organization_id = $1 ORDER BY id LIMIT $2"
+    let rows: Vec<Row> = diesel::sql_query(match filter {
+        JobFilter::Parked => {
+            "WITH parked AS MATERIALIZED (SELECT * FROM jobs WHERE park_time IS NOT NULL) \
+             SELECT * FROM parked WHERE $1 IS NULL OR organization_id = $1 ORDER BY id LIMIT $2"
+        }
+        JobFilter::All => "SELECT * FROM jobs WHERE $1 IS NULL OR organization_id = $1 ORDER BY id LIMIT $2",
     })
     .bind::<Nullable<SqlUuid>, _>(org.map(|org| org.0))
     .bind::<BigInt, _>(limit)

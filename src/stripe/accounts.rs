@@ -20,6 +20,10 @@ pub struct KeyClass {
     pub livemode: bool,
 }
 
+/// The classes of test keys.
+const SECRET: KeyClass = KeyClass { restricted: false, livemode: false };
+const RESTRICTED: KeyClass = KeyClass { restricted: true, livemode: false };
+
 /// Why a key is rejected without calling Stripe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyFormatError {
@@ -38,13 +42,12 @@ impl KeyClass {
         if key.starts_with("pk_") {
             return Err(KeyFormatError::Publishable);
         }
-        let class = |restricted, livemode| Self { restricted, livemode };
         let prefixes = [
-            ("sk_live_", class(false, true)),
-            ("sk_test_", class(false, false)),
-            ("rk_live_", class(true, true)),
-            ("rk_test_", class(true, false)),
-            ("rkcs_test_", class(true, false)),
+            ("sk_live_", Self { livemode: true, ..SECRET }),
+            ("sk_test_", SECRET),
+            ("rk_live_", Self { livemode: true, ..RESTRICTED }),
+            ("rk_test_", RESTRICTED),
+            ("rkcs_test_", RESTRICTED),
         ];
         let found = prefixes.into_iter().find(|(prefix, _)| {
             key.strip_prefix(prefix).is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|b| b.is_ascii_graphic()))
@@ -85,13 +88,12 @@ mod tests {
 
     #[test]
     fn a_key_reveals_its_class_and_mode() {
-        let class = |restricted, livemode| Ok(KeyClass { restricted, livemode });
         let cases = [
-            ("sk_test_sandbox", class(false, false)),
-            ("rk_test_sandbox", class(true, false)),
-            ("rkcs_test_sandbox", class(true, false)),
-            (concat!("sk_", "live_", "fake"), class(false, true)),
-            (concat!("rk_", "live_", "fake"), class(true, true)),
+            ("sk_test_sandbox", Ok(SECRET)),
+            ("rk_test_sandbox", Ok(RESTRICTED)),
+            ("rkcs_test_sandbox", Ok(RESTRICTED)),
+            (concat!("sk_", "live_", "fake"), Ok(KeyClass { livemode: true, ..SECRET })),
+            (concat!("rk_", "live_", "fake"), Ok(KeyClass { livemode: true, ..RESTRICTED })),
             ("pk_test_sandbox", Err(KeyFormatError::Publishable)),
             ("pk_live_sandbox", Err(KeyFormatError::Publishable)),
             ("sk_test_", Err(KeyFormatError::Unrecognized)),

@@ -26,9 +26,9 @@ impl Form {
         if !self.0.is_empty() {
             self.0.push('&');
         }
-        encode(&mut self.0, name, true);
+        encode(&mut self.0, name, BRACKETS);
         self.0.push('=');
-        encode(&mut self.0, &value.to_string(), false);
+        encode(&mut self.0, &value.to_string(), b"");
         self
     }
 
@@ -62,16 +62,19 @@ impl Form {
 /// Percent-encodes a path segment. [`super::client`] checks whether it is a valid id.
 pub(super) fn path_segment(id: &str) -> String {
     let mut segment = String::with_capacity(id.len());
-    encode(&mut segment, id, false);
+    encode(&mut segment, id, b"");
     segment
 }
 
-/// Escapes everything except RFC 3986's unreserved characters, and structural brackets.
-fn encode(out: &mut String, text: &str, keep_brackets: bool) {
+/// The structure of a parameter's name.
+const BRACKETS: &[u8] = b"[]";
+
+/// Escapes everything except RFC 3986's unreserved characters, and what is to be `kept`.
+fn encode(out: &mut String, text: &str, kept: &[u8]) {
     for byte in text.bytes() {
         match byte {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => out.push(char::from(byte)),
-            b'[' | b']' if keep_brackets => out.push(char::from(byte)),
+            _ if kept.contains(&byte) => out.push(char::from(byte)),
             _ => write!(out, "%{byte:02X}").unwrap_or_default(),
         }
     }

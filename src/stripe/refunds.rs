@@ -139,19 +139,17 @@ mod tests {
 
     #[tokio::test]
     async fn p2_the_list_is_read_completely_and_metadata_identifies_our_refunds() {
-        let page = |id: &str, metadata: &str, has_more: bool| {
+        let server = ScriptedServer::new(|request| {
+            let (id, metadata, has_more) = if request.target.contains("starting_after=re_2") {
+                ("re_1", r#"{"refund_id":"00000000-0000-0000-0000-000000000007"}"#, false)
+            } else {
+                ("re_2", "{}", true)
+            };
             let refund = format!(
                 r#"{{"id":"{id}","amount":100,"currency":"eur","status":"succeeded","failure_reason":null,
                 "charge":"ch_1","payment_intent":"pi_1","metadata":{metadata}}}"#
             );
             response(200, &format!(r#"{{"object":"list","has_more":{has_more},"data":[{refund}]}}"#))
-        };
-        let server = ScriptedServer::new(move |request| {
-            if request.target.contains("starting_after=re_2") {
-                page("re_1", r#"{"refund_id":"00000000-0000-0000-0000-000000000007"}"#, false)
-            } else {
-                page("re_2", "{}", true)
-            }
         })
         .await;
         let found = server.client().refunds_of(&key(), "ch_1").await.unwrap();

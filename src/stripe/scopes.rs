@@ -13,6 +13,7 @@ use super::error::Error;
 use super::object::Acknowledged;
 use super::operation::Operation;
 use super::rate_limit::ApiKey;
+use crate::domain::integrations::EventSource;
 
 /// One permission that we use.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,12 +36,11 @@ enum Probe {
 }
 
 impl Scope {
-    /// Whether collecting needs it. Without webhooks (`polls_events`) only the events list reports outcomes; with
-    /// webhooks an endpoint must be registered, unless there is one.
-    pub fn is_needed(&self, polls_events: bool, has_endpoint: bool) -> bool {
+    /// Whether collecting needs it for an integration whose events come from `source`.
+    pub fn is_needed(&self, source: EventSource) -> bool {
         match self.operation {
-            Operation::EventList => polls_events,
-            Operation::WebhookEndpointUpdate => !polls_events && !has_endpoint,
+            Operation::EventList => source == EventSource::List,
+            Operation::WebhookEndpointUpdate => source == EventSource::NewEndpoint,
             operation => !operation.is_optional(),
         }
     }
@@ -240,11 +240,11 @@ mod tests {
     fn the_documentation_lists_every_scope_and_whether_collecting_needs_it() {
         let page = include_str!("../../docs/operations.md");
         for scope in &SCOPES {
-            let needed = match (scope.is_needed(false, false), scope.is_needed(true, false)) {
-                (true, true) => "always",
-                (true, false) => "with webhooks",
-                (false, true) => "without webhooks",
-                (false, false) => "no",
+            let needed = match [EventSource::NewEndpoint, EventSource::List].map(|source| scope.is_needed(source)) {
+                [true, true] => "always",
+                [true, false] => "with webhooks",
+                [false, true] => "without webhooks",
+                [false, false] => "no",
             };
             let row = format!("| {} | `{}` | {} | {needed} |", scope.title, scope.permission, scope.usage);
             assert!(page.contains(&row), "docs/operations.md must contain: {row}");

@@ -10,7 +10,7 @@ use paybridge::app::Timer;
 use paybridge::clock::Clock;
 use paybridge::dev::test_environment::Options;
 use paybridge::domain::OrganizationId;
-use paybridge::domain::jobs::{Capacity, Lane};
+use paybridge::domain::jobs::{Capacity, JobFilter, Lane};
 use paybridge::grpc::proto::{
     CreateRefundRequest, ListCustomersRequest, ListEventsRequest, ListPaymentsRequest, PaymentState,
     RotateIntegrationKeyRequest, create_refund_request,
@@ -216,8 +216,8 @@ async fn run_billing(harness: &mut Harness, round: &str) {
 async fn run_maintenance(harness: &Harness) {
     harness.advance(Duration::hours(7));
     let app = administration(&harness.context.environment.database_url).expect("the use cases");
-    app.list_jobs(None, false).await.expect("jobs");
-    app.list_jobs(None, true).await.expect("jobs");
+    app.list_jobs(None, JobFilter::All).await.expect("jobs");
+    app.list_jobs(None, JobFilter::Parked).await.expect("jobs");
     app.retry_jobs(None).await.expect("an answer");
     app.parked_jobs().await.expect("counts");
     for timer in [Timer::Retire, Timer::Reconcilers] {

@@ -16,6 +16,15 @@ use crate::store::request_ids::CallerRequest;
 use crate::stripe::Operation;
 use crate::{store, stripe};
 
+/// How the billing system receives the URL of a session.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum UrlReport {
+    /// In the response to its call.
+    Response,
+    /// By an event.
+    Event,
+}
+
 impl App {
     /// Creates a link to a page where the customer stores a payment method.
     pub async fn create_checkout_url(
@@ -37,7 +46,8 @@ impl App {
         } else {
             let customer = store::customers::get(&mut work.tx, org, customer).await?;
             let integration = linked_integration(&mut work, &customer).await?;
-            let session = self.new_session(&mut work, &customer, &integration, success_url, false).await?;
+            let session =
+                self.new_session(&mut work, &customer, &integration, success_url, UrlReport::Response).await?;
             store::request_ids::insert(&mut work.tx, org, &request, session.id.0, work.now).await?;
             work.commit().await?;
             session.id
@@ -52,7 +62,7 @@ impl App {
         customer: &Customer,
         integration: &Integration,
         success_url: Option<String>,
-        reports_url: bool,
+        report: UrlReport,
     ) -> Result<CheckoutSession> {
         let success_url = self.success_url(success_url, integration);
         let session = CheckoutSession {
@@ -65,7 +75,7 @@ impl App {
             provider_session_id: None,
             url: None,
             expire_time: None,
-            reports_url,
+            reports_url: report == UrlReport::Event,
             create_time: work.now,
         };
         store::checkout_sessions::insert(&mut work.tx, &session).await?;

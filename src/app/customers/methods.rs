@@ -34,6 +34,15 @@ pub(in crate::app) struct MethodUpdate<'a> {
     pub revives: bool,
 }
 
+/// What a read of a customer's methods does with a method that was detached here and is attached at Stripe.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Detached {
+    /// It becomes usable again.
+    Revived,
+    /// It stays detached.
+    Kept,
+}
+
 impl App {
     /// A customer and a page of its attached methods, newest first.
     pub async fn list_payment_methods(
@@ -231,17 +240,17 @@ impl App {
 
     /// Runs the job that imports the methods and the default of a customer just linked.
     pub(in crate::app) async fn import_payment_methods(&self, lease: &Lease) -> Result<()> {
-        self.refresh_payment_methods(lease, lease.object_id.into(), true).await?;
+        self.refresh_payment_methods(lease, lease.object_id.into(), Detached::Revived).await?;
         self.begin_leased(lease).await?.end(Outcome::Done).await
     }
 
     /// Reads a linked customer's methods and default from Stripe, before a payment fails for lack of one. A method that
     /// was detached here stays detached.
     pub(in crate::app) async fn read_payment_methods(&self, lease: &Lease, id: CustomerId) -> Result<()> {
-        self.refresh_payment_methods(lease, id, false).await
+        self.refresh_payment_methods(lease, id, Detached::Kept).await
     }
 
-    async fn refresh_payment_methods(&self, lease: &Lease, id: CustomerId, revives: bool) -> Result<()> {
+    async fn refresh_payment_methods(&self, lease: &Lease, id: CustomerId, detached: Detached) -> Result<()> {
         let org = lease.organization_id;
         let Some((integration, provider_id, account)) = self.linked_customer(org, id).await? else { return Ok(()) };
         let mut tx = self.read(org).await?;
@@ -275,7 +284,7 @@ impl App {
                 unset_time: (change.from.as_ref() == Some(&snapshot.id)).then_some(read_time),
                 is_unset_read: true,
                 mandates: &mandates,
-                revives,
+                revives: detached == Detached::Revived,
             };
             self.upsert_method(&mut work, &customer, &integration, update).await?;
         }

@@ -37,7 +37,11 @@ impl App {
             return store::customers::get(&mut work.tx, org, known.into()).await;
         }
         let wants_link = new.sync_with_provider || new.provider_customer_id.is_some();
-        let integration = find_integration(&mut work, new.integration.as_ref(), wants_link).await?;
+        let integration = match &new.integration {
+            Some(which) => Some(named_integration(&mut work, which).await?),
+            None if wants_link => Some(only_integration(&mut work).await?.ok_or_else(unnamed_integration)?),
+            None => only_integration(&mut work).await?,
+        };
         let customer = new_customer(&work, self.clock().new_id().into(), new, integration.as_ref());
         if !store::customers::insert(&mut work.tx, &customer).await? {
             let known = store::customers::get_by_external_id(&mut work.tx, org, &customer.external_id).await?;
@@ -143,7 +147,7 @@ impl App {
         let new_integration = match &update.integration {
             None => None,
             Some(which) => {
-                find_integration(work, Some(which), false).await?.filter(|it| Some(it.id) != customer.integration_id)
+                Some(named_integration(work, which).await?).filter(|it| Some(it.id) != customer.integration_id)
             }
         };
         let is_created = customer.sync_with_provider && !is_linked && customer.link_state != LinkState::Pending;
@@ -157,7 +161,7 @@ impl App {
         if let Some(integration) = new_integration {
             customer.integration_id = Some(integration.id);
         } else if customer.integration_id.is_none() {
-            customer.integration_id = find_integration(work, None, true).await?.map(|found| found.id);
+            customer.integration_id = Some(only_integration(work).await?.ok_or_else(unnamed_integration)?.id);
         }
         let wants_link = customer.provider_customer_id.is_some() || customer.sync_with_provider;
         customer.link_state = if wants_link { LinkState::Pending } else { LinkState::None };
@@ -214,30 +218,34 @@ fn check_one_link(provider_customer_id: Option<&str>, sync_with_provider: bool) 
     Ok(())
 }
 
-/// The integration that a caller names. If none is named and a link needs one, it is the organization's only one.
-async fn find_integration(
-    work: &mut UnitOfWork,
-    which: Option<&IntegrationRef>,
-    is_needed: bool,
-) -> Result<Option<Integration>> {
+/// The organization's integrations that accept new work.
+async fn accepting_integrations(work: &mut UnitOfWork) -> Result<Vec<Integration>> {
     let mut live = store::integrations::live(&mut work.tx, work.org).await?;
     live.retain(Integration::accepts_work);
+    Ok(live)
+}
+
+/// The integration that a caller names.
+async fn named_integration(work: &mut UnitOfWork, which: &IntegrationRef) -> Result<Integration> {
+    let mut accepting = accepting_integrations(work).await?.into_iter();
     match which {
-        Some(IntegrationRef::Id(id)) => {
-            let found = live.into_iter().find(|integration| integration.id == *id);
-            found.map(Some).ok_or_else(|| Error::not_found("integration", id))
+        IntegrationRef::Id(id) => accepting.find(|it| it.id == *id).ok_or_else(|| Error::not_found("integration", id)),
+        IntegrationRef::Code(code) => {
+            accepting.find(|it| it.code == *code).ok_or_else(|| Error::not_found("integration", code))
         }
-        Some(IntegrationRef::Code(code)) => {
-            let found = live.into_iter().find(|integration| integration.code == *code);
-            found.map(Some).ok_or_else(|| Error::not_found("integration", code))
-        }
-        None if live.len() == 1 => Ok(live.pop()),
-        None if is_needed => {
-            let text = "name the integration: the organization does not have exactly one that accepts new work";
-            Err(Error::invalid("integration_id", text))
-        }
-        None => Ok(None),
     }
+}
+
+/// The integration of a customer for which none is named: the only one that accepts new work.
+async fn only_integration(work: &mut UnitOfWork) -> Result<Option<Integration>> {
+    let mut accepting = accepting_integrations(work).await?;
+    Ok(accepting.pop().filter(|_| accepting.is_empty()))
+}
+
+/// The error if a link needs an integration, and none is named.
+fn unnamed_integration() -> Error {
+    let text = "name the integration: the organization does not have exactly one that accepts new work";
+    Error::invalid("integration_id", text)
 }
 
 fn or_card(kinds: Vec<MethodKind>) -> Vec<MethodKind> {

@@ -1,5 +1,6 @@
 //! The job that creates a customer at Stripe, links it, or pushes its changes.
 
+use super::checkout::UrlReport;
 use crate::app::stripe_requests::{sent_again, stopped, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads, stripe_unavailable};
@@ -194,7 +195,7 @@ impl App {
                 &customer,
                 &integration,
             ));
-            let session = self.new_session(&mut work, &customer, &integration, None, true).await?;
+            let session = self.new_session(&mut work, &customer, &integration, None, UrlReport::Event).await?;
             work.enqueue(JobKind::CreateCheckoutSession, session.id.0);
         } else {
             work.record_event(event_payloads::customer_created(

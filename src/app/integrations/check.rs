@@ -34,10 +34,10 @@ impl App {
         let mut can_collect = true;
         if KeyClass::of(&account.key).is_ok_and(|class| class.restricted) {
             let probed = self.0.stripe.probe_scopes(&account.key).await.map_err(|error| stripe_unavailable(&error))?;
-            let has_endpoint = integration.provider_endpoint_id.is_some();
-            let is_needed =
-                |found: &stripe::scopes::Finding| found.scope.is_needed(integration.polls_events, has_endpoint);
-            can_collect = !probed.findings.iter().any(|found| found.proof == Proof::Missing && is_needed(found));
+            let source = integration.event_source();
+            let is_obstacle =
+                |found: &stripe::scopes::Finding| found.proof == Proof::Missing && found.scope.is_needed(source);
+            can_collect = !probed.findings.iter().any(is_obstacle);
             findings.extend(probed.findings.iter().map(scope_finding));
         }
         if let Some(endpoint) = &integration.provider_endpoint_id {

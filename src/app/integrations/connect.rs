@@ -12,7 +12,7 @@ use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::events::EventType;
-use crate::domain::integrations::{Finding, Integration, IntegrationState, NewIntegration};
+use crate::domain::integrations::{EventSource, Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -40,8 +40,9 @@ impl App {
             return Ok((store::integrations::get(&mut tx, org, known.into()).await?, Vec::new()));
         }
         tx.close().await?;
-        let polls_events = self.0.settings.webhook_base_url.is_none();
-        let checked = self.check_key(&new.secret_key, |scope| scope.is_needed(polls_events, false)).await?;
+        let has_address = self.0.settings.webhook_base_url.is_some();
+        let source = if has_address { EventSource::NewEndpoint } else { EventSource::List };
+        let checked = self.check_key(&new.secret_key, source).await?;
         // A concurrent repeat of this request may hold the account. So the request id is looked up before this result
         // counts.
         let compared = self.check_not_connected(org, &checked).await;
@@ -253,8 +254,7 @@ impl App {
             let message = "the integration is disconnected; connect the Stripe account again";
             return Err(Error::precondition("INTEGRATION_DISCONNECTED", subject, message));
         }
-        let has_endpoint = known.provider_endpoint_id.is_some();
-        let checked = self.check_key(&key, |scope| scope.is_needed(known.polls_events, has_endpoint)).await?;
+        let checked = self.check_key(&key, known.event_source()).await?;
         match self.match_account(&known, &checked).await? {
             AccountMatch::Same => {}
             AccountMatch::Other => {

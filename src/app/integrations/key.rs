@@ -6,7 +6,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::stripe_unavailable;
 use crate::app::App;
-use crate::domain::integrations::{Finding, FindingState, FindingSubject, Integration, IntegrationState};
+use crate::domain::integrations::{EventSource, Finding, FindingState, FindingSubject, Integration, IntegrationState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
 use crate::stripe::accounts::KeyClass;
@@ -32,9 +32,9 @@ pub(super) enum AccountMatch {
 }
 
 impl App {
-    /// Checks a key with Stripe: its class, that it is accepted, and that it has the permissions for which `is_needed`
-    /// holds.
-    pub(super) async fn check_key(&self, key: &SecretString, is_needed: impl Fn(&Scope) -> bool) -> Result<CheckedKey> {
+    /// Checks a key with Stripe: its class, that it is accepted, and that it has the permissions that collecting needs
+    /// for an integration whose events come from `source`.
+    pub(super) async fn check_key(&self, key: &SecretString, source: EventSource) -> Result<CheckedKey> {
         let key = SecretString::from(key.expose_secret().trim());
         let class = KeyClass::of(&key).map_err(|error| refused("KEY_NOT_SECRET", error.to_string()))?;
         // The account whose rate limits apply is not known yet.
@@ -50,7 +50,7 @@ impl App {
         let mut findings = Vec::new();
         if class.restricted {
             let probed = self.0.stripe.probe_scopes(&unlimited).await.map_err(|error| stripe_unavailable(&error))?;
-            check_permissions(&probed.findings, is_needed)?;
+            check_permissions(&probed.findings, source)?;
             account = account.or(probed.account);
             findings = probed.findings;
         }
@@ -165,7 +165,7 @@ fn unreadable(what: &str, error: &stripe::Error) -> Result<String> {
 
 /// Rejects a key that lacks permissions that collecting needs, and lists all missing ones, so that the key needs to be
 /// changed only once.
-fn check_permissions(findings: &[scopes::Finding], is_needed: impl Fn(&Scope) -> bool) -> Result<()> {
+fn check_permissions(findings: &[scopes::Finding], source: EventSource) -> Result<()> {
     let missing = || findings.iter().filter(|finding| finding.proof == Proof::Missing).map(|finding| finding.scope);
     let named = |is_wanted: &dyn Fn(&Scope) -> bool| -> Vec<String> {
         missing()
@@ -173,11 +173,11 @@ fn check_permissions(findings: &[scopes::Finding], is_needed: impl Fn(&Scope) ->
             .map(|scope| format!("{} (to {})", scope.title, scope.usage))
             .collect()
     };
-    let needed = named(&is_needed);
+    let needed = named(&|scope: &Scope| scope.is_needed(source));
     if needed.is_empty() {
         return Ok(());
     }
-    let optional = named(&|scope| !is_needed(scope));
+    let optional = named(&|scope: &Scope| !scope.is_needed(source));
     let optional = if optional.is_empty() {
         String::new()
     } else {

@@ -169,7 +169,8 @@ impl PaymentContext {
             self.payment.amount_received -= counted;
             store::payments::save(&mut work.tx, &mut self.payment, work.now).await?;
         }
-        record_charge(work, self.payment.id, self.payment.integration_id, receipt, true).await
+        let charge = NewCharge { integration_id: self.payment.integration_id, receipt, settles: true };
+        record_charge(work, self.payment.id, charge).await
     }
 
     /// Another intent than the payment's own has taken money for its invoice: recorded once, and reported (P12). If it
@@ -185,7 +186,8 @@ impl PaymentContext {
         if !store::charges_and_disputes::insert_overpayment(&mut work.tx, org, id, &receipt, now).await? {
             return Ok(());
         }
-        record_charge(work, id, integration, &receipt, false).await?;
+        let charge = NewCharge { integration_id: integration, receipt: &receipt, settles: false };
+        record_charge(work, id, charge).await?;
         if counts && !self.payment.state().is_final() {
             return self.apply(work, PaymentInput::OtherIntentPaid(intent)).await.map(|_| ());
         }
@@ -198,13 +200,16 @@ impl PaymentContext {
     }
 }
 
-async fn record_charge(
-    work: &mut UnitOfWork,
-    payment: PaymentId,
+/// A charge to store.
+struct NewCharge<'a> {
     integration_id: IntegrationId,
-    receipt: &ReceivedMoney,
+    receipt: &'a ReceivedMoney,
+    /// Whether it settles the payment.
     settles: bool,
-) -> Result<()> {
+}
+
+async fn record_charge(work: &mut UnitOfWork, payment: PaymentId, new: NewCharge<'_>) -> Result<()> {
+    let NewCharge { integration_id, receipt, settles } = new;
     let Some(provider_charge_id) = receipt.provider_charge_id.clone() else { return Ok(()) };
     let charge = Charge { provider_charge_id, integration_id, amount: receipt.amount, settles };
     let (org, now) = (work.org, work.now);

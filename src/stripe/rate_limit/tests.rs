@@ -18,7 +18,8 @@ impl Fixture {
     async fn new(replies: Vec<Reply>) -> Self {
         let server = ScriptedServer::sequence(replies).await;
         let client = server.client_on(Clock::system(), Timeouts::default());
-        let key = client.rate_limiters().key("sk_test_sandbox".into(), "acct_1", false, Uuid::from_u128(1).into());
+        let (organization, livemode) = (Uuid::from_u128(1).into(), false);
+        let key = client.rate_limiters().key("sk_test_sandbox".into(), "acct_1", livemode, organization);
         Self { server, client, key }
     }
 
