@@ -198,12 +198,13 @@ mod tests {
 
     use super::*;
 
-    fn charge(id: &str, minor_units: i64, settles: bool) -> Charge {
+    /// A charge that did not settle the payment.
+    fn charge(id: &str, minor_units: i64) -> Charge {
         Charge {
             provider_charge_id: id.to_owned(),
             integration_id: Uuid::from_u128(4).into(),
             amount: Money { minor_units, currency: Currency::EUR },
-            settles,
+            settles: false,
         }
     }
 
@@ -226,7 +227,7 @@ mod tests {
 
     #[test]
     fn the_charge_that_settled_the_payment_is_the_default_and_only_the_payments_charges_are_accepted() {
-        let both = [charge("ch_over", 700, false), charge("ch_paid", 4900, true)];
+        let both = [charge("ch_over", 700), Charge { settles: true, ..charge("ch_paid", 4900) }];
         assert_eq!(new(None, None).select_charge(&both).unwrap().provider_charge_id, "ch_paid");
         assert_eq!(new(Some("ch_over"), None).select_charge(&both).unwrap().provider_charge_id, "ch_over");
         assert_eq!(rejected(new(Some("ch_other"), None).select_charge(&both)), "provider_charge_id");
@@ -237,7 +238,7 @@ mod tests {
 
     #[test]
     fn an_amount_is_in_the_charges_currency_and_at_most_its_amount() {
-        let charges = [charge("ch_paid", 4900, true)];
+        let charges = [Charge { settles: true, ..charge("ch_paid", 4900) }];
         assert!(new(None, Some((4900, "EUR"))).select_charge(&charges).is_ok());
         assert_eq!(rejected(new(None, Some((4901, "EUR"))).select_charge(&charges)), "amount.minor_units");
         assert_eq!(rejected(new(None, Some((1, "USD"))).select_charge(&charges)), "amount.currency_code");

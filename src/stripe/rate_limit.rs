@@ -24,7 +24,8 @@ use super::random::random_fraction;
 use crate::clock::Clock;
 use crate::domain::OrganizationId;
 use crate::domain::limits::{
-    Admission, Breaker, BucketId, Demand, FairQueue, Limits, Priority, QueuedCall, SharedBreaker, Slots, WHOLE_ACCOUNT,
+    Admission, Breaker, BucketId, Demand, EndedCall, FairQueue, Limits, Priority, QueuedCall, SharedBreaker, Slots,
+    WHOLE_ACCOUNT,
 };
 
 /// The longest wait for a permit, real time.
@@ -275,9 +276,10 @@ impl Permit {
         let now = self.rate_limiters.clock.now();
         let failed = feedback == Feedback::Failure;
         let name = self.account.as_ref().map_or("", |account| account.id.as_str());
-        self.rate_limiters.outage.lock().record(now, name, failed, self.is_outage_probe, random_fraction());
+        let call = EndedCall { failed, is_probe: self.is_outage_probe };
+        self.rate_limiters.outage.lock().record(now, name, call, random_fraction());
         let Some(account) = &self.account else { return };
-        account.breaker.lock().record(now, failed, self.is_probe, random_fraction(), true);
+        account.breaker.lock().record(now, EndedCall { failed, is_probe: self.is_probe }, random_fraction());
         let Feedback::Limit(limit) = feedback else { return };
         let mut queue = account.queue.lock();
         match limit {

@@ -29,6 +29,17 @@ pub struct Breaker {
     seconds: VecDeque<(i64, u32, u32)>,
     /// How often it has opened in a row.
     openings: u32,
+    /// While set, failures are counted and do not open it.
+    is_held_closed: bool,
+}
+
+/// The end of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EndedCall {
+    /// Whether Stripe did not respond.
+    pub failed: bool,
+    /// Whether it was admitted as a probe.
+    pub is_probe: bool,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,9 +73,9 @@ impl Breaker {
         Ok(is_probe)
     }
 
-    /// Records the end of a call. A failure is a call without a response from Stripe. `jitter` is random, from 0 to 1.
-    /// With `may_open` false, the failure does not open this breaker.
-    pub fn record(&mut self, now: OffsetDateTime, failed: bool, is_probe: bool, jitter: f64, may_open: bool) {
+    /// Records the end of a call. `jitter` is random, from 0 to 1.
+    pub fn record(&mut self, now: OffsetDateTime, call: EndedCall, jitter: f64) {
+        let EndedCall { failed, is_probe } = call;
         match self.state {
             State::Probing(_) if is_probe && failed => self.open(now, jitter),
             State::Probing(_) if is_probe => *self = Self::default(),
@@ -82,7 +93,7 @@ impl Breaker {
                 self.seconds.retain(|(at, ..)| (second - WINDOW.whole_seconds() + 1..=second).contains(at));
                 let (calls, failures) =
                     self.seconds.iter().fold((0, 0), |sum, (_, calls, failures)| (sum.0 + calls, sum.1 + failures));
-                if may_open && failed && calls >= CALLS_MIN && failures * 2 >= calls {
+                if !self.is_held_closed && failed && calls >= CALLS_MIN && failures * 2 >= calls {
                     self.open(now, jitter);
                 }
             }
@@ -128,16 +139,16 @@ impl SharedBreaker {
     }
 
     /// See [`Breaker::record`].
-    pub fn record(&mut self, now: OffsetDateTime, account: &str, failed: bool, is_probe: bool, jitter: f64) {
-        if failed {
+    pub fn record(&mut self, now: OffsetDateTime, account: &str, call: EndedCall, jitter: f64) {
+        if call.failed {
             match &self.last {
                 Some((last, at)) if last != account => self.other = Some(*at),
                 _ => {}
             }
             self.last = Some((account.to_owned(), now));
         }
-        let is_shared = self.other.is_some_and(|at| now - at <= WINDOW);
-        self.breaker.record(now, failed, is_probe, jitter, is_shared);
+        self.breaker.is_held_closed = self.other.is_none_or(|at| now - at > WINDOW);
+        self.breaker.record(now, call, jitter);
     }
 
     /// See [`Breaker::abort_probe`].
@@ -156,31 +167,35 @@ mod tests {
         OffsetDateTime::UNIX_EPOCH + Duration::milliseconds(milliseconds)
     }
 
-    fn record_call(breaker: &mut Breaker, milliseconds: i64, failed: bool) {
-        if let Ok(is_probe) = breaker.admit(at(milliseconds)) {
-            breaker.record(at(milliseconds), failed, is_probe, 1.0, true);
+    /// Records `count` calls, one every `interval` milliseconds, of which those that `fails` selects fail.
+    fn record_calls(breaker: &mut Breaker, count: i64, interval: i64, fails: impl Fn(i64) -> bool) {
+        for number in 0..count {
+            let now = at(number * interval);
+            if let Ok(is_probe) = breaker.admit(now) {
+                breaker.record(now, EndedCall { failed: fails(number), is_probe }, 1.0);
+            }
         }
     }
 
     #[test]
     fn it_opens_when_half_of_at_least_twenty_calls_within_ten_seconds_fail() {
         let mut few = Breaker::default();
-        (0..19).for_each(|n| record_call(&mut few, n * 100, true));
+        record_calls(&mut few, 19, 100, |_| true);
         assert_eq!(few.open_until(at(2_000)), None, "nineteen calls are too few");
         let mut slow = Breaker::default();
-        (0..60).for_each(|n| record_call(&mut slow, n * 1_000, true));
+        record_calls(&mut slow, 60, 1_000, |_| true);
         assert_eq!(slow.open_until(at(60_000)), None, "and so are sixty within a minute");
         let mut mixed = Breaker::default();
-        (0..60).for_each(|n| record_call(&mut mixed, n * 100, n % 3 == 0));
+        record_calls(&mut mixed, 60, 100, |number| number % 3 == 0);
         assert_eq!(mixed.open_until(at(6_000)), None, "a third is less than half");
         let mut bad = Breaker::default();
-        (0..20).for_each(|n| record_call(&mut bad, n * 100, n % 2 == 1));
+        record_calls(&mut bad, 20, 100, |number| number % 2 == 1);
         assert_eq!(bad.open_until(at(1_900)), Some(at(3_900)));
     }
 
     fn open_at_zero() -> Breaker {
         let mut breaker = Breaker::default();
-        (0..20).for_each(|_| record_call(&mut breaker, 0, true));
+        record_calls(&mut breaker, 20, 0, |_| true);
         breaker
     }
 
@@ -190,13 +205,13 @@ mod tests {
         assert_eq!(breaker.admit(at(1_999)), Err(at(2_000)));
         assert_eq!(breaker.admit(at(2_000)), Ok(true));
         assert_eq!(breaker.admit(at(2_000)), Err(at(3_000)), "one probe at a time");
-        breaker.record(at(2_100), true, false, 1.0, true);
-        breaker.record(at(2_100), false, false, 1.0, true);
+        breaker.record(at(2_100), EndedCall { failed: true, is_probe: false }, 1.0);
+        breaker.record(at(2_100), EndedCall { failed: false, is_probe: false }, 1.0);
         assert_eq!(breaker.open_until(at(2_100)), Some(at(3_100)), "the result of an older call changes nothing");
-        breaker.record(at(2_100), true, true, 1.0, true);
+        breaker.record(at(2_100), EndedCall { failed: true, is_probe: true }, 1.0);
         assert_eq!(breaker.admit(at(2_100)), Err(at(6_100)), "twice as long");
         assert_eq!(breaker.admit(at(6_100)), Ok(true));
-        breaker.record(at(6_100), false, true, 1.0, true);
+        breaker.record(at(6_100), EndedCall { failed: false, is_probe: true }, 1.0);
         assert_eq!(breaker.admit(at(6_100)), Ok(false), "closed");
     }
 
@@ -213,11 +228,12 @@ mod tests {
     #[test]
     fn one_failing_account_does_not_open_the_shared_breaker() {
         let mut breaker = SharedBreaker::default();
+        let failure = EndedCall { failed: true, is_probe: false };
         for _ in 0..100 {
-            breaker.record(at(0), "acct_1", true, false, 1.0);
+            breaker.record(at(0), "acct_1", failure, 1.0);
         }
         assert_eq!(breaker.admit(at(0)), Ok(false));
-        breaker.record(at(0), "acct_2", true, false, 1.0);
+        breaker.record(at(0), "acct_2", failure, 1.0);
         assert_eq!(breaker.admit(at(0)), Err(at(2_000)));
     }
 
@@ -229,7 +245,7 @@ mod tests {
             for (passed, failed, jitter) in outcomes {
                 now += passed;
                 if let Ok(is_probe) = breaker.admit(at(now)) {
-                    breaker.record(at(now), failed, is_probe, jitter, true);
+                    breaker.record(at(now), EndedCall { failed, is_probe }, jitter);
                 }
                 if let Some(until) = breaker.open_until(at(now)) {
                     prop_assert!(until <= at(now) + OPEN_MAX);

@@ -225,7 +225,7 @@ mod tests {
 
     #[test]
     fn confirms_precede_creations_then_interactive_calls_then_reads() {
-        let mut queue = FairQueue::new(false);
+        let mut queue = FairQueue::default();
         let order = [Priority::Read, Priority::Interactive, Priority::Create, Priority::Confirm];
         for priority in order {
             queue.enqueue(call(priority, ONE));
@@ -237,7 +237,7 @@ mod tests {
 
     #[test]
     fn one_grant_in_ten_goes_to_the_call_that_has_waited_longest() {
-        let mut queue = FairQueue::new(false);
+        let mut queue = FairQueue::default();
         queue.enqueue(call(Priority::Read, ONE));
         for _ in 0..20 {
             queue.enqueue(call(Priority::Confirm, ONE));
@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn organizations_of_one_account_take_turns() {
-        let mut queue = FairQueue::new(false);
+        let mut queue = FairQueue::default();
         for _ in 0..5 {
             queue.enqueue(call(Priority::Create, ONE));
         }
@@ -261,7 +261,7 @@ mod tests {
 
     #[test]
     fn a_call_needs_a_slot_of_the_account_and_one_of_its_endpoint() {
-        let mut queue = FairQueue::new(true);
+        let mut queue = FairQueue { counts_endpoints: true, ..FairQueue::default() };
         let confirm = queue.enqueue(call(Priority::Confirm, ONE));
         let read = queue.enqueue(call(Priority::Read, ONE));
         queue.supply(WHOLE_ACCOUNT, slots(0, 2));
@@ -276,7 +276,7 @@ mod tests {
 
     #[test]
     fn demand_reports_missing_slots_and_a_rejection_once() {
-        let mut queue = FairQueue::new(true);
+        let mut queue = FairQueue { counts_endpoints: true, ..FairQueue::default() };
         assert!(queue.demand().is_empty());
         for _ in 0..3 {
             queue.enqueue(call(Priority::Create, ONE));
@@ -291,7 +291,7 @@ mod tests {
 
     #[test]
     fn too_many_calls_in_flight_halve_the_limit_which_grows_by_one_a_second() {
-        let mut queue = FairQueue::new(false);
+        let mut queue = FairQueue::default();
         for _ in 0..10 {
             queue.enqueue(call(Priority::Read, ONE));
         }
@@ -314,7 +314,7 @@ mod tests {
 
     #[test]
     fn calls_without_a_slot_retry_one_after_the_other_and_never_wait_for_another_organization() {
-        let mut queue = FairQueue::new(false);
+        let mut queue = FairQueue::default();
         let interval = Duration::milliseconds(40);
         let times = [0; 3].map(|_| queue.retry_time(ONE, at(0), interval));
         assert_eq!(times, [at(0), at(40), at(80)]);

@@ -12,7 +12,7 @@ mod breaker;
 mod budget;
 mod fair_queue;
 
-pub use breaker::{Breaker, SharedBreaker};
+pub use breaker::{Breaker, EndedCall, SharedBreaker};
 pub use budget::{Budget, SlotRequest, Slots};
 pub use fair_queue::{Admission, FairQueue, QueuedCall};
 

@@ -5,7 +5,7 @@ use super::*;
 
 const BOTH: [MethodKind; 2] = [MethodKind::Card, MethodKind::SepaDebit];
 
-fn method(name: &str, kind: &str, attached: Option<i64>, chosen: Option<i64>, detached: bool) -> PaymentMethod {
+fn method(name: &str, kind: &str, attached: Option<i64>, chosen: Option<i64>) -> PaymentMethod {
     let at = |second| OffsetDateTime::UNIX_EPOCH + Duration::seconds(second);
     PaymentMethod {
         id: Uuid::nil().into(),
@@ -20,7 +20,7 @@ fn method(name: &str, kind: &str, attached: Option<i64>, chosen: Option<i64>, de
         choose_time: chosen.map(at),
         unset_time: None,
         is_unset_read: false,
-        detach_time: detached.then(|| at(99)),
+        detach_time: None,
         is_detach_read: false,
         create_time: at(0),
     }
@@ -30,8 +30,16 @@ fn chosen(methods: &[PaymentMethod], allowed: &[MethodKind]) -> Option<String> {
     default_method(methods, allowed).map(|method| method.provider_payment_method_id.clone())
 }
 
+/// Detached at second 99.
+fn detached(method: PaymentMethod) -> PaymentMethod {
+    PaymentMethod { detach_time: Some(OffsetDateTime::UNIX_EPOCH + Duration::seconds(99)), ..method }
+}
+
+const ACTIVE: bool = true;
+const ENDED: bool = false;
+
 fn mandated(mut method: PaymentMethod) -> PaymentMethod {
-    method.mandates.record("mandate_1", true);
+    method.mandates.record("mandate_1", ACTIVE);
     method
 }
 
@@ -47,22 +55,22 @@ fn kinds_have_stripes_names() {
 fn a_mandate_that_has_ended_stays_so_and_a_new_one_counts() {
     let mut mandates = Mandates::default();
     assert_eq!(mandates.state(), Mandate::Unknown);
-    mandates.record("mandate_1", false);
-    mandates.record("mandate_1", true);
+    mandates.record("mandate_1", ENDED);
+    mandates.record("mandate_1", ACTIVE);
     assert_eq!(mandates.state(), Mandate::Inactive, "whatever is recorded later");
-    mandates.record("mandate_2", true);
+    mandates.record("mandate_2", ACTIVE);
     assert_eq!(mandates.state(), Mandate::Active("mandate_2"));
-    mandates.record("mandate_2", false);
-    mandates.record("mandate_1", true);
+    mandates.record("mandate_2", ENDED);
+    mandates.record("mandate_1", ACTIVE);
     assert_eq!(mandates.state(), Mandate::Inactive);
 }
 
 #[test]
 fn a_newly_attached_method_that_may_not_be_chargeable_displaces_none_that_is() {
-    let card = method("pm_card", "card", Some(1), None, false);
-    let unknown = method("pm_sepa", "sepa_debit", Some(2), None, false);
+    let card = method("pm_card", "card", Some(1), None);
+    let unknown = method("pm_sepa", "sepa_debit", Some(2), None);
     let mut inactive = unknown.clone();
-    inactive.mandates.record("mandate_1", false);
+    inactive.mandates.record("mandate_1", ENDED);
     let legacy = mandated(PaymentMethod { provider_payment_method_id: "src_1".to_owned(), ..unknown.clone() });
     for newer in [&unknown, &inactive, &legacy] {
         assert_eq!(chosen(&[card.clone(), newer.clone()], &BOTH).as_deref(), Some("pm_card"), "{newer:?}");
@@ -84,9 +92,9 @@ fn a_newly_attached_method_that_may_not_be_chargeable_displaces_none_that_is() {
 
 #[test]
 fn a_default_whose_mandate_has_ended_is_not_replaced_by_an_older_card_in_any_order_of_events() {
-    let card = method("pm_card", "card", Some(1), None, false);
-    for facts in [[true, false], [false, true]] {
-        let mut sepa = method("pm_sepa", "sepa_debit", Some(2), None, false);
+    let card = method("pm_card", "card", Some(1), None);
+    for facts in [[ACTIVE, ENDED], [ENDED, ACTIVE]] {
+        let mut sepa = method("pm_sepa", "sepa_debit", Some(2), None);
         for is_active in facts {
             sepa.mandates.record("mandate_1", is_active);
         }
@@ -97,21 +105,21 @@ fn a_default_whose_mandate_has_ended_is_not_replaced_by_an_older_card_in_any_ord
 
 #[test]
 fn the_newest_fact_wins_whatever_its_kind() {
-    let old = method("pm_old", "card", Some(1), None, false);
-    let new = method("pm_new", "card", Some(2), None, false);
+    let old = method("pm_old", "card", Some(1), None);
+    let new = method("pm_new", "card", Some(2), None);
     assert_eq!(chosen(&[old.clone(), new.clone()], &BOTH).as_deref(), Some("pm_new"));
-    let chosen_later = method("pm_old", "card", Some(1), Some(3), false);
+    let chosen_later = method("pm_old", "card", Some(1), Some(3));
     assert_eq!(chosen(&[new.clone(), chosen_later], &BOTH).as_deref(), Some("pm_old"));
-    let chosen_same_second = method("pm_old", "card", Some(1), Some(2), false);
+    let chosen_same_second = method("pm_old", "card", Some(1), Some(2));
     assert_eq!(chosen(&[chosen_same_second, new], &BOTH).as_deref(), Some("pm_old"));
 }
 
 #[test]
 fn detached_and_disallowed_methods_are_never_the_default() {
-    let detached = method("pm_detached", "card", Some(5), Some(6), true);
-    let sepa = mandated(method("pm_sepa", "sepa_debit", Some(4), None, false));
-    let other = method("pm_link", "link", Some(9), None, false);
-    let card = method("pm_card", "card", Some(1), None, false);
+    let detached = detached(method("pm_detached", "card", Some(5), Some(6)));
+    let sepa = mandated(method("pm_sepa", "sepa_debit", Some(4), None));
+    let other = method("pm_link", "link", Some(9), None);
+    let card = method("pm_card", "card", Some(1), None);
     let all = [detached, sepa, other, card];
     assert_eq!(chosen(&all, &BOTH).as_deref(), Some("pm_sepa"));
     assert_eq!(chosen(&all, &[MethodKind::Card]).as_deref(), Some("pm_card"));
@@ -124,20 +132,20 @@ fn a_default_that_was_unset_leaves_none_until_one_is_chosen_or_added() {
         method.unset_time = Some(OffsetDateTime::UNIX_EPOCH + Duration::seconds(second));
         method
     };
-    let other = method("pm_other", "card", Some(1), None, false);
-    let was_default = unset(5, method("pm_was", "card", Some(2), Some(3), false));
+    let other = method("pm_other", "card", Some(1), None);
+    let was_default = unset(5, method("pm_was", "card", Some(2), Some(3)));
     assert_eq!(chosen(&[other.clone(), was_default.clone()], &BOTH), None);
-    let added = |second| method("pm_new", "card", Some(second), None, false);
+    let added = |second| method("pm_new", "card", Some(second), None);
     assert_eq!(chosen(&[was_default.clone(), added(6)], &BOTH).as_deref(), Some("pm_new"));
     assert_eq!(
         chosen(&[was_default.clone(), added(5)], &BOTH),
         None,
         "an unsetting outranks an attachment of the same second"
     );
-    let again = method("pm_other", "card", Some(1), Some(5), false);
+    let again = method("pm_other", "card", Some(1), Some(5));
     assert_eq!(chosen(&[was_default.clone(), again], &BOTH).as_deref(), Some("pm_other"));
     // Detached at second 99: after the unsetting, or before it.
-    let detached_later = PaymentMethod { detach_time: method("", "card", None, None, true).detach_time, ..was_default };
+    let detached_later = detached(was_default);
     assert_eq!(chosen(&[other.clone(), detached_later.clone()], &BOTH), None);
     let found_detached = PaymentMethod { is_detach_read: true, ..detached_later.clone() };
     let default = chosen(&[other.clone(), found_detached], &BOTH);
@@ -155,20 +163,19 @@ fn only_an_event_since_it_was_added_or_chosen_explains_what_a_read_found_unset()
     for (attached, chosen, event, is_explained) in
         [(2, None, 1, false), (2, None, 2, true), (2, None, 9, true), (2, Some(5), 4, false), (2, Some(5), 6, true)]
     {
-        let mut found = method("pm_found", "card", Some(attached), chosen, false);
+        let mut found = method("pm_found", "card", Some(attached), chosen);
         (found.unset_time, found.is_unset_read) = (Some(at(20)), true);
         assert_eq!(found.clear_unset_read(at(event)), is_explained, "{chosen:?} {event}");
         assert_eq!(found.unset_time.is_none(), is_explained, "an earlier default was unset at {event}");
         assert_eq!(found.is_unset_read, !is_explained);
     }
-    let mut reported =
-        PaymentMethod { unset_time: Some(at(20)), ..method("pm_reported", "card", Some(2), None, false) };
+    let mut reported = PaymentMethod { unset_time: Some(at(20)), ..method("pm_reported", "card", Some(2), None) };
     assert!(!reported.clear_unset_read(at(30)) && reported.unset_time.is_some(), "a time reported by an event stays");
 }
 
 #[test]
 fn the_order_of_the_list_does_not_matter() {
-    let a = method("pm_a", "card", Some(2), None, false);
-    let b = method("pm_b", "card", Some(2), None, false);
+    let a = method("pm_a", "card", Some(2), None);
+    let b = method("pm_b", "card", Some(2), None);
     assert_eq!(chosen(&[a.clone(), b.clone()], &BOTH), chosen(&[b, a], &BOTH));
 }
