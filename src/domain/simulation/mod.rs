@@ -9,6 +9,7 @@
 //! A failing seed is run again with a trace. Write the sequence that it shows as a unit test.
 
 mod accounting;
+mod calls;
 mod ids;
 mod reconciliation;
 mod schedule;
@@ -40,8 +41,8 @@ fn catch_panic(body: impl FnOnce()) -> Option<String> {
 
 /// Runs a seed. If it fails, runs it again with a trace of every step.
 fn run(seed: u64) {
-    let Some(failure) = catch_panic(|| Schedule::new(seed, false).run()) else { return };
-    let traced = Schedule::new(seed, true);
+    let Some(failure) = catch_panic(|| Schedule::new(seed).run()) else { return };
+    let traced = Schedule::new(seed).traced();
     let world = traced.world.clone();
     let _ = catch_panic(|| traced.run());
     let trace = world.borrow_mut().trace.take().unwrap_or_default();
@@ -70,7 +71,7 @@ fn p1_p2_p6_p7_p8_every_schedule_settles_with_what_stripe_has_second_half() {
 fn schedules_reach_every_state_and_payment_path() {
     let mut reached = std::collections::BTreeSet::new();
     for seed in 0..3_000 {
-        let schedule = Schedule::new(seed, false);
+        let schedule = Schedule::new(seed);
         let world = schedule.world.clone();
         schedule.run();
         let world = world.borrow();
@@ -130,7 +131,7 @@ fn schedules_reach_every_state_and_payment_path() {
 /// never is.
 #[test]
 fn p1_a_link_not_yet_created_is_withdrawn_when_its_integration_is_disconnected() {
-    let mut world = World::new(1, false);
+    let mut world = World::new(1);
     world.payment.state = State::Failed(Failure::default());
     let request = fixtures::request(Purpose::PaymentLink, 1, "", START);
     world.attempts.push(Attempt::new_link(&world.payment, request));

@@ -3,8 +3,8 @@
 use rand::Rng as _;
 use time::Duration;
 
+use super::calls::{Request, Response, Webhook};
 use super::ids::{index, session_id};
-use super::stripe::{Request, Response, Webhook};
 use super::worker::{Actor, Result, StepError};
 use super::world::{JobKind, Outcome};
 use crate::domain::payments::{

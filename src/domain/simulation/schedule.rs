@@ -9,8 +9,8 @@ use rand::RngExt as _;
 use rand::seq::IndexedRandom as _;
 use time::Duration;
 
+use super::calls::{Authentication, Behavior, Payer, Webhook};
 use super::ids::index;
-use super::stripe::{Behavior, Webhook};
 use super::worker::{Actor, Shared};
 use super::world::{JobKind, Lease, World};
 use crate::domain::fixtures::{self, payment};
@@ -26,6 +26,14 @@ const STEPS_TO_QUIESCENCE_MAX: usize = 3_000;
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
+/// How webhooks are delivered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Reliable,
+    /// Some are duplicated, and some are lost.
+    Unreliable,
+}
+
 /// One run of the simulation.
 pub struct Schedule {
     pub world: Shared,
@@ -36,10 +44,16 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    pub fn new(seed: u64, is_traced: bool) -> Self {
-        let mut world = World::new(seed, is_traced);
+    pub fn new(seed: u64) -> Self {
+        let mut world = World::new(seed);
         let caller_requests = world.rng.random_range(0..5);
         Self { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), caller_requests }
+    }
+
+    /// Keeps a readable log of the run.
+    pub fn traced(self) -> Self {
+        self.world.borrow_mut().trace = Some(Vec::new());
+        self
     }
 
     pub fn run(mut self) {
@@ -79,7 +93,7 @@ impl Schedule {
                 self.request_as_caller();
             }
             60..68 => self.act_at_stripe(),
-            68..78 => _ = self.deliver(false),
+            68..78 => _ = self.deliver(Delivery::Unreliable),
             78..84 => self.advance_clock_randomly(),
             _ => _ = self.start_worker(),
         }
@@ -169,15 +183,16 @@ impl Schedule {
                 }
             }
             3..6 => {
+                let authentication = if is_first { Authentication::Completed } else { Authentication::Failed };
                 for intent in 0..world.stripe.intents.len() {
-                    world.stripe.settle(intent, is_first);
+                    world.stripe.settle(intent, authentication);
                 }
             }
             6 => {
                 let own = world.payment.provider_payment_intent_id.as_deref().map(index);
                 if let Some(intent) = own.filter(|_| is_first) {
                     world.log(|| format!("intent {intent} is confirmed in the dashboard: {behavior:?}"));
-                    world.stripe.confirm(intent, behavior, true, None);
+                    world.stripe.confirm(intent, behavior, Payer::Absent, None);
                 }
             }
             7 => {
@@ -194,8 +209,8 @@ impl Schedule {
         world.check();
     }
 
-    /// Delivers a webhook in any order. Unless `is_reliable`, some are duplicated and some are lost.
-    fn deliver(&mut self, is_reliable: bool) -> bool {
+    /// Delivers a webhook in any order.
+    fn deliver(&mut self, delivery: Delivery) -> bool {
         let mut world = self.world.borrow_mut();
         if world.stripe.webhooks.is_empty() {
             return false;
@@ -203,11 +218,11 @@ impl Schedule {
         let waiting = world.stripe.webhooks.len();
         let at = world.rng.random_range(0..waiting);
         let webhook: Webhook = world.stripe.webhooks.swap_remove(at);
-        if !is_reliable && world.rng.random_ratio(15, 100) {
+        if delivery == Delivery::Unreliable && world.rng.random_ratio(15, 100) {
             world.stripe.listed.push(webhook);
             return true;
         }
-        if !is_reliable && world.rng.random_ratio(15, 100) {
+        if delivery == Delivery::Unreliable && world.rng.random_ratio(15, 100) {
             world.stripe.webhooks.push(webhook.clone());
         }
         world.log(|| format!("webhook: {webhook:?}"));
@@ -236,13 +251,13 @@ impl Schedule {
     /// Advances towards quiescence, in a fixed order: jobs and webhooks, then the bank and the payer, then time up to
     /// the next job. `false`: nothing is left to do.
     fn settle_one(&mut self) -> bool {
-        if self.start_worker() || self.deliver(true) {
+        if self.start_worker() || self.deliver(Delivery::Reliable) {
             return true;
         }
         let mut world = self.world.borrow_mut();
         world.stripe.run_delayed();
         for intent in 0..world.stripe.intents.len() {
-            world.stripe.settle(intent, false);
+            world.stripe.settle(intent, Authentication::Failed);
         }
         if !world.stripe.webhooks.is_empty() {
             return true;

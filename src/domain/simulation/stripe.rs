@@ -5,58 +5,11 @@ use std::collections::HashMap;
 
 use time::{Duration, OffsetDateTime};
 
+use super::calls::{Authentication, Behavior, Payer, Request, Response, Webhook, Work};
 use super::ids::{intent_id, session_id};
-
 use crate::domain::payments::Failure;
 use crate::domain::signals::{IntentSnapshot, IntentStatus, SessionSnapshot, SessionStatus};
 use crate::domain::{Currency, Money};
-
-/// What happens when a payment method is charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Behavior {
-    Succeeds,
-    Declined,
-    /// The bank requires authentication, which the holder completes or fails.
-    RequiresAuthentication,
-    /// A debit whose outcome the bank reports later.
-    Debit {
-        fails: bool,
-    },
-}
-
-/// A call that changes something at Stripe.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Request {
-    CreateIntent { amount: i64 },
-    Confirm { intent: usize, behavior: Behavior, off_session: bool },
-    Cancel { intent: usize },
-    CreateSession { amount: i64 },
-    Expire { session: usize },
-}
-
-/// What the caller receives.
-#[derive(Clone, Debug)]
-pub enum Response {
-    Intent(Box<IntentSnapshot>),
-    Session(Box<SessionSnapshot>),
-    /// Stripe refused the request.
-    Refused(Failure),
-    /// Not executed, such as a 429.
-    NotDone,
-    /// The stored response of an earlier call that was executed.
-    Replayed(Box<Response>),
-    /// It may have been executed. `replayed`: a stored 500, which this key returns from now on.
-    Unknown {
-        replayed: bool,
-    },
-}
-
-/// A webhook: a snapshot of the object at the time of the event, and the key of the call that caused it.
-#[derive(Clone, Debug)]
-pub enum Webhook {
-    Intent { snapshot: Box<IntentSnapshot>, key: Option<String> },
-    Session { index: usize },
-}
 
 #[derive(Debug)]
 pub struct Intent {
@@ -71,6 +24,21 @@ pub struct Intent {
     pub session: Option<usize>,
     /// Created by a person in the Stripe Dashboard.
     pub is_from_dashboard: bool,
+}
+
+impl Intent {
+    fn new(amount: i64) -> Self {
+        Self {
+            status: IntentStatus::RequiresPaymentMethod,
+            amount,
+            charge: None,
+            error: None,
+            behavior: Behavior::Succeeds,
+            has_failed: false,
+            session: None,
+            is_from_dashboard: false,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -143,16 +111,15 @@ impl Stripe {
         response
     }
 
-    /// Responds with a 500 that is stored. The work was done, will be done later, or never is.
-    pub fn fail_with_500(&mut self, key: &str, call: &Request, is_done: bool, is_delayed: bool) -> Response {
+    /// Responds with a 500 that is stored.
+    pub fn fail_with_500(&mut self, key: &str, call: &Request, work: Work) -> Response {
         if self.idempotency_keys.contains_key(key) {
             return self.send(key, call);
         }
-        if is_done {
-            self.perform(call, Some(key));
-        }
-        if is_delayed {
-            self.delayed.push((key.to_owned(), call.clone()));
+        match work {
+            Work::Done => _ = self.perform(call, Some(key)),
+            Work::Delayed => self.delayed.push((key.to_owned(), call.clone())),
+            Work::Dropped => {}
         }
         self.idempotency_keys
             .insert(key.to_owned(), (call.clone(), self.now, Some(Response::Unknown { replayed: true })));
@@ -172,19 +139,10 @@ impl Stripe {
                 Response::Refused(Failure::ours("amount_too_small", "too small"))
             }
             Request::CreateIntent { amount } => {
-                self.intents.push(Intent {
-                    status: IntentStatus::RequiresPaymentMethod,
-                    amount,
-                    charge: None,
-                    error: None,
-                    behavior: Behavior::Succeeds,
-                    has_failed: false,
-                    session: None,
-                    is_from_dashboard: false,
-                });
+                self.intents.push(Intent::new(amount));
                 Response::Intent(Box::new(self.intent(self.intents.len() - 1)))
             }
-            Request::Confirm { intent, behavior, off_session } => self.confirm(intent, behavior, off_session, key),
+            Request::Confirm { intent, behavior, payer } => self.confirm(intent, behavior, payer, key),
             Request::Cancel { intent } => {
                 if !is_open(self.intents[intent].status) || self.intents[intent].session.is_some() {
                     return unexpected();
@@ -209,13 +167,13 @@ impl Stripe {
     }
 
     /// The only place where money is taken.
-    pub fn confirm(&mut self, intent: usize, behavior: Behavior, off_session: bool, key: Option<&str>) -> Response {
+    pub fn confirm(&mut self, intent: usize, behavior: Behavior, payer: Payer, key: Option<&str>) -> Response {
         if !is_open(self.intents[intent].status) {
             return unexpected();
         }
         self.intents[intent].behavior = behavior;
         match behavior {
-            Behavior::RequiresAuthentication if !off_session => {
+            Behavior::RequiresAuthentication if payer == Payer::Present => {
                 self.intents[intent].status = IntentStatus::RequiresAction;
             }
             Behavior::RequiresAuthentication => {
@@ -240,11 +198,11 @@ impl Stripe {
     }
 
     /// Events without a call: the bank reports the outcome of a debit, or a holder authenticates or fails to.
-    pub fn settle(&mut self, intent: usize, authenticates: bool) {
+    pub fn settle(&mut self, intent: usize, authentication: Authentication) {
         match (self.intents[intent].status, self.intents[intent].behavior) {
             (IntentStatus::Processing, Behavior::Debit { fails: true }) => self.fail_pending(intent),
             (IntentStatus::Processing, _) => self.succeed(intent),
-            (IntentStatus::RequiresAction, _) if authenticates => self.charge_now(intent),
+            (IntentStatus::RequiresAction, _) if authentication == Authentication::Completed => self.charge_now(intent),
             (IntentStatus::RequiresAction, _) => self.fail_pending(intent),
             _ => return,
         }
@@ -264,20 +222,11 @@ impl Stripe {
         }
         let intent = self.sessions[session].intent.unwrap_or_else(|| {
             let amount = self.sessions[session].amount;
-            self.intents.push(Intent {
-                status: IntentStatus::RequiresPaymentMethod,
-                amount,
-                charge: None,
-                error: None,
-                behavior,
-                has_failed: false,
-                session: Some(session),
-                is_from_dashboard: false,
-            });
+            self.intents.push(Intent { behavior, session: Some(session), ..Intent::new(amount) });
             self.intents.len() - 1
         });
         self.sessions[session].intent = Some(intent);
-        self.confirm(intent, behavior, false, None);
+        self.confirm(intent, behavior, Payer::Present, None);
         if matches!(self.intents[intent].status, IntentStatus::Succeeded | IntentStatus::Processing) {
             self.sessions[session].status = SessionStatus::Complete;
             self.webhooks.push(Webhook::Session { index: session });
@@ -286,17 +235,8 @@ impl Stripe {
 
     /// A person takes money for the invoice in the Stripe Dashboard, with another intent.
     pub fn pay_in_dashboard(&mut self, amount: i64) {
-        self.intents.push(Intent {
-            status: IntentStatus::RequiresPaymentMethod,
-            amount,
-            charge: None,
-            error: None,
-            behavior: Behavior::Succeeds,
-            has_failed: false,
-            session: None,
-            is_from_dashboard: true,
-        });
-        self.confirm(self.intents.len() - 1, Behavior::Succeeds, true, None);
+        self.intents.push(Intent { is_from_dashboard: true, ..Intent::new(amount) });
+        self.confirm(self.intents.len() - 1, Behavior::Succeeds, Payer::Absent, None);
     }
 
     /// Charges caused by Paybridge: intents and amounts.
@@ -331,17 +271,17 @@ impl Stripe {
 
     fn decline(&mut self, intent: usize, code: &str) {
         self.charge(intent);
-        self.fail_with(intent, code, true);
+        self.fail_with(intent, code, self.intents[intent].charge.clone());
     }
 
     /// A failed debit keeps its charge; a failed authentication has none.
     fn fail_pending(&mut self, intent: usize) {
-        let has_charge = self.intents[intent].status == IntentStatus::Processing;
-        self.fail_with(intent, "payment_intent_payment_attempt_failed", has_charge);
+        let is_debit = self.intents[intent].status == IntentStatus::Processing;
+        let charge = self.intents[intent].charge.clone().filter(|_| is_debit);
+        self.fail_with(intent, "payment_intent_payment_attempt_failed", charge);
     }
 
-    fn fail_with(&mut self, intent: usize, code: &str, has_charge: bool) {
-        let charge = self.intents[intent].charge.clone().filter(|_| has_charge);
+    fn fail_with(&mut self, intent: usize, code: &str, charge: Option<String>) {
         let failure = Failure { provider_charge_id: charge, ..Failure::ours(code, "refused") };
         self.intents[intent].error = Some(failure);
         self.intents[intent].has_failed = true;

@@ -9,9 +9,8 @@ use std::task::Poll;
 
 use rand::RngExt as _;
 
+use super::calls::{Behavior, Payer, Request, Response, Work};
 use super::ids::{index, intent_id};
-
-use super::stripe::{Behavior, Request, Response};
 use super::world::{JobKind, Lease, Outcome, World};
 use crate::domain::PaymentMethodId;
 use crate::domain::fixtures::{self, KEY_SCOPE};
@@ -74,7 +73,9 @@ impl Actor {
                     Response::Unknown { replayed: false }
                 }
                 16..20 => Response::NotDone,
-                20..26 => world.stripe.fail_with_500(key, &call, roll == 20, roll == 21 || roll == 22),
+                20 => world.stripe.fail_with_500(key, &call, Work::Done),
+                21..23 => world.stripe.fail_with_500(key, &call, Work::Delayed),
+                23..26 => world.stripe.fail_with_500(key, &call, Work::Dropped),
                 _ => world.stripe.send(key, &call),
             };
             world.log(|| format!("{key}: {call:?} returns {response:?}"));
@@ -360,7 +361,8 @@ impl Actor {
         let method = attempt.method().unwrap_or(PaymentMethodId(uuid::Uuid::nil()));
         let behavior = self.world.borrow().behaviors.get(&method).copied().unwrap_or(Behavior::Succeeds);
         let intent = index(attempt.provider_payment_intent_id.as_deref().unwrap_or("pi_0"));
-        let call = Request::Confirm { intent, behavior, off_session: attempt.request.body == "off" };
+        let payer = if attempt.request.body == "off" { Payer::Absent } else { Payer::Present };
+        let call = Request::Confirm { intent, behavior, payer };
         match self.send(attempt.request.key.as_str(), call).await {
             // It may be older than what is known.
             Response::Replayed(response) if matches!(*response, Response::Intent(_)) => {

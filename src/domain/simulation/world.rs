@@ -10,8 +10,9 @@ use rand::{RngExt as _, SeedableRng as _};
 use time::{Duration, OffsetDateTime};
 
 use super::accounting::Accounting;
+use super::calls::{Behavior, Webhook};
 use super::ids::index;
-use super::stripe::{Behavior, Stripe, Webhook};
+use super::stripe::Stripe;
 use crate::domain::PaymentMethodId;
 use crate::domain::customers::Customer;
 use crate::domain::fixtures::{START, customer, integration, method, payment};
@@ -90,7 +91,7 @@ pub struct World {
 }
 
 impl World {
-    pub fn new(seed: u64, is_traced: bool) -> Self {
+    pub fn new(seed: u64) -> Self {
         let mut rng = Xoshiro256PlusPlus::seed_from_u64(seed);
         let behaviors = [
             Behavior::Succeeds,
@@ -123,7 +124,7 @@ impl World {
             is_attached: false,
             has_faults: true,
             reported_states: Vec::new(),
-            trace: is_traced.then(Vec::new),
+            trace: None,
         };
         world.enqueue(JobKind::Submit, START);
         world
