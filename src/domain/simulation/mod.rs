@@ -1,9 +1,9 @@
 //! A deterministic simulation: the domain's decisions under far more schedules than real processes could run.
 //!
 //! One *schedule* is one payment in a world of its own ([`world`]): an in-memory store, a model of Stripe ([`stripe`]),
-//! workers and callers as futures that yield between any two steps ([`worker`], [`reconciliation`]), and a seeded
-//! scheduler that picks the next event: a step of a worker, a caller's request, an act of the payer, the bank or a
-//! dashboard user, a webhook delivery, the passing of time, or a crash of a worker. Then faults stop, and the world
+//! workers and callers as futures that yield between any two steps ([`worker`], [`intents`], [`reconciliation`]), and a
+//! seeded scheduler that picks the next event: a step of a worker, a caller's request, an act of the payer, the bank or
+//! a dashboard user, a webhook delivery, the passing of time, or a crash of a worker. Then faults stop, and the world
 //! must become quiescent. Safety (P1, P2, P7) is checked after every step; P6, P8 and P12 are checked at quiescence.
 //!
 //! A failing seed is run again with a trace. Write the sequence that it shows as a unit test.
@@ -11,6 +11,7 @@
 mod accounting;
 mod calls;
 mod ids;
+mod intents;
 mod reconciliation;
 mod schedule;
 mod stripe;
