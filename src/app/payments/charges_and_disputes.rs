@@ -3,7 +3,7 @@
 
 use super::PaymentContext;
 use super::refresh::READS_MAX;
-use crate::app::unit_of_work::UnitOfWork;
+use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, StripeAccount, event_payloads};
 use crate::domain::jobs::Lease;
 use crate::domain::payments::{Notice, Payment, PaymentInput, ReceivedMoney};
@@ -67,16 +67,12 @@ impl App {
         let org = lease.organization_id;
         for _ in 0..READS_MAX {
             let mut tx = self.read(org).await?;
-            let version = store::payments::get(&mut tx, org, id).await?.map(|payment| payment.version);
+            let payment = store::payments::get(&mut tx, org, id).await?;
             tx.close().await?;
+            let version = payment.ok_or_else(|| Error::not_found("payment", id))?.version;
             let found = target.read(&self.0.stripe, &account.key).await;
             let found = self.checked(account, target.operation(), found).await?;
-            let mut work = self.begin_leased(lease).await?;
-            let context = PaymentContext::load(&mut work, id).await?;
-            if Some(context.payment.version) != version {
-                work.rollback().await?;
-                continue;
-            }
+            let Some((mut work, context)) = self.begin_as_of(Actor::Job(lease), id, version).await? else { continue };
             self.write_refunds_or_dispute(&mut work, context, account.integration_id, found).await?;
             return work.commit().await;
         }

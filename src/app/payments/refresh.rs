@@ -6,7 +6,7 @@ use time::Duration;
 use super::PaymentContext;
 use super::links::LINK_END_PERIOD;
 use crate::app::reconcile::record_repair;
-use crate::app::unit_of_work::Actor;
+use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, StripeAccount};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
 use crate::domain::payments::{Attempt, PaymentInput, PaymentState, PendingOperation};
@@ -30,17 +30,29 @@ impl App {
         for _ in 0..READS_MAX {
             let Some((version, account, intent_id)) = self.intent_of(org, id).await? else { return Ok(None) };
             let intent = self.read_intent(&account, &intent_id).await?;
-            let mut work = self.begin_as(actor).await?;
-            let mut context = PaymentContext::load(&mut work, id).await?;
-            if context.payment.version != version {
-                work.rollback().await?;
-                continue;
-            }
+            let Some((mut work, mut context)) = self.begin_as_of(actor, id, version).await? else { continue };
             context.apply(&mut work, PaymentInput::Intent(&intent)).await?;
             work.commit().await?;
             return Ok(Some(intent));
         }
         Err(Error::internal(anyhow::anyhow!("the payment {id} keeps changing while it is read")))
+    }
+
+    /// Begins a change of a payment. `None` if it no longer has the version that it had before a call to Stripe: the
+    /// answer may be older than our state (P6).
+    pub(super) async fn begin_as_of(
+        &self,
+        actor: Actor<'_>,
+        id: PaymentId,
+        version: i64,
+    ) -> Result<Option<(UnitOfWork, PaymentContext)>> {
+        let mut work = self.begin_as(actor).await?;
+        let context = PaymentContext::load(&mut work, id).await?;
+        if context.payment.version == version {
+            return Ok(Some((work, context)));
+        }
+        work.rollback().await?;
+        Ok(None)
     }
 
     async fn intent_of(&self, org: OrganizationId, id: PaymentId) -> Result<Option<(i64, StripeAccount, String)>> {
@@ -79,12 +91,7 @@ impl App {
                 None => None,
                 Some(intent) => Some(self.read_intent(&account, intent).await?),
             };
-            let mut work = self.begin_as(actor).await?;
-            let mut context = PaymentContext::load(&mut work, id).await?;
-            if context.payment.version != payment.version {
-                work.rollback().await?;
-                continue;
-            }
+            let Some((mut work, mut context)) = self.begin_as_of(actor, id, payment.version).await? else { continue };
             context.apply(&mut work, PaymentInput::Link(&session, intent.as_ref())).await?;
             work.commit().await?;
             return Ok(Some(session));

@@ -190,16 +190,16 @@ impl App {
         let intent_id = attempt.provider_payment_intent_id.as_deref().unwrap_or_default();
         let error = match self.0.stripe.confirm_payment_intent(&account.key, intent_id, &attempt.request).await {
             Ok(confirmed) => {
-                let mut work = self.begin_leased(lease).await?;
-                let mut current = PaymentContext::load(&mut work, id).await?;
-                if current.payment.version == context.payment.version && !confirmed.is_replayed {
+                let actor = Actor::Job(lease);
+                if !confirmed.is_replayed
+                    && let Some((mut work, mut current)) = self.begin_as_of(actor, id, context.payment.version).await?
+                {
                     current.apply(&mut work, PaymentInput::Intent(&confirmed.object)).await?;
                     work.end(Outcome::Done).await?;
                     return Ok(JobFlow::Break(()));
                 }
                 // Something newer may have been applied during the call, or before it, so the intent decides.
-                work.rollback().await?;
-                self.refresh_payment(Actor::Job(lease), id).await?;
+                self.refresh_payment(actor, id).await?;
                 return self.finish_job(lease).await;
             }
             Err(error) => error,
