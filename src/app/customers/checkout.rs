@@ -119,11 +119,7 @@ impl App {
                     }
                     Err(error) => match error.key_state(now) {
                         Some(key_state) => request.key_state = key_state,
-                        None => {
-                            return Err(self
-                                .map_stripe_error(&account, Operation::CheckoutSessionCreate, &error)
-                                .await);
-                        }
+                        None => return self.checked(&account, Operation::CheckoutSessionCreate, Err(error)).await,
                     },
                 },
                 // If Stripe created a session all the same, nobody has its URL; it moves no money and expires.

@@ -197,6 +197,7 @@ impl PaymentContext {
 }
 
 /// A charge to store.
+#[derive(Clone, Copy)]
 struct NewCharge<'a> {
     integration_id: IntegrationId,
     receipt: &'a ReceivedMoney,

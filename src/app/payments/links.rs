@@ -169,9 +169,7 @@ impl App {
                         request.key_state = key_state;
                         self.save_key_state(actor, id, &request).await?;
                     }
-                    None => {
-                        return Err(self.map_stripe_error(&account, Operation::CheckoutSessionCreate, &error).await);
-                    }
+                    None => return self.checked(&account, Operation::CheckoutSessionCreate, Err(error)).await,
                 },
             }
         };
