@@ -174,7 +174,7 @@ impl PaymentMethod {
     /// have been. A default whose mandate has ended stays the default and is refused when charged, because the customer
     /// has not chosen another one.
     fn was_chargeable(&self) -> bool {
-        !self.is_legacy_sepa() && !(self.needs_mandate() && self.mandates.granted.is_empty())
+        !(self.is_legacy_sepa() || self.needs_mandate() && self.mandates.granted.is_empty())
     }
 
     /// Whether it may be charged or be the default: attached, and of an allowed kind.

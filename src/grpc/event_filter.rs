@@ -20,7 +20,7 @@ pub(super) struct EventFilter(Vec<EventType>);
 
 impl EventFilter {
     /// Parses the field `webhook_types`.
-    pub(super) fn parse(fields: &mut Fields, webhook_types: Vec<String>) -> Self {
+    pub(super) fn parse(fields: &mut Fields, webhook_types: &[String]) -> Self {
         if webhook_types.len() > TYPES_MAX {
             fields.add_violation("webhook_types", format!("must name at most {TYPES_MAX} types"));
         }
@@ -78,7 +78,7 @@ mod tests {
     use super::*;
     use crate::domain::Error;
 
-    fn violations(types: Vec<String>) -> Vec<String> {
+    fn violations(types: &[String]) -> Vec<String> {
         let mut fields = Fields::default();
         EventFilter::parse(&mut fields, types);
         match fields.check() {
@@ -89,11 +89,11 @@ mod tests {
 
     #[test]
     fn p11_filters_are_limited_and_name_known_types() {
-        assert!(violations(vec!["payment.succeeded".into()]).is_empty());
-        assert!(violations(vec!["payment.succeeded".into(); TYPES_MAX]).is_empty());
-        assert_eq!(violations(vec!["payment.succeeded".into(); TYPES_MAX + 1]).len(), 1);
-        assert_eq!(violations(vec![String::new()]).len(), 1);
-        let misspelt = violations(vec!["payment.succeded".into()]);
+        assert!(violations(&["payment.succeeded".into()]).is_empty());
+        assert!(violations(&vec!["payment.succeeded".into(); TYPES_MAX]).is_empty());
+        assert_eq!(violations(&vec!["payment.succeeded".into(); TYPES_MAX + 1]).len(), 1);
+        assert_eq!(violations(&[String::new()]).len(), 1);
+        let misspelt = violations(&["payment.succeded".into()]);
         assert!(misspelt[0].contains("did you mean payment.succeeded?"), "a misspelt type would never match");
     }
 

@@ -33,7 +33,7 @@ impl EventService for Api {
         request: Request<StreamEventsRequest>,
     ) -> Result<Response<Self::StreamEventsStream>, Status> {
         let (organization, request) = self.authenticate(request).await?;
-        let (start, log_id, filter) = parse(request)?;
+        let (start, log_id, filter) = parse(&request)?;
         let permit =
             StreamLimiter::acquire(&self.stream_limiter, organization, self.options.streams_per_organization_max)?;
         let log = self.app.event_log(organization).await?;
@@ -56,7 +56,7 @@ impl EventService for Api {
         let list = List::new(&self.options.page_token_key, "events", organization, &request);
         let mut fields = Fields::default();
         let size = fields.page_size(page_size);
-        let filter = EventFilter::parse(&mut fields, request.webhook_types);
+        let filter = EventFilter::parse(&mut fields, &request.webhook_types);
         let start = start_after(&mut fields, request.after_position);
         let log_id = fields.optional_id("log_id", &request.log_id);
         fields.check()?;
@@ -123,9 +123,9 @@ impl Api {
     }
 }
 
-fn parse(request: StreamEventsRequest) -> Result<(Start, Option<LogId>, EventFilter)> {
+fn parse(request: &StreamEventsRequest) -> Result<(Start, Option<LogId>, EventFilter)> {
     let mut fields = Fields::default();
-    let filter = EventFilter::parse(&mut fields, request.webhook_types);
+    let filter = EventFilter::parse(&mut fields, &request.webhook_types);
     let log_id = fields.optional_id("log_id", &request.log_id);
     let start = match request.start {
         Some(Start::AfterPosition(position)) => start_after(&mut fields, position),
@@ -231,10 +231,10 @@ mod tests {
     fn a_start_is_required() {
         let request = |start| StreamEventsRequest { start, ..Default::default() };
         for bad in [None, Some(Start::AfterPosition(-1))] {
-            assert!(parse(request(bad)).is_err());
+            assert!(parse(&request(bad)).is_err());
         }
         for good in [Start::AfterPosition(0), Start::FromNow(()), Start::FromStart(())] {
-            assert!(parse(request(Some(good))).is_ok());
+            assert!(parse(&request(Some(good))).is_ok());
         }
     }
 

@@ -77,8 +77,10 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, target: &Req
         ))
         .load(conn)
         .await?;
-    let is_newest_open = rows.first().is_some_and(|row| row.finish_time.is_none());
-    let next_generation = rows.first().map_or(1, |row| row.generation + 1);
+    let (is_newest_open, next_generation) = match rows.as_slice() {
+        [newest, ..] => (newest.finish_time.is_none(), newest.generation + 1),
+        [] => (false, 1),
+    };
     let open = rows.into_iter().filter(|row| row.finish_time.is_none()).map(|row| StripeRequest {
         purpose: target.purpose,
         generation: row.generation,

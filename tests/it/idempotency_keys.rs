@@ -5,14 +5,18 @@ use paybridge::dev::sandbox::{Effect, WebhookFault};
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::{Customer, PaymentState};
 
+use time::Duration;
+
 use crate::support::customers::synced_customer;
 use crate::support::harness::{CREATE, Harness};
 use crate::support::wait::until;
 
+const PAYMENT_TABLES: [&str; 6] = ["payments", "payment_attempts", "charges", "request_ids", "jobs", "stripe_requests"];
+
 /// Deletes rows as a restored backup lacks them. Their foreign keys don't count.
 async fn forget(harness: &Harness, tables: &[&str]) {
-    let deletes: String = tables.iter().map(|table| format!("DELETE FROM {table};")).collect();
-    let statements = format!("BEGIN; SET LOCAL session_replication_role = replica; {deletes} COMMIT");
+    let deletes = tables.join("; DELETE FROM ");
+    let statements = format!("BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM {deletes}; COMMIT");
     harness.database().await.batch_execute(&statements).await.expect("the rows are deleted");
 }
 
@@ -25,8 +29,7 @@ async fn p1_an_invoice_whose_payment_is_made_anew_adopts_the_intent_that_has_pai
     let keys =
         |harness: &Harness| -> Vec<_> { harness.posts(CREATE).into_iter().map(|post| post.idempotency_key).collect() };
     let before = keys(&harness);
-    let tables = ["payments", "payment_attempts", "charges", "request_ids", "jobs", "stripe_requests"];
-    forget(&harness, &tables).await;
+    forget(&harness, &PAYMENT_TABLES).await;
 
     let second = harness.pay("hooli", "inv").await;
     assert_ne!(first.id, second.id, "it is another row");
@@ -37,6 +40,51 @@ async fn p1_an_invoice_whose_payment_is_made_anew_adopts_the_intent_that_has_pai
     assert_eq!(harness.live_charges("inv"), 1);
     let after = keys(&harness);
     assert!(after.len() > before.len() && after.iter().all(|key| *key == before[0]), "the old key: {after:?}");
+    harness.shutdown().await;
+}
+
+/// The invoice's amount has changed, so the intent cannot be adopted. It has taken money, so there is no other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_an_invoice_that_was_paid_with_another_amount_is_not_charged_again() {
+    let mut harness = Harness::with_customer("amount anew", "pm_card_visa").await;
+    harness.pay("hooli", "inv").await;
+    harness.payment_in("inv", PaymentState::Succeeded).await;
+    harness.all_delivered().await;
+    forget(&harness, &PAYMENT_TABLES).await;
+
+    harness.pay_as("again", "hooli", "inv", 5000).await.expect("it is accepted");
+    let database = harness.database().await;
+    let stopped = "SELECT failures FROM jobs WHERE kind = 'submit_payment' AND last_error LIKE '%is stopped%'";
+    let failures = async || database.query_opt(stopped, &[]).await.expect("a result").map(|row| row.get::<_, i32>(0));
+    let before = until("its job has failed", failures).await;
+    harness.advance(Duration::hours(21));
+    until("it is tried again", async || failures().await.filter(|failures| *failures > before)).await;
+    assert_eq!(harness.intents("inv").len(), 1, "no second intent, whatever the age of the key");
+    assert_eq!(harness.live_charges("inv"), 1);
+    harness.shutdown().await;
+}
+
+/// The first page may still be paid. Its row is lost, so nobody would notice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p1_a_link_that_is_made_anew_opens_no_second_page() {
+    let mut harness = Harness::new("link anew", Options::default()).await;
+    harness.customer_without_method("hooli").await;
+    harness.pay("hooli", "inv").await;
+    let payment = harness.payment_in("inv", PaymentState::Failed).await;
+    let (first, _) = harness.link("l1", &payment).await.expect("a link");
+    harness.all_delivered().await;
+    forget(&harness, &PAYMENT_TABLES).await;
+
+    harness.pay("hooli", "inv").await;
+    let payment = harness.payment_in("inv", PaymentState::Failed).await;
+    harness.sandbox().clear_requests();
+    for request in ["l1", "l2"] {
+        harness.link(request, &payment).await.expect_err("no other page");
+    }
+    let posts = harness.posts("/v1/checkout/sessions");
+    assert!(!posts.is_empty() && posts.iter().all(|post| post.status == Some(400)), "{posts:#?}");
+    harness.sandbox().complete_session(&first, "4242424242424242", true).expect("the first page can be paid");
+    assert_eq!(harness.live_charges("inv"), 1);
     harness.shutdown().await;
 }
 

@@ -129,7 +129,7 @@ async fn the_json_of_an_event_is_lagos_payload() {
     for event in billing.events() {
         let shown = to_json(&all, ".paybridge.v1.Event", &event.encode_to_vec());
         assert!(shown[&event.object_type].is_object(), "the payload is in the field named by object_type: {shown:#}");
-        assert_eq!(shown.as_object().unwrap().len(), 7, "envelope, two types and the payload: {shown:#}");
+        assert_eq!(shown.as_object().unwrap().len(), 8, "envelope, log, two types and the payload: {shown:#}");
     }
     context.environment.shutdown().await;
 }

@@ -11,13 +11,13 @@ use paybridge::grpc::proto::{
 use serde_json::json;
 use tonic::{Code, Response, Status};
 
-use crate::support::context;
 use crate::support::errors::expect_error;
 use crate::support::harness::Harness;
 use crate::support::refunds::{refund, refund_in, refund_request};
 use crate::support::sql::row_counts;
 use crate::support::wait::until;
 use crate::support::webhooks::post_webhook;
+use crate::support::{context, next_request_id};
 
 /// The permissions that Lago's documentation recommends: Charges, Customers, Funding Instructions, PaymentIntents,
 /// PaymentMethods, Checkout Sessions and Webhook Endpoints to write, Events to read.
@@ -44,7 +44,7 @@ const OTHER_KEY: &str = "rk_test_otherLagoLikeSandboxKey";
 
 fn connect(code: &str, key: &str) -> CreateIntegrationRequest {
     CreateIntegrationRequest {
-        request_id: uuid::Uuid::now_v7().to_string(),
+        request_id: next_request_id(),
         code: code.to_owned(),
         name: "Stripe".to_owned(),
         secret_key: key.to_owned(),

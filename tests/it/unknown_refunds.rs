@@ -222,7 +222,15 @@ async fn p2_a_key_of_a_refund_is_not_sent_after_20_hours() {
         if keys == 2 {
             // The last attempt was made within 20 hours, so the reads of the half hour after it are over. Stripe forgets
             // the key a day after it.
-            wait_for_reads(&harness, &[23 * 60]).await;
+            let sent = harness.posts(REFUNDS).len();
+            harness.advance(Duration::hours(22));
+            let now = harness.context.environment.clock.now();
+            let due = format!("SELECT FROM jobs WHERE kind = 'refund_payment' AND run_at <= '{now}'");
+            let database = harness.database().await;
+            until("no read is due", async || database.query(&due, &[]).await.expect("jobs").is_empty().then_some(()))
+                .await;
+            assert_eq!(harness.posts(REFUNDS).len(), sent, "no other key while Stripe may know the first");
+            wait_for_reads(&harness, &[60]).await;
         }
         refunded_once(&harness, &requested).await;
         assert_one_body(&harness, keys);
@@ -250,6 +258,25 @@ async fn p2_a_revoked_key_pauses_a_refund_and_a_new_one_resumes_it() {
     let rotate = RotateIntegrationKeyRequest { id: harness.integration.id.clone(), secret_key: new_key.to_owned() };
     harness.billing.api.integrations.rotate_integration_key(rotate).await.expect("the new key is accepted");
     refunded_once(&harness, &requested).await;
+    finish(harness).await;
+}
+
+/// The clock of the process that accepted the refund is ahead of that of the worker.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p2_a_refund_is_sent_under_its_first_key_whatever_the_clocks_show() {
+    let (harness, payment) = paid_harness("refund clocks", "pm_card_visa", Options::default()).await;
+    lose_refund_webhooks(&harness);
+    harness.sandbox().clear_requests();
+    harness.cut(REFUNDS, 3, Effect::Done);
+    let requested = refund(&harness, refund_request("r1", &payment, Some(1000))).await.expect("it is accepted");
+    until("its outcome is unknown", async || {
+        get_refund(&harness, &requested.id).await.outcome_unknown_time.map(|_| ())
+    })
+    .await;
+    let later = "UPDATE refunds SET create_time = create_time + interval '1 hour'";
+    harness.database().await.execute(later, &[]).await.expect("the refund is newer than its request");
+    refunded_once(&harness, &requested).await;
+    assert_one_body(&harness, 1);
     finish(harness).await;
 }
 

@@ -9,6 +9,7 @@
 
 mod apply;
 mod attempts;
+mod failure;
 mod links;
 mod operation;
 mod pending_operations;
@@ -22,6 +23,7 @@ use time::OffsetDateTime;
 
 pub use self::apply::{ApplyContext, PaymentInput};
 pub use self::attempts::{Attempt, AttemptKind, AttemptState, Link};
+pub use self::failure::Failure;
 pub use self::operation::{Manual, PendingOperation};
 pub use self::pending_operations::Rejection;
 pub use self::plan::{PlanContext, Step, link_rejection};
@@ -29,90 +31,6 @@ pub use self::state::{PaymentState, PendingReason, RequiredAction, State};
 pub use self::transitions::{Notice, ReceivedMoney, Transition};
 use super::customers::{Customer, CustomerRef};
 use super::{CustomerId, IntegrationId, Money, OrganizationId, PaymentId, PaymentMethodId};
-
-/// Why an attempt was refused: by Stripe, in its own words, or by a rule of Paybridge's, with a code of Paybridge's.
-#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Failure {
-    /// Stripe's `code`, or one of Paybridge's: `no_payment_method`, `no_provider_customer`,
-    /// `payment_method_not_usable`, `mandate_missing`, `payment_url_expired`, `payment_url_closed`, `action_expired`.
-    pub code: String,
-    /// A description for people.
-    pub message: String,
-    /// The issuer's reason.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub decline_code: Option<String>,
-    /// Stripe's advice: `try_again_later`, `do_not_try_again`, `confirm_card_data`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub advice_code: Option<String>,
-    /// The card network's reason.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub network_decline_code: Option<String>,
-    /// The request parameter that Stripe rejected.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub param: Option<String>,
-    /// Stripe's `ch_…` of the refused attempt.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider_charge_id: Option<String>,
-    /// Stripe's `req_…`, for Stripe's support.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub provider_request_id: Option<String>,
-    /// The HTTP status of Stripe's response, if there was one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub http_status: Option<u16>,
-}
-
-impl Failure {
-    /// The customer has no usable payment method. Retried automatically, once, when one arrives.
-    pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
-    /// A caller ended the link by changing the amount.
-    pub(super) const PAYMENT_URL_CLOSED: &'static str = "payment_url_closed";
-    /// The mandate of a SEPA method has ended, or Stripe refuses the debit because it has no mandate.
-    pub const MANDATE_MISSING: &'static str = "mandate_missing";
-    /// Stripe's code if the bank requires the customer to authenticate.
-    const AUTHENTICATION_REQUIRED: &'static str = "authentication_required";
-
-    /// The code that reports an error of Stripe's: Stripe's own, except that a mandate which is not accepted has one
-    /// code, whoever detects it.
-    pub fn code_of(stripes: &str) -> &str {
-        if stripes == "payment_intent_mandate_invalid" { Self::MANDATE_MISSING } else { stripes }
-    }
-
-    /// A refusal by a rule of Paybridge's.
-    pub fn ours(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into(), ..Self::default() }
-    }
-
-    /// The failure of a customer without a payment method.
-    pub fn no_payment_method() -> Self {
-        let text = "the customer has no payment method; the payment is retried automatically when one arrives";
-        Self::ours(Self::NO_PAYMENT_METHOD, text)
-    }
-
-    /// Whether it is [`Failure::NO_PAYMENT_METHOD`].
-    pub fn lacks_method(&self) -> bool {
-        self.code == Self::NO_PAYMENT_METHOD
-    }
-
-    /// Whether the issuer advised not to try this method again.
-    pub fn forbids_retry(&self) -> bool {
-        self.advice_code.as_deref() == Some("do_not_try_again")
-    }
-
-    /// Whether the customer's bank requires authentication (3-D Secure). Stripe reports this in the code or, for a card
-    /// declined for that reason, in the decline code.
-    pub fn requires_authentication(&self) -> bool {
-        self.code == Self::AUTHENTICATION_REQUIRED
-            || self.decline_code.as_deref() == Some(Self::AUTHENTICATION_REQUIRED)
-    }
-
-    /// Whether both describe the same refusal: by charge if both name one, otherwise by code and decline code.
-    fn is_same_as(&self, other: &Self) -> bool {
-        match (&self.provider_charge_id, &other.provider_charge_id) {
-            (Some(left), Some(right)) => left == right,
-            _ => self.code == other.code && self.decline_code == other.decline_code,
-        }
-    }
-}
 
 /// The collection of one invoice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,6 +90,68 @@ pub struct Payment {
 }
 
 impl Payment {
+    /// The name of its state.
+    pub fn state(&self) -> PaymentState {
+        match self.state {
+            State::Pending { .. } => PaymentState::Pending,
+            State::Processing { .. } => PaymentState::Processing,
+            State::RequiresAction { .. } => PaymentState::RequiresAction,
+            State::Succeeded { .. } => PaymentState::Succeeded,
+            State::Failed(_) => PaymentState::Failed,
+            State::Canceled => PaymentState::Canceled,
+        }
+    }
+
+    /// Whether something at Stripe may take money for it.
+    pub fn is_in_flight(&self) -> bool {
+        matches!(self.state, State::Processing { .. } | State::RequiresAction { .. })
+    }
+
+    /// Why it waits, while `PENDING`.
+    pub fn pending_reason(&self) -> Option<PendingReason> {
+        if let State::Pending { reason } = self.state { reason } else { None }
+    }
+
+    /// Whether the customer confirms on session, because the bank requires authentication (3-D Secure).
+    pub fn is_on_session(&self) -> bool {
+        match self.state {
+            State::Processing { on_session }
+            | State::RequiresAction { action: RequiredAction::Authenticate { on_session, .. }, .. } => on_session,
+            _ => false,
+        }
+    }
+
+    /// Where the customer completes the required action.
+    pub fn next_action_url(&self) -> Option<&str> {
+        if let State::RequiresAction { url, .. } = &self.state { url.as_deref() } else { None }
+    }
+
+    /// Since when the customer has been asked to authenticate.
+    pub fn action_time(&self) -> Option<OffsetDateTime> {
+        match self.state {
+            State::RequiresAction { action: RequiredAction::Authenticate { since, .. }, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Why it was refused, while `FAILED`.
+    pub fn failure(&self) -> Option<&Failure> {
+        if let State::Failed(failure) = &self.state { Some(failure) } else { None }
+    }
+
+    /// Stripe's `ch_…` of the charge that paid it.
+    pub fn provider_charge_id(&self) -> Option<&str> {
+        match &self.state {
+            State::Succeeded { provider_charge_id, .. } => provider_charge_id.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The payment recorded as made elsewhere, once it takes effect.
+    pub fn manual(&self) -> Option<&Manual> {
+        if let State::Succeeded { manual, .. } = &self.state { manual.as_ref() } else { None }
+    }
+
     /// The collection of an invoice, accepted now.
     pub fn new(
         id: PaymentId,

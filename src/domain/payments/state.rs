@@ -1,9 +1,10 @@
 //! The states of a payment. A state carries the data that ends with it; what outlives a change of state is a field of
-//! [`Payment`].
+//! `Payment`.
 
 use time::OffsetDateTime;
 
-use super::{Failure, Manual, Payment};
+use super::failure::Failure;
+use super::operation::Manual;
 
 /// The state of a payment, with its data. [`PaymentState`] is its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,69 +108,5 @@ impl PendingReason {
     /// The name in lower case, as in the database and in events.
     pub fn as_str(self) -> &'static str {
         self.into()
-    }
-}
-
-impl Payment {
-    /// The name of its state.
-    pub fn state(&self) -> PaymentState {
-        match self.state {
-            State::Pending { .. } => PaymentState::Pending,
-            State::Processing { .. } => PaymentState::Processing,
-            State::RequiresAction { .. } => PaymentState::RequiresAction,
-            State::Succeeded { .. } => PaymentState::Succeeded,
-            State::Failed(_) => PaymentState::Failed,
-            State::Canceled => PaymentState::Canceled,
-        }
-    }
-
-    /// Whether something at Stripe may take money for it.
-    pub fn is_in_flight(&self) -> bool {
-        matches!(self.state, State::Processing { .. } | State::RequiresAction { .. })
-    }
-
-    /// Why it waits, while `PENDING`.
-    pub fn pending_reason(&self) -> Option<PendingReason> {
-        if let State::Pending { reason } = self.state { reason } else { None }
-    }
-
-    /// Whether the customer confirms on session, because the bank requires authentication (3-D Secure).
-    pub fn is_on_session(&self) -> bool {
-        match self.state {
-            State::Processing { on_session }
-            | State::RequiresAction { action: RequiredAction::Authenticate { on_session, .. }, .. } => on_session,
-            _ => false,
-        }
-    }
-
-    /// Where the customer completes the required action.
-    pub fn next_action_url(&self) -> Option<&str> {
-        if let State::RequiresAction { url, .. } = &self.state { url.as_deref() } else { None }
-    }
-
-    /// Since when the customer has been asked to authenticate.
-    pub fn action_time(&self) -> Option<OffsetDateTime> {
-        match self.state {
-            State::RequiresAction { action: RequiredAction::Authenticate { since, .. }, .. } => Some(since),
-            _ => None,
-        }
-    }
-
-    /// Why it was refused, while `FAILED`.
-    pub fn failure(&self) -> Option<&Failure> {
-        if let State::Failed(failure) = &self.state { Some(failure) } else { None }
-    }
-
-    /// Stripe's `ch_…` of the charge that paid it.
-    pub fn provider_charge_id(&self) -> Option<&str> {
-        match &self.state {
-            State::Succeeded { provider_charge_id, .. } => provider_charge_id.as_deref(),
-            _ => None,
-        }
-    }
-
-    /// The payment recorded as made elsewhere, once it takes effect.
-    pub fn manual(&self) -> Option<&Manual> {
-        if let State::Succeeded { manual, .. } = &self.state { manual.as_ref() } else { None }
     }
 }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use time::Duration;
 
 use crate::support::harness::{Harness, post_to_stripe};
+use crate::support::next_request_id;
 use crate::support::wait::{until, until_ok};
 
 /// A card that can be stored, and whose every charge is declined.
@@ -154,7 +155,7 @@ pub fn object_id(object: &Value) -> String {
 /// A request for a link to store a method, another one each time.
 pub fn checkout_request(external_id: &str) -> CreateCheckoutUrlRequest {
     CreateCheckoutUrlRequest {
-        request_id: uuid::Uuid::now_v7().to_string(),
+        request_id: next_request_id(),
         customer: Some(create_checkout_url_request::Customer::ExternalCustomerId(external_id.to_owned())),
         ..CreateCheckoutUrlRequest::default()
     }

@@ -114,3 +114,9 @@ pub async fn context(options: Options) -> ScenarioContext {
         reporter: Reporter { is_enabled: false },
     }
 }
+
+/// A request id that no other call has.
+pub fn next_request_id() -> String {
+    static COUNT: AtomicUsize = AtomicUsize::new(0);
+    format!("request-{}", COUNT.fetch_add(1, Ordering::Relaxed))
+}
