@@ -158,3 +158,71 @@ pub enum CustomerRef {
     /// The billing system's id.
     ExternalId(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::domain::fixtures::customer;
+
+    #[test]
+    fn a_link_state_is_read_back_by_its_name() {
+        for state in [LinkState::None, LinkState::Pending, LinkState::Linked, LinkState::Failed] {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+    }
+
+    #[test]
+    fn only_the_fields_that_changed_here_are_written_to_stripe() {
+        let mut customer = Customer {
+            name: "Ada".to_owned(),
+            email: "ada@example.com".to_owned(),
+            phone: "+49 30 1".to_owned(),
+            address: Some(Address { city: "Berlin".to_owned(), ..Address::default() }),
+            ..customer(None)
+        };
+        assert_eq!(customer.unpushed(), CustomerUpdate::default());
+        customer.unpushed_fields = vec!["email".to_owned(), "address".to_owned()];
+        let expected = CustomerUpdate {
+            email: Some(customer.email.clone()),
+            address: Some(customer.address.clone()),
+            ..CustomerUpdate::default()
+        };
+        assert_eq!(customer.unpushed(), expected);
+        customer.unpushed_fields = vec!["name".to_owned(), "phone".to_owned()];
+        let expected = CustomerUpdate {
+            name: Some(customer.name.clone()),
+            phone: Some(customer.phone.clone()),
+            ..CustomerUpdate::default()
+        };
+        assert_eq!(customer.unpushed(), expected);
+    }
+
+    #[test]
+    fn what_was_read_for_a_link_counts_only_while_the_link_is_pending_and_unchanged() {
+        let pending = Customer { link_state: LinkState::Pending, ..customer(None) };
+        assert!(pending.has_same_link(&pending));
+        for changed in [
+            Customer { link_state: LinkState::Linked, ..pending.clone() },
+            Customer { link_state: LinkState::None, ..pending.clone() },
+            Customer { integration_id: Some(Uuid::from_u128(2).into()), ..pending.clone() },
+            Customer { provider_customer_id: Some("cus_other".to_owned()), ..pending.clone() },
+        ] {
+            assert!(!changed.has_same_link(&pending), "{changed:?}");
+        }
+    }
+
+    #[test]
+    fn an_id_that_is_still_being_verified_is_not_a_stripe_customer() {
+        for (link_state, expected) in [
+            (LinkState::Linked, Some("cus_1")),
+            (LinkState::Pending, None),
+            (LinkState::Failed, None),
+            (LinkState::None, None),
+        ] {
+            let customer = Customer { link_state, ..customer(None) };
+            assert_eq!(customer.linked_provider_id(), expected, "{link_state:?}");
+        }
+    }
+}

@@ -173,3 +173,49 @@ pub enum FindingState {
     /// The endpoint exists but differs from what is required.
     Wrong,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::fixtures;
+
+    #[test]
+    fn a_state_is_read_back_by_its_name() {
+        for state in [IntegrationState::Connecting, IntegrationState::Active, IntegrationState::Disconnected] {
+            assert_eq!(state.as_str().parse(), Ok(state));
+        }
+    }
+
+    #[test]
+    fn only_an_integration_that_is_being_disconnected_or_was_takes_no_new_work() {
+        for (state, expected) in [
+            (IntegrationState::Connecting, None),
+            (IntegrationState::Active, None),
+            (IntegrationState::Paused, None),
+            (IntegrationState::Disconnecting, Some("is being disconnected")),
+            (IntegrationState::Disconnected, Some("was disconnected")),
+        ] {
+            let integration = Integration { state, ..fixtures::integration(false) };
+            assert_eq!(integration.accepts_work(), expected.is_none(), "{state:?}");
+            let checked = integration.check_accepts_work("customer/1".to_owned(), MOVE_CUSTOMER);
+            match (checked, expected) {
+                (Ok(()), None) => {}
+                (Err(Error::FailedPrecondition { reason, subject, message }), Some(words)) => {
+                    assert_eq!((reason, subject.as_str()), ("INTEGRATION_DISCONNECTED", "customer/1"));
+                    assert!(message.contains(words) && message.contains(MOVE_CUSTOMER), "{message}");
+                }
+                (checked, _) => panic!("{state:?}: {checked:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn outcomes_come_from_the_events_list_or_from_an_endpoint_that_may_still_be_missing() {
+        let mut integration = fixtures::integration(false);
+        assert_eq!(integration.event_source(), EventSource::NewEndpoint);
+        integration.provider_endpoint_id = Some("we_1".to_owned());
+        assert_eq!(integration.event_source(), EventSource::Endpoint);
+        integration.polls_events = true;
+        assert_eq!(integration.event_source(), EventSource::List, "an endpoint that Stripe cannot reach is not used");
+    }
+}

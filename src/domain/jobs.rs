@@ -182,3 +182,71 @@ impl JobReport {
         OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn organization(number: u128) -> OrganizationId {
+        Uuid::from_u128(number).into()
+    }
+
+    /// A worker in which one organization may run four jobs at once.
+    fn capacity(free: usize, held: &[(u128, usize)]) -> Capacity {
+        Capacity {
+            free,
+            organization_max: 4,
+            held: held.iter().map(|(number, held)| (organization(*number), *held)).collect(),
+            after: Lane::start(),
+            is_scan_incomplete: false,
+        }
+    }
+
+    #[test]
+    fn a_kind_is_read_back_by_its_name() {
+        for kind in <JobKind as strum::VariantArray>::VARIANTS {
+            assert_eq!(kind.as_str().parse(), Ok(*kind));
+        }
+    }
+
+    #[test]
+    fn p11_an_organization_that_runs_its_share_is_full_and_the_others_are_not() {
+        let capacity = capacity(10, &[(1, 3), (2, 4), (3, 5)]);
+        let mut full: Vec<_> = capacity.full().collect();
+        full.sort();
+        assert_eq!(full, [organization(2), organization(3)]);
+    }
+
+    #[test]
+    fn p11_a_batch_exceeds_neither_the_free_capacity_nor_what_an_organization_may_still_run() {
+        for (free, held, max, expected) in [
+            (10, &[][..], 2, 2),
+            (10, &[], 9, 4),
+            (3, &[], 9, 3),
+            (10, &[(1, 1), (2, 3)], 9, 1),
+            (10, &[(1, 4), (2, 1)], 9, 3),
+            (0, &[], 9, 0),
+        ] {
+            assert_eq!(capacity(free, held).share(max), expected, "{free} free, {held:?} held");
+        }
+    }
+
+    #[test]
+    fn a_job_was_enqueued_when_its_id_was_made() {
+        let timestamp = uuid::Timestamp::from_unix(uuid::NoContext, 1_700_000_000, 123_000_000);
+        let report = |id: Uuid| JobReport {
+            id: id.into(),
+            organization_id: organization(1),
+            kind: JobKind::SubmitPayment.as_str().to_owned(),
+            object_id: Uuid::nil(),
+            object_key: String::new(),
+            failures: 0,
+            reason: None,
+            run_at: OffsetDateTime::UNIX_EPOCH,
+            park_time: None,
+        };
+        let expected = OffsetDateTime::UNIX_EPOCH + time::Duration::milliseconds(1_700_000_000_123);
+        assert_eq!(report(Uuid::new_v7(timestamp)).create_time(), Some(expected));
+        assert_eq!(report(Uuid::nil()).create_time(), None, "it is not a UUID v7");
+    }
+}

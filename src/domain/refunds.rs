@@ -197,6 +197,7 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::domain::fixtures::{START, payment};
 
     /// A charge that did not settle the payment.
     fn charge(id: &str, minor_units: i64) -> Charge {
@@ -242,5 +243,67 @@ mod tests {
         assert!(new(None, Some((4900, "EUR"))).select_charge(&charges).is_ok());
         assert_eq!(rejected(new(None, Some((4901, "EUR"))).select_charge(&charges)), "amount.minor_units");
         assert_eq!(rejected(new(None, Some((1, "USD"))).select_charge(&charges)), "amount.currency_code");
+    }
+    /// A refund that was requested now; `None` means all that remains of the charge.
+    fn requested(amount: Option<i64>) -> Refund {
+        let new = new(None, amount.map(|minor_units| (minor_units, "EUR")));
+        Refund::requested(Uuid::from_u128(6).into(), Uuid::nil().into(), &new, &charge("ch_paid", 4900), START)
+    }
+
+    fn snapshot(status: &str) -> RefundSnapshot {
+        RefundSnapshot {
+            id: "re_1".to_owned(),
+            provider_payment_intent_id: None,
+            provider_charge_id: None,
+            amount: Money { minor_units: 4000, currency: Currency::EUR },
+            status: status.to_owned(),
+            failure_reason: (status == "failed").then(|| "expired_or_canceled_card".to_owned()),
+            refund_id: None,
+        }
+    }
+
+    #[test]
+    fn p7_a_refunds_state_is_stripes_and_a_success_may_still_fail() {
+        let mut refund = Refund { unknown_since: Some(START), ..requested(None) };
+        assert_eq!((refund.amount, refund.status.as_str()), (None, "pending"));
+        for status in ["pending", "succeeded", "failed"] {
+            refund.apply(&snapshot(status));
+            let expected = Refund {
+                provider_refund_id: Some("re_1".to_owned()),
+                amount: Some(4000),
+                status: status.to_owned(),
+                failure_reason: snapshot(status).failure_reason,
+                ..requested(None)
+            };
+            assert_eq!(refund, expected, "the outcome is known, and so is the charge although Stripe names none");
+        }
+    }
+
+    #[test]
+    fn a_refund_that_was_made_in_the_stripe_dashboard_is_recorded_as_reported() {
+        let snapshot = RefundSnapshot { provider_charge_id: Some("ch_paid".to_owned()), ..snapshot("succeeded") };
+        let (payment, id) = (payment(4900), Uuid::from_u128(6).into());
+        let refund = Refund::reported(id, &payment, payment.integration_id, &snapshot, START);
+        assert_eq!((refund.id, refund.payment_id, refund.request_id.as_deref()), (id, payment.id, None));
+        assert_eq!((refund.provider_refund_id.as_deref(), refund.amount), (Some("re_1"), Some(4000)));
+        assert_eq!((refund.provider_charge_id.as_deref(), refund.status.as_str()), (Some("ch_paid"), "succeeded"));
+    }
+
+    #[test]
+    fn p2_a_refund_is_named_by_its_request_and_a_part_could_be_refunded_twice() {
+        let (whole, part) = (requested(None).target(), requested(Some(1000)).target());
+        assert_eq!((whole.purpose, whole.name.as_str()), (Purpose::Refund, "r1"));
+        assert_eq!((part.purpose, part.name.as_str()), (Purpose::PartialRefund, "r1"));
+        let ours = Refund { request_id: None, ..requested(None) };
+        assert_eq!(ours.target().name, ours.id.to_string());
+    }
+
+    #[test]
+    fn a_refund_is_in_flight_until_stripe_reports_how_it_ended() {
+        for (status, expected) in
+            [("pending", true), ("requires_action", true), ("succeeded", false), ("failed", false), ("canceled", false)]
+        {
+            assert_eq!(Refund { status: status.to_owned(), ..requested(None) }.is_in_flight(), expected, "{status}");
+        }
     }
 }

@@ -247,6 +247,17 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_is_given_up_delays_no_other() {
+        let mut queue = FairQueue::default();
+        let first = queue.enqueue(call(Priority::Confirm, ONE));
+        let second = queue.enqueue(call(Priority::Read, ONE));
+        queue.supply(WHOLE_ACCOUNT, slots(-300, 1));
+        assert_eq!(queue.acquire(second, at(0)), Admission::Wait);
+        queue.remove(first);
+        assert_eq!(queue.acquire(second, at(0)), Admission::Now);
+    }
+
+    #[test]
     fn organizations_of_one_account_take_turns() {
         let mut queue = FairQueue::default();
         for _ in 0..5 {
@@ -304,6 +315,7 @@ mod tests {
         assert_eq!(queue.acquire(1, at(0)), Admission::Now);
         assert_eq!(queue.acquire(2, at(0)), Admission::Now);
         queue.too_many_in_flight(at(0));
+        assert_eq!(queue.acquire(3, at(0)), Admission::At(at(1_000)), "the limit may have grown by then");
         assert_eq!(admit_all(&mut queue, 1), 0, "two are in flight, one is allowed");
         queue.release();
         queue.release();

@@ -95,3 +95,31 @@ pub enum Priority {
     /// A read.
     Read,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_just_below_stripes_limits_and_never_zero() {
+        let limits = Limits { endpoint: 25.0, live: 100.0, test: 50.0 };
+        for (livemode, bucket, limit) in [
+            (true, WHOLE_ACCOUNT, 100.0),
+            (false, WHOLE_ACCOUNT, 50.0),
+            (true, "POST /v1/refunds", 25.0),
+            (false, "POST /v1/refunds", 25.0),
+        ] {
+            let rate = limits.rate(livemode, bucket);
+            assert!((limit * 0.95..limit).contains(&rate), "{livemode} {bucket}: {rate}");
+        }
+        let closed = Limits { endpoint: 0.0, ..limits };
+        assert!(closed.rate(true, "POST /v1/refunds") >= RATE_MIN, "Stripe may accept more again");
+    }
+
+    #[test]
+    fn an_endpoint_is_counted_if_its_limit_is_reached_before_that_of_the_account() {
+        let limits = Limits::default();
+        assert!(limits.counts_endpoints(true), "25 of 100 calls a second");
+        assert!(!limits.counts_endpoints(false), "25 of 25");
+    }
+}

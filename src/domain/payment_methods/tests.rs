@@ -52,6 +52,29 @@ fn kinds_have_stripes_names() {
 }
 
 #[test]
+fn a_debit_takes_euros_only_needs_a_mandate_and_takes_days() {
+    let dollars = Currency::parse("USD").unwrap();
+    for (kind, takes_dollars, needs_mandate, settles_slowly) in
+        [(MethodKind::Card, true, false, false), (MethodKind::SepaDebit, false, true, true)]
+    {
+        assert!(kind.takes(Currency::EUR), "{kind:?}");
+        assert_eq!(
+            (kind.takes(dollars), kind.needs_mandate(), kind.settles_slowly()),
+            (takes_dollars, needs_mandate, settles_slowly),
+            "{kind:?}"
+        );
+    }
+}
+
+#[test]
+fn only_a_bank_account_of_the_sources_api_is_a_legacy_one() {
+    for (id, kind, expected) in [("src_1", "sepa_debit", true), ("pm_1", "sepa_debit", false), ("src_1", "card", false)]
+    {
+        assert_eq!(method(id, kind, Some(1), None).is_legacy_sepa(), expected, "{id} {kind}");
+    }
+}
+
+#[test]
 fn a_mandate_that_has_ended_stays_so_and_a_new_one_counts() {
     let mut mandates = Mandates::default();
     assert_eq!(mandates.state(), Mandate::Unknown);
@@ -150,11 +173,13 @@ fn a_default_that_was_unset_leaves_none_until_one_is_chosen_or_added() {
     let found_detached = PaymentMethod { is_detach_read: true, ..detached_later.clone() };
     let default = chosen(&[other.clone(), found_detached], &BOTH);
     assert_eq!(default.as_deref(), Some("pm_other"), "it may have been detached before");
-    for second in [99, 98, 100] {
+    for second in [99, 98, 94, 100] {
         let by_stripe = unset(second, detached_later.clone());
         let default = chosen(&[other.clone(), by_stripe], &BOTH);
         assert_eq!(default.as_deref(), Some("pm_other"), "Stripe itself has unset it at {second}");
     }
+    let by_somebody = unset(93, detached_later);
+    assert_eq!(chosen(&[other, by_somebody], &BOTH), None, "the events of one detachment are not six seconds apart");
 }
 
 #[test]
@@ -178,4 +203,19 @@ fn the_order_of_the_list_does_not_matter() {
     let a = method("pm_a", "card", Some(2), None);
     let b = method("pm_b", "card", Some(2), None);
     assert_eq!(chosen(&[a.clone(), b.clone()], &BOTH), chosen(&[b, a], &BOTH));
+}
+
+#[test]
+fn p6_a_choice_made_now_outranks_every_known_fact_even_if_stripes_clock_is_ahead() {
+    let at = |second| OffsetDateTime::UNIX_EPOCH + Duration::seconds(second);
+    let unset = PaymentMethod { unset_time: Some(at(30)), ..method("pm_unset", "card", Some(1), None) };
+    for (methods, now, expected) in [
+        (vec![], 10, 10),
+        (vec![method("pm_old", "card", Some(1), Some(2))], 10, 10),
+        (vec![method("pm_old", "card", Some(20), None)], 10, 21),
+        (vec![method("pm_old", "card", Some(1), Some(10))], 10, 11),
+        (vec![unset, method("pm_old", "card", Some(20), None)], 10, 31),
+    ] {
+        assert_eq!(next_choice_time(&methods, at(now)), at(expected), "{methods:?}");
+    }
 }

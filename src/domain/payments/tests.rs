@@ -1,5 +1,11 @@
 mod amounts;
+mod attempts;
+mod authentication;
+mod failures;
+mod inputs;
+mod operations;
 mod payment_paths;
+mod plan;
 mod retries;
 
 use proptest::prelude::*;
@@ -40,6 +46,11 @@ fn attempt() -> Attempt {
     let before = Payment { attempt_number: 0, ..payment(PaymentState::Pending) };
     let request = fixtures::request(Purpose::Confirmation, 1, "payment_method=pm_1", NOW);
     Attempt::new_confirmation(&before, Uuid::nil().into(), request, None).expect("the payment has an intent")
+}
+
+/// The attempt, once refused.
+fn ended(attempt: Attempt) -> Attempt {
+    Attempt { state: AttemptState::Failed(Failure::default()), finish_time: Some(NOW), ..attempt }
 }
 
 fn intent(status: IntentStatus) -> IntentSnapshot {

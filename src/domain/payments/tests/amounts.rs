@@ -88,3 +88,27 @@ fn p12_a_link_paid_in_addition_to_another_intent_is_reported_once_and_exactly() 
     // 109.00 were received, and 60.00 were due.
     assert_eq!((payment.amount_received, transition.notices), (10_900, vec![overpaid(&other_intent(6000), 4900)]));
 }
+
+#[test]
+fn p12_what_a_requested_amount_leaves_unpaid_includes_the_part_that_its_caller_knew() {
+    let mut payment = payment(PaymentState::Failed);
+    payment.apply(None, PaymentInput::OtherIntentPaid(&other_intent(1000)), CONTEXT);
+    payment.apply(None, PaymentInput::Requested(payment.amount_change(2000)), CONTEXT);
+    let transition = payment.apply(None, PaymentInput::OtherIntentPaid(&other_intent(500)), CONTEXT);
+    // 20.00 were requested in addition to the 10.00.
+    let receipt = ReceivedMoney::of(&other_intent(500));
+    assert_eq!(transition.notices, [Notice::Underpaid { receipt, remaining: 1500 }]);
+}
+
+#[test]
+fn p12_what_settles_with_less_or_in_another_currency_is_a_mismatch() {
+    let paid = intent(IntentStatus::Succeeded);
+    let partly = IntentSnapshot { amount_received: 3000, ..paid.clone() };
+    let dollars = Money { currency: Currency::parse("USD").unwrap(), ..EUROS };
+    for paid in [partly, IntentSnapshot { amount: dollars, ..paid }] {
+        let mut payment = payment(PaymentState::Processing);
+        let transition = payment.apply(Some(&mut attempt()), PaymentInput::Intent(&paid), CONTEXT);
+        assert_eq!(payment.state(), PaymentState::Succeeded, "settled all the same");
+        assert_eq!(transition.notices, [Notice::AmountMismatch(ReceivedMoney::of(&paid))]);
+    }
+}
