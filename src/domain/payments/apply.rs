@@ -318,14 +318,15 @@ impl Payment {
             let charge = charge.or_else(|| failure.provider_charge_id.clone());
             attempt.finish(AttemptState::Failed(failure.clone()), charge, context.now);
         }
-        let may_ask = failure.requires_authentication() && context.supports_3ds && self.pending_operation.is_none();
-        match &mut self.state {
-            State::Processing { on_session }
-            | State::RequiresAction { action: RequiredAction::Authenticate { on_session, .. }, .. }
-                if may_ask && !*on_session =>
+        let may_ask = failure.requires_authentication()
+            && context.supports_3ds
+            && self.pending_operation.is_none()
+            && !self.is_on_session();
+        match self.state {
+            State::Processing { .. } | State::RequiresAction { action: RequiredAction::Authenticate { .. }, .. }
+                if may_ask =>
             {
-                *on_session = true;
-                self.unknown_since = None;
+                self.enter(State::Processing { on_session: true });
             }
             _ => self.fail(failure),
         }

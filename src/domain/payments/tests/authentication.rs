@@ -2,6 +2,7 @@
 //! Dashboard.
 
 use super::*;
+use crate::domain::payment_methods::MethodKind;
 
 const WITH_3DS: ApplyContext = ApplyContext { now: NOW, supports_3ds: true };
 
@@ -74,4 +75,21 @@ fn a_refusal_for_lack_of_authentication_after_a_required_action_has_not_failed_t
     let transition = payment.apply(Some(&mut first), PaymentInput::ConfirmRefused(authentication_required()), WITH_3DS);
     assert!(!matches!(transition.to, PaymentState::Failed) && payment.is_on_session());
     assert_eq!((first.is_open(), payment.unknown_since), (false, None), "the outcome of the attempt is known");
+}
+
+#[test]
+fn after_a_required_action_too_a_refusal_for_lack_of_authentication_leads_to_a_confirmation_on_session() {
+    let (mut payment, mut first) = (payment(PaymentState::Processing), attempt());
+    let method = fixtures::method(1, MethodKind::Card);
+    first.kind = AttemptKind::Confirm { method: method.id };
+    payment.apply(Some(&mut first), PaymentInput::Intent(&intent(IntentStatus::RequiresAction)), WITH_3DS);
+    payment.apply(Some(&mut first), PaymentInput::ConfirmRefused(authentication_required()), WITH_3DS);
+    let context = PlanContext {
+        payment: &payment,
+        attempt: Some(&first),
+        customer: &fixtures::customer(Some(method.id)),
+        integration: &fixtures::integration(true),
+        methods: std::slice::from_ref(&method),
+    };
+    assert!(matches!(context.plan(), Step::PrepareAttempt { .. }), "{:?}", context.plan());
 }
