@@ -138,7 +138,8 @@ impl App {
                 }
                 Next::NewKey => {
                     let mut work = self.begin_refund_doubt(lease, refund).await?;
-                    work.prepare(&target, request.generation + 1, request.body).await?;
+                    let next = store::stripe_requests::get(&mut work.tx, work.org, &target).await?.next_generation;
+                    work.prepare(&target, next, request.body).await?;
                     let now = work.now;
                     return work.end(Outcome::RunAgain(now)).await;
                 }
