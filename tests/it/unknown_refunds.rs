@@ -111,11 +111,13 @@ async fn p2_outages_rate_limits_and_timeouts_delay_a_refund_and_do_not_fail_it()
     finish(harness).await;
 }
 
-/// Waits until the job has found that the key of a caller's request is useless: Stripe replays a stored 500 for it.
+/// Waits until the job has found that the key of a caller's request is useless, because Stripe replays a stored 500 for
+/// it, and has read the list for the first time.
 async fn until_key_is_dead(harness: &Harness, request_id: &str) {
     let database = harness.database().await;
     until("the key is known to be dead", async || {
-        let query = "SELECT FROM stripe_requests WHERE name = $1 AND dead_key_time IS NOT NULL";
+        let query = "SELECT FROM stripe_requests JOIN refunds ON refunds.request_id = stripe_requests.name \
+            WHERE name = $1 AND dead_key_time IS NOT NULL AND unknown_since IS NOT NULL";
         (!database.query(query, &[&request_id]).await.expect("a result").is_empty()).then_some(())
     })
     .await;
