@@ -76,7 +76,7 @@ CREATE TABLE stripe_requests (
     name text NOT NULL,
     -- Incremented when another key is used.
     generation integer NOT NULL,
-    -- A function of installation, organization, purpose, name and generation.
+    -- A function of installation, organization, purpose, name and generation; of a default method, a new one each time.
     idempotency_key text NOT NULL,
     -- Form-encoded.
     body text NOT NULL,

@@ -3,9 +3,10 @@
 //!
 //! A request is stored before it is first sent: every send has the same body and the same key, so Stripe executes it
 //! once. Keys are functions of names that outlive our rows: for as long as Stripe keeps a key, a row that was lost and is
-//! made anew learns from Stripe what exists already. A key stops being useful in three ways: it is older than 20 h, and Stripe may have forgotten it; Stripe
-//! replays a stored 500 for it; or Stripe has received it with another body. What follows depends only on what a second
-//! execution under another key would do ([`Repeat`]), and on what a read of the object shows ([`Observed`]).
+//! made anew learns from Stripe what exists already. A key stops being useful in three ways: it is older than 20 h, and
+//! Stripe may have forgotten it; Stripe replays a stored 500 for it; or Stripe has received it with another body. What
+//! follows depends only on what a second execution under another key would do ([`Repeat`]), and on what a read of the
+//! object shows ([`Observed`]).
 
 use std::fmt;
 

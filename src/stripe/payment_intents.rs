@@ -90,9 +90,9 @@ impl Client {
         Ok(self.send::<WireIntent>(key, call).await?.into())
     }
 
-    /// A customer's intents whose metadata names a payment's invoice, created at `since` or later; newest first. They are read
-    /// from the list, which is current, never from search, which lags (P2). [`Error::Unknown`] if the list is too long
-    /// to be read completely: then nothing is proved.
+    /// A customer's intents whose metadata names a payment's invoice, created at `since` or later; newest first. They
+    /// are read from the list, which is current, never from search, which lags (P2). [`Error::Unknown`] if the list is
+    /// too long to be read completely: then nothing is proved.
     pub async fn find_payment_intents(
         &self,
         key: &ApiKey,

@@ -108,8 +108,8 @@ pub fn update_body(url: &str) -> String {
 }
 
 impl Client {
-    /// Registers an endpoint; the request's body is a stored [`create_body`]. The response and every replay of it contain the
-    /// secret.
+    /// Registers an endpoint; the request's body is a stored [`create_body`]. The response and every replay of it contain
+    /// the secret.
     pub async fn create_webhook_endpoint(
         &self,
         key: &ApiKey,

@@ -206,7 +206,7 @@ impl App {
         };
         if let stripe::Error::Invalid(_) = &error
             && let Some(intent) = self.refresh_payment(Actor::Job(lease), id).await?
-            && (!intent.awaits_confirmation() || attempt.left_trace_on(&intent))
+            && attempt.observed(&intent) == Observed::Present
         {
             // The intent changed independently of this request: its state counts, not the refusal.
             return self.finish_job(lease).await;
