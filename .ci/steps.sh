@@ -98,6 +98,15 @@ operator_steps() {
     code_block docs/operations.md "With a real Stripe test key, from a laptop"
 }
 
+# The documented commands for backups, in the order in which they run, one array element for each section.
+read_recovery_steps() {
+    local heading
+    recovery=()
+    for heading in "Back up" "Restore" "Fail over" "Copy to staging"; do
+        recovery+=("$(code_block docs/operations.md "$heading")")
+    done
+}
+
 # The folder of the Postgres that the tests use.
 installed_postgres() {
     local program
@@ -105,15 +114,16 @@ installed_postgres() {
     dirname "$program"
 }
 
-# Runs the operator steps on a new Postgres: operate PROGRAMS STEPS NAME=VALUE…, with these variables.
+# Runs the operator steps on a new Postgres: operate PROGRAMS PATH STEPS…
 operate() {
-    in_namespaces "$own_network" 'ip link set lo up' env "${@:3}" .ci/operator "$1" "$2"
+    in_namespaces "$own_network" 'ip link set lo up' env PATH="$2" .ci/operator "$1" "${@:3}"
 }
 
 # Runs the steps of docs/operations.md unchanged, on the installed Postgres and on the newest, which was fetched before;
-# then with an address that verifies the server's certificate, as that page says under "TLS to Postgres".
+# then with an address that verifies the server's certificate, as that page says under "TLS to Postgres". The installed
+# one also has the programs for backups.
 run_operator_steps() {
-    local steps address verified programs path
+    local steps address verified programs path recovery
     has_own_network || return 0
     steps=$(operator_steps)
     address=$(grep -o 'postgresql://[^ ]*' <<<"$steps")
@@ -122,13 +132,16 @@ run_operator_steps() {
         echo "The steps contain no database address, or more than one." >&2
         return 1
     fi
-    echo "$steps"
+    read_recovery_steps
+    printf '%s\n' "$steps" "${recovery[@]}"
     cargo build --locked --quiet
     path=${CARGO_TARGET_DIR:-$repo/target}/debug:$PATH
     for programs in "$(installed_postgres)" "$scratch"/fetched/paybridge/postgres-*/bin; do
-        operate "$programs" "$steps" PATH="$path"
-        operate "$programs" "$verified" PATH="$path"
+        operate "$programs" "$path" "$steps"
+        operate "$programs" "$path" "$verified"
     done
+    programs=$(installed_postgres)
+    operate "$programs" "$programs:$path" "$steps" "${recovery[@]}"
 }
 
 # A short run, which must find no violation. It prints its seed for replay.

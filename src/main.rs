@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use paybridge::app::App;
 #[cfg(feature = "dev")]
 use paybridge::clock::Clock;
@@ -11,6 +11,7 @@ use paybridge::domain::jobs::JobFilter;
 use paybridge::domain::{Error, JobId, OrganizationId, TokenId};
 use paybridge::lifecycle::Lifecycle;
 use paybridge::server::{self, ServerOptions};
+use paybridge::store::adopt::Adoptable;
 use paybridge::store::startup::StartupError;
 use paybridge::{store, telemetry};
 use secrecy::{ExposeSecret, SecretString};
@@ -54,7 +55,8 @@ async fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Serve(settings) => return serve(*settings).await,
         Task::PrintRoles { grantee } => print!("{}", store::migrate::roles_sql(&grantee)),
-        Task::Migrate { database } => migrate(&database).await?,
+        Task::Migrate { database, installation } => migrate(&database, &installation).await?,
+        Task::Adopt { database, installation } => adopt(&database, &installation).await?,
         Task::CreateOrganization { database, name } => create_organization(&database, &name).await?,
         Task::ListOrganizations { database } => list_organizations(&database).await?,
         Task::CreateToken { database, organization, name } => {
@@ -121,12 +123,39 @@ fn options(settings: &Serve, grpc: Option<TcpListener>, http: TcpListener) -> Se
     options
 }
 
-async fn migrate(database: &SecretString) -> Result<()> {
-    let versions = store::migrate::run(database.expose_secret()).await?;
+async fn migrate(database: &SecretString, installation: &str) -> Result<()> {
+    let versions = store::migrate::run(database.expose_secret(), installation).await?;
     for version in &versions {
         println!("migrated: {version}");
     }
     println!("The schema is up to date; {} migrations ran.", versions.len());
+    Ok(())
+}
+
+/// Makes a copy an installation of its own, once its new name was typed.
+async fn adopt(database: &SecretString, to: &str) -> Result<()> {
+    let url = database.expose_secret();
+    store::startup::check_schema(url).await.map_err(StartupError::into_error)?;
+    let Adoptable { name: from, integrations } = store::adopt::adoptable(url, to).await?;
+    println!(
+        "This database belongs to the installation `{from}`. It becomes the installation `{to}`:\n\
+         - Its integrations ({integrations}) are disconnected here, and their keys erased. Nothing is changed at \
+         Stripe: the objects and webhook endpoints there belong to `{from}`.\n\
+         - Its jobs are deleted. Payments in progress stay as they are.\n\
+         - Its event logs get other ids.\n\
+         If it is the database of `{from}` itself and no copy, `{from}` collects nothing more.\n\
+         Stop all processes that use this database. Then type the new name to continue:"
+    );
+    let mut typed = String::new();
+    std::io::stdin().read_line(&mut typed)?;
+    ensure!(typed.trim() == to, "the new name was not typed; nothing was changed");
+    let integrations = store::adopt::adopt(url, &from, to).await?;
+    let os_user = ["USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    tracing::info!(
+        target: "audit", action = "installation.adopt", from, to, integrations, os_user,
+        "a copy of an installation was made an installation of its own"
+    );
+    println!("The database belongs to the installation `{to}`. Start its processes with --installation {to}.");
     Ok(())
 }
 

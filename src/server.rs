@@ -148,7 +148,12 @@ pub async fn start(settings: &Serve, options: ServerOptions, lifecycle: &Lifecyc
             grpc::routes(app.clone(), grpc_options, draining.clone(), health).context("cannot serve reflection")?;
         lifecycle.spawn("grpc", holding(&serving, listeners::serve_grpc(server, routes, listener, shutdown.clone())));
     }
-    let startup = Startup { database: settings.database.clone(), sealer, checked: Arc::clone(&checked) };
+    let startup = Startup {
+        database: settings.database.clone(),
+        installation: settings.installation.clone(),
+        sealer,
+        checked: Arc::clone(&checked),
+    };
     let stop = lifecycle.shutdown().clone();
     lifecycle.spawn("readiness", readiness.run(startup, app.clone(), stop, draining.drop_guard()));
     lifecycle.spawn("http", holding(&serving, listeners::serve_http(http, options.http, shutdown.clone())));

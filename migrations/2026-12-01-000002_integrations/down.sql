@@ -1,3 +1,4 @@
 DROP TABLE stripe_budgets;
 DROP TABLE stripe_requests;
+DROP TABLE stripe_contacts;
 DROP TABLE integrations;

@@ -65,6 +65,43 @@ CREATE UNIQUE INDEX integrations_code_key ON integrations (organization_id, code
 CREATE UNIQUE INDEX integrations_account_key ON integrations (organization_id, provider_account_id, livemode)
 WHERE state <> 'disconnected';
 
+-- One row per integration: when Stripe last confirmed that this database is the one in use, and how far catching up has
+-- come. An integration catches up by reading from Stripe what a database that was restored, failed over or copied has
+-- forgotten.
+CREATE TABLE stripe_contacts (
+    organization_id uuid NOT NULL,
+    integration_id uuid NOT NULL,
+    -- When Stripe last confirmed it, in the time of Paybridge's clock.
+    contact_time timestamptz NOT NULL,
+    -- A counter that is raised now and then, here and in the metadata of the webhook endpoint at Stripe. If Stripe's is
+    -- ahead, another copy of this database has raised it.
+    number bigint NOT NULL,
+    -- NULL: the integration is not catching up, and the columns below hold nothing.
+    catch_up_reason text,
+    -- When it was reported.
+    catch_up_start timestamptz,
+    -- What is being read from Stripe.
+    stage text,
+    -- The last object of that stage that was read: reading continues after it.
+    after text,
+    -- In all stages so far.
+    objects_read bigint NOT NULL,
+    -- The counter at Stripe, the incarnation that has written it, and when it was first seen: catching up begins after
+    -- the counter has rested, and ends only if it still does.
+    seen_number bigint,
+    seen_writer uuid,
+    seen_time timestamptz,
+    -- What an operator has to repair before catching up can go on. It was reported.
+    fault text,
+    CONSTRAINT stripe_contacts_pkey PRIMARY KEY (organization_id, integration_id),
+    CONSTRAINT stripe_contacts_organization_fkey FOREIGN KEY (organization_id) REFERENCES organizations (id),
+    CONSTRAINT stripe_contacts_integration_fkey
+        FOREIGN KEY (organization_id, integration_id) REFERENCES integrations (organization_id, id),
+    CONSTRAINT stripe_contacts_catch_up_reason_check
+        CHECK (catch_up_reason IN ('database_changed', 'silence', 'counter_ahead')),
+    CONSTRAINT stripe_contacts_stage_check CHECK ((stage IS NULL) = (catch_up_reason IS NULL))
+);
+
 -- Every POST to Stripe that creates or changes something. A request is committed before it is first sent, and sent
 -- again byte for byte under the same key (P2, P8). Confirmations of PaymentIntents are in payment_attempts.
 CREATE TABLE stripe_requests (

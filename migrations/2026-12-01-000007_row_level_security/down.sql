@@ -1,6 +1,8 @@
 REVOKE ALL ON FUNCTION ensure_delivery_partitions(date, date) FROM paybridge_system;
 REVOKE ALL ON FUNCTION drop_delivery_partitions(date) FROM paybridge_system;
 REVOKE ALL ON FUNCTION sealed_samples() FROM paybridge_system;
+REVOKE ALL ON FUNCTION present_identity() FROM paybridge_system;
+REVOKE ALL ON FUNCTION check_identity() FROM paybridge_system;
 DO $$
 DECLARE
     policy record;

@@ -217,7 +217,7 @@ pub(super) fn provider_error(integration: &Integration, operation: Operation, me
     NewEvent::new(EventType::PaymentProviderError, Payload::PaymentProviderError(object))
 }
 
-/// `payment_provider.connected`, `payment_provider.recovered`, `payment_provider.disconnected`.
+/// `payment_provider.connected`, `….recovered`, `….disconnected`, `….catch_up_started` and `….catch_up_finished`.
 pub(super) fn provider(webhook_type: EventType, integration: &Integration) -> NewEvent {
     let object = PaymentProviderObject {
         lago_payment_provider_id: integration.id.0,

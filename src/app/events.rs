@@ -4,7 +4,7 @@ use tokio::sync::watch;
 
 use super::App;
 use crate::domain::events::{Event, EventLog};
-use crate::domain::{OrganizationId, Result};
+use crate::domain::{LogId, OrganizationId, Result};
 use crate::store;
 
 impl App {
@@ -14,10 +14,20 @@ impl App {
         store::events::head(&mut tx, org).await
     }
 
-    /// Up to `limit` events after `position`, in order and without gaps (P5).
-    pub async fn events_after(&self, org: OrganizationId, position: i64, limit: i64) -> Result<Vec<Event>> {
+    /// Up to `limit` events of the log `log_id` after `position`, in order and without gaps (P5). Fails if the log was
+    /// replaced, or has lost the position: what follows is no longer what the reader has not seen.
+    pub async fn events_after(
+        &self,
+        org: OrganizationId,
+        log_id: LogId,
+        position: i64,
+        limit: i64,
+    ) -> Result<Vec<Event>> {
         let mut tx = self.read(org).await?;
-        store::events::after(&mut tx, org, position, limit).await
+        let events = store::events::after(&mut tx, org, position, limit).await?;
+        // Read last: a log that is still there was there when its events were read.
+        store::events::head(&mut tx, org).await?.check_reader(Some(log_id), position)?;
+        Ok(events)
     }
 
     /// A receiver that changes whenever the log may have grown. It may also change without a new event.

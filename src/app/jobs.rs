@@ -27,6 +27,9 @@ const OWN_FAILURES_MAX: i32 = 20;
 /// The maximum backoff while Stripe or the database is unavailable.
 const UNAVAILABLE_BACKOFF_MAX: Duration = Duration::minutes(5);
 
+/// The maximum backoff of jobs that are never parked: whether an integration may collect depends on them.
+const NEVER_PARKED_BACKOFF_MAX: Duration = Duration::MINUTE;
+
 /// The maximum number of jobs listed (P11).
 const LISTED_MAX: i64 = 1_000;
 
@@ -106,7 +109,7 @@ impl App {
         // In a task of its own, so that a panic counts as a failed attempt and the job is not leased again forever.
         let task = tokio::spawn({
             let (app, lease) = (self.clone(), lease.clone());
-            async move { app.dispatch(&lease).await }.in_current_span()
+            async move { Box::pin(app.dispatch(&lease)).await }.in_current_span()
         });
         let Err(error) = task.await.unwrap_or_else(|panic| Err(Error::internal(panic))) else { return };
         if matches!(error, Error::LeaseLost) {
@@ -115,7 +118,9 @@ impl App {
         }
         let result = match &error {
             // The job's object was disconnected with the integration: there is nothing left to do at Stripe.
-            Error::FailedPrecondition { reason: "INTEGRATION_DISCONNECTED", .. } => self.drop_job(lease).await,
+            Error::FailedPrecondition { reason: "INTEGRATION_DISCONNECTED", .. } if lease.kind != JobKind::CatchUp => {
+                self.drop_job(lease).await
+            }
             _ => self.reschedule(lease, &error).await,
         };
         if let Err(error) = result
@@ -131,7 +136,7 @@ impl App {
 
     async fn dispatch(&self, lease: &Lease) -> Result<()> {
         match lease.kind {
-            JobKind::SubmitPayment => self.submit_payment(lease).await,
+            JobKind::SubmitPayment => Box::pin(self.submit_payment(lease)).await,
             JobKind::ReconcilePayment => self.reconcile_payment(lease).await,
             JobKind::RefundPayment => self.finish_refund(lease).await,
             JobKind::ApplyDelivery => self.apply_delivery(lease).await,
@@ -146,6 +151,7 @@ impl App {
             JobKind::SweepIntegration => self.sweep_integration(lease).await,
             JobKind::CheckEndpoint => self.maintain_endpoint(lease).await,
             JobKind::ReconcileSession => self.reconcile_session(lease).await,
+            JobKind::CatchUp => self.catch_up(lease).await,
         }
     }
 
@@ -170,15 +176,18 @@ impl App {
         };
         let now = self.clock().now();
         let (kind, failures) = (lease.kind.as_str(), lease.failures + 1);
-        let is_reconciler = JobKind::RECONCILERS.contains(&lease.kind);
+        let is_never_parked = lease.kind.is_never_parked();
+        let delay_max = if is_never_parked { NEVER_PARKED_BACKOFF_MAX } else { Duration::MAX };
         let mut tx = self.read(lease.organization_id).await?;
         let is_parked = if matches!(error, Error::Unavailable { .. }) {
-            store::jobs::release(&mut tx, lease, now + backoff_unavailable(lease.failures), Some(&text)).await?;
+            store::jobs::release(&mut tx, lease, now + backoff_unavailable(lease.failures).min(delay_max), Some(&text))
+                .await?;
             false
         } else {
-            // A reconciler has no end, and no other job does its work: it is never parked.
-            let failures_max = if is_reconciler { i32::MAX } else { OWN_FAILURES_MAX };
-            let failure = JobFailure { error: text.clone(), run_at: now + backoff(lease.failures), failures_max };
+            // No other job does its work.
+            let failures_max = if is_never_parked { i32::MAX } else { OWN_FAILURES_MAX };
+            let run_at = now + backoff(lease.failures).min(delay_max);
+            let failure = JobFailure { error: text.clone(), run_at, failures_max };
             store::jobs::fail(&mut tx, lease, &failure, now).await?
         };
         tx.commit().await?;
@@ -187,10 +196,10 @@ impl App {
                 job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
                 error = %text, "job parked; fix the cause, then run `paybridge jobs retry`"
             );
-        } else if is_reconciler && failures >= OWN_FAILURES_MAX {
+        } else if is_never_parked && failures >= OWN_FAILURES_MAX {
             tracing::error!(
                 job.id = %lease.id, job.kind = kind, job.object_id = %lease.object_id, job.failures = failures,
-                error = %text, "reconciler keeps failing"
+                error = %text, "job keeps failing"
             );
         } else {
             tracing::warn!(job.id = %lease.id, job.kind = kind, job.failures = failures, error = %text, "job failed");

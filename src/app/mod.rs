@@ -5,6 +5,7 @@
 //! workers and streams after the commit (P4, P5). No transaction is open during a call to Stripe (P3): a job reads and
 //! prepares its request in one transaction, calls Stripe, and writes the outcome in the next.
 
+mod catch_up;
 mod customers;
 mod deliveries;
 mod event_payloads;

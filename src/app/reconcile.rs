@@ -46,7 +46,7 @@ impl App {
         let first_read = if integration.polls_events { now } else { now + self.list_period(integration) };
         work.enqueue_at(JobKind::PollEvents, id, first_read);
         work.enqueue_at(JobKind::SweepIntegration, id, now + periods.sweep);
-        work.enqueue_at(JobKind::CheckEndpoint, id, now + periods.endpoint);
+        work.enqueue_at(JobKind::CheckEndpoint, id, now + self.endpoint_period(integration));
     }
 
     /// Enqueues the missing reconcilers of live integrations, such as those that an earlier release connected. For a

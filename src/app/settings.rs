@@ -5,7 +5,7 @@ use time::Duration;
 /// The settings of the use cases.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The name of this installation, part of every idempotency key.
+    /// The name of this installation, part of every idempotency key, and of the metadata of every object at Stripe.
     pub installation: String,
     /// Where Checkout redirects customers, unless the call or the integration sets its own URL.
     pub default_success_url: String,
@@ -36,8 +36,13 @@ pub struct Periods {
     pub list_live: Duration,
     /// Of the sweep.
     pub sweep: Duration,
-    /// Of the check of the webhook endpoint.
-    pub endpoint: Duration,
+    /// Of the check of the webhook endpoint, with a test key.
+    pub endpoint_test: Duration,
+    /// Of the check of the webhook endpoint, with a live key: Stripe rations reads.
+    pub endpoint_live: Duration,
+    /// For how long an integration may collect after Stripe has confirmed that its database is the one in use. The check
+    /// of the endpoint renews it.
+    pub contact_max: Duration,
 }
 
 impl Default for Periods {
@@ -48,7 +53,9 @@ impl Default for Periods {
             list_test: Duration::MINUTE,
             list_live: Duration::minutes(10),
             sweep: Duration::MINUTE,
-            endpoint: Duration::HOUR,
+            endpoint_test: Duration::MINUTE,
+            endpoint_live: Duration::minutes(8),
+            contact_max: Duration::minutes(10),
         }
     }
 }

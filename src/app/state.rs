@@ -10,11 +10,16 @@ use super::notifications::Notifier;
 use super::settings::Settings;
 use super::token_cache::TokenCache;
 use crate::clock::Clock;
+use crate::domain::catch_up::CatchUpReason;
 use crate::domain::integrations::{Integration, IntegrationState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 use crate::store::integrations::Secret;
 use crate::store::{self, Notification, Pool, Scope, Sealer};
 use crate::stripe;
+
+/// For how long an integration may collect after its last contact with Stripe, at least, in real time, however fast the
+/// clock runs.
+const CONTACT_REAL_MIN: Duration = Duration::from_secs(5);
 
 /// What the use cases work on.
 pub struct Adapters {
@@ -87,18 +92,25 @@ impl App {
     /// The Stripe account of an integration that is not paused. A paused one is not called: Stripe rejected its key.
     pub(super) async fn stripe_account(&self, org: OrganizationId, id: IntegrationId) -> Result<StripeAccount> {
         let (integration, account) = self.stripe_account_even_paused(org, id).await?;
-        if integration.state == IntegrationState::Paused {
-            return Err(Error::Unavailable {
-                reason: "STRIPE_UNAVAILABLE",
-                message: "the integration is paused, see its pause_reason; repair or rotate its API key".to_owned(),
-                retry_after: Duration::from_mins(1),
-            });
-        }
+        check_not_paused(&integration)?;
+        Ok(account)
+    }
+
+    /// The Stripe account of an integration that catches up, for the job that does so.
+    pub(super) async fn stripe_account_to_catch_up(
+        &self,
+        org: OrganizationId,
+        id: IntegrationId,
+    ) -> Result<StripeAccount> {
+        let mut tx = self.read(org).await?;
+        let integration = store::integrations::get(&mut tx, org, id).await?;
+        check_not_paused(&integration)?;
+        let account = self.open_account(tx, &integration).await?;
         Ok(account)
     }
 
     /// An integration and its Stripe account, paused or not. Calls made with its key are rate-limited per Stripe
-    /// account.
+    /// account. While the integration catches up, the key is read-only.
     pub(super) async fn stripe_account_even_paused(
         &self,
         org: OrganizationId,
@@ -106,6 +118,26 @@ impl App {
     ) -> Result<(Integration, StripeAccount)> {
         let mut tx = self.read(org).await?;
         let integration = store::integrations::get(&mut tx, org, id).await?;
+        let contact = store::contacts::get(&mut tx, org, id).await?;
+        let mut account = self.open_account(tx, &integration).await?;
+        let is_in_use = matches!(integration.state, IntegrationState::Active | IntegrationState::Disconnecting);
+        if contact.catch_up.is_some() {
+            account.key = account.key.read_only();
+        } else if is_in_use && contact.is_stale(self.clock().now(), self.contact_max()) {
+            self.begin_catch_up(org, id, CatchUpReason::Silence).await?;
+            account.key = account.key.read_only();
+        }
+        Ok((integration, account))
+    }
+
+    /// For how long an integration may collect after its last contact with Stripe.
+    pub(super) fn contact_max(&self) -> time::Duration {
+        self.0.settings.periods.contact_max.max(self.clock().shown(CONTACT_REAL_MIN))
+    }
+
+    /// Reads and opens an integration's key.
+    async fn open_account(&self, mut tx: store::Transaction, integration: &Integration) -> Result<StripeAccount> {
+        let (org, id) = (integration.organization_id, integration.id);
         let key = store::integrations::secret(&mut tx, &self.0.sealer, org, id, Secret::Key).await?;
         tx.close().await?;
         let key = key.ok_or_else(|| {
@@ -118,6 +150,18 @@ impl App {
         // If the account's id is unknown, the integration's id identifies its rate limits.
         let account_id = integration.provider_account_id.clone().unwrap_or_else(|| id.to_string());
         let key = self.0.stripe.rate_limiters().key(key, &account_id, integration.livemode, org);
-        Ok((integration, StripeAccount { org, integration_id: id, key }))
+        Ok(StripeAccount { org, integration_id: id, key })
     }
+}
+
+/// A paused integration is not called: Stripe rejected its key.
+fn check_not_paused(integration: &Integration) -> Result<()> {
+    if integration.state != IntegrationState::Paused {
+        return Ok(());
+    }
+    Err(Error::Unavailable {
+        reason: "STRIPE_UNAVAILABLE",
+        message: "the integration is paused, see its pause_reason; repair or rotate its API key".to_owned(),
+        retry_after: Duration::from_mins(1),
+    })
 }

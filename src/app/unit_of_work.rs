@@ -95,9 +95,14 @@ impl UnitOfWork {
         self.jobs.push(job);
     }
 
+    /// The name of this installation, which is in the metadata of every object at Stripe.
+    pub(super) fn installation(&self) -> &str {
+        &self.app.0.settings.installation
+    }
+
     /// Whose keys the requests to Stripe have.
     pub(super) fn key_scope(&self) -> KeyScope<'_> {
-        KeyScope { installation: &self.app.0.settings.installation, organization: self.org }
+        KeyScope { installation: self.installation(), organization: self.org }
     }
 
     /// Stores a request to Stripe with this change, before it is first sent (P2).

@@ -36,6 +36,12 @@ pub(super) enum Command {
     /// Safe to run while the previous release serves, and safe to repeat. The user in the database URL needs the right
     /// to create tables and, for the first run, to create roles.
     Migrate(MigrateArgs),
+    /// Make a copy of another installation's database an installation of its own.
+    ///
+    /// For a staging system made from production, for example. Stop the copy's processes first. Shows what will change
+    /// and asks to type the new name. Then every integration is disconnected in this database, and its secrets are
+    /// erased; nothing is changed at Stripe, whose objects belong to the other installation.
+    Adopt(AdoptArgs),
     /// Create and list organizations (tenants).
     #[command(subcommand)]
     Organization(OrganizationCommand),
@@ -154,9 +160,21 @@ pub(super) struct DatabaseArgs {
 }
 
 #[derive(Args)]
+pub(super) struct InstallationArgs {
+    /// The name of this installation: 1 to 63 lower-case letters, digits or hyphens. It is part of every idempotency key.
+    ///
+    /// The first `migrate` writes it to the database; from then on processes with another name do not start.
+    /// Installations that use the same Stripe account need different names.
+    #[arg(long, env = "PAYBRIDGE_INSTALLATION", default_value = "paybridge", value_name = "NAME")]
+    pub(super) installation: String,
+}
+
+#[derive(Args)]
 pub(super) struct MigrateArgs {
     #[command(flatten)]
     pub(super) database: DatabaseArgs,
+    #[command(flatten)]
+    pub(super) installation: InstallationArgs,
     /// Print the SQL that creates Paybridge's three roles and grants them to the user of `--for`, and do nothing else.
     ///
     /// For a database administrator, who runs it in Paybridge's database if the migrating user may not create roles.
@@ -165,6 +183,15 @@ pub(super) struct MigrateArgs {
     /// The database user that migrates and serves.
     #[arg(long = "for", value_name = "USER", requires = "print_roles")]
     pub(super) grantee: Option<String>,
+}
+
+#[derive(Args)]
+pub(super) struct AdoptArgs {
+    #[command(flatten)]
+    pub(super) database: DatabaseArgs,
+    /// The name of the new installation: 1 to 63 lower-case letters, digits or hyphens.
+    #[arg(long, env = "PAYBRIDGE_INSTALLATION", value_name = "NAME")]
+    pub(super) installation: Option<String>,
 }
 
 #[derive(Args)]
@@ -231,12 +258,8 @@ pub(super) struct WorkArgs {
     /// A file with the same keys, one per line. Give either the keys or the file.
     #[arg(long, env = "PAYBRIDGE_ENCRYPTION_KEYS_FILE", value_name = "FILE")]
     pub(super) encryption_keys_file: Option<String>,
-    /// The name of this installation: 1 to 63 lower-case letters, digits or hyphens. It is part of every idempotency key.
-    ///
-    /// Installations that use the same Stripe account need different names. All processes of one installation need the
-    /// same name, and keep it.
-    #[arg(long, env = "PAYBRIDGE_INSTALLATION", default_value = "paybridge", value_name = "NAME")]
-    pub(super) installation: String,
+    #[command(flatten)]
+    pub(super) installation: InstallationArgs,
     /// The page to which Stripe Checkout sends a customer afterwards, unless the call or the integration names another.
     ///
     /// Required, because Stripe requires one for every Checkout session. It may contain `{CHECKOUT_SESSION_ID}`, which
@@ -344,6 +367,10 @@ pub(super) struct ChaosArgs {
     /// Postgres.
     #[arg(long, env = "PAYBRIDGE_KILL_EVERY", default_value = "2s", value_name = "PERIOD")]
     pub(super) kill_every: String,
+    /// The interval between restorations of the database from a snapshot that is some seconds old, in real time, such
+    /// as 45s. 0s restores nothing.
+    #[arg(long, env = "PAYBRIDGE_RESTORE_EVERY", default_value = "0s", value_name = "PERIOD")]
+    pub(super) restore_every: String,
     /// The seed of the plan of payments and faults; random by default. The run prints it.
     #[arg(long, env = "PAYBRIDGE_SEED", value_name = "NUMBER")]
     pub(super) seed: Option<String>,

@@ -7,8 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 use tracing_subscriber::EnvFilter;
 
 use super::arguments::{
-    Cli, Command, DatabaseArgs, JobsCommand, MigrateArgs, OrganizationCommand, ServeArgs, TelemetryArgs, TokenCommand,
-    WorkArgs,
+    AdoptArgs, Cli, Command, DatabaseArgs, InstallationArgs, JobsCommand, MigrateArgs, OrganizationCommand, ServeArgs,
+    TelemetryArgs, TokenCommand, WorkArgs,
 };
 use super::base_url::BaseUrl;
 use super::check::{self, SettingErrors, non_blank};
@@ -50,7 +50,12 @@ fn task(errors: &mut SettingErrors, command: Command) -> Option<Task> {
         Command::Migrate(MigrateArgs { grantee: Some(user), .. }) => {
             Some(Task::PrintRoles { grantee: errors.record_argument("--for", check::database_user(&user))? })
         }
-        Command::Migrate(args) => Some(Task::Migrate { database: database(errors, args.database)? }),
+        Command::Migrate(args) => {
+            let database = database(errors, args.database);
+            let installation = installation(errors, &args.installation);
+            Some(Task::Migrate { database: database?, installation: installation? })
+        }
+        Command::Adopt(args) => adopt(errors, args),
         Command::Organization(OrganizationCommand::Create { name, database: args }) => {
             let name = errors.record_argument("the organization's name", check::name(&name));
             Some(Task::CreateOrganization { database: database(errors, args)?, name: name? })
@@ -117,6 +122,18 @@ fn database(errors: &mut SettingErrors, args: DatabaseArgs) -> Option<SecretStri
     errors.record("database-url", check::database(args.database_url))
 }
 
+fn installation(errors: &mut SettingErrors, args: &InstallationArgs) -> Option<String> {
+    errors.record("installation", check::installation(&args.installation))
+}
+
+fn adopt(errors: &mut SettingErrors, args: AdoptArgs) -> Option<Task> {
+    let database = database(errors, args.database);
+    let name =
+        non_blank(args.installation).ok_or_else(|| "is missing; choose a name for the new installation".to_owned());
+    let installation = errors.record("installation", name.and_then(|name| check::installation(&name)));
+    Some(Task::Adopt { database: database?, installation: installation? })
+}
+
 fn serve(errors: &mut SettingErrors, args: ServeArgs) -> Option<Serve> {
     let listen = errors.record("grpc-listen", check::address(&args.grpc_listen));
     let tls = tls(errors, non_blank(args.grpc_tls_cert_file), non_blank(args.grpc_tls_key_file));
@@ -135,7 +152,7 @@ fn work(errors: &mut SettingErrors, args: WorkArgs, least_concurrency: usize) ->
     let base_url = errors.record("stripe-base-url", BaseUrl::parse(&args.stripe_base_url));
     let timeout = errors.record("stripe-timeout-seconds", check::number(&args.stripe_timeout_seconds, 1..=120));
     let encryption_keys = keys(errors, args.encryption_keys, non_blank(args.encryption_keys_file));
-    let installation = errors.record("installation", check::installation(&args.installation));
+    let installation = installation(errors, &args.installation);
     let success_url = errors.record("default-success-url", check::page_url(args.default_success_url));
     let events = errors.record("event-retention-days", check::number(&args.event_retention_days, 1..=3650));
     let deliveries = errors.record("delivery-retention-days", check::number(&args.delivery_retention_days, 35..=3650));
@@ -246,6 +263,7 @@ fn chaos(errors: &mut SettingErrors, args: super::arguments::ChaosArgs) -> Optio
     let replicas = errors.record("replicas", check::number(&args.replicas, 1..=9));
     let faults = errors.record("faults", check::number(args.faults.trim().trim_end_matches('%'), 0..=50));
     let kill_every = errors.record("kill-every", check::period(&args.kill_every));
+    let restore_every = errors.record("restore-every", check::period(&args.restore_every));
     let seed = non_blank(args.seed).map(|text| check::number(&text, 0..=u64::MAX)).transpose();
     let seed = errors.record("seed", seed);
     let clock_speed = errors.record("clock-speed", check::number(&args.clock_speed, 1..=1_000));
@@ -255,6 +273,7 @@ fn chaos(errors: &mut SettingErrors, args: super::arguments::ChaosArgs) -> Optio
         replicas: replicas?,
         faults: faults?,
         kill_every: kill_every?,
+        restore_every: restore_every?,
         seed: seed?,
         clock_speed: clock_speed?,
         time_limit: Duration::from_mins(minutes?),

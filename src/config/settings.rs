@@ -28,6 +28,11 @@ pub enum Task {
     },
     Migrate {
         database: SecretString,
+        installation: String,
+    },
+    Adopt {
+        database: SecretString,
+        installation: String,
     },
     CreateOrganization {
         database: SecretString,
@@ -84,7 +89,7 @@ pub struct Serve {
     pub stripe: Stripe,
     /// At least one. The first seals, all open.
     pub encryption_keys: Vec<EncryptionKey>,
-    /// The name of this installation, part of every idempotency key.
+    /// The name of this installation, part of every idempotency key. The database must belong to it.
     pub installation: String,
     /// The page to which Checkout sends a customer if nothing else is set.
     pub default_success_url: String,
@@ -232,6 +237,8 @@ pub struct Chaos {
     pub faults: u8,
     /// The interval between kills, real time; zero for none.
     pub kill_every: Duration,
+    /// The interval between restorations of the database, real time; zero for none.
+    pub restore_every: Duration,
     /// The seed of the plan. Absent: random.
     pub seed: Option<u64>,
     /// The speed of the clock, as a multiple of real time.

@@ -8,9 +8,10 @@ const PAGE: &str = include_str!("../../docs/settings.md");
 
 /// The commands whose settings the page lists, each with its title. The empty name stands for the settings of all
 /// commands.
-const COMMANDS: [(&str, &str); 7] = [
+const COMMANDS: [(&str, &str); 8] = [
     ("serve", "`paybridge serve` (`worker` takes all but `--grpc-…` and `--max-streams-per-organization`)"),
     ("migrate", "`paybridge migrate` (`organization`, `token` and `jobs` take `--database-url`, too)"),
+    ("adopt", "`paybridge adopt`"),
     ("dev", "`paybridge dev`"),
     ("demo", "`paybridge demo`"),
     ("sandbox", "`paybridge sandbox`"),

@@ -216,8 +216,18 @@ fn printing_the_roles_needs_no_database() {
     }
     let too_long = format!("--for={}", "x".repeat(64));
     assert!(read(&["migrate", "--print-roles", &too_long]).unwrap_err().text.contains("--for: "));
-    assert!(matches!(read(&["migrate", "--database-url=host=x"]).unwrap().task, Task::Migrate { .. }));
+    let migrate = read(&["migrate", "--database-url=host=x"]).unwrap().task;
+    assert!(matches!(migrate, Task::Migrate { installation, .. } if installation == "paybridge"));
     assert!(read(&["migrate"]).unwrap_err().text.contains("--database-url (DATABASE_URL): is missing"));
+}
+
+#[test]
+fn adopting_a_copy_needs_a_name_for_it() {
+    let named = read(&["adopt", "--database-url=host=x", "--installation=staging"]).unwrap().task;
+    assert!(matches!(named, Task::Adopt { installation, .. } if installation == "staging"));
+    let unnamed = read(&["adopt"]).unwrap_err().text;
+    assert!(unnamed.contains("2 invalid settings") && unnamed.contains("--installation"), "{unnamed}");
+    read(&["adopt", "--database-url=host=x", "--installation=Staging"]).unwrap_err();
 }
 
 #[test]
@@ -277,10 +287,11 @@ fn a_fast_clock_and_the_periods_of_chaos_are_read() {
     }
     let line = ["chaos", "--payments=7", "--faults=25%", "--kill-every=500ms", "--seed=3", "--minutes=2"];
     let Ok(Settings { task: Task::Chaos(chaos), .. }) = read(&line) else { panic!("it is read") };
+    assert!(chaos.restore_every.is_zero(), "off by default");
     assert_eq!((chaos.payments, chaos.faults, chaos.seed), (7, 25, Some(3)));
     assert_eq!((chaos.kill_every.as_millis(), chaos.time_limit.as_secs()), (500, 120));
-    let error = read(&["chaos", "--faults=90%", "--kill-every=soon"]).unwrap_err();
-    assert!(error.text.contains("2 invalid settings"), "{}", error.text);
+    let error = read(&["chaos", "--faults=90%", "--kill-every=soon", "--restore-every=later"]).unwrap_err();
+    assert!(error.text.contains("3 invalid settings"), "{}", error.text);
 }
 
 #[test]

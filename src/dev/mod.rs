@@ -6,6 +6,8 @@ mod demo;
 mod rng;
 mod run;
 
+/// Snapshots, restorations and copies of a database.
+pub mod backups;
 /// An embedded Postgres, started from the programs that the machine has or can fetch.
 pub mod postgres;
 /// A stateful stand-in for Stripe's API.

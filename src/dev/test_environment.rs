@@ -2,7 +2,7 @@
 //! runs its scenarios in one, every test starts its own, and `paybridge dev` leaves one running.
 //!
 //! Servers run in this process on the environment's clock, or, with [`Options::program`], as `paybridge serve`
-//! processes on the machine's clock. Workers are always processes.
+//! processes on the machine's clock, unless [`Options::process_clock`] is set. Workers are always processes.
 
 use std::fs::OpenOptions;
 use std::net::SocketAddr;
@@ -24,13 +24,14 @@ use crate::app::{App, Periods};
 use crate::clock::{Clock, pause};
 use crate::config::{BaseUrl, Connection, EncryptionKey, Grpc, Retention, Serve, Stripe};
 use crate::domain::OrganizationId;
-use crate::domain::limits::Limits;
 use crate::lifecycle::Lifecycle;
 use crate::server::{self, ServerOptions};
-use crate::store;
+use crate::store::{self, Pool};
 
 /// The database role that servers log in as: not a superuser, member of the three roles.
-const LOGIN: &str = "paybridge";
+pub(super) const LOGIN: &str = "paybridge";
+/// The installation that databases and servers belong to: the default of `--installation`.
+const INSTALLATION: &str = "paybridge";
 /// The listen backlog of servers in this process.
 const BACKLOG: u32 = 1024;
 /// How long a server may take to become ready.
@@ -55,17 +56,12 @@ pub async fn prepare_database(postgres: &Postgres, name: &str, template: Option<
     drop(client);
     driver.await??;
     let url = postgres.connection_string_as(LOGIN, name);
-    if template.is_none() {
-        store::migrate::run(&url).await?;
+    match template {
+        None => drop(store::migrate::run(&url, INSTALLATION).await?),
+        // A copy knows that it is one from its first connection on, before there is anything to catch up with.
+        Some(_) => Pool::new(&url, 1)?.ping().await.map_err(anyhow::Error::msg)?,
     }
     Ok(url)
-}
-
-/// The rate limits of servers in this process: those of the sandbox, or practically none.
-fn limits(sandbox: Option<sandbox::Limits>) -> Limits {
-    let unlimited = sandbox::Limits { endpoint: 10_000, test: 10_000, live: 10_000 };
-    let sandbox::Limits { endpoint, test, live } = sandbox.unwrap_or(unlimited);
-    Limits { endpoint: endpoint.into(), live: live.into(), test: test.into() }
 }
 
 /// How a test environment is set up.
@@ -101,6 +97,8 @@ pub struct Options {
     pub heartbeat: RealDuration,
     /// The log file of server processes; `None` is this process's standard error.
     pub log_file: Option<PathBuf>,
+    /// The clock of processes, as `PAYBRIDGE_CLOCK` has it; `None` is the machine's clock.
+    pub process_clock: Option<String>,
 }
 
 impl Default for Options {
@@ -123,6 +121,7 @@ impl Default for Options {
             shutdown_grace: RealDuration::from_secs(5),
             heartbeat: RealDuration::from_secs(1),
             log_file: None,
+            process_clock: None,
         }
     }
 }
@@ -132,7 +131,17 @@ impl Default for Options {
 fn infrequent_periods() -> Periods {
     let year = time::Duration::days(365);
     let poll_test = time::Duration::milliseconds(300);
-    Periods { poll_test, list_test: year, list_live: year, endpoint: year, ..Periods::default() }
+    // Tests move the clock by days at once, which would look like a restored database.
+    let contact_max = 100 * year;
+    Periods {
+        poll_test,
+        list_test: year,
+        list_live: year,
+        endpoint_test: year,
+        endpoint_live: year,
+        contact_max,
+        ..Periods::default()
+    }
 }
 
 /// Binds an address without listening on it. A process of ours can listen there, and the kernel does not assign the
@@ -248,13 +257,12 @@ impl TestEnvironment {
             self.webhook_url = Some(address.http.clone());
         }
         if let Some(program) = self.options.program.clone() {
-            self.spawn(&program, "serve", Some(grpc_address), http_address)?;
             // The sockets reserve the ports until the process listens on them.
-            self.wait_until_ready(&address.http).await?;
+            self.spawn(&program, "serve", Some(grpc_address), http_address)?;
         } else {
             self.start_in_process(grpc.listen(BACKLOG)?, http.listen(BACKLOG)?).await?;
-            self.wait_until_ready(&address.http).await?;
         }
+        self.wait_until_ready(&address.http).await?;
         self.servers.push(address.clone());
         Ok(address)
     }
@@ -266,7 +274,7 @@ impl TestEnvironment {
             clock: self.clock.clone(),
             relay_provider_events: self.options.relay_provider_events,
             heartbeat: self.options.heartbeat,
-            limits: limits(self.options.sandbox.limits),
+            limits: self.options.sandbox.limits.unwrap_or(sandbox::Limits::UNLIMITED).into(),
             periods: self.options.periods,
             ..ServerOptions::new(Some(grpc), http)
         };
@@ -294,7 +302,7 @@ impl TestEnvironment {
             public_webhook_url,
             stripe: Stripe { base_url: base_url(&self.sandbox.url())?, timeout: self.options.stripe_timeout },
             encryption_keys: vec![EncryptionKey { id: "dev".to_owned(), key: SecretBox::new(Box::new(SEAL_KEY)) }],
-            installation: "paybridge".to_owned(),
+            installation: INSTALLATION.to_owned(),
             default_success_url: format!("{}/thanks", self.sandbox.url()),
             retention: Retention { events: time::Duration::days(90), deliveries: time::Duration::days(35) },
             action_expiry: time::Duration::DAY,
@@ -324,6 +332,7 @@ impl TestEnvironment {
             .env("PAYBRIDGE_SHUTDOWN_GRACE_SECONDS", self.options.shutdown_grace.as_secs().to_string())
             .env("PAYBRIDGE_LOG_FILTER", "warn")
             .stdin(Stdio::null());
+        command.envs(self.options.process_clock.iter().map(|clock| ("PAYBRIDGE_CLOCK", clock)));
         if let Some(url) = &self.webhook_url {
             command.env("PAYBRIDGE_PUBLIC_WEBHOOK_URL", url);
         }

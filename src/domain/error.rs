@@ -105,7 +105,7 @@ pub enum Error {
     /// A dependency is unavailable. Nothing was done, or what was begun continues by itself.
     #[error("{message}")]
     Unavailable {
-        /// `STRIPE_UNAVAILABLE`, `DATABASE_UNAVAILABLE`, `SHUTTING_DOWN`.
+        /// `STRIPE_UNAVAILABLE`, `INTEGRATION_CATCHING_UP`, `DATABASE_UNAVAILABLE`, `SHUTTING_DOWN`.
         reason: &'static str,
         /// What is unavailable.
         message: String,

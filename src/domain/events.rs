@@ -6,22 +6,13 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::{LogId, OrganizationId};
+use super::OrganizationId;
 
+mod log;
 mod types;
 
+pub use log::EventLog;
 pub use types::{EventType, ObjectType};
-
-/// An organization's log, and the range of its positions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EventLog {
-    /// Which log it is.
-    pub log_id: LogId,
-    /// The newest position; 0 while there is none.
-    pub last_position: i64,
-    /// The oldest position that is still kept; `last_position + 1` while none is.
-    pub first_position: i64,
-}
 
 /// An event in an organization's log.
 #[derive(Clone, Debug, PartialEq)]
@@ -348,7 +339,7 @@ pub struct DisputeObject {
     pub reason: Option<String>,
 }
 
-/// `payment_provider.connected`, `payment_provider.recovered`, `payment_provider.disconnected`.
+/// `payment_provider.connected`, `….recovered`, `….disconnected`, `….catch_up_started` and `….catch_up_finished`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[expect(missing_docs, reason = "in the style of Lago's")]
 pub struct PaymentProviderObject {

@@ -70,6 +70,7 @@ pub fn integration(supports_3ds: bool) -> Integration {
         code: String::new(),
         name: String::new(),
         state: IntegrationState::Active,
+        catch_up: None,
         pause_reason: None,
         livemode: false,
         provider_account_id: None,

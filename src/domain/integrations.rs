@@ -3,6 +3,7 @@
 use secrecy::SecretString;
 use time::OffsetDateTime;
 
+use super::catch_up::Stage;
 use super::{Error, IntegrationId, OrganizationId, Result};
 
 /// The lifecycle state of an integration.
@@ -57,6 +58,9 @@ pub struct Integration {
     pub pause_reason: Option<String>,
     /// Whether the key is a live key, which moves real money.
     pub livemode: bool,
+    /// Set while it reads back from Stripe what its database has forgotten: what is read now. Nothing is created or
+    /// moved at Stripe meanwhile.
+    pub catch_up: Option<Stage>,
     /// Stripe's `acct_…`.
     pub provider_account_id: Option<String>,
     /// The last four characters of the key, which identify it to people.

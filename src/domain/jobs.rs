@@ -43,11 +43,18 @@ pub enum JobKind {
     SweepIntegration,
     /// Checks an integration's webhook endpoint, and repairs it.
     CheckEndpoint,
+    /// Reads back from Stripe what an integration's database has forgotten.
+    CatchUp,
 }
 
 impl JobKind {
     /// The periodic jobs that every live integration has: its reconcilers.
     pub const RECONCILERS: [Self; 3] = [Self::PollEvents, Self::SweepIntegration, Self::CheckEndpoint];
+
+    /// Whether it must run until it succeeds, because nothing else does its work: it is never parked.
+    pub fn is_never_parked(self) -> bool {
+        self == Self::CatchUp || Self::RECONCILERS.contains(&self)
+    }
 
     /// The name in the database and in logs. A variant that is renamed keeps the name of its rows with
     /// `#[strum(serialize = "…")]`.

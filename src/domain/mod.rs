@@ -2,6 +2,7 @@
 //! `stripe` maps Stripe's JSON to [`signals::Signal`]s, and `grpc` and `http` map them to their own formats.
 //! The rules that decide what happens to money are pure functions over these types.
 
+pub mod catch_up;
 pub mod checkout_sessions;
 pub mod customers;
 pub mod deliveries;

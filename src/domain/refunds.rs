@@ -102,6 +102,13 @@ impl Refund {
         refund
     }
 
+    /// Whether Stripe made the reported refund for this one: its metadata names the row or, if that was lost and made anew,
+    /// the caller's request.
+    pub fn is_reported_by(&self, snapshot: &RefundSnapshot) -> bool {
+        let is_of_request = snapshot.request_id.is_some() && snapshot.request_id == self.request_id;
+        snapshot.refund_id == Some(self.id.0) || is_of_request
+    }
+
     /// Takes over what Stripe reports. The outcome is known from then on.
     pub fn apply(&mut self, snapshot: &RefundSnapshot) {
         self.provider_refund_id = Some(snapshot.id.clone());
@@ -259,6 +266,9 @@ mod tests {
             status: status.to_owned(),
             failure_reason: (status == "failed").then(|| "expired_or_canceled_card".to_owned()),
             refund_id: None,
+            organization_id: None,
+            installation: None,
+            request_id: None,
         }
     }
 

@@ -4,9 +4,10 @@
 use time::OffsetDateTime;
 use uuid::Uuid;
 
-use super::Money;
+use super::customers::Address;
 use super::payment_methods::{MethodDetails, MethodKind};
 use super::payments::Failure;
+use super::{Money, OrganizationId};
 
 /// A parsed Stripe event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ pub struct Observation {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Signal {
     /// `payment_intent.*`.
-    Intent(IntentSnapshot),
+    Intent(Box<IntentSnapshot>),
     /// `charge.refunded`: a refund of this charge was created.
     ChargeRefunded(ChargeSnapshot),
     /// `refund.*`.
@@ -111,14 +112,47 @@ pub struct IntentSnapshot {
     pub payment_id: Option<Uuid>,
     /// Our organization id, from the metadata.
     pub organization_id: Option<Uuid>,
+    /// The name of the installation that created it, from the metadata.
+    pub installation: Option<String>,
+    /// Our customer id, from the metadata.
+    pub customer_id: Option<Uuid>,
+    /// The billing system's customer id, from the metadata.
+    pub external_customer_id: Option<String>,
+    /// A payment link created it, says the metadata.
+    pub is_of_link: bool,
     /// The invoice id, from the metadata.
     pub invoice_id: Option<String>,
+    /// The invoice number, from the metadata.
+    pub invoice_number: Option<String>,
 }
 
 impl IntentSnapshot {
     /// The amount received, in the intent's currency.
     pub fn received(&self) -> Money {
         Money { minor_units: self.amount_received, currency: self.amount.currency }
+    }
+
+    /// The same intent with the metadata that `created`, an earlier snapshot, has.
+    #[must_use]
+    pub fn with_metadata_of(self, created: Self) -> Self {
+        Self {
+            id: self.id,
+            status: self.status,
+            amount: self.amount,
+            amount_received: self.amount_received,
+            provider_customer_id: self.provider_customer_id,
+            latest_charge: self.latest_charge,
+            last_payment_error: self.last_payment_error,
+            next_action_url: self.next_action_url,
+            ..created
+        }
+    }
+
+    /// Whether it bears only a part of the metadata that this installation writes for this organization.
+    pub fn has_changed_metadata(&self, organization: OrganizationId, installation: &str) -> bool {
+        let is_marked =
+            self.organization_id == Some(organization.0) || self.installation.as_deref() == Some(installation);
+        is_marked && (self.organization_id.is_none() || self.invoice_id.is_none())
     }
 
     /// Whether it waits for a confirmation: no attempt is in progress.
@@ -153,6 +187,12 @@ pub struct RefundSnapshot {
     pub failure_reason: Option<String>,
     /// Our refund id, from the metadata.
     pub refund_id: Option<Uuid>,
+    /// Our organization id, from the metadata.
+    pub organization_id: Option<Uuid>,
+    /// The name of the installation that created it, from the metadata.
+    pub installation: Option<String>,
+    /// The caller's request for it, from the metadata.
+    pub request_id: Option<String>,
 }
 
 /// The state of a dispute at one moment.
@@ -170,6 +210,31 @@ pub struct DisputeSnapshot {
     pub status: String,
     /// Stripe's reason, such as `fraudulent`.
     pub reason: Option<String>,
+}
+
+/// The state of a customer at one moment. Texts that Stripe does not have are empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CustomerSnapshot {
+    /// Stripe's `cus_…`.
+    pub id: String,
+    /// The full name.
+    pub name: String,
+    /// One address.
+    pub email: String,
+    /// The telephone number.
+    pub phone: String,
+    /// The postal address.
+    pub address: Option<Address>,
+    /// Our organization id, from the metadata.
+    pub organization_id: Option<Uuid>,
+    /// The name of the installation that created it, from the metadata.
+    pub installation: Option<String>,
+    /// Our customer id, from the metadata.
+    pub customer_id: Option<Uuid>,
+    /// The billing system's customer id, from the metadata.
+    pub external_id: Option<String>,
+    /// The kinds of payment method that were allowed when it was created, from the metadata.
+    pub kinds: Vec<MethodKind>,
 }
 
 /// The state of a payment method at one moment.
@@ -255,4 +320,65 @@ pub enum SessionStatus {
     Open,
     Complete,
     Expired,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Currency;
+
+    fn intent(organization_id: Option<Uuid>, invoice_id: Option<&str>, installation: Option<&str>) -> IntentSnapshot {
+        IntentSnapshot {
+            id: "pi_1".to_owned(),
+            status: IntentStatus::Processing,
+            amount: Money { minor_units: 1, currency: Currency::EUR },
+            amount_received: 0,
+            provider_customer_id: None,
+            latest_charge: None,
+            last_payment_error: None,
+            next_action_url: None,
+            payment_id: None,
+            organization_id,
+            installation: installation.map(str::to_owned),
+            customer_id: None,
+            external_customer_id: None,
+            is_of_link: false,
+            invoice_id: invoice_id.map(str::to_owned),
+            invoice_number: None,
+        }
+    }
+
+    #[test]
+    fn p8_an_intent_with_only_a_part_of_our_metadata_was_edited() {
+        let org = Some(Uuid::nil());
+        for (organization, invoice, installation, expected) in [
+            (org, Some("inv"), Some("test"), false),
+            (None, None, None, false),
+            // Somebody else's, which names an invoice, or has keys of the same names.
+            (None, Some("inv"), None, false),
+            (Some(Uuid::from_u128(9)), None, Some("another"), false),
+            (org, None, Some("test"), true),
+            (None, Some("inv"), Some("test"), true),
+            (org, None, None, true),
+        ] {
+            let is_edited =
+                intent(organization, invoice, installation).has_changed_metadata(OrganizationId(Uuid::nil()), "test");
+            assert_eq!(is_edited, expected, "{organization:?} {invoice:?} {installation:?}");
+        }
+    }
+
+    #[test]
+    fn p8_the_metadata_of_the_creation_replaces_what_was_edited_and_nothing_else() {
+        let created = IntentSnapshot {
+            status: IntentStatus::RequiresPaymentMethod,
+            ..intent(Some(Uuid::nil()), Some("inv"), Some("test"))
+        };
+        let present = IntentSnapshot { latest_charge: Some("ch_1".to_owned()), ..intent(None, Some("other"), None) };
+        let expected = IntentSnapshot {
+            status: IntentStatus::Processing,
+            latest_charge: Some("ch_1".to_owned()),
+            ..created.clone()
+        };
+        assert_eq!(present.with_metadata_of(created), expected);
+    }
 }

@@ -72,7 +72,7 @@ enum Repeat {
     /// It would make another page. Nobody has the URL of the first one, and after 20 h nobody waits for one.
     Page,
     /// It would make another payment page. Under a key that Stripe has received with another body, a page was made whose
-    /// URL may be in the hands of a payer; otherwise nobody has it, and the link fails.
+    /// URL may be in the hands of a payer: it is closed before the link fails. Otherwise nobody has the URL.
     PaymentPage,
     /// It would make a duplicate that takes no money. The first one is looked up in Stripe's list, and adopted.
     Duplicate,
@@ -269,9 +269,12 @@ impl StripeRequest {
             (Observed::Unread, Repeat::SameObject) => Next::Read,
             (Observed::Unsent, Repeat::SameObject) if !is_usable || age > FIRST_SEND_PERIOD => Next::Read,
             (Observed::Unsent | Observed::Unread | Observed::Absent, _) if is_usable => Next::Send,
-            (_, Repeat::PaymentPage) if matches!(self.key_state, KeyState::Taken(_)) => Next::Stop(
-                "Stripe has received its key with another body, and the page made under it may still be paid",
-            ),
+            // The page made under the key may still be paid.
+            (Observed::Unsent | Observed::Unread, Repeat::PaymentPage)
+                if matches!(self.key_state, KeyState::Taken(_)) =>
+            {
+                Next::Read
+            }
             (_, Repeat::PaymentPage) => Next::Abandon,
             (_, Repeat::Page) if self.key_state == KeyState::Usable => Next::Abandon,
             (_, Repeat::Harmless | Repeat::Page) => Next::NewKey,

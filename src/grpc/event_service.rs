@@ -96,7 +96,7 @@ impl Api {
     ) -> Result<(Vec<Event>, i64)> {
         let (mut events, mut bytes, mut position) = (Vec::new(), 0, page.after);
         for _ in 0..READS_MAX {
-            let read = self.app.events_after(organization, position, READ_SIZE).await?;
+            let read = self.app.events_after(organization, log.log_id, position, READ_SIZE).await?;
             if read.is_empty() {
                 if position < log.last_position {
                     // Retention has trimmed what followed.
@@ -148,24 +148,14 @@ fn start_after(fields: &mut Fields, position: i64) -> Start {
 
 /// The position after which to start. `log_id` names the log that the caller knows.
 fn start_position(log: &EventLog, start: Start, log_id: Option<LogId>) -> Result<i64> {
-    let oldest = log.first_position - 1;
-    if let Some(requested) = log_id.filter(|requested| *requested != log.log_id) {
-        return Err(Error::LogReplaced { requested, current: log.log_id, oldest });
-    }
-    match start {
-        Start::FromNow(()) => Ok(log.last_position),
-        Start::FromStart(()) => Ok(oldest),
-        Start::AfterPosition(requested) if requested < oldest => Err(Error::PositionTrimmed { requested, oldest }),
-        Start::AfterPosition(requested) if requested > log.last_position => {
-            let (first, last) = (log.first_position, log.last_position);
-            let text = match last {
-                0 => "is in the future: the log is empty; start after 0".to_owned(),
-                last => format!("is in the future: the log holds positions {first} to {last}; start after one of them"),
-            };
-            Err(Error::invalid("after_position", text))
-        }
-        Start::AfterPosition(requested) => Ok(requested),
-    }
+    let oldest = log.oldest();
+    let requested = match start {
+        Start::FromNow(()) => log.last_position,
+        Start::FromStart(()) => oldest,
+        Start::AfterPosition(requested) => requested,
+    };
+    log.check_reader(log_id, requested)?;
+    if requested < oldest { Err(Error::PositionTrimmed { requested, oldest }) } else { Ok(requested) }
 }
 
 /// A position as a page token holds it.

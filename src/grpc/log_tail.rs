@@ -16,7 +16,7 @@ use super::convert::events as convert;
 use super::proto;
 use crate::app::App;
 use crate::domain::events::EventLog;
-use crate::domain::{LogId, OrganizationId};
+use crate::domain::{Error, LogId, OrganizationId};
 
 /// The number of events per read.
 const READ_SIZE: i64 = 100;
@@ -51,7 +51,7 @@ impl LogTails {
     pub(super) fn subscribe(&self, organization: OrganizationId, log: &EventLog) -> Arc<LogTail> {
         let mut active = self.active.lock();
         let found = active.get(&organization).and_then(Weak::upgrade);
-        if let Some(log_tail) = found.filter(|log_tail| log_tail.log_id == log.log_id) {
+        if let Some(log_tail) = found.filter(|log_tail| log_tail.log_id == log.log_id && !log_tail.has_ended()) {
             return log_tail;
         }
         active.retain(|_, log_tail| log_tail.strong_count() > 0);
@@ -63,7 +63,7 @@ impl LogTails {
             _reader: stop.clone().drop_guard(),
         });
         active.insert(organization, Arc::downgrade(&log_tail));
-        let reader = read(self.app.clone(), organization, Arc::downgrade(&log_tail));
+        let reader = read(self.app.clone(), organization, log.log_id, Arc::downgrade(&log_tail));
         tokio::spawn(stop.run_until_cancelled_owned(reader));
         log_tail
     }
@@ -81,29 +81,40 @@ impl LogTail {
         Self { log_id: Uuid::nil().into(), recent: Mutex::new(recent), last_position, _reader: reader }
     }
 
-    /// At most `limit` events after `position`; `None` if they are no longer in memory.
+    /// At most `limit` events after `position`; `None` if they are no longer in memory, or the log tail has ended.
     pub(super) fn events_after(&self, position: i64, limit: usize) -> Option<Vec<Arc<proto::Event>>> {
         self.recent.lock().events_after(position, limit)
     }
 
-    /// The position up to which the log was read. It changes with every read that returns events.
+    /// Lets the streams read for themselves, which ends each of them with its error.
+    fn end(&self) {
+        self.recent.lock().has_ended = true;
+        self.last_position.send_modify(|_| {});
+    }
+
+    fn has_ended(&self) -> bool {
+        self.recent.lock().has_ended
+    }
+
+    /// The position up to which the log was read. It changes with every read that returns events, and when the log tail
+    /// ends.
     pub(super) fn last_position(&self) -> watch::Receiver<i64> {
         self.last_position.subscribe()
     }
 }
 
-/// Reads the log until no stream uses it. While the database is unavailable, the streams wait.
-async fn read(app: App, organization: OrganizationId, log_tail: Weak<LogTail>) {
+/// Reads the log until no stream uses it, or the log was replaced. While the database is unavailable, the streams wait.
+async fn read(app: App, organization: OrganizationId, log_id: LogId, log_tail: Weak<LogTail>) {
     // Watch before the first read, so that no event written in between is missed.
     let mut notifications = app.watch_events(organization);
     loop {
         let Some(position) = log_tail.upgrade().map(|log_tail| *log_tail.last_position.borrow()) else { return };
-        match app.events_after(organization, position, READ_SIZE).await {
+        match app.events_after(organization, log_id, position, READ_SIZE).await {
             Ok(events) if !events.is_empty() => {
                 let Some(log_tail) = log_tail.upgrade() else { return };
                 let mut recent = log_tail.recent.lock();
                 for event in events {
-                    recent.push(Arc::new(convert::event(event, log_tail.log_id)));
+                    recent.push(Arc::new(convert::event(event, log_id)));
                 }
                 let last_position = recent.last_position;
                 drop(recent);
@@ -111,6 +122,13 @@ async fn read(app: App, organization: OrganizationId, log_tail: Weak<LogTail>) {
                 continue;
             }
             Ok(_) => {}
+            // Another database, perhaps one that has the organization no longer, or its log's end.
+            Err(Error::LogReplaced { .. } | Error::Invalid(_) | Error::NotFound { .. }) => {
+                if let Some(log_tail) = log_tail.upgrade() {
+                    log_tail.end();
+                }
+                return;
+            }
             Err(error) if error.is_database_unavailable() => {}
             Err(error) => tracing::warn!(%error, %organization, "event log could not be read, retrying"),
         }
@@ -127,11 +145,13 @@ struct RecentEvents {
     bytes: usize,
     /// The last position read.
     last_position: i64,
+    /// The log was replaced: what follows these events is unknown.
+    has_ended: bool,
 }
 
 impl RecentEvents {
     fn after(position: i64) -> Self {
-        Self { events: VecDeque::new(), bytes: 0, last_position: position }
+        Self { events: VecDeque::new(), bytes: 0, last_position: position, has_ended: false }
     }
 
     fn push(&mut self, event: Arc<proto::Event>) {
@@ -150,6 +170,9 @@ impl RecentEvents {
     }
 
     fn events_after(&self, position: i64, limit: usize) -> Option<Vec<Arc<proto::Event>>> {
+        if self.has_ended {
+            return None;
+        }
         if position >= self.last_position {
             return Some(Vec::new());
         }
@@ -202,6 +225,19 @@ mod tests {
         assert_eq!(positions(&recent, 301, 9), Some(vec![302]));
         recent.push(event(303, &"x".repeat(BYTES_MAX + 1)));
         assert_eq!((recent.bytes, positions(&recent, 302, 9)), (0, None), "too large to be held in memory");
+    }
+
+    #[test]
+    fn a_log_tail_that_has_ended_has_no_events_and_wakes_its_streams() {
+        let log_tail = LogTail::with_events([Arc::unwrap_or_clone(event(1, ""))]);
+        let mut last_position = log_tail.last_position();
+        assert!(log_tail.events_after(1, 9).is_some_and(|events| events.is_empty()));
+        log_tail.end();
+        assert!(last_position.has_changed().unwrap() && log_tail.has_ended());
+        for position in [0, 1, 2] {
+            assert!(log_tail.events_after(position, 9).is_none(), "{position}");
+        }
+        assert_eq!(*last_position.borrow_and_update(), 1);
     }
 
     #[test]

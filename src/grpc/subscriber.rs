@@ -49,7 +49,8 @@ pub(super) struct Subscriber {
 }
 
 impl Subscriber {
-    /// Starts the task. The stream ends with a status when `shutdown` is canceled or the log cannot be read.
+    /// Starts the task. The stream ends with a status when `shutdown` is canceled, or when the log cannot be read or was
+    /// replaced.
     pub(super) fn start(self, heartbeat: Duration, shutdown: CancellationToken) -> ReceiverStream<StreamItem> {
         // One slot is reserved for the final status, so it can be sent even if the client has stopped reading.
         let (to_client, messages) = mpsc::channel(QUEUED_MAX + 1);
@@ -97,13 +98,14 @@ impl Subscriber {
         }
     }
 
-    /// The events after the cursor: from the log tail, or from the database if they are no longer in memory.
+    /// The events after the cursor: from the log tail, or from the database if they are no longer in memory, or the log
+    /// tail has ended.
     async fn next_events(&self) -> Result<Vec<Arc<proto::Event>>> {
         if let Some(events) = self.log_tail.events_after(self.cursor, READ_SIZE) {
             return Ok(events);
         }
         let limit = i64::try_from(READ_SIZE).map_err(Error::internal)?;
-        let events = self.app.events_after(self.organization, self.cursor, limit).await?;
+        let events = self.app.events_after(self.organization, self.log_id, self.cursor, limit).await?;
         Ok(events.into_iter().map(|event| Arc::new(convert::event(event, self.log_id))).collect())
     }
 }

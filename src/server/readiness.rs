@@ -37,6 +37,8 @@ const LIVENESS: &str = "liveness";
 /// The startup check.
 pub(super) struct Startup {
     pub database: Connection,
+    /// The name of the process's installation.
+    pub installation: String,
     pub sealer: Sealer,
     /// Set once the database has passed.
     pub checked: Arc<SetOnce<()>>,
@@ -52,8 +54,8 @@ impl Startup {
         let mut logged = String::new();
         loop {
             ticks.tick().await;
-            let checked = timeout(STARTUP_CHECK_TIMEOUT, startup::check(url, direct_url, &self.sealer)).await;
-            let error = match checked {
+            let check = startup::check(url, direct_url, &self.installation, &self.sealer);
+            let error = match timeout(STARTUP_CHECK_TIMEOUT, check).await {
                 Ok(Ok(())) => break,
                 Ok(Err(StartupError::Permanent(error))) => return Err(error),
                 Ok(Err(StartupError::Temporary(error))) => error,

@@ -34,7 +34,7 @@ impl Database {
         let folder = std::env::temp_dir().join(format!("paybridge-server-{}-{nth}", std::process::id()));
         let mut database = Self { folder, postgres: None, url: String::new() };
         database.start_postgres().await;
-        store::migrate::run(&database.admin()).await.unwrap();
+        store::migrate::run(&database.admin(), "test").await.unwrap();
         database.run("CREATE ROLE serve LOGIN; GRANT paybridge_app, paybridge_system TO serve").await;
         database.url = database.postgres.as_ref().unwrap().connection_string_as("serve", "postgres");
         database

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::error::violates;
 use super::rows::{from_json, to_json, variant};
 use super::schema::customers::dsl;
-use crate::domain::customers::Customer;
+use crate::domain::customers::{Customer, LinkState};
 use crate::domain::{CustomerId, Error, IntegrationId, OrganizationId, Page, Result};
 
 #[derive(Queryable, Selectable, Insertable, AsChangeset)]
@@ -187,6 +187,26 @@ pub async fn id_by_provider_id(
         .await
         .optional()?;
     Ok(id.map(Into::into))
+}
+
+/// Lists an integration's linked customers, by id, after `after`.
+pub async fn linked(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    after: Option<CustomerId>,
+    limit: i64,
+) -> Result<Vec<CustomerId>> {
+    let ids: Vec<Uuid> = dsl::customers
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::link_state.eq(LinkState::Linked.as_str()).and(dsl::delete_time.is_null()))
+        .filter(dsl::id.gt(after.map_or(Uuid::nil(), |after| after.0)))
+        .order(dsl::id)
+        .select(dsl::id)
+        .limit(limit)
+        .load(conn)
+        .await?;
+    Ok(ids.into_iter().map(Into::into).collect())
 }
 
 /// Updates a locked customer and increments its version.

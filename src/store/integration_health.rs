@@ -30,6 +30,19 @@ pub struct ListProgress {
     pub list_walk_newest: Option<OffsetDateTime>,
 }
 
+impl ListProgress {
+    /// Clears the position of an interrupted read.
+    pub fn reset_walk(&mut self) {
+        (self.list_walk_after, self.list_walk_since, self.list_walk_newest) = (None, None, None);
+    }
+
+    /// Begins a read that reaches back to `since`, or further if less was read before.
+    pub fn restart(&mut self, since: OffsetDateTime) {
+        self.reset_walk();
+        self.list_walk_since = Some(self.poll_time.map_or(since, |time| time.min(since)));
+    }
+}
+
 /// Reads the progress of reading the events list.
 pub async fn list_progress(
     conn: &mut AsyncPgConnection,

@@ -1,7 +1,10 @@
 //! Rows of integrations, with their sealed secrets (P9).
 
+use diesel::dsl::{AsSelect, sql};
+use diesel::expression::SqlLiteral;
+use diesel::pg::Pg;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use secrecy::SecretString;
 use time::OffsetDateTime;
@@ -10,6 +13,7 @@ use uuid::Uuid;
 use super::rows::variant;
 use super::schema::integrations::dsl;
 use super::seal::{Place, Sealer};
+use crate::domain::catch_up::Stage;
 use crate::domain::integrations::Integration;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 
@@ -59,8 +63,22 @@ impl From<&Integration> for Row {
     }
 }
 
+/// The stage of an integration that catches up; NULL for any other.
+const CATCH_UP_STAGE: &str = "(SELECT c.stage FROM stripe_contacts AS c \
+    WHERE c.organization_id = integrations.organization_id AND c.integration_id = integrations.id \
+        AND c.catch_up_reason IS NOT NULL)";
+
+/// What is read of an integration.
+fn columns() -> (AsSelect<Row, Pg>, SqlLiteral<Nullable<Text>>) {
+    (Row::as_select(), sql(CATCH_UP_STAGE))
+}
+
 impl Row {
-    fn parse(self) -> Result<Integration> {
+    fn parse((row, stage): (Self, Option<String>)) -> Result<Integration> {
+        row.parse_with(stage.map(|stage| variant("stripe_contacts", "stage", &stage)).transpose()?)
+    }
+
+    fn parse_with(self, catch_up: Option<Stage>) -> Result<Integration> {
         Ok(Integration {
             id: self.id.into(),
             organization_id: self.organization_id.into(),
@@ -68,6 +86,7 @@ impl Row {
             name: self.name,
             state: variant("integrations", "state", &self.state)?,
             pause_reason: self.pause_reason,
+            catch_up,
             livemode: self.livemode,
             provider_account_id: self.provider_account_id,
             key_hint: self.key_hint,
@@ -150,23 +169,23 @@ pub async fn insert(conn: &mut AsyncPgConnection, integration: &Integration) -> 
 
 /// Reads an integration.
 pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
-    let row: Option<Row> =
-        dsl::integrations.find((org.0, id.0)).select(Row::as_select()).first(conn).await.optional()?;
-    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+    let row: Option<(Row, Option<String>)> =
+        dsl::integrations.find((org.0, id.0)).select(columns()).first(conn).await.optional()?;
+    Row::parse(row.ok_or_else(|| Error::not_found("integration", id))?)
 }
 
 /// Reads an integration under a lock that keeps it from changing until the transaction ends.
 pub async fn lock_shared(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
-    let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_share();
-    let row: Option<Row> = query.first(conn).await.optional()?;
-    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+    let query = dsl::integrations.find((org.0, id.0)).select(columns()).for_share();
+    let row: Option<(Row, Option<String>)> = query.first(conn).await.optional()?;
+    Row::parse(row.ok_or_else(|| Error::not_found("integration", id))?)
 }
 
 /// Reads and locks an integration until the transaction ends.
 pub async fn lock(conn: &mut AsyncPgConnection, org: OrganizationId, id: IntegrationId) -> Result<Integration> {
-    let query = dsl::integrations.find((org.0, id.0)).select(Row::as_select()).for_update();
-    let row: Option<Row> = query.first(conn).await.optional()?;
-    row.ok_or_else(|| Error::not_found("integration", id))?.parse()
+    let query = dsl::integrations.find((org.0, id.0)).select(columns()).for_update();
+    let row: Option<(Row, Option<String>)> = query.first(conn).await.optional()?;
+    Row::parse(row.ok_or_else(|| Error::not_found("integration", id))?)
 }
 
 /// Lists all integrations that are not disconnected, newest first.
@@ -174,7 +193,7 @@ pub async fn live(conn: &mut AsyncPgConnection, org: OrganizationId) -> Result<V
     dsl::integrations
         .filter(dsl::organization_id.eq(org.0).and(dsl::state.ne("disconnected")))
         .order(dsl::id.desc())
-        .select(Row::as_select())
+        .select(columns())
         .load(conn)
         .await?
         .into_iter()
@@ -188,7 +207,7 @@ pub async fn list(conn: &mut AsyncPgConnection, org: OrganizationId, page: Page)
         .filter(dsl::organization_id.eq(org.0))
         .order(dsl::id.desc())
         .limit(page.size)
-        .select(Row::as_select())
+        .select(columns())
         .into_boxed();
     if let Some(after) = page.after {
         query = query.filter(dsl::id.lt(after));

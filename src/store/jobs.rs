@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use uuid::Uuid;
 
 use crate::domain::jobs::{JobKind, Lease};
-use crate::domain::{Error, OrganizationId, Result};
+use crate::domain::{Error, IntegrationId, OrganizationId, Result};
 
 /// A job to be enqueued.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -209,4 +209,24 @@ pub async fn is_enqueued(
         .bind::<SqlUuid, _>(object)
         .sql(")");
     Ok(diesel::select(is_enqueued).get_result(conn).await?)
+}
+
+/// Whether deliveries of an integration are to be applied by jobs that were enqueued before `newest`, a UUID v7. Those
+/// that have failed for some minutes do not count: the key may lack a permission.
+pub async fn has_deliveries_before(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    newest: Uuid,
+) -> Result<bool> {
+    let has_deliveries = sql::<Bool>("EXISTS (SELECT FROM jobs WHERE organization_id = ")
+        .bind::<SqlUuid, _>(org.0)
+        .sql(" AND kind = ")
+        .bind::<Text, _>(JobKind::ApplyDelivery.as_str())
+        .sql(" AND object_id = ")
+        .bind::<SqlUuid, _>(integration.0)
+        .sql(" AND park_time IS NULL AND failures < 8 AND id < ")
+        .bind::<SqlUuid, _>(newest)
+        .sql(")");
+    Ok(diesel::select(has_deliveries).get_result(conn).await?)
 }

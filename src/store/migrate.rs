@@ -9,6 +9,7 @@ use diesel_async::{AsyncMigrationHarness, AsyncPgConnection, RunQueryDsl, Simple
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 
 use super::connect::Address;
+use super::installation;
 use super::server_check::{Setting, StartupError, check_server};
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations");
@@ -22,9 +23,10 @@ pub fn roles_sql(user: &str) -> String {
     ROLES_SQL.replacen("current_user", &literal, 1)
 }
 
-/// Creates missing roles and runs pending migrations; returns the names of those that ran. A server that is not
-/// supported is refused before anything changes. Needs the multi-thread runtime.
-pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
+/// Creates missing roles and runs pending migrations; returns the names of those that ran. The first run also records
+/// that the database belongs to the installation `name`. A server that is not supported, and a database of another
+/// installation, are refused before anything changes. Needs the multi-thread runtime.
+pub async fn run(database_url: &str, name: &str) -> anyhow::Result<Vec<String>> {
     check_server(database_url, Setting::DatabaseUrl).await.map_err(StartupError::into_error)?;
     let mut connection = connect(database_url).await?;
     connection.batch_execute(ROLES_SQL).await.context(
@@ -33,6 +35,9 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
     )?;
     // One migrator at a time: the others wait, and then find nothing to do.
     connection.batch_execute("SELECT pg_advisory_lock(7031966120773001); SET ROLE paybridge_owner").await?;
+    if let Some(known) = installation::name(&mut connection).await?.filter(|known| known != name) {
+        return Err(installation::other_name(&known, name));
+    }
     let mut harness = AsyncMigrationHarness::new(connection);
     let versions = harness
         .run_pending_migrations(MIGRATIONS)
@@ -42,6 +47,7 @@ pub async fn run(database_url: &str) -> anyhow::Result<Vec<String>> {
         .collect();
     let mut connection = harness.into_inner();
     connection.batch_execute("GRANT SELECT ON __diesel_schema_migrations TO paybridge_app").await?;
+    installation::insert(&mut connection, name).await?;
     Ok(versions)
 }
 

@@ -1,17 +1,20 @@
 //! Postgres. All SQL is here: one file per noun, with free functions that take a connection, so that `app` decides what
 //! belongs to one transaction. Row structs stay private.
 //!
-//! To avoid deadlocks, locks are taken in one order: payments (in id order), customers, sessions, integrations, jobs,
-//! and last the event log's counter (P5).
+//! To avoid deadlocks, locks are taken in one order: payments (in id order), customers, sessions, integrations and
+//! their contacts, jobs, and last the event log's counter (P5).
 
+pub mod adopt;
 pub(crate) mod attempts;
 pub(crate) mod charges_and_disputes;
 pub(crate) mod checkout_sessions;
 mod connect;
+pub(crate) mod contacts;
 pub(crate) mod customers;
 pub(crate) mod deliveries;
 mod error;
 pub mod events;
+mod installation;
 pub(crate) mod integration_health;
 pub(crate) mod integrations;
 pub(crate) mod jobs;

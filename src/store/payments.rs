@@ -334,6 +334,26 @@ pub async fn with_pending_operations(
         .await?)
 }
 
+/// Lists an integration's payments that are not final, by id, after `after`.
+pub async fn unfinished(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    integration: IntegrationId,
+    after: Option<PaymentId>,
+    limit: i64,
+) -> Result<Vec<PaymentId>> {
+    let states = [PaymentState::Succeeded, PaymentState::Canceled].map(PaymentState::as_str);
+    let ids: Vec<Uuid> = dsl::payments
+        .filter(dsl::organization_id.eq(org.0).and(dsl::integration_id.eq(integration.0)))
+        .filter(dsl::state.ne_all(states).and(dsl::id.gt(after.map_or(Uuid::nil(), |after| after.0))))
+        .order(dsl::id)
+        .select(dsl::id)
+        .limit(limit)
+        .load(conn)
+        .await?;
+    Ok(ids.into_iter().map(Into::into).collect())
+}
+
 /// Lists an integration's payments that are not settled: `PENDING`, `PROCESSING`, `REQUIRES_ACTION`, or `FAILED` while
 /// a payment link is being created. Each half has a small index of its own, because this runs under locks.
 pub async fn unsettled(

@@ -13,6 +13,7 @@ use tokio::sync::SetOnce;
 
 use super::connect::Address;
 use super::error::{unavailable, unavailable_because};
+use super::installation;
 use crate::domain::{Error, OrganizationId, Result};
 
 /// How long a caller waits for a free connection, and then again for BEGIN.
@@ -22,6 +23,7 @@ const WAIT_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Clone)]
 pub struct Pool {
     connections: Connections<AsyncPgConnection>,
+    address: Address,
     checked: Arc<SetOnce<()>>,
 }
 
@@ -41,22 +43,21 @@ const PLANS: &str = "SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan
 
 impl Pool {
     /// A pool of at most `size` connections to `url`, which [`Address::parse`] understands. Connects when first used.
+    /// Every new connection first checks whether the database was restored, failed over or copied since its last use.
     pub fn new(url: &str, size: usize) -> Result<Self> {
         let address =
             Address::parse(url).map_err(|sentence| Error::internal(anyhow::anyhow!("the address {sentence}")))?;
         let mut config = ManagerConfig::default();
         config.recycling_method = RecyclingMethod::Fast;
+        let setup_address = address.clone();
         config.custom_setup = Box::new(move |_| {
-            let address = address.clone();
-            Box::pin(async move {
-                let connected = address.establish().await;
-                connected.map_err(|error| ConnectionError::BadConnection(format!("{error:#}")))
-            })
+            let address = setup_address.clone();
+            Box::pin(async move { connect(&address).await.map_err(ConnectionError::BadConnection) })
         });
         // `custom_setup` ignores the manager's address.
         let manager = AsyncDieselConnectionManager::<AsyncPgConnection>::new_with_config("", config);
         let connections = Connections::builder(manager).max_size(size).build().map_err(Error::internal)?;
-        Ok(Self { connections, checked: Arc::new(SetOnce::new_with(Some(()))) })
+        Ok(Self { connections, address, checked: Arc::new(SetOnce::new_with(Some(()))) })
     }
 
     /// The same pool, which opens no transaction before `checked` is set: until then the database counts as
@@ -74,10 +75,16 @@ impl Pool {
         self.try_begin(scope).await.map_err(|why| unavailable(&why))
     }
 
-    /// Opens and closes a transaction. The error is text for the log.
+    /// Opens and closes a transaction. Notices a restore into the same database, which does not end its connections.
+    /// The error is text for the log.
     pub async fn ping(&self) -> Result<(), String> {
-        let transaction = self.try_begin(Scope::System).await?;
-        transaction.close().await.map_err(|error| error.to_string())
+        let mut transaction = self.try_begin(Scope::System).await?;
+        let has_moved = installation::has_moved(&mut transaction).await.map_err(|error| error.to_string())?;
+        transaction.close().await.map_err(|error| error.to_string())?;
+        if has_moved {
+            drop(connect(&self.address).await?);
+        }
+        Ok(())
     }
 
     async fn try_begin(&self, scope: Scope) -> Result<Transaction, String> {
@@ -121,6 +128,16 @@ impl Pool {
             Err(_) => Err(format!("no connection became free within {WAIT_TIMEOUT:?}")),
         }
     }
+}
+
+/// Opens a connection, and checks whether the database is where it was. The error is text for the log.
+async fn connect(address: &Address) -> Result<AsyncPgConnection, String> {
+    let connected = async {
+        let mut connection = address.establish().await?;
+        installation::check_identity(&mut connection).await?;
+        anyhow::Ok(connection)
+    };
+    connected.await.map_err(|error| format!("{error:#}"))
 }
 
 /// An open transaction. Dropped without [`Transaction::commit`], it is rolled back.

@@ -86,8 +86,9 @@ pub async fn get(conn: &mut AsyncPgConnection, org: OrganizationId, id: RefundId
     row.ok_or_else(|| Error::not_found("refund", id))?.parse()
 }
 
-/// Finds the row of a refund that Stripe reports: by Stripe's id, or else by our id in its metadata, if that row has no
-/// Stripe id yet and belongs to the same payment.
+/// Finds the row of a refund that Stripe reports: by Stripe's id, or else by our id in its metadata, or by the caller's
+/// request there, if that row has no Stripe id yet and belongs to the same payment. A row that was lost and made anew has
+/// another id, and the same request.
 pub async fn find_reported(
     conn: &mut AsyncPgConnection,
     org: OrganizationId,
@@ -106,6 +107,35 @@ pub async fn find_reported(
             .select(Row::as_select());
         row = query.first(conn).await.optional()?;
     }
+    if let (None, Some(request)) = (&row, &reported.request_id) {
+        // Not if it is the refund of another row with the same request: callers may use an id again after 30 days.
+        if let Some(id) = reported.refund_id
+            && get(conn, org, id.into()).await.is_ok()
+        {
+            return Ok(None);
+        }
+        let query = dsl::refunds
+            .filter(dsl::organization_id.eq(org.0).and(dsl::payment_id.eq(payment.0)))
+            .filter(dsl::provider_refund_id.is_null().and(dsl::request_id.eq(request)))
+            .select(Row::as_select());
+        row = query.first(conn).await.optional()?;
+    }
+    row.map(Row::parse).transpose()
+}
+
+/// Finds the refund of a payment that a caller's request has created.
+pub async fn by_request(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    payment: PaymentId,
+    request_id: &str,
+) -> Result<Option<Refund>> {
+    let query = dsl::refunds
+        .filter(dsl::organization_id.eq(org.0).and(dsl::payment_id.eq(payment.0)))
+        .filter(dsl::request_id.eq(request_id))
+        .order(dsl::id.desc())
+        .select(Row::as_select());
+    let row: Option<Row> = query.first(conn).await.optional()?;
     row.map(Row::parse).transpose()
 }
 

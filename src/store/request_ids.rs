@@ -92,6 +92,31 @@ pub async fn attempt_of(conn: &mut AsyncPgConnection, org: OrganizationId, reque
     number.ok_or_else(|| Error::internal(anyhow::anyhow!("the request id {request_id} stands for no attempt")))
 }
 
+/// The `request_id` that marks a resource as recovered. Callers' ids are never this one: they do not know the resource's
+/// id before they have created it.
+fn recovered_mark(resource: Uuid) -> String {
+    format!("recovered/{resource}")
+}
+
+/// Marks a resource as read back from Stripe after its row was lost, and with it the `request_id` that had created it.
+pub async fn mark_recovered(
+    conn: &mut AsyncPgConnection,
+    org: OrganizationId,
+    resource: Uuid,
+    now: OffsetDateTime,
+) -> Result<()> {
+    let mark = CallerRequest { id: recovered_mark(resource), body_hash: [0; 32] };
+    insert(conn, org, &mark, resource, now).await
+}
+
+/// Whether the next request to create a resource that was recovered is a repeat of the one that had created it. True
+/// once for each resource.
+pub async fn claim_recovered(conn: &mut AsyncPgConnection, org: OrganizationId, resource: Uuid) -> Result<bool> {
+    let mark = dsl::request_ids.find((org.0, recovered_mark(resource))).filter(dsl::attempt_number.is_null());
+    let claimed = diesel::update(mark).set(dsl::attempt_number.eq(0)).execute(conn).await?;
+    Ok(claimed == 1)
+}
+
 /// Deletes at most `limit` request ids that were recorded before `before`. For the system role.
 pub async fn delete_old(conn: &mut AsyncPgConnection, before: OffsetDateTime, limit: i64) -> Result<usize> {
     Ok(diesel::sql_query(

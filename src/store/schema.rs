@@ -69,6 +69,24 @@ table! {
 }
 
 table! {
+    stripe_contacts (organization_id, integration_id) {
+        organization_id -> Uuid,
+        integration_id -> Uuid,
+        contact_time -> Timestamptz,
+        number -> BigInt,
+        catch_up_reason -> Nullable<Text>,
+        catch_up_start -> Nullable<Timestamptz>,
+        stage -> Nullable<Text>,
+        after -> Nullable<Text>,
+        objects_read -> BigInt,
+        seen_number -> Nullable<BigInt>,
+        seen_writer -> Nullable<Uuid>,
+        seen_time -> Nullable<Timestamptz>,
+        fault -> Nullable<Text>,
+    }
+}
+
+table! {
     stripe_requests (organization_id, purpose, name, generation) {
         organization_id -> Uuid,
         purpose -> Text,

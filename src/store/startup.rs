@@ -1,6 +1,6 @@
 //! Checks of a database before a process works with it: the version of Postgres is supported, no pooler moves prepared
-//! statements between connections, this release can work with the schema, and the process's keys open what is sealed in
-//! it.
+//! statements between connections, this release can work with the schema, the database belongs to the process's
+//! installation, and the process's keys open what is sealed in it.
 
 use std::collections::BTreeSet;
 
@@ -10,15 +10,17 @@ use diesel::sql_types::{Binary, Text, Uuid as SqlUuid};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use uuid::Uuid;
 
-use super::migrate;
 use super::seal::{Place, Sealer};
 pub use super::server_check::StartupError;
 use super::server_check::{Checked, Setting, check_server};
+use super::{installation, migrate};
 
-/// Runs all checks, for a process that serves: `url` is the pool's address, `direct_url` the address for LISTEN. The
-/// only change is that each new key of `sealer` is recorded in the database.
-pub async fn check(url: &str, direct_url: &str, sealer: &Sealer) -> Checked {
+/// Runs all checks, for a process of the installation `name` that serves: `url` is the pool's address, `direct_url` the
+/// address for LISTEN. The only changes are those that a database undergoes after it was restored, failed over or
+/// copied, and that each new key of `sealer` is recorded.
+pub async fn check(url: &str, direct_url: &str, name: &str, sealer: &Sealer) -> Checked {
     check_schema(url).await?;
+    check_installation(url, name).await?;
     if direct_url != url {
         check_server(direct_url, Setting::DirectDatabaseUrl).await?;
     }
@@ -37,6 +39,19 @@ pub async fn check_schema(url: &str) -> Checked {
             "the database needs a release that knows migration {minimum}, and the newest that this one knows is \
              {newest}: run a newer release of Paybridge"
         ))),
+    }
+}
+
+async fn check_installation(url: &str, name: &str) -> Checked {
+    let mut connection = migrate::connect(url).await?;
+    connection.batch_execute("SET ROLE paybridge_system").await?;
+    match installation::name(&mut connection).await? {
+        None => Err(StartupError::Temporary(anyhow!(
+            "the database does not say which installation it belongs to: run `paybridge migrate`"
+        ))),
+        Some(known) if known != name => Err(StartupError::Permanent(installation::other_name(&known, name))),
+        // The pool does the same, but gives up after 5 s: this may take longer where there are many jobs.
+        Some(_) => Ok(installation::check_identity(&mut connection).await?),
     }
 }
 

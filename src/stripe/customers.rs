@@ -8,12 +8,16 @@ use super::call::Call;
 use super::client::{Client, Executed};
 use super::error::{Error, UnknownCause};
 use super::form::Form;
+use super::list::{ListPage, created_since};
 use super::metadata;
-use super::object::{Metadata, Page, null_as_default, reference};
+use super::object::{Metadata, metadata_id, metadata_text, null_as_default, reference};
 use super::rate_limit::ApiKey;
 use crate::domain::customers::{Address, Customer, CustomerUpdate};
-use crate::domain::signals::DefaultChange;
+use crate::domain::payment_methods::MethodKind;
+use crate::domain::signals::{CustomerSnapshot, DefaultChange};
 use crate::domain::stripe_requests::{IdempotencyKey, StripeRequest};
+
+const LIST: &str = "/v1/customers";
 
 /// The most pages of 100 that are read to find a customer (P11). With more, the search has no result.
 const PAGES_MAX: usize = 50;
@@ -36,11 +40,28 @@ pub(super) struct WireCustomer {
     #[serde(default)]
     deleted: bool,
     #[serde(default, deserialize_with = "null_as_default")]
+    name: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    email: String,
+    #[serde(default, deserialize_with = "null_as_default")]
+    phone: String,
+    address: Option<WireAddress>,
+    #[serde(default, deserialize_with = "null_as_default")]
     invoice_settings: InvoiceSettings,
     #[serde(default, deserialize_with = "reference")]
     default_source: Option<String>,
     #[serde(default, deserialize_with = "null_as_default")]
     metadata: Metadata,
+}
+
+#[derive(Debug, Deserialize)]
+struct WireAddress {
+    line1: Option<String>,
+    line2: Option<String>,
+    city: Option<String>,
+    postal_code: Option<String>,
+    state: Option<String>,
+    country: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -78,8 +99,41 @@ impl From<WireCustomer> for ProviderCustomer {
     }
 }
 
-/// The body that creates `customer` at Stripe. Empty fields are not sent.
-pub fn create_body(customer: &Customer) -> String {
+impl From<WireAddress> for Address {
+    fn from(wire: WireAddress) -> Self {
+        Self {
+            line1: wire.line1.unwrap_or_default(),
+            line2: wire.line2.unwrap_or_default(),
+            city: wire.city.unwrap_or_default(),
+            postal_code: wire.postal_code.unwrap_or_default(),
+            state: wire.state.unwrap_or_default(),
+            country: wire.country.unwrap_or_default(),
+        }
+    }
+}
+
+impl From<WireCustomer> for CustomerSnapshot {
+    fn from(wire: WireCustomer) -> Self {
+        let kinds = wire.metadata.get(metadata::PAYMENT_METHOD_KINDS).map_or("", String::as_str);
+        Self {
+            organization_id: metadata_id(&wire.metadata, metadata::ORGANIZATION_ID),
+            installation: metadata_text(&wire.metadata, metadata::INSTALLATION),
+            customer_id: metadata_id(&wire.metadata, metadata::CUSTOMER_ID),
+            external_id: metadata_text(&wire.metadata, metadata::EXTERNAL_CUSTOMER_ID),
+            kinds: kinds.split(',').filter_map(|kind| kind.parse().ok()).collect(),
+            id: wire.id,
+            name: wire.name,
+            email: wire.email,
+            phone: wire.phone,
+            address: wire.address.map(Address::from),
+        }
+    }
+}
+
+/// The body that creates `customer` at Stripe. Empty fields are not sent. The metadata has what a customer that the
+/// database has forgotten is made anew from.
+pub fn create_body(installation: &str, customer: &Customer) -> String {
+    let kinds: Vec<&str> = customer.provider_payment_methods.iter().copied().map(MethodKind::as_str).collect();
     let filled = |text: &'static str, value: &str| (!value.is_empty()).then(|| (text, value.to_owned()));
     let fields = [
         filled("name", &customer.name),
@@ -98,6 +152,8 @@ pub fn create_body(customer: &Customer) -> String {
             (metadata::CUSTOMER_ID, customer.id.to_string()),
             (metadata::EXTERNAL_CUSTOMER_ID, customer.external_id.clone()),
             (metadata::ORGANIZATION_ID, customer.organization_id.to_string()),
+            (metadata::INSTALLATION, installation.to_owned()),
+            (metadata::PAYMENT_METHOD_KINDS, kinds.join(",")),
         ],
     )
     .into_body()
@@ -149,7 +205,7 @@ impl Client {
         key: &ApiKey,
         request: &StripeRequest,
     ) -> Result<Executed<ProviderCustomer>, Error> {
-        self.execute::<WireCustomer, _>(key, "/v1/customers", None, request).await
+        self.execute::<WireCustomer, _>(key, LIST, None, request).await
     }
 
     /// Reads a customer. A deleted one is a result, not an error.
@@ -173,21 +229,28 @@ impl Client {
         };
         let mut after = None::<String>;
         for _ in 0..PAGES_MAX {
-            let query = Form::new()
-                .push("created[gte]", since.unix_timestamp())
-                .push("limit", 100)
-                .push_some("starting_after", after.as_deref())
-                .into_body();
-            let page: Page<WireCustomer> = self.send(key, Call::get("/v1/customers", None, &query)).await?;
-            after = page.data.last().map(|found| found.id.clone());
-            if let Some(found) = page.data.into_iter().find(is_ours) {
+            let page =
+                self.page::<WireCustomer, WireCustomer>(key, LIST, created_since(since), after.as_deref()).await?;
+            if let Some(found) = page.items.into_iter().find(is_ours) {
                 return Ok(Some(found.into()));
             }
-            if !page.has_more || after.is_none() {
+            after = page.next;
+            if after.is_none() {
                 return Ok(None);
             }
         }
         Err(Error::unknown(UnknownCause::TooLong, "the account has more new customers than are read"))
+    }
+
+    /// A page of all customers of the account that were created at `since` or later and not deleted, newest first, from
+    /// the one after `after` on. It is the first page again if `after` is not in the list.
+    pub async fn customers_since(
+        &self,
+        key: &ApiKey,
+        since: OffsetDateTime,
+        after: Option<&str>,
+    ) -> Result<ListPage<CustomerSnapshot>, Error> {
+        self.account_page::<WireCustomer, _>(key, LIST, created_since(since), after).await
     }
 
     /// Updates a customer; `body` is an [`update_body`] or a [`default_method_body`].
@@ -207,6 +270,7 @@ impl Client {
 mod tests {
     use uuid::Uuid;
 
+    use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
     use crate::domain::fixtures;
 
@@ -224,13 +288,43 @@ mod tests {
 
     #[test]
     fn p2_the_same_customer_gives_the_same_bytes_and_nothing_empty() {
-        let body = create_body(&hooli());
+        let body = create_body("test", &hooli());
         let expected = "name=Hooli%20%26%20Sons&email=a%40hooli.test&address[city]=Bern&address[country]=CH\
             &metadata[customer_id]=00000000-0000-0000-0000-000000000001\
             &metadata[external_customer_id]=hooli_1234\
-            &metadata[organization_id]=00000000-0000-0000-0000-000000000002";
+            &metadata[organization_id]=00000000-0000-0000-0000-000000000002\
+            &metadata[installation]=test&metadata[payment_method_kinds]=card%2Csepa_debit";
         assert_eq!(body, expected);
-        assert_eq!(create_body(&hooli()), body);
+        assert_eq!(create_body("test", &hooli()), body);
+    }
+
+    #[tokio::test]
+    async fn customers_of_the_account_are_read_with_all_our_metadata() {
+        let ours = r#"{"id":"cus_2","name":"Hooli","email":"a@hooli.test","phone":null,
+            "address":{"city":"Bern","country":"CH","line1":null},"metadata":{"installation":"test",
+            "external_customer_id":"hooli_1234","payment_method_kinds":"sepa_debit,giropay,card",
+            "customer_id":"00000000-0000-0000-0000-000000000001",
+            "organization_id":"00000000-0000-0000-0000-000000000002"}}"#;
+        let foreign = r#"{"id":"cus_1","name":null,"address":null,"metadata":{}}"#;
+        let page = format!(r#"{{"object":"list","has_more":false,"data":[{ours},{foreign}]}}"#);
+        let server = ScriptedServer::new(move |_| response(200, &page)).await;
+        let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let page = server.client().customers_since(&key(), since, None).await.unwrap();
+        assert_eq!(server.requests()[0].target, "/v1/customers?created[gte]=1700000000&limit=100");
+        let expected = CustomerSnapshot {
+            id: "cus_2".to_owned(),
+            name: "Hooli".to_owned(),
+            email: "a@hooli.test".to_owned(),
+            phone: String::new(),
+            address: Some(Address { city: "Bern".to_owned(), country: "CH".to_owned(), ..Address::default() }),
+            organization_id: Some(Uuid::from_u128(2)),
+            installation: Some("test".to_owned()),
+            customer_id: Some(Uuid::from_u128(1)),
+            external_id: Some("hooli_1234".to_owned()),
+            kinds: vec![MethodKind::SepaDebit, MethodKind::Card],
+        };
+        assert_eq!((page.items.len(), &page.items[0], page.next), (2, &expected, None));
+        assert_eq!((page.items[1].organization_id, page.items[1].kinds.len()), (None, 0));
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Disputes: a customer or the customer's bank reclaims a payment.
 
 use serde::Deserialize;
+use time::OffsetDateTime;
 
 use super::call::Call;
 use super::client::Client;
 use super::error::Error;
+use super::list::{ListPage, created_since};
 use super::object::{currency, money, reference};
 use super::rate_limit::ApiKey;
 use crate::domain::Currency;
@@ -42,5 +44,16 @@ impl Client {
     pub async fn dispute(&self, key: &ApiKey, id: &str) -> Result<DisputeSnapshot, Error> {
         let call = Call::get("/v1/disputes/{id}", Some(id), "");
         Ok(self.send::<WireDispute>(key, call).await?.into())
+    }
+
+    /// A page of all disputes of the account that were created at `since` or later, newest first, from the one after
+    /// `after` on. It is the first page again if `after` is not in the list.
+    pub async fn disputes_since(
+        &self,
+        key: &ApiKey,
+        since: OffsetDateTime,
+        after: Option<&str>,
+    ) -> Result<ListPage<DisputeSnapshot>, Error> {
+        self.account_page::<WireDispute, _>(key, "/v1/disputes", created_since(since), after).await
     }
 }

@@ -55,8 +55,8 @@ pub enum Error {
         /// Stripe's details.
         detail: Box<Detail>,
     },
-    /// The call was not sent, so nothing was done: the rate limiter gave no permit in time, or Stripe currently fails
-    /// most calls.
+    /// The call was not sent, so nothing was done: the rate limiter gave no permit in time, Stripe currently fails most
+    /// calls, or the key is [read-only](super::ApiKey::read_only).
     #[error("{detail}")]
     NotSent {
         /// What held the call back.
@@ -104,6 +104,8 @@ pub enum UnsentCause {
     Limit,
     /// Stripe, or this account at Stripe, fails most calls.
     Outage,
+    /// The integration catches up with Stripe; until then its key is [read-only](super::ApiKey::read_only).
+    CatchingUp,
 }
 
 /// Why an outcome is unknown.
@@ -272,6 +274,10 @@ impl Error {
                 "the calls in progress and waiting exhaust Stripe's rate limit for this account; this call was not sent"
             }
             UnsentCause::Outage => "Stripe currently fails most calls; this call was not sent",
+            UnsentCause::CatchingUp => {
+                "the integration is catching up with Stripe after its database was restored, failed over or copied; \
+                 nothing is changed at Stripe until that is done"
+            }
         };
         let detail = Box::new(Detail { message: Some(message.to_owned()), ..Detail::default() });
         Self::NotSent { cause, retry_after: retry_after.try_into().unwrap_or_default(), detail }

@@ -11,6 +11,8 @@ mod call;
 pub mod client;
 pub mod error;
 pub mod form;
+mod list;
+pub mod metadata;
 mod object;
 mod operation;
 mod random;
@@ -38,32 +40,11 @@ pub mod webhook_endpoints;
 mod scripted;
 
 pub use client::{Client, STRIPE_URL, Timeouts};
-pub use error::{Detail, Disposition, Error, UnknownCause};
+pub use error::{Detail, Disposition, Error, UnknownCause, UnsentCause};
+pub use list::ListPage;
 pub use operation::Operation;
 pub use rate_limit::{ACQUIRE_TIMEOUT, ApiKey, RateLimiters};
 
 /// The API version of every call and of the webhook endpoints that we register: the last one that accepts
 /// [`form::PAYMENT_METHOD_TYPES`].
 pub const API_VERSION: &str = "2026-08-26.dahlia";
-
-/// The keys of our metadata on Stripe's objects.
-pub mod metadata {
-    /// The billing system's invoice id.
-    pub const INVOICE_ID: &str = "invoice_id";
-    /// The organization's id.
-    pub const ORGANIZATION_ID: &str = "organization_id";
-    /// The payment's id.
-    pub const PAYMENT_ID: &str = "payment_id";
-    /// The refund's id.
-    pub const REFUND_ID: &str = "refund_id";
-    /// The attempt that an object was created for: payment id and number.
-    pub const ATTEMPT_ID: &str = "attempt_id";
-    /// The customer's id.
-    pub const CUSTOMER_ID: &str = "customer_id";
-    /// The billing system's customer id.
-    pub const EXTERNAL_CUSTOMER_ID: &str = "external_customer_id";
-    /// The Checkout session's id, ours.
-    pub const CHECKOUT_SESSION_ID: &str = "checkout_session_id";
-    /// The integration's id.
-    pub const INTEGRATION_ID: &str = "integration_id";
-}

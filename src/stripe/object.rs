@@ -62,6 +62,11 @@ pub(super) fn metadata_id(metadata: &Metadata, key: &str) -> Option<Uuid> {
     metadata.get(key)?.parse().ok()
 }
 
+/// Reads one of our texts from metadata.
+pub(super) fn metadata_text(metadata: &Metadata, key: &str) -> Option<String> {
+    metadata.get(key).cloned()
+}
+
 /// Joins Stripe's two fields into an amount.
 pub(super) fn money(minor_units: i64, currency: Currency) -> Money {
     Money { minor_units, currency }

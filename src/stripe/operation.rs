@@ -31,6 +31,8 @@ pub enum Operation {
     CheckoutSessionCreate,
     #[strum(serialize = "checkout_session.read")]
     CheckoutSessionRead,
+    #[strum(serialize = "checkout_session.list")]
+    CheckoutSessionList,
     #[strum(serialize = "checkout_session.expire")]
     CheckoutSessionExpire,
     #[strum(serialize = "payment_intent.create")]
@@ -51,6 +53,8 @@ pub enum Operation {
     RefundList,
     #[strum(serialize = "dispute.read")]
     DisputeRead,
+    #[strum(serialize = "dispute.list")]
+    DisputeList,
     #[strum(serialize = "event.list")]
     EventList,
     #[strum(serialize = "webhook_endpoint.list")]
@@ -76,6 +80,7 @@ impl Operation {
                 | Self::RefundRead
                 | Self::RefundList
                 | Self::DisputeRead
+                | Self::DisputeList
                 | Self::EventList
         )
     }
@@ -94,9 +99,10 @@ mod tests {
         let expected = "customer.create customer.link customer.read customer.list customer.update \
                         customer.set_default payment_method.read payment_method.list payment_method.detach \
                         mandate.read setup_intent.read checkout_session.create checkout_session.read \
-                        checkout_session.expire payment_intent.create payment_intent.read payment_intent.list \
-                        payment_intent.confirm payment_intent.cancel refund.create refund.read refund.list \
-                        dispute.read event.list webhook_endpoint.list webhook_endpoint.update webhook_endpoint.delete";
+                        checkout_session.list checkout_session.expire payment_intent.create payment_intent.read \
+                        payment_intent.list payment_intent.confirm payment_intent.cancel refund.create refund.read \
+                        refund.list dispute.read dispute.list event.list webhook_endpoint.list webhook_endpoint.update \
+                        webhook_endpoint.delete";
         assert_eq!(names, expected.split_whitespace().collect::<Vec<_>>());
     }
 

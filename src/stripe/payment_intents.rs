@@ -2,41 +2,39 @@
 
 mod wire;
 
+use serde::Deserialize;
 use time::OffsetDateTime;
 
 pub(super) use self::wire::WireIntent;
 use super::call::Call;
 use super::client::{Client, Executed};
-use super::error::{Error, UnknownCause};
+use super::error::Error;
 use super::form::{Form, PAYMENT_METHOD_TYPES};
+use super::list::{ListPage, created_since};
 use super::metadata;
-use super::object::Page;
 use super::rate_limit::ApiKey;
 use crate::domain::payment_methods::MethodKind;
 use crate::domain::payments::Payment;
 use crate::domain::signals::IntentSnapshot;
 use crate::domain::stripe_requests::StripeRequest;
 
+const LIST: &str = "/v1/payment_intents";
+
 /// The most pages of 100 that are read to find an intent (P11). With more, the search has no result.
 const PAGES_MAX: usize = 50;
 
 /// The body that creates a payment's intent, unconfirmed. `kinds` are the customer's allowed kinds that take the
-/// invoice's currency. The metadata names the invoice and our organization, payment and attempt.
-pub fn create_body(payment: &Payment, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
+/// invoice's currency. The metadata names the invoice, the customer, and our installation, organization, payment and
+/// attempt.
+pub fn create_body(installation: &str, payment: &Payment, provider_customer_id: &str, kinds: &[MethodKind]) -> String {
     let description = (!payment.invoice_number.is_empty()).then(|| format!("Invoice {}", payment.invoice_number));
-    let entries = [
-        (metadata::INVOICE_ID, payment.invoice_id.clone()),
-        (metadata::ORGANIZATION_ID, payment.organization_id.to_string()),
-        (metadata::PAYMENT_ID, payment.id.to_string()),
-        (metadata::ATTEMPT_ID, format!("{}/{}", payment.id, payment.attempt_number + 1)),
-    ];
     Form::new()
         .push("amount", payment.amount.minor_units)
         .push("currency", payment.amount.currency.to_lower())
         .push("customer", provider_customer_id)
         .push_list(PAYMENT_METHOD_TYPES, kinds.iter().map(|kind| kind.as_str()))
         .push_some("description", description)
-        .push_map("metadata", &entries)
+        .push_map("metadata", &metadata::of_next_attempt(installation, payment))
         .into_body()
 }
 
@@ -64,7 +62,7 @@ impl Client {
         key: &ApiKey,
         request: &StripeRequest,
     ) -> Result<Executed<IntentSnapshot>, Error> {
-        self.execute::<WireIntent, _>(key, "/v1/payment_intents", None, request).await
+        self.execute::<WireIntent, _>(key, LIST, None, request).await
     }
 
     /// Reads an intent. Its state settles unknown outcomes.
@@ -104,24 +102,52 @@ impl Client {
             intent.organization_id == Some(payment.organization_id.0)
                 && intent.invoice_id.as_ref() == Some(&payment.invoice_id)
         };
-        let mut found = Vec::new();
-        let mut after = None::<String>;
-        for _ in 0..PAGES_MAX {
-            let query = Form::new()
-                .push("customer", provider_customer_id)
-                .push("created[gte]", since.unix_timestamp())
-                .push("limit", 100)
-                .push_some("starting_after", after.as_deref())
-                .into_body();
-            let page: Page<WireIntent> = self.send(key, Call::get("/v1/payment_intents", None, &query)).await?;
-            after = page.data.last().map(|intent| intent.id.clone());
-            let intents = page.data.into_iter().map(IntentSnapshot::from);
-            found.extend(intents.filter(is_of_invoice));
-            if !page.has_more || after.is_none() {
-                return Ok(found);
-            }
-        }
-        Err(Error::unknown(UnknownCause::TooLong, "the customer has more intents than are read"))
+        let filter = Form::new().push("customer", provider_customer_id).push("created[gte]", since.unix_timestamp());
+        let too_long = "the customer has more intents than are read";
+        let list = self.whole_list::<WireIntent, IntentSnapshot>(key, LIST, &filter, PAGES_MAX, too_long);
+        let mut found = list.await?;
+        found.retain(is_of_invoice);
+        Ok(found)
+    }
+
+    /// A page of all intents of the account that were created at `since` or later, newest first, from the one after
+    /// `after` on. It is the first page again if `after` is not in the list.
+    pub async fn payment_intents_since(
+        &self,
+        key: &ApiKey,
+        since: OffsetDateTime,
+        after: Option<&str>,
+    ) -> Result<ListPage<IntentSnapshot>, Error> {
+        self.account_page::<WireIntent, _>(key, LIST, created_since(since), after).await
+    }
+
+    /// A page of all intents as they were at their creation, at `since` or later, newest first: of the events list, which
+    /// reaches back 30 days. Their metadata is what their creator had written. `after` is the id of an event.
+    pub async fn payment_intents_as_created(
+        &self,
+        key: &ApiKey,
+        since: OffsetDateTime,
+        after: Option<&str>,
+    ) -> Result<ListPage<IntentSnapshot>, Error> {
+        let creations = created_since(since).push("type", "payment_intent.created");
+        self.account_page::<Creation, _>(key, "/v1/events", creations, after).await
+    }
+}
+
+/// The event of an intent's creation.
+#[derive(Deserialize)]
+struct Creation {
+    data: CreatedObject,
+}
+
+#[derive(Deserialize)]
+struct CreatedObject {
+    object: WireIntent,
+}
+
+impl From<Creation> for IntentSnapshot {
+    fn from(creation: Creation) -> Self {
+        creation.data.object.into()
     }
 }
 
@@ -129,6 +155,7 @@ impl Client {
 mod tests {
     use uuid::Uuid;
 
+    use super::super::error::UnknownCause;
     use super::super::scripted::{ScriptedServer, key, response};
     use super::*;
     use crate::domain::fixtures;
@@ -139,6 +166,7 @@ mod tests {
             organization_id: Uuid::from_u128(2).into(),
             integration_id: Uuid::from_u128(4).into(),
             customer_id: Uuid::from_u128(1).into(),
+            external_customer_id: "hooli_1234".to_owned(),
             invoice_id: "inv/1".to_owned(),
             invoice_number: "HOO-001".to_owned(),
             ..fixtures::payment(4900)
@@ -147,14 +175,34 @@ mod tests {
 
     #[test]
     fn p2_the_same_payment_gives_the_same_bytes_and_no_money_can_move_yet() {
-        let body = create_body(&payment(), "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]);
+        let kinds = [MethodKind::Card, MethodKind::SepaDebit];
+        let body = create_body("test", &payment(), "cus_1", &kinds);
         let expected = "amount=4900&currency=eur&customer=cus_1&payment_method_types[0]=card\
             &payment_method_types[1]=sepa_debit&description=Invoice%20HOO-001&metadata[invoice_id]=inv%2F1\
             &metadata[organization_id]=00000000-0000-0000-0000-000000000002\
             &metadata[payment_id]=00000000-0000-0000-0000-000000000005\
-            &metadata[attempt_id]=00000000-0000-0000-0000-000000000005%2F1";
+            &metadata[attempt_id]=00000000-0000-0000-0000-000000000005%2F1\
+            &metadata[installation]=test\
+            &metadata[customer_id]=00000000-0000-0000-0000-000000000001\
+            &metadata[external_customer_id]=hooli_1234&metadata[invoice_number]=HOO-001";
         assert_eq!(body, expected);
-        assert_eq!(create_body(&payment(), "cus_1", &[MethodKind::Card, MethodKind::SepaDebit]), body);
+        assert_eq!(create_body("test", &payment(), "cus_1", &kinds), body);
+        let unnumbered = Payment { invoice_number: String::new(), ..payment() };
+        assert!(!create_body("test", &unnumbered, "cus_1", &kinds).contains("invoice_number"));
+    }
+
+    /// Stripe accepts 500 characters in a value of metadata. Callers' ids have at most 255.
+    #[test]
+    fn the_longest_ids_fit_the_metadata() {
+        let longest = "ü".repeat(255);
+        let payment = Payment {
+            invoice_id: longest.clone(),
+            invoice_number: longest.clone(),
+            external_customer_id: longest,
+            ..payment()
+        };
+        let entries = metadata::of_next_attempt(&"i".repeat(63), &payment);
+        assert!(entries.iter().all(|(key, value)| key.len() <= 40 && value.chars().count() <= 500), "{entries:?}");
     }
 
     #[test]
@@ -191,6 +239,39 @@ mod tests {
         assert_eq!(ids, ["pi_3", "pi_1"]);
         let first = "/v1/payment_intents?customer=cus_1&created[gte]=1700000000&limit=100";
         assert_eq!(server.requests()[0].target, first);
+    }
+
+    #[tokio::test]
+    async fn intents_of_the_account_are_read_with_all_our_metadata() {
+        let intent = r#"{"id":"pi_1","status":"succeeded","amount":4900,"currency":"eur","metadata":{
+            "invoice_id":"inv/1","invoice_number":"HOO-001","installation":"test","external_customer_id":"hooli_1234",
+            "customer_id":"00000000-0000-0000-0000-000000000001"}}"#;
+        let page = format!(r#"{{"object":"list","has_more":false,"data":[{intent}]}}"#);
+        let server = ScriptedServer::new(move |_| response(200, &page)).await;
+        let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let page = server.client().payment_intents_since(&key(), since, Some("pi_2")).await.unwrap();
+        let target = "/v1/payment_intents?created[gte]=1700000000&limit=100&starting_after=pi_2";
+        assert_eq!(server.requests()[0].target, target);
+        let read = &page.items[0];
+        assert_eq!((read.installation.as_deref(), read.customer_id), (Some("test"), Some(Uuid::from_u128(1))));
+        assert_eq!(read.external_customer_id.as_deref(), Some("hooli_1234"));
+        assert_eq!((read.invoice_number.as_deref(), page.next), (Some("HOO-001"), None));
+    }
+
+    #[tokio::test]
+    async fn p8_the_metadata_of_a_creation_is_read_from_its_event() {
+        let object = intent("pi_1", "inv/1");
+        let page = format!(
+            r#"{{"object":"list","has_more":true,"data":[
+                {{"id":"evt_1","type":"payment_intent.created","created":1700000000,"data":{{"object":{object}}}}}]}}"#
+        );
+        let server = ScriptedServer::new(move |_| response(200, &page)).await;
+        let since = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let page = server.client().payment_intents_as_created(&key(), since, Some("evt_2")).await.unwrap();
+        let target = "/v1/events?created[gte]=1700000000&type=payment_intent.created&limit=100&starting_after=evt_2";
+        assert_eq!(server.requests()[0].target, target);
+        assert_eq!((page.items[0].id.as_str(), page.items[0].invoice_id.as_deref()), ("pi_1", Some("inv/1")));
+        assert_eq!(page.next.as_deref(), Some("evt_1"));
     }
 
     #[tokio::test]

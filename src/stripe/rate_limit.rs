@@ -1,7 +1,7 @@
 //! Client-side rate limiting.
 //!
 //! Every call for a known account acquires a [`Permit`] from the account's fair queue, for at most two seconds. A call
-//! that gets none, or that would be sent into an outage, returns unsent.
+//! that gets none, that would be sent into an outage, or that a read-only key does not permit, returns unsent.
 //!
 //! [`ApiKey`] names the account and the organization of a call. [`RateLimiters`] holds each account's [`FairQueue`] and
 //! circuit breaker, and the breaker for Stripe as a whole. Slots come from `app` through [`RateLimiters::demand`] and
@@ -28,6 +28,9 @@ use crate::domain::limits::{
     WHOLE_ACCOUNT,
 };
 
+/// When a call that an integration's catching up holds back is retried, in the clock's time.
+const CATCH_UP_DELAY: Duration = Duration::seconds(10);
+
 /// The longest wait for a permit, real time.
 pub const ACQUIRE_TIMEOUT: RealDuration = RealDuration::from_secs(2);
 
@@ -39,6 +42,7 @@ const IDLE_TIMEOUT: RealDuration = RealDuration::from_mins(5);
 pub struct ApiKey {
     secret: SecretString,
     caller: Option<AccountCaller>,
+    is_read_only: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -51,7 +55,13 @@ impl ApiKey {
     /// A key whose account is unknown. Its calls are not limited, so it is only for the few calls that find the
     /// account.
     pub fn unlimited(secret: SecretString) -> Self {
-        Self { secret, caller: None }
+        Self { secret, caller: None, is_read_only: false }
+    }
+
+    /// The key of an integration that catches up with Stripe: every call with it but a GET returns unsent.
+    #[must_use]
+    pub fn read_only(self) -> Self {
+        Self { is_read_only: true, ..self }
     }
 }
 
@@ -96,7 +106,7 @@ impl RateLimiters {
     /// A key whose calls obey the account's limits; `org` is the organization that they are for.
     pub fn key(&self, secret: SecretString, account: &str, livemode: bool, org: OrganizationId) -> ApiKey {
         let account = self.account(account, livemode);
-        ApiKey { secret, caller: Some(AccountCaller { account, organization: org.0 }) }
+        ApiKey { secret, caller: Some(AccountCaller { account, organization: org.0 }), is_read_only: false }
     }
 
     fn account(&self, id: &str, livemode: bool) -> Arc<Account> {
@@ -146,6 +156,9 @@ impl RateLimiters {
 
     /// Waits for a permit. An error means that the call must not be sent now.
     pub(super) async fn acquire(self: &Arc<Self>, key: &ApiKey, call: &Call<'_>) -> Result<Permit, Error> {
+        if key.is_read_only && call.method != Method::GET {
+            return Err(unsent(UnsentCause::CatchingUp, CATCH_UP_DELAY));
+        }
         let endpoint = format!("{} {}", call.method, call.route);
         let mut permit = Permit {
             rate_limiters: self.clone(),
@@ -212,14 +225,21 @@ impl RateLimiters {
     fn not_sent(&self, caller: &AccountCaller, cause: UnsentCause, from: OffsetDateTime) -> Error {
         let rate = self.limits.rate(caller.account.livemode, WHOLE_ACCOUNT).min(self.limits.endpoint);
         let at = caller.account.queue.lock().retry_time(caller.organization, from, Duration::seconds_f64(1.0 / rate));
-        metrics::counter!("paybridge_stripe_unsent_total", "reason" => cause.as_str()).increment(1);
-        Error::not_sent(cause, at - self.clock.now())
+        unsent(cause, at - self.clock.now())
     }
+}
+
+/// Counts an unsent call, and returns its error.
+fn unsent(cause: UnsentCause, retry_after: Duration) -> Error {
+    metrics::counter!("paybridge_stripe_unsent_total", "reason" => cause.as_str()).increment(1);
+    Error::not_sent(cause, retry_after)
 }
 
 /// Finishing started work has priority over starting new work, and interactive calls over reads.
 fn priority(call: &Call<'_>) -> Priority {
     match (call.method == Method::GET, call.route) {
+        // The check that the database is the one in use: without it, nothing may be collected.
+        (true, "/v1/webhook_endpoints/{id}") => Priority::Interactive,
         (true, _) => Priority::Read,
         (false, route) if route.ends_with("/confirm") => Priority::Confirm,
         (false, "/v1/payment_intents" | "/v1/refunds") => Priority::Create,

@@ -121,7 +121,7 @@ fn object<T: DeserializeOwned>(data: Data) -> Result<T, serde_json::Error> {
 }
 
 fn intent(data: Data) -> Result<Signal, serde_json::Error> {
-    Ok(Signal::Intent(object::<WireIntent>(data)?.into()))
+    Ok(Signal::Intent(Box::new(object::<WireIntent>(data)?.into())))
 }
 
 fn charge_refunded(data: Data) -> Result<Signal, serde_json::Error> {

@@ -8,13 +8,16 @@ use time::OffsetDateTime;
 
 use super::call::Call;
 use super::client::{Client, Executed};
-use super::error::{Error, UnknownCause};
+use super::error::Error;
 use super::form::Form;
-use super::object::{Acknowledged, Metadata, Page, metadata_id, null_as_default, seconds};
+use super::object::{Acknowledged, Metadata, metadata_id, null_as_default, seconds};
 use super::rate_limit::ApiKey;
 use super::{API_VERSION, metadata, signals};
+use crate::domain::catch_up::Counter;
 use crate::domain::stripe_requests::StripeRequest;
 use crate::domain::{IntegrationId, OrganizationId};
+
+const LIST: &str = "/v1/webhook_endpoints";
 
 /// The most pages of 100 that are read (P11). Stripe allows about 16 endpoints.
 const PAGES_MAX: usize = 5;
@@ -53,6 +56,21 @@ impl WebhookEndpoint {
         metadata_id(&self.metadata, metadata::INTEGRATION_ID).map(IntegrationId)
     }
 
+    /// Whether this installation has registered it for an integration of this organization.
+    pub fn is_of(&self, organization: OrganizationId, installation: &str) -> bool {
+        metadata_id(&self.metadata, metadata::ORGANIZATION_ID) == Some(organization.0)
+            && self.metadata.get(metadata::INSTALLATION).is_some_and(|name| name == installation)
+    }
+
+    /// The counter in its metadata, if there is one. Anybody can write there: what cannot be read is no counter.
+    pub fn counter(&self) -> Option<Counter> {
+        let mut parts = self.metadata.get(metadata::CONTACT_COUNTER)?.split(' ');
+        let number = parts.next()?.parse().ok()?;
+        let writer = parts.next()?.parse().ok()?;
+        let time = OffsetDateTime::from_unix_timestamp(parts.next()?.parse().ok()?).ok()?;
+        parts.next().is_none().then_some(Counter { number, writer, time })
+    }
+
     /// Whether it renders events in our API version. This cannot be updated: another version needs another endpoint.
     pub fn has_our_version(&self) -> bool {
         self.api_version.as_deref() == Some(API_VERSION)
@@ -81,7 +99,12 @@ impl WebhookEndpoint {
 }
 
 /// The body that registers an endpoint for exactly the events that we handle, in our API version.
-pub fn create_body(url: &str, organization_id: OrganizationId, integration_id: IntegrationId) -> String {
+pub fn create_body(
+    installation: &str,
+    url: &str,
+    organization_id: OrganizationId,
+    integration_id: IntegrationId,
+) -> String {
     Form::new()
         .push("url", url)
         .push("api_version", API_VERSION)
@@ -92,6 +115,7 @@ pub fn create_body(url: &str, organization_id: OrganizationId, integration_id: I
             &[
                 (metadata::INTEGRATION_ID, integration_id.to_string()),
                 (metadata::ORGANIZATION_ID, organization_id.to_string()),
+                (metadata::INSTALLATION, installation.to_owned()),
             ],
         )
         .into_body()
@@ -107,6 +131,12 @@ pub fn update_body(url: &str) -> String {
         .into_body()
 }
 
+/// The body that writes the counter to an endpoint's metadata, and leaves everything else.
+pub fn counter_body(counter: &Counter) -> String {
+    let value = format!("{} {} {}", counter.number, counter.writer, counter.time.unix_timestamp());
+    Form::new().push_map("metadata", &[(metadata::CONTACT_COUNTER, value)]).into_body()
+}
+
 impl Client {
     /// Registers an endpoint; the request's body is a stored [`create_body`]. The response and every replay of it contain
     /// the secret.
@@ -115,7 +145,7 @@ impl Client {
         key: &ApiKey,
         request: &StripeRequest,
     ) -> Result<Executed<WebhookEndpoint>, Error> {
-        self.execute::<WebhookEndpoint, _>(key, "/v1/webhook_endpoints", None, request).await
+        self.execute::<WebhookEndpoint, _>(key, LIST, None, request).await
     }
 
     /// Reads an endpoint, without its secret.
@@ -125,23 +155,13 @@ impl Client {
 
     /// All endpoints of the account in the key's mode.
     pub async fn webhook_endpoints(&self, key: &ApiKey) -> Result<Vec<WebhookEndpoint>, Error> {
-        let mut endpoints: Vec<WebhookEndpoint> = Vec::new();
-        for _ in 0..PAGES_MAX {
-            let after = endpoints.last().map(|endpoint| endpoint.id.as_str());
-            let query = Form::new().push("limit", 100).push_some("starting_after", after).into_body();
-            let page: Page<WebhookEndpoint> = self.send(key, Call::get("/v1/webhook_endpoints", None, &query)).await?;
-            let last = !page.has_more || page.data.is_empty();
-            endpoints.extend(page.data);
-            if last {
-                return Ok(endpoints);
-            }
-        }
-        Err(Error::unknown(UnknownCause::TooLong, "the account has more endpoints than are read"))
+        let too_long = "the account has more endpoints than are read";
+        self.whole_list::<WebhookEndpoint, _>(key, LIST, &Form::new(), PAGES_MAX, too_long).await
     }
 
-    /// Repairs an endpoint; `body` is an [`update_body`].
+    /// Repairs an endpoint, or writes its counter; `body` is an [`update_body`] or a [`counter_body`].
     pub async fn update_webhook_endpoint(&self, key: &ApiKey, id: &str, body: &str) -> Result<WebhookEndpoint, Error> {
-        let idempotency_key = self.unique_key("repair");
+        let idempotency_key = self.unique_key("update");
         self.send(key, Call::post("/v1/webhook_endpoints/{id}", Some(id), &idempotency_key, body)).await
     }
 
@@ -168,13 +188,33 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_registered_for_exactly_the_handled_types() {
-        let body = create_body("https://pay.test/hook", Uuid::from_u128(2).into(), Uuid::from_u128(4).into());
+        let (organization, integration) = (Uuid::from_u128(2).into(), Uuid::from_u128(4).into());
+        let body = create_body("test", "https://pay.test/hook", organization, integration);
         assert!(body.starts_with("url=https%3A%2F%2Fpay.test%2Fhook&api_version=2026-08-26.dahlia"));
         for (index, name) in signals::handled_types().enumerate() {
             assert!(body.contains(&format!("&enabled_events[{index}]={name}&")), "{name}");
         }
         assert_eq!(body.matches("enabled_events").count(), signals::handled_types().count());
         assert!(body.contains("&metadata[integration_id]=00000000-0000-0000-0000-000000000004"));
+        assert!(body.ends_with("&metadata[installation]=test"));
+    }
+
+    #[test]
+    fn a_counter_is_read_as_it_was_written_and_anything_else_is_none() {
+        let mut endpoint: WebhookEndpoint = serde_json::from_str(ENDPOINT).unwrap();
+        assert_eq!(endpoint.counter(), None);
+        let time = OffsetDateTime::from_unix_timestamp(1_700_000_000).unwrap();
+        let counter = Counter { number: 7, writer: Uuid::from_u128(9), time };
+        let value = "7 00000000-0000-0000-0000-000000000009 1700000000";
+        let mut read = |value: &str| {
+            endpoint.metadata.insert(metadata::CONTACT_COUNTER.to_owned(), value.to_owned());
+            endpoint.counter()
+        };
+        assert_eq!(read(value), Some(counter));
+        assert_eq!(counter_body(&counter), format!("metadata[contact_counter]={}", value.replace(' ', "%20")));
+        for other in ["", "7", "7 9 1700000000", &format!("{value} 1"), &format!(" {value}"), &format!("{value}.5")] {
+            assert_eq!(read(other), None, "{other}");
+        }
     }
 
     #[test]

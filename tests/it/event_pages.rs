@@ -4,8 +4,8 @@ use paybridge::dev::scenarios::BillingClient;
 use paybridge::dev::test_environment::Options;
 use paybridge::grpc::proto::stream_events_request::Start;
 use paybridge::grpc::proto::stream_events_response::Message;
-use paybridge::grpc::proto::{ListEventsRequest, ListEventsResponse, StreamEventsRequest};
-use tonic::{Code, Response, Status};
+use paybridge::grpc::proto::{ListEventsRequest, ListEventsResponse, StreamEventsRequest, StreamEventsResponse};
+use tonic::{Code, Response, Status, Streaming};
 
 use crate::support::context;
 use crate::support::customers::local_customer;
@@ -36,6 +36,20 @@ async fn read_pages(billing: &BillingClient, first: &ListEventsRequest) -> (Vec<
 async fn collect(billing: &mut BillingClient, invoice_id: &str) {
     pay(billing, invoice("hooli", invoice_id, 0, "EUR")).await.expect("it is accepted");
     billing.wait_for_event("invoice.payment_status_updated", invoice_id).await.expect("it is paid");
+}
+
+/// Reads a stream until it ends.
+async fn end_of(stream: &mut Streaming<StreamEventsResponse>) -> Result<Response<()>, Status> {
+    let reading = async {
+        loop {
+            match stream.message().await {
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(Response::new(())),
+                Err(status) => return Err(status),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, reading).await.expect("the stream ends in time")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -104,7 +118,7 @@ async fn p5_a_position_of_a_log_that_was_replaced_is_refused_with_where_to_resum
     let replace = "UPDATE event_heads SET log_id = gen_random_uuid() WHERE organization_id::text = $1 \
         RETURNING log_id::text";
     let new: String = database.query_one(replace, &[&billing.organization]).await.expect("another log").get(0);
-    let mut errors = Vec::new();
+    let mut errors = vec![expect_error(end_of(&mut idle).await, Code::OutOfRange, "LOG_REPLACED")];
     for position in [0, 1, last, last + 1] {
         let request = ListEventsRequest { after_position: position, log_id: log_id.clone(), ..first.clone() };
         errors.push(expect_error(list(&billing, &request).await, Code::OutOfRange, "LOG_REPLACED"));
@@ -123,5 +137,32 @@ async fn p5_a_position_of_a_log_that_was_replaced_is_refused_with_where_to_resum
     let event = tokio::time::timeout(PATIENCE, resumed.message()).await.expect("in time").expect("a message");
     let Some(Message::Event(event)) = event.and_then(|it| it.message) else { panic!("no event") };
     assert_eq!((event.position, event.log_id), (1, new));
+    context.environment.shutdown().await;
+}
+
+/// As after the loss of the last commits: the next events would have positions that the reader has passed already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p5_an_open_stream_ends_if_its_log_has_lost_the_position() {
+    let context = context(Options::default()).await;
+    let (mut billing, _) = BillingClient::connected(&context, "lost-end").await.expect("an integration");
+    local_customer(&mut billing, "hooli").await;
+    collect(&mut billing, "inv").await;
+    let last = billing.all_events().await.expect("the log").last().expect("an event").position;
+    let after = |position| StreamEventsRequest {
+        start: Some(Start::AfterPosition(position)),
+        ..StreamEventsRequest::default()
+    };
+    let mut events = billing.api.events.clone();
+    let mut open = events.stream_events(after(last)).await.expect("a stream").into_inner();
+    open.message().await.expect("a heartbeat");
+
+    let database = superuser(&context.environment.database_url).await;
+    let lose = "WITH lost AS (DELETE FROM events WHERE organization_id::text = $1 AND position >= $2) \
+        UPDATE event_heads SET last_position = $2 - 1 WHERE organization_id::text = $1";
+    database.execute(lose, &[&billing.organization, &last]).await.expect("the end is lost");
+    let resumed = events.stream_events(after(last)).await;
+    for refused in [violations(end_of(&mut open).await), violations(resumed)] {
+        assert_eq!(refused, ["after_position"]);
+    }
     context.environment.shutdown().await;
 }

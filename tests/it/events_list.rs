@@ -14,7 +14,7 @@ use crate::support::webhooks::lose_webhooks;
 
 /// Only the events list is read.
 fn list_only() -> Periods {
-    Periods { sweep: NEVER, endpoint: NEVER, ..Periods::default() }
+    Periods { sweep: NEVER, endpoint_test: NEVER, contact_max: NEVER, ..Periods::default() }
 }
 
 /// The same, read hourly: no read is due before the test advances the clock.

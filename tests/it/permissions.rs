@@ -78,7 +78,12 @@ async fn p2_a_key_that_may_not_refund_leaves_refunds_pending_and_collects() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p6_a_key_that_may_not_read_events_or_refunds_collects() {
-    let periods = paybridge::app::Periods { sweep: NEVER, endpoint: NEVER, ..paybridge::app::Periods::default() };
+    let periods = paybridge::app::Periods {
+        sweep: NEVER,
+        endpoint_test: NEVER,
+        contact_max: NEVER,
+        ..paybridge::app::Periods::default()
+    };
     let options = Options { periods, ..Options::default() };
     let (mut harness, payment) = paid_harness("no reads", "pm_card_visa", options).await;
     forbid(&harness, "GET", "/v1/events*");

@@ -296,6 +296,9 @@ async fn a_due_job_is_found_at_once_whatever_other_jobs_exist() {
         add(&database, single, 1, "'submit_payment', now(), true, NULL, NULL").await;
         let mut plans = Plans::enable(&database, "auto").await;
         let pool = Pool::new(&url, 1).expect("a pool");
+        // A new connection compares the database's identity, which looks up no job.
+        pool.ping().await.expect("a connection");
+        plans.read();
         for poll in 1..=2 {
             let held = if what == "of a full organization" { HashMap::from([(crowd, 1)]) } else { HashMap::new() };
             let mut capacity =

@@ -15,7 +15,7 @@ use crate::support::webhooks::lose_webhooks;
 
 /// Only stale objects are read.
 fn sweep_only() -> Periods {
-    Periods { list_test: NEVER, endpoint: NEVER, ..Periods::default() }
+    Periods { list_test: NEVER, endpoint_test: NEVER, contact_max: NEVER, ..Periods::default() }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,5 @@
-//! The start of a process whose database is unavailable, has the schema of another release, is too old, or holds
-//! secrets that were sealed with other keys.
+//! The start of a process whose database is unavailable, has the schema of another release, is too old, belongs to
+//! another installation, was copied, or holds secrets that were sealed with other keys.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -7,15 +7,16 @@ use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use paybridge::clock::pause;
-use paybridge::dev::postgres::{self, Postgres};
+use paybridge::dev::postgres::{Options as PostgresOptions, Postgres};
 use paybridge::dev::scenarios::BillingClient;
 use paybridge::dev::test_environment::Options;
+use paybridge::store::Pool;
 use tempfile::TempDir;
 use tokio::net::TcpSocket;
 
-use crate::support::sql::superuser;
-use crate::support::wait::until;
-use crate::support::{KillOnDrop, context, database, http, program, reserved_port};
+use crate::support::sql::{insert_integrations, superuser};
+use crate::support::wait::{until, until_ok};
+use crate::support::{KillOnDrop, context, database, http, postgres, program, reserved_port};
 
 /// Two encryption keys. The first is that of the test environment.
 const KEY: &str = "cGF5YnJpZGdlLWRldi1zZWFscy10ZXN0LXNlY3JldHM=";
@@ -96,7 +97,7 @@ impl Server {
 }
 
 fn postgres_in(folder: &TempDir) -> Postgres {
-    let options = postgres::Options { durable: false, ..postgres::Options::default() };
+    let options = PostgresOptions { durable: false, ..PostgresOptions::default() };
     Postgres::start(&folder.path().join("postgres"), &options).expect("Postgres starts")
 }
 
@@ -110,7 +111,7 @@ async fn a_process_waits_for_an_unavailable_database_and_logs_one_line() {
     let folder = tempfile::Builder::new().prefix("paybridge-outage-").tempdir().expect("a temporary folder");
     let postgres = tokio::task::block_in_place(|| postgres_in(&folder));
     let url = postgres.connection_string("postgres");
-    paybridge::store::migrate::run(&url).await.expect("it is migrated");
+    paybridge::store::migrate::run(&url, "paybridge").await.expect("it is migrated");
     tokio::task::block_in_place(|| postgres.stop()).expect("it stops");
 
     let mut server = Server::start(&url, &format!("k1:{KEY}"));
@@ -226,6 +227,121 @@ async fn p9_a_key_that_seals_secrets_is_required_at_startup() {
     assert_refused(url, &format!("dev:{OTHER_KEY}"), &["the key `dev`", "put the old key back"]);
     Server::start(url, &format!("k2:{OTHER_KEY},dev:{KEY}")).until_ready().await;
     context.environment.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_of_another_installation_is_refused_before_anything_is_changed() {
+    let url = database().await;
+    let keys = format!("k1:{KEY}");
+    let mut serve = serve_command(&url, &keys);
+    let mut worker = Command::new(program());
+    worker.arg("worker").envs(serve.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    let mut migrate = Command::new(program());
+    migrate.arg("migrate").env("DATABASE_URL", &url);
+    for command in [&mut serve, &mut worker, &mut migrate] {
+        command.env("PAYBRIDGE_INSTALLATION", "staging").env("PAYBRIDGE_HTTP_LISTEN", "127.0.0.1:0");
+        let output = command.output().expect("it runs");
+        let text = text_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        for word in [
+            "belongs to the installation `paybridge`, but this process was started for `staging`",
+            "--installation",
+            "paybridge adopt --installation staging",
+        ] {
+            assert!(text.contains(word), "`{word}` is not in: {text}");
+        }
+    }
+    let client = superuser(&url).await;
+    assert!(client.query("SELECT FROM encryption_keys", &[]).await.expect("a result").is_empty());
+    Server::start(&url, &keys).until_ready().await;
+}
+
+/// What changes with the place of a database that has one organization.
+#[derive(Debug, PartialEq, Eq)]
+struct Identity {
+    incarnation: String,
+    log_id: String,
+    /// Why each integration catches up, and its stage; those of the disconnected ones are last.
+    catching_up: Vec<Option<String>>,
+    /// The kind of each job, the epoch of its lease, whether it is leased, and whether it is due.
+    jobs: Vec<(String, i64, bool, bool)>,
+}
+
+async fn identity(url: &str) -> Identity {
+    let client = superuser(url).await;
+    let sql = "SELECT incarnation::text, log_id::text FROM installation, event_heads";
+    let row = client.query_one(sql, &[]).await.expect("one installation with one organization");
+    let sql = "SELECT catch_up_reason || ' ' || stage FROM stripe_contacts JOIN integrations ON id = integration_id \
+        ORDER BY state";
+    let contacts = client.query(sql, &[]).await.expect("contacts");
+    let sql = "SELECT kind, lease_epoch, lease_until IS NOT NULL, due FROM jobs ORDER BY kind";
+    let jobs = client.query(sql, &[]).await.expect("jobs");
+    Identity {
+        incarnation: row.get(0),
+        log_id: row.get(1),
+        catching_up: contacts.iter().map(|row| row.get(0)).collect(),
+        jobs: jobs.iter().map(|row| (row.get(0), row.get(1), row.get(2), row.get(3))).collect(),
+    }
+}
+
+/// P8: the database was copied, and the copy took its name, as after a restore into a new database.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_copy_that_takes_the_place_of_a_database_is_noticed_on_a_new_connection() {
+    let url = database().await;
+    insert_integrations(&superuser(&url).await).await;
+    let before = identity(&url).await;
+    let connect = async || Pool::new(&url, 1).expect("a pool").ping().await.expect("a connection");
+    connect().await;
+    assert_eq!(identity(&url).await, before, "a new connection alone changes nothing");
+    assert_eq!(before.catching_up, [None::<String>, None]);
+    assert_eq!(before.jobs, [("poll_events".to_owned(), 7, true, false)]);
+
+    let client = superuser(&url).await;
+    let name: String = client.query_one("SELECT current_database()::text", &[]).await.expect("a name").get(0);
+    drop(client);
+    let admin = superuser(&postgres().connection_string("postgres")).await;
+    // Neither statement is possible while a connection to the database is being closed.
+    for sql in [
+        format!("ALTER DATABASE {name} RENAME TO {name}_old"),
+        format!("CREATE DATABASE {name} OWNER paybridge TEMPLATE {name}_old"),
+    ] {
+        until_ok("the database has no connection", async || {
+            admin.batch_execute(&sql).await.map_err(|error| error.to_string())
+        })
+        .await;
+    }
+    assert_eq!(identity(&url).await, before, "it is a copy");
+    connect().await;
+    let after = identity(&url).await;
+    assert!(after.incarnation != before.incarnation && after.log_id != before.log_id, "{after:?}");
+    assert_eq!(after.catching_up, [Some("database_changed other_copies".to_owned()), None]);
+    let [(kind, 0, false, true), (lost, epoch, false, false)] = &after.jobs[..] else { panic!("{after:?}") };
+    assert_eq!((kind.as_str(), lost.as_str()), ("catch_up", "poll_events"));
+    assert!(*epoch >= 1_000_007, "nobody who leased it before holds the lease: {epoch}");
+    connect().await;
+    assert_eq!(identity(&url).await, after, "it is noticed once");
+}
+
+/// P8: a restore into the same database creates the tables anew. Open connections survive that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_restore_in_place_is_noticed_on_open_connections() {
+    let url = database().await;
+    let client = superuser(&url).await;
+    insert_integrations(&client).await;
+    let pool = Pool::new(&url, 1).expect("a pool");
+    pool.ping().await.expect("a connection");
+    let before = identity(&url).await;
+    let restore = "BEGIN; ALTER TABLE installation RENAME TO before; \
+        CREATE TABLE installation (LIKE before INCLUDING DEFAULTS); INSERT INTO installation SELECT * FROM before; \
+        DROP TABLE before; ALTER TABLE installation OWNER TO paybridge_owner; \
+        GRANT SELECT ON installation TO paybridge_system; COMMIT";
+    client.batch_execute(restore).await.expect("the table is created anew");
+    pool.ping().await.expect("a connection");
+    let after = identity(&url).await;
+    assert!(after.incarnation != before.incarnation && after.log_id != before.log_id, "{after:?}");
+    assert_eq!(after.catching_up, [Some("database_changed other_copies".to_owned()), None]);
+    pool.ping().await.expect("a connection");
+    assert_eq!(identity(&url).await, after, "it is noticed once");
 }
 
 /// A server that accepts every login and reports its version, and nothing else. Returns what it was sent after the

@@ -33,7 +33,7 @@ async fn tenant_tables(client: &Client) -> Vec<(String, bool)> {
 
 /// Tables without rows of tenants: rate limits of Stripe accounts, which organizations may share; timers; and what
 /// processes check at startup.
-const SHARED_TABLES: [&str; 4] = ["stripe_budgets", "timers", "schema_minimum", "encryption_keys"];
+const SHARED_TABLES: [&str; 5] = ["stripe_budgets", "timers", "schema_minimum", "encryption_keys", "installation"];
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p10_tenants_cannot_access_shared_tables() {
@@ -52,7 +52,7 @@ async fn p10_every_table_of_a_tenant_forces_row_level_security() {
     let client = superuser(&database().await).await;
     client.execute("SELECT ensure_delivery_partitions('2026-01-01', '2026-01-02')", &[]).await.unwrap();
     let tables = tenant_tables(&client).await;
-    assert!(tables.len() >= 18 + 3, "{tables:?}");
+    assert!(tables.len() >= 19 + 3, "{tables:?}");
     assert!(tables.iter().any(|(name, is_partition)| name == "deliveries_20260101" && *is_partition));
     let others = client
         .query(
@@ -261,7 +261,7 @@ fn diesel_type(udt_name: &str, is_nullable: bool) -> String {
 async fn schema_rs_matches_the_database() {
     let client = superuser(&database().await).await;
     let expected = diesel_tables();
-    assert_eq!(expected.len(), 17, "{:?}", expected.keys());
+    assert_eq!(expected.len(), 18, "{:?}", expected.keys());
     for (table, columns) in expected {
         let rows = client
             .query(

@@ -81,7 +81,7 @@ impl App {
         store::checkout_sessions::insert(&mut work.tx, &session).await?;
         let provider_id = customer.provider_customer_id.as_deref().unwrap_or_default();
         let kinds = &customer.provider_payment_methods;
-        let body = stripe::checkout_sessions::setup_body(&session, provider_id, kinds);
+        let body = stripe::checkout_sessions::setup_body(work.installation(), &session, provider_id, kinds);
         work.prepare(&Purpose::CheckoutSession.of(session.id), 1, body).await?;
         Ok(session)
     }

@@ -45,6 +45,14 @@ impl App {
         let customer = new_customer(&work, self.clock().new_id().into(), new, integration.as_ref());
         if !store::customers::insert(&mut work.tx, &customer).await? {
             let known = store::customers::get_by_external_id(&mut work.tx, org, &customer.external_id).await?;
+            if let Some(known) = &known
+                && store::request_ids::claim_recovered(&mut work.tx, org, known.id.0).await?
+            {
+                store::request_ids::insert(&mut work.tx, org, &request, known.id.0, work.now).await?;
+                let known = known.clone();
+                work.commit().await?;
+                return Ok(known);
+            }
             return Err(Error::AlreadyExists {
                 kind: "customer",
                 id: known.map(|known| known.id.to_string()).unwrap_or_default(),

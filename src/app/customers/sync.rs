@@ -50,9 +50,11 @@ impl App {
         let target = target_of(customer);
         let requests = store::stripe_requests::get(&mut work.tx, work.org, &target).await?;
         let next_generation = requests.next_generation;
-        let mut request = match requests.into_open() {
-            Some(request) => request,
-            None => work.prepare(&target, next_generation, stripe::customers::create_body(customer)).await?,
+        let mut request = if let Some(request) = requests.into_open() {
+            request
+        } else {
+            let body = stripe::customers::create_body(work.installation(), customer);
+            work.prepare(&target, next_generation, body).await?
         };
         work.commit().await?;
         let mut observed = Observed::Unread;
@@ -81,7 +83,7 @@ impl App {
                 },
                 Next::NewKey => {
                     let mut work = self.begin_leased(lease).await?;
-                    let body = stripe::customers::create_body(customer);
+                    let body = stripe::customers::create_body(work.installation(), customer);
                     work.prepare(&target, request.generation + 1, body).await?;
                     work.commit().await?;
                     return Err(sent_again());
@@ -182,7 +184,7 @@ impl App {
         customer.provider_customer_id = Some(provider_id.to_owned());
         if let Some(request) = request {
             store::stripe_requests::finish(&mut work.tx, org, &target_of(seen), request.generation, now).await?;
-            if stripe::customers::create_body(&customer) != request.body {
+            if stripe::customers::create_body(work.installation(), &customer) != request.body {
                 // It was changed while it was being created.
                 customer.unpushed_fields = PUSHED_FIELDS.map(str::to_owned).to_vec();
                 work.enqueue(JobKind::SyncCustomer, customer.id.0);

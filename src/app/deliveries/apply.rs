@@ -6,7 +6,7 @@ use std::borrow::Cow;
 
 use time::Duration;
 
-use super::signal::{DeliveryOutcome, SignalOrigin};
+use super::signal::{DeliveryOutcome, IntentSource, SignalOrigin};
 use crate::app::event_payloads;
 use crate::app::payments::{PaymentContext, ReadTarget};
 use crate::app::unit_of_work::Actor;
@@ -17,7 +17,7 @@ use crate::domain::jobs::{Lease, Outcome};
 use crate::domain::payments::{Attempt, AttemptState, Payment, PaymentInput, PaymentState};
 use crate::domain::signals::{IntentSnapshot, IntentStatus, Observation, Signal};
 use crate::domain::stripe_requests::IdempotencyKey;
-use crate::domain::{Error, OrganizationId, PaymentId, Result};
+use crate::domain::{Error, PaymentId, Result};
 use crate::stripe::Operation;
 use crate::{store, stripe};
 
@@ -93,20 +93,27 @@ impl App {
             event_time: observed.event_time,
             request_key: request_key.as_deref(),
         };
+        let source = IntentSource {
+            lease,
+            integration_id: delivery.integration_id,
+            installation: &self.0.settings.installation,
+            is_complete: !delivery.polled,
+            is_recent: self.is_recent(delivery),
+        };
         match observed.signal {
             Signal::Ignored { reason } => Ok(DeliveryOutcome::Ignored(reason)),
-            Signal::Intent(intent) => self.on_intent(lease, delivery, request_key.as_deref(), intent).await,
+            Signal::Intent(intent) => self.on_intent(&source, request_key.as_deref(), *intent).await,
             Signal::ChargeRefunded(charge) => {
                 let intent = charge.provider_payment_intent_id.as_deref();
-                self.on_charge_or_dispute(lease, delivery, intent, ReadTarget::RefundsOf(&charge.id)).await
+                self.on_charge_or_dispute(&source, intent, ReadTarget::RefundsOf(&charge.id)).await
             }
             Signal::Refund(refund) => {
                 let intent = refund.provider_payment_intent_id.as_deref();
-                self.on_charge_or_dispute(lease, delivery, intent, ReadTarget::Refund(&refund.id)).await
+                self.on_charge_or_dispute(&source, intent, ReadTarget::Refund(&refund.id)).await
             }
             Signal::Dispute(dispute) => {
                 let intent = dispute.provider_payment_intent_id.as_deref();
-                self.on_charge_or_dispute(lease, delivery, intent, ReadTarget::Dispute(&dispute.id)).await
+                self.on_charge_or_dispute(&source, intent, ReadTarget::Dispute(&dispute.id)).await
             }
             Signal::MethodAttached(method) => {
                 let customer = method.provider_customer_id.as_deref();
@@ -138,16 +145,15 @@ impl App {
     }
 
     /// Applies a snapshot of a PaymentIntent.
-    async fn on_intent(
+    pub(in crate::app) async fn on_intent(
         &self,
-        lease: &Lease,
-        delivery: &Delivery,
+        source: &IntentSource<'_>,
         request_key: Option<&str>,
         intent: IntentSnapshot,
     ) -> Result<DeliveryOutcome> {
-        let org = lease.organization_id;
+        let (lease, org) = (source.lease, source.lease.organization_id);
         let mut tx = self.read(org).await?;
-        let (payment, is_ours) = match payment_of(&mut tx, org, delivery, &intent).await? {
+        let (payment, is_ours) = match payment_of(&mut tx, source, &intent).await? {
             Ok(found) => found,
             Err(outcome) => return Ok(outcome),
         };
@@ -171,7 +177,7 @@ impl App {
             Some(AttemptState::Open | AttemptState::Succeeded) => return Ok(DeliveryOutcome::Applied),
             Some(_) if !is_paid => return Ok(DeliveryOutcome::Applied),
             // The intent of a failed link can still be paid. That is money all the same (P12).
-            Some(_) => return self.on_other_intent(lease, delivery, id, &intent).await,
+            Some(_) => return self.on_other_intent(source, id, &intent).await,
             None => {}
         }
         let is_reported = request_key.is_some_and(|key| {
@@ -180,14 +186,14 @@ impl App {
         match &payment.provider_payment_intent_id {
             // The commit of its intent's id may still be in progress. A paid intent is not deferred for long: it is
             // money (P12).
-            None if is_ours && payment.state() == PaymentState::Pending && (!is_paid || self.is_recent(delivery)) => {
+            None if is_ours && payment.state() == PaymentState::Pending && (!is_paid || source.is_recent) => {
                 Ok(DeliveryOutcome::Unmatched("the PaymentIntent is not, or not yet, the payment's own".to_owned()))
             }
-            None => self.on_other_intent(lease, delivery, id, &intent).await,
-            Some(own) if *own != intent.id => self.on_other_intent(lease, delivery, id, &intent).await,
+            None => self.on_other_intent(source, id, &intent).await,
+            Some(own) if *own != intent.id => self.on_other_intent(source, id, &intent).await,
             Some(_) => {
                 if !(is_reported && intent.status == IntentStatus::RequiresPaymentMethod) {
-                    self.on_own_intent(lease, delivery, &payment, &intent).await?;
+                    self.on_own_intent(source, &payment, &intent).await?;
                 }
                 Ok(DeliveryOutcome::Applied)
             }
@@ -199,26 +205,26 @@ impl App {
     /// P7).
     async fn on_charge_or_dispute(
         &self,
-        lease: &Lease,
-        delivery: &Delivery,
+        source: &IntentSource<'_>,
         intent: Option<&str>,
         target: ReadTarget<'_>,
     ) -> Result<DeliveryOutcome> {
         let Some(intent) = intent else {
             return Ok(DeliveryOutcome::Ignored("the charge belongs to no PaymentIntent".to_owned()));
         };
-        let account = self.stripe_account(lease.organization_id, delivery.integration_id).await?;
-        let mut known = self.payment_of_intent(delivery, intent).await?;
+        let lease = source.lease;
+        let account = self.stripe_account(lease.organization_id, source.integration_id).await?;
+        let mut known = self.payment_of_intent(source, intent).await?;
         if known.is_none() {
             let read = if_found(self.0.stripe.payment_intent(&account.key, intent).await);
             let Some(read) = self.checked(&account, Operation::PaymentIntentRead, read).await? else {
                 return Ok(DeliveryOutcome::Ignored("Stripe does not know the PaymentIntent".to_owned()));
             };
-            let outcome = self.on_intent(lease, delivery, None, read).await?;
+            let outcome = self.on_intent(source, None, read).await?;
             if !matches!(outcome, DeliveryOutcome::Applied) {
                 return Ok(outcome);
             }
-            known = self.payment_of_intent(delivery, intent).await?;
+            known = self.payment_of_intent(source, intent).await?;
         }
         let Some(id) = known else {
             return Ok(DeliveryOutcome::Unmatched("the PaymentIntent belongs to no payment of ours".to_owned()));
@@ -228,8 +234,12 @@ impl App {
     }
 
     /// The payment for which an intent took money, if known.
-    async fn payment_of_intent(&self, delivery: &Delivery, intent: &str) -> Result<Option<PaymentId>> {
-        let (org, integration) = (delivery.organization_id, delivery.integration_id);
+    pub(in crate::app) async fn payment_of_intent(
+        &self,
+        source: &IntentSource<'_>,
+        intent: &str,
+    ) -> Result<Option<PaymentId>> {
+        let (org, integration) = (source.lease.organization_id, source.integration_id);
         let mut tx = self.read(org).await?;
         let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
         tx.close().await?;
@@ -238,34 +248,27 @@ impl App {
 
     /// A final state is applied as reported, and a state already known is skipped. Otherwise the intent is read,
     /// because the snapshot may be older than our state.
-    async fn on_own_intent(
-        &self,
-        lease: &Lease,
-        delivery: &Delivery,
-        payment: &Payment,
-        intent: &IntentSnapshot,
-    ) -> Result<()> {
+    async fn on_own_intent(&self, source: &IntentSource<'_>, payment: &Payment, intent: &IntentSnapshot) -> Result<()> {
         let is_known = payment.state().is_final()
             || (intent.status == IntentStatus::Processing && payment.state() == PaymentState::Processing);
         if is_known && payment.unknown_since.is_none() {
             return Ok(());
         }
         let is_final = matches!(intent.status, IntentStatus::Succeeded | IntentStatus::Canceled);
-        if is_final && !delivery.polled {
-            let mut work = self.begin_leased(lease).await?;
+        if is_final && source.is_complete {
+            let mut work = self.begin_leased(source.lease).await?;
             let mut context = PaymentContext::load(&mut work, payment.id).await?;
             context.apply(&mut work, PaymentInput::Intent(intent)).await?;
             return work.commit().await;
         }
-        self.refresh_payment(Actor::Job(lease), payment.id).await.map(|_| ())
+        self.refresh_payment(Actor::Job(source.lease), payment.id).await.map(|_| ())
     }
 
     /// An intent that names a payment without being its own: of an earlier round, made in the Stripe Dashboard, or of a
     /// link that failed. If it took money for an invoice, that is always recorded (P12).
     async fn on_other_intent(
         &self,
-        lease: &Lease,
-        delivery: &Delivery,
+        source: &IntentSource<'_>,
         id: PaymentId,
         intent: &IntentSnapshot,
     ) -> Result<DeliveryOutcome> {
@@ -275,14 +278,14 @@ impl App {
             ));
         }
         let mut intent = Cow::Borrowed(intent);
-        if delivery.polled {
-            // In the account's default API version it may lack its charge.
-            let account = self.stripe_account(lease.organization_id, delivery.integration_id).await?;
+        let lease = source.lease;
+        if !source.is_complete {
+            let account = self.stripe_account(lease.organization_id, source.integration_id).await?;
             intent = Cow::Owned(self.read_intent(&account, &intent.id).await?);
         }
         let mut work = self.begin_leased(lease).await?;
         let mut context = PaymentContext::load(&mut work, id).await?;
-        let mismatch = invoice_mismatch(&context, delivery, &intent);
+        let mismatch = invoice_mismatch(&context, source, &intent);
         if context.payment.provider_payment_intent_id.as_ref() == Some(&intent.id) {
             // It has become the payment's own meanwhile.
             context.apply(&mut work, PaymentInput::Intent(&intent)).await?;
@@ -290,7 +293,7 @@ impl App {
             work.rollback().await?;
             return Ok(DeliveryOutcome::Ignored(reason.to_owned()));
         } else {
-            context.other_intent_paid(&mut work, delivery.integration_id, &intent, mismatch.is_none()).await?;
+            context.other_intent_paid(&mut work, source.integration_id, &intent, mismatch.is_none()).await?;
         }
         work.commit().await?;
         Ok(DeliveryOutcome::Applied)
@@ -299,10 +302,14 @@ impl App {
 
 /// Why an intent's money does not count for the invoice that it names. Without our metadata, which only we write, such
 /// an intent is ignored.
-fn invoice_mismatch(context: &PaymentContext, delivery: &Delivery, intent: &IntentSnapshot) -> Option<&'static str> {
+fn invoice_mismatch(
+    context: &PaymentContext,
+    source: &IntentSource<'_>,
+    intent: &IntentSnapshot,
+) -> Option<&'static str> {
     let payment = &context.payment;
     let customer = context.customer.linked_provider_id();
-    if payment.integration_id != delivery.integration_id {
+    if payment.integration_id != source.integration_id {
         return Some("the PaymentIntent names an invoice of another integration");
     }
     if customer.is_none() || intent.provider_customer_id.as_deref() != customer {
@@ -332,27 +339,34 @@ fn integration_mismatch(observed: &Observation, integration: &Integration) -> Op
 /// created counts if it names an invoice or a payment of the same integration.
 async fn payment_of(
     tx: &mut store::Transaction,
-    org: OrganizationId,
-    delivery: &Delivery,
+    source: &IntentSource<'_>,
     intent: &IntentSnapshot,
 ) -> Result<Result<(Payment, bool), DeliveryOutcome>> {
-    let by_intent = store::payments::id_by_intent(tx, org, delivery.integration_id, &intent.id).await?;
+    let org = source.lease.organization_id;
+    let by_intent = store::payments::id_by_intent(tx, org, source.integration_id, &intent.id).await?;
     let marked = intent.payment_id.map(PaymentId::from);
     let (payment, is_ours) = match (by_intent, intent.organization_id) {
         (Some(id), _) => (store::payments::get(tx, org, id).await?, true),
         (None, Some(owner)) if owner != org.0 => {
             return Ok(Err(DeliveryOutcome::Ignored("the PaymentIntent belongs to another organization".to_owned())));
         }
+        (None, Some(_)) if intent.installation.as_ref().is_some_and(|name| name != source.installation) => {
+            return Ok(Err(DeliveryOutcome::Ignored("the PaymentIntent belongs to another installation".to_owned())));
+        }
         (None, owner) => {
-            let found = match (marked, &intent.invoice_id) {
-                (Some(id), _) => store::payments::get(tx, org, id).await?,
-                (None, Some(invoice)) => store::payments::get_by_invoice(tx, org, invoice).await?,
-                (None, None) => {
-                    return Ok(Err(DeliveryOutcome::Ignored("the PaymentIntent was not made by us".to_owned())));
-                }
+            if marked.is_none() && intent.invoice_id.is_none() {
+                return Ok(Err(DeliveryOutcome::Ignored("the PaymentIntent was not made by us".to_owned())));
+            }
+            let mut found = match marked {
+                Some(id) => store::payments::get(tx, org, id).await?,
+                None => None,
             };
+            // The payment of an invoice that was lost and accepted anew has another id.
+            if let (None, Some(invoice)) = (&found, &intent.invoice_id) {
+                found = store::payments::get_by_invoice(tx, org, invoice).await?;
+            }
             let is_ours = owner.is_some();
-            (found.filter(|payment| is_ours || payment.integration_id == delivery.integration_id), is_ours)
+            (found.filter(|payment| is_ours || payment.integration_id == source.integration_id), is_ours)
         }
     };
     Ok(payment.map(|payment| (payment, is_ours)).ok_or_else(|| {

@@ -15,7 +15,7 @@ pub(super) use self::inbox::Inbox;
 pub use self::inbox::Ingested;
 pub(super) use self::secrets::SecretCache;
 use self::secrets::Secrets;
-pub(super) use self::signal::SignalOrigin;
+pub(super) use self::signal::{DeliveryOutcome, IntentSource, SignalOrigin};
 use super::App;
 use crate::domain::deliveries::{Delivery, DeliveryState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};

@@ -43,12 +43,20 @@ impl App {
             IntegrationState::Connecting | IntegrationState::Paused => {
                 return self.begin_leased(lease).await?.end(Outcome::RunAgain(now + Duration::MINUTE)).await;
             }
+            // Catching up reads the list itself.
+            IntegrationState::Active | IntegrationState::Disconnecting if integration.catch_up.is_some() => {
+                return self.begin_leased(lease).await?.end(Outcome::RunAgain(now + Duration::MINUTE)).await;
+            }
             IntegrationState::Active | IntegrationState::Disconnecting => {}
         }
         let mut tx = self.read(org).await?;
         let mut progress = store::integration_health::list_progress(&mut tx, org, id).await?;
         tx.close().await?;
         self.read_events(lease, &integration, &mut progress, now).await?;
+        if integration.polls_events {
+            // There is no endpoint whose check would do so.
+            self.renew_contact(lease, integration.id, now).await?;
+        }
         let usual = self.list_period(&integration);
         progress.list_fast_until = fast_until(&progress, integration.create_time, usual, now);
         progress.list_read_time = Some(now);
@@ -72,7 +80,7 @@ impl App {
 
     /// Reads the list to its end: from the newest event back, or from where the last read was interrupted. `poll_time`
     /// advances only when the end is reached.
-    async fn read_events(
+    pub(in crate::app) async fn read_events(
         &self,
         lease: &Lease,
         integration: &Integration,
@@ -96,7 +104,7 @@ impl App {
                 {
                     let id = integration.id;
                     tracing::info!(integration.id = %id, %error, "events list read restarted from the newest event");
-                    reset_walk(progress);
+                    progress.reset_walk();
                     has_restarted = true;
                     true
                 }
@@ -104,7 +112,7 @@ impl App {
             };
             if !has_more {
                 progress.poll_time = progress.poll_time.max(progress.list_walk_newest);
-                reset_walk(progress);
+                progress.reset_walk();
                 return Ok(());
             }
         }
@@ -164,11 +172,6 @@ impl App {
         }
         Ok(page.has_more)
     }
-}
-
-/// Clears the position of an interrupted read.
-fn reset_walk(progress: &mut ListProgress) {
-    (progress.list_walk_after, progress.list_walk_since, progress.list_walk_newest) = (None, None, None);
 }
 
 /// Whether the endpoint is subscribed to the event, so that a webhook should have delivered it.

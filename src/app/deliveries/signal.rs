@@ -17,6 +17,20 @@ pub(in crate::app) struct SignalOrigin<'a> {
     pub request_key: Option<&'a str>,
 }
 
+/// Where a snapshot of a PaymentIntent comes from.
+pub(in crate::app) struct IntentSource<'a> {
+    /// The job that applies it.
+    pub lease: &'a Lease,
+    /// The integration on whose account it is.
+    pub integration_id: IntegrationId,
+    /// The name of this installation. Another one may be a copy, with the same organizations and payments.
+    pub installation: &'a str,
+    /// It is rendered in our API version. In the account's own version it may lack its charge, and is read again.
+    pub is_complete: bool,
+    /// Its payment may still become known.
+    pub is_recent: bool,
+}
+
 /// The outcome of one run over a delivery.
 pub(in crate::app) enum DeliveryOutcome {
     /// Applied, possibly without effect.

@@ -69,7 +69,7 @@ impl App {
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, state, &faults.join("; ")))
             }
             Err(error) if error.is_missing() => {
-                let message = "the endpoint was deleted at Stripe; a new one is created within the hour";
+                let message = "the endpoint was deleted at Stripe; a new one is created within minutes";
                 Ok(finding(FindingSubject::Endpoint, endpoint_id, FindingState::Missing, message))
             }
             Err(error @ stripe::Error::Forbidden { .. }) => {

@@ -11,6 +11,7 @@ use crate::app::request_hash::hash_request;
 use crate::app::stripe_requests::{sent_again, unplanned};
 use crate::app::unit_of_work::UnitOfWork;
 use crate::app::{App, StripeAccount, event_payloads};
+use crate::domain::catch_up::{CatchUp, CatchUpReason};
 use crate::domain::events::EventType;
 use crate::domain::integrations::{EventSource, Finding, Integration, IntegrationState, NewIntegration};
 use crate::domain::jobs::{JobKind, Lease, Outcome};
@@ -42,7 +43,10 @@ impl App {
         tx.close().await?;
         let has_address = self.0.settings.webhook_base_url.is_some();
         let source = if has_address { EventSource::NewEndpoint } else { EventSource::List };
-        let checked = self.check_key(&new.secret_key, source).await?;
+        let mut checked = self.check_key(&new.secret_key, source).await?;
+        if has_address {
+            self.find_lost_integration(org, &mut checked).await?;
+        }
         // A concurrent repeat of this request may hold the account. So the request id is looked up before this result
         // counts.
         let compared = self.check_not_connected(org, &checked).await;
@@ -79,6 +83,7 @@ impl App {
             name: new.name.clone(),
             state: if polls_events { IntegrationState::Active } else { IntegrationState::Connecting },
             pause_reason: None,
+            catch_up: None,
             livemode: checked.class.livemode,
             provider_account_id: checked.account.clone(),
             key_hint: hint(&checked.key),
@@ -93,6 +98,13 @@ impl App {
         };
         self.check_not_connected_since(&mut work.tx, &integration, compared).await?;
         store::integrations::insert(&mut work.tx, &integration).await?;
+        store::contacts::insert(&mut work.tx, work.org, id, checked.lost_since.unwrap_or(work.now)).await?;
+        if checked.lost_since.is_some() {
+            let mut contact = store::contacts::lock(&mut work.tx, work.org, id).await?;
+            contact.catch_up = Some(CatchUp::new(CatchUpReason::DatabaseChanged));
+            store::contacts::save(&mut work.tx, work.org, id, &contact).await?;
+            work.enqueue(JobKind::CatchUp, id.0);
+        }
         let sealer = &self.0.sealer;
         store::integrations::set_secret(&mut work.tx, sealer, &integration, Secret::Key, Some(&checked.key)).await?;
         if polls_events {
@@ -115,7 +127,8 @@ impl App {
         id: IntegrationId,
         generation: i32,
     ) -> Result<StripeRequest> {
-        let body = stripe::webhook_endpoints::create_body(&self.endpoint_url(work.org, id), work.org, id);
+        let url = self.endpoint_url(work.org, id);
+        let body = stripe::webhook_endpoints::create_body(work.installation(), &url, work.org, id);
         work.prepare(&Purpose::WebhookEndpoint.of(id), generation, body).await
     }
 
@@ -128,7 +141,8 @@ impl App {
 
     /// Registers the endpoint, or learns the outcome of an earlier attempt, and makes the integration `ACTIVE`.
     async fn register_endpoint(&self, org: OrganizationId, id: IntegrationId) -> Result<()> {
-        let account = self.stripe_account(org, id).await?;
+        // Also while it catches up: the endpoint itself takes no money.
+        let account = self.stripe_account_to_catch_up(org, id).await?;
         let target = Purpose::WebhookEndpoint.of(id);
         let mut tx = self.read(org).await?;
         let stored = store::stripe_requests::get(&mut tx, org, &target).await?;

@@ -65,7 +65,7 @@ impl App {
             let next = work.now + DRAIN_PERIOD;
             return work.end(Outcome::RunAgain(next)).await;
         }
-        self.remove_endpoint(lease, integration, &account).await
+        self.remove_endpoint(lease, integration, &account, is_key_rejected).await
     }
 
     /// Expires an open session at Stripe. If the key is rejected, it is only abandoned here; it expires by itself
@@ -122,9 +122,16 @@ impl App {
 
     /// The last step: deletes the endpoint at Stripe, then the secrets here. If the key no longer works, the endpoint
     /// is left behind and stays in the record.
-    async fn remove_endpoint(&self, lease: &Lease, integration: Integration, account: &StripeAccount) -> Result<()> {
-        let mut is_removed = true;
-        for endpoint in self.endpoints_to_remove(account).await? {
+    async fn remove_endpoint(
+        &self,
+        lease: &Lease,
+        integration: Integration,
+        account: &StripeAccount,
+        is_key_rejected: bool,
+    ) -> Result<()> {
+        let mut is_removed = !is_key_rejected;
+        let endpoints = if is_key_rejected { Vec::new() } else { self.endpoints_to_remove(account).await? };
+        for endpoint in endpoints {
             match self.0.stripe.delete_webhook_endpoint(&account.key, &endpoint).await {
                 Ok(()) => {}
                 Err(error) if error.is_api_key_error() => is_removed = false,

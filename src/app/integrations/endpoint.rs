@@ -3,6 +3,8 @@
 //! prepared request, so that after a crash the same key returns the same endpoint with its secret. Until the old
 //! endpoint is deleted, both secrets are accepted. What cannot be repaired is reported once.
 
+use time::Duration;
+
 use super::{if_found, map_job_error};
 use crate::app::reconcile::record_repair;
 use crate::app::stripe_requests::{sent_again, unplanned};
@@ -24,26 +26,61 @@ impl App {
         if integration.state == IntegrationState::Disconnected {
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         }
-        // A process without the public address cannot know the right URL.
-        let has_address = self.0.settings.webhook_base_url.is_some();
-        if integration.state == IntegrationState::Active && !integration.polls_events && has_address {
+        let is_in_use = matches!(integration.state, IntegrationState::Active | IntegrationState::Disconnecting);
+        // Catching up checks the counter itself, and nothing is repaired before it is done.
+        if is_in_use && integration.catch_up.is_none() && !integration.polls_events {
             let account = self.stripe_account(integration.organization_id, integration.id).await?;
-            self.repair_endpoint(lease, &account, &integration).await?;
-            self.delete_old_endpoint(lease, &account).await?;
+            self.maintain_present_endpoint(lease, &account, &integration).await?;
         }
         let work = self.begin_leased(lease).await?;
-        let again = self.next_run(work.now, self.0.settings.periods.endpoint);
+        let again = self.next_run(work.now, self.endpoint_period(&integration));
         work.end(again).await
     }
 
-    async fn repair_endpoint(&self, lease: &Lease, account: &StripeAccount, integration: &Integration) -> Result<()> {
+    /// The interval between checks, in clock time.
+    pub(in crate::app) fn endpoint_period(&self, integration: &Integration) -> Duration {
+        let periods = &self.0.settings.periods;
+        if integration.livemode { periods.endpoint_live } else { periods.endpoint_test }
+    }
+
+    /// Reads the endpoint, raises the counter in it, and repairs it.
+    async fn maintain_present_endpoint(
+        &self,
+        lease: &Lease,
+        account: &StripeAccount,
+        integration: &Integration,
+    ) -> Result<()> {
+        let now = self.clock().now();
         let mut known = None;
         if let Some(id) = &integration.provider_endpoint_id {
             known = match if_found(self.0.stripe.webhook_endpoint(&account.key, id).await) {
                 Ok(known) => known,
-                Err(error) => return self.report_endpoint_error(lease, account, &error).await,
+                Err(error) => {
+                    self.report_endpoint_error(lease, account, &error).await?;
+                    // Stripe has answered. A key that may not read endpoints collects without a counter.
+                    return self.renew_contact(lease, integration.id, now).await.map(|_| ());
+                }
             };
         }
+        let is_confirmed = match &known {
+            Some(endpoint) => self.raise_counter(lease, account, endpoint).await?,
+            None => self.compare_other_endpoints(lease, account).await?,
+        };
+        // A process without the public address cannot know the right URL.
+        let has_address = self.0.settings.webhook_base_url.is_some();
+        if is_confirmed && integration.state == IntegrationState::Active && has_address {
+            self.repair_endpoint(lease, account, known).await?;
+            self.delete_old_endpoint(lease, account).await?;
+        }
+        Ok(())
+    }
+
+    async fn repair_endpoint(
+        &self,
+        lease: &Lease,
+        account: &StripeAccount,
+        known: Option<WebhookEndpoint>,
+    ) -> Result<()> {
         let url = self.endpoint_url(account.org, account.integration_id);
         match known {
             Some(endpoint) if endpoint.faults(&url).is_empty() => self.clear_endpoint_fault(lease, account).await,
@@ -136,7 +173,7 @@ impl App {
             deleted.map_err(|error| map_job_error(Operation::WebhookEndpointDelete, &error))?;
         }
         let mut work = self.begin_leased(lease).await?;
-        let body = webhook_endpoints::create_body(&self.endpoint_url(org, id), org, id);
+        let body = webhook_endpoints::create_body(work.installation(), &self.endpoint_url(org, id), org, id);
         let request = work.prepare(&target_of(id), generation, body).await?;
         work.commit().await?;
         Ok(request)
@@ -222,7 +259,12 @@ impl App {
     /// A call about the endpoint failed. A key without the permission for endpoints may still collect payments, so it
     /// pauses nothing. That and a refusal are reported once, since only an operator can repair them. Everything else is
     /// retried.
-    async fn report_endpoint_error(&self, lease: &Lease, account: &StripeAccount, error: &stripe::Error) -> Result<()> {
+    pub(in crate::app) async fn report_endpoint_error(
+        &self,
+        lease: &Lease,
+        account: &StripeAccount,
+        error: &stripe::Error,
+    ) -> Result<()> {
         let is_reported = matches!(error.disposition(), stripe::Disposition::Refused)
             || matches!(error, stripe::Error::Forbidden { .. });
         if !is_reported {

@@ -3,8 +3,9 @@
 //! sent (P2).
 
 use secrecy::{ExposeSecret, SecretString};
+use time::OffsetDateTime;
 
-use super::stripe_unavailable;
+use super::{if_allowed, stripe_unavailable};
 use crate::app::App;
 use crate::domain::integrations::{EventSource, Finding, FindingState, FindingSubject, Integration, IntegrationState};
 use crate::domain::{Error, IntegrationId, OrganizationId, Result};
@@ -21,6 +22,8 @@ pub(super) struct CheckedKey {
     pub account: Option<String>,
     /// The permissions of a restricted key.
     pub findings: Vec<scopes::Finding>,
+    /// Since when the account has a webhook endpoint of an integration that the database has forgotten.
+    pub lost_since: Option<OffsetDateTime>,
 }
 
 /// Whether a key belongs to an integration's account and mode.
@@ -54,7 +57,29 @@ impl App {
             account = account.or(probed.account);
             findings = probed.findings;
         }
-        Ok(CheckedKey { key, class, account, findings })
+        Ok(CheckedKey { key, class, account, findings, lost_since: None })
+    }
+
+    /// Finds out whether the account was connected before, by an integration that the database has forgotten: it was
+    /// restored to a state before that. What that integration did has to be read back.
+    pub(super) async fn find_lost_integration(&self, org: OrganizationId, checked: &mut CheckedKey) -> Result<()> {
+        let key = stripe::ApiKey::unlimited(checked.key.clone());
+        let listed = if_allowed(self.0.stripe.webhook_endpoints(&key).await);
+        let listed = listed.map_err(|error| stripe_unavailable(&error))?.unwrap_or_default();
+        let installation = &self.0.settings.installation;
+        let mut tx = self.read(org).await?;
+        for endpoint in listed.iter().filter(|endpoint| endpoint.is_of(org, installation)) {
+            let Some(id) = endpoint.integration_id() else { continue };
+            match store::integrations::get(&mut tx, org, id).await {
+                Ok(_) => {}
+                Err(Error::NotFound { .. }) => {
+                    let since = checked.lost_since.map_or(endpoint.created, |since| since.min(endpoint.created));
+                    checked.lost_since = Some(since);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        tx.close().await
     }
 
     /// Whether a key belongs to an integration's account: by the accounts' ids or, if Stripe did not name one of them,

@@ -19,11 +19,15 @@ use crate::domain::integrations::{Integration, IntegrationState, IntegrationUpda
 use crate::domain::jobs::JobKind;
 use crate::domain::{Error, IntegrationId, OrganizationId, Page, Result};
 use crate::store::integrations::Secret;
-use crate::stripe::Operation;
+use crate::stripe::{Operation, UnsentCause};
 use crate::{store, stripe};
 
 /// The error for a call to Stripe without a definite response.
 pub(super) fn stripe_unavailable(error: &stripe::Error) -> Error {
+    if let stripe::Error::NotSent { cause: UnsentCause::CatchingUp, retry_after, .. } = error {
+        let (reason, retry_after) = ("INTEGRATION_CATCHING_UP", *retry_after);
+        return Error::Unavailable { reason, message: error.to_string(), retry_after };
+    }
     if let Some(retry_after) = error.retry_delay() {
         return Error::Throttled { message: error.to_string(), retry_after };
     }
@@ -198,8 +202,8 @@ impl App {
     }
 }
 
-/// The key of a locked integration works again: enqueues everything that waited for it.
-async fn resume(work: &mut UnitOfWork, integration: &mut Integration) -> Result<()> {
+/// The key of a locked integration works again, or it has caught up: enqueues everything that waited for that.
+pub(super) async fn resume(work: &mut UnitOfWork, integration: &mut Integration) -> Result<()> {
     let (org, id) = (work.org, integration.id);
     // Listed under the lock: a transaction that found the integration paused has committed its wait by now.
     let payments = store::payments::unsettled(&mut work.tx, org, id).await?;
@@ -223,4 +227,22 @@ async fn resume(work: &mut UnitOfWork, integration: &mut Integration) -> Result<
         work.enqueue(JobKind::DisconnectIntegration, id.0);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_that_catching_up_holds_back_has_its_own_reason() {
+        let map = |cause| {
+            let (retry_after, detail) = (Duration::from_secs(10), Box::default());
+            stripe_unavailable(&stripe::Error::NotSent { cause, retry_after, detail })
+        };
+        let Error::Unavailable { reason, retry_after, .. } = map(UnsentCause::CatchingUp) else {
+            panic!("unavailable")
+        };
+        assert_eq!((reason, retry_after), ("INTEGRATION_CATCHING_UP", Duration::from_secs(10)));
+        assert!(matches!(map(UnsentCause::Outage), Error::Throttled { .. }));
+    }
 }

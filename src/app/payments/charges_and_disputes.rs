@@ -126,14 +126,21 @@ impl App {
             store::refunds::save(&mut work.tx, &mut refund, now).await?;
             return Ok(Some(refund));
         }
-        let request = snapshot.refund_id.map(RefundId::from);
-        if let Some(request) = request
-            && store::refunds::get(&mut work.tx, org, request).await.is_ok()
-        {
-            // Its request has another refund already: Stripe did execute the request of a key that counted as useless.
-            tracing::error!(refund.id = %snapshot.id, payment.id = %payment.id, "Stripe made two refunds for one request");
+        let requested = snapshot.refund_id.map(RefundId::from).filter(|_| snapshot.organization_id == Some(org.0));
+        let mut refund = Refund::reported(self.clock().new_id().into(), payment, integration, snapshot, now);
+        if let Some(id) = requested {
+            if store::refunds::get(&mut work.tx, org, id).await.is_ok() {
+                // Its request has another refund already: Stripe did execute the request of a key that counted as
+                // useless.
+                tracing::error!(
+                    refund.id = %snapshot.id, payment.id = %payment.id, "Stripe made two refunds for one request"
+                );
+            } else {
+                // Its row was lost.
+                (refund.id, refund.request_id) = (id, snapshot.request_id.clone());
+                store::request_ids::mark_recovered(&mut work.tx, org, id.0, now).await?;
+            }
         }
-        let refund = Refund::reported(self.clock().new_id().into(), payment, integration, snapshot, now);
         store::refunds::insert(&mut work.tx, &refund).await?;
         Ok(Some(refund))
     }

@@ -45,7 +45,7 @@ impl App {
         let mut request = if let Some(request) = newest.filter(|request| request.generation >= payment.intent_number) {
             request
         } else {
-            let body = stripe::payment_intents::create_body(payment, &provider_customer, &kinds);
+            let body = stripe::payment_intents::create_body(work.installation(), payment, &provider_customer, &kinds);
             work.prepare(&target, payment.intent_number, body).await?
         };
         let now = work.now;
@@ -154,7 +154,9 @@ impl App {
         let (org, payment) = (account.org, &context.payment);
         let since = request.list_from();
         let found = self.0.stripe.find_payment_intents(&account.key, provider_customer, since, payment).await;
-        let found = self.checked(account, Operation::PaymentIntentList, found).await?;
+        let mut found = self.checked(account, Operation::PaymentIntentList, found).await?;
+        let installation = &self.0.settings.installation;
+        found.retain(|intent| intent.installation.as_ref().is_none_or(|name| name == installation));
         // Intents of earlier attempts and of links are known and closed.
         let mut tx = self.read(org).await?;
         let attempts = store::attempts::list(&mut tx, org, payment.id).await?;

@@ -10,14 +10,14 @@ use super::close::{LINK, refused};
 use crate::app::request_hash::hash_request;
 use crate::app::stripe_requests::{stopped, unplanned};
 use crate::app::unit_of_work::{Actor, UnitOfWork};
-use crate::app::{App, StripeAccount};
+use crate::app::{App, StripeAccount, stripe_unavailable};
 use crate::domain::integrations::{Integration, MOVE_PAYMENT};
 use crate::domain::jobs::JobKind;
 use crate::domain::payments::{
     Attempt, AttemptState, Failure, Link, Payment, PaymentInput, PaymentState, Step, link_rejection,
 };
 use crate::domain::signals::{SessionSnapshot, SessionStatus};
-use crate::domain::stripe_requests::{Next, Observed, Purpose, StripeRequest};
+use crate::domain::stripe_requests::{KeyState, Next, Observed, Purpose, StripeRequest};
 use crate::domain::{Error, OrganizationId, PaymentId, Result};
 use crate::store::request_ids::CallerRequest;
 use crate::stripe::Operation;
@@ -29,8 +29,8 @@ const LINK_PERIOD: Duration = Duration::seconds(30);
 /// How long after its expiry a link is read if no event reports it.
 pub(super) const LINK_END_PERIOD: Duration = Duration::MINUTE;
 
-/// The maximum number of steps per call: close the intent, create the link.
-const STEPS_MAX: usize = 4;
+/// The maximum number of steps per call: close the intent, create the link. After a restore, several keys may be taken.
+const STEPS_MAX: usize = 10;
 
 impl App {
     /// Creates a payment link, or returns the open one. A repeated request returns its own link, even if newer links
@@ -46,22 +46,7 @@ impl App {
             id: request_id,
             body_hash: hash_request("CreatePaymentUrl", &[&id.to_string(), success_url.as_deref().unwrap_or_default()]),
         };
-        let mut work = self.begin(org).await?;
-        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
-        let is_known = store::request_ids::resource_of(&mut work.tx, org, &request).await?.is_some();
-        let mut context = PaymentContext::load(&mut work, id).await?;
-        let number = if is_known {
-            store::request_ids::attempt_of(&mut work.tx, org, &request.id).await?
-        } else {
-            if context.open_link().is_none() {
-                self.prepare_link(&mut work, &mut context, success_url).await?;
-            }
-            let number = context.payment.attempt_number;
-            store::request_ids::insert(&mut work.tx, org, &request, id.0, work.now).await?;
-            store::request_ids::set_attempt(&mut work.tx, org, &request.id, number).await?;
-            number
-        };
-        work.commit().await?;
+        let mut number = self.accept_link(org, &request, id, success_url.clone()).await?;
         for _ in 0..STEPS_MAX {
             let mut work = self.begin(org).await?;
             let context = PaymentContext::load(&mut work, id).await?;
@@ -75,7 +60,11 @@ impl App {
                         break;
                     }
                 }
-                Step::CreateLink => self.create_link(Actor::Caller(org), context).await?,
+                Step::CreateLink => {
+                    if self.create_link(Actor::Caller(org), context).await? == LinkOutcome::KeyTaken {
+                        number = self.prepare_another_link(org, &request.id, id, success_url.clone()).await?;
+                    }
+                }
                 _ => break,
             }
         }
@@ -85,6 +74,51 @@ impl App {
             None => None,
         };
         Ok((payment, link))
+    }
+
+    /// The number of the link that a request stands for: one that it has created before, the open one, or else a new one,
+    /// which is to be created at Stripe.
+    async fn accept_link(
+        &self,
+        org: OrganizationId,
+        request: &CallerRequest,
+        id: PaymentId,
+        success_url: Option<String>,
+    ) -> Result<i32> {
+        let mut work = self.begin(org).await?;
+        store::request_ids::lock(&mut work.tx, org, &request.id).await?;
+        let is_known = store::request_ids::resource_of(&mut work.tx, org, request).await?.is_some();
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        if is_known {
+            return store::request_ids::attempt_of(&mut work.tx, org, &request.id).await;
+        }
+        if context.open_link().is_none() {
+            self.prepare_link(&mut work, &mut context, success_url).await?;
+        }
+        let number = context.payment.attempt_number;
+        store::request_ids::insert(&mut work.tx, org, request, id.0, work.now).await?;
+        store::request_ids::set_attempt(&mut work.tx, org, &request.id, number).await?;
+        work.commit().await?;
+        Ok(number)
+    }
+
+    /// Prepares another link for a request whose link was not created. Returns its number.
+    async fn prepare_another_link(
+        &self,
+        org: OrganizationId,
+        request_id: &str,
+        id: PaymentId,
+        success_url: Option<String>,
+    ) -> Result<i32> {
+        let mut work = self.begin(org).await?;
+        let mut context = PaymentContext::load(&mut work, id).await?;
+        if context.open_link().is_none() {
+            self.prepare_link(&mut work, &mut context, success_url).await?;
+        }
+        let number = context.payment.attempt_number;
+        store::request_ids::set_attempt(&mut work.tx, org, request_id, number).await?;
+        work.commit().await?;
+        Ok(number)
     }
 
     /// Writes a link and its prepared request, to be created at Stripe. From here on it holds the slot.
@@ -115,7 +149,9 @@ impl App {
         }
         let success_url = self.success_url(success_url, &context.integration);
         let number = payment.next_attempt_number();
-        let body = stripe::checkout_sessions::payment_body(payment, number, provider_customer, &kinds, &success_url);
+        let installation = work.installation();
+        let body =
+            stripe::checkout_sessions::payment_body(installation, payment, provider_customer, &kinds, &success_url);
         let target = Purpose::PaymentLink.of(&payment.invoice_id);
         let attempt = Attempt::new_link(payment, target.request(work.key_scope(), number, body, work.now));
         store::attempts::insert(&mut work.tx, work.org, &attempt).await?;
@@ -133,9 +169,9 @@ impl App {
 
     /// Creates the session at Stripe. Until its id is committed nobody has its URL, so a creation whose outcome stays
     /// unknown is abandoned without harm.
-    pub(super) async fn create_link(&self, actor: Actor<'_>, context: PaymentContext) -> Result<()> {
+    pub(super) async fn create_link(&self, actor: Actor<'_>, context: PaymentContext) -> Result<LinkOutcome> {
         let Some(attempt) = context.attempt.as_ref().filter(|attempt| attempt.open_link().is_some()) else {
-            return Ok(());
+            return Ok(LinkOutcome::Settled);
         };
         let (id, now) = (context.payment.id, self.clock().now());
         let account = self.stripe_account(actor.org(), context.payment.integration_id).await?;
@@ -146,11 +182,17 @@ impl App {
                 Next::Send => {}
                 Next::Abandon => {
                     let text = "Stripe did not create the payment page; request a new link";
-                    return self.fail_link(actor, id, attempt.number, Failure::ours("payment_url_failed", text)).await;
+                    let failure = Failure::ours(Failure::PAYMENT_URL_FAILED, text);
+                    let failed = self.fail_link(actor, id, attempt.number, failure).await;
+                    let is_taken = matches!(request.key_state, KeyState::Taken(_));
+                    return if is_taken { Ok(LinkOutcome::KeyTaken) } else { failed.map(|()| LinkOutcome::Settled) };
                 }
-                // The slot stays taken: the other page may be paid (P1).
-                Next::Stop(reason) => return Err(stopped(&target, reason)),
-                Next::Read | Next::Wait(_) | Next::NewKey | Next::Done => return Err(unplanned(&target)),
+                Next::Read => {
+                    self.close_unknown_pages(&account, &context).await?;
+                    observed = Observed::Absent;
+                    continue;
+                }
+                Next::Wait(_) | Next::NewKey | Next::Done | Next::Stop(_) => return Err(unplanned(&target)),
             }
             match self.0.stripe.create_checkout_session(&account.key, &request).await {
                 Ok(created) if !created.is_replayed => break created.object,
@@ -162,7 +204,8 @@ impl App {
                     observed = Observed::Spent;
                 }
                 Err(error) if error.disposition() == stripe::Disposition::Refused => {
-                    return self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
+                    let failed = self.fail_link(actor, id, attempt.number, Failure::from(error.detail())).await;
+                    return failed.map(|()| LinkOutcome::Settled);
                 }
                 Err(error) => match error.key_state(now) {
                     Some(key_state) => {
@@ -173,7 +216,40 @@ impl App {
                 },
             }
         };
-        self.on_link_created(actor, &context, &account, &session).await
+        self.on_link_created(actor, &context, &account, &session).await.map(|()| LinkOutcome::Settled)
+    }
+
+    /// Closes the pages of a payment's invoice that are not known: their rows were lost. One that was paid stops the
+    /// request, and the slot stays taken (P1).
+    async fn close_unknown_pages(&self, account: &StripeAccount, context: &PaymentContext) -> Result<()> {
+        let Some(customer) = context.customer.linked_provider_id() else { return Ok(()) };
+        let found = self.0.stripe.checkout_sessions_of(&account.key, customer).await;
+        let found = self.checked(account, Operation::CheckoutSessionList, found).await?;
+        for session in found {
+            let own = &self.0.settings.installation;
+            let is_of_invoice = session.organization_id == Some(account.org.0)
+                && session.installation.as_ref().is_none_or(|name| name == own)
+                && session.invoice_id.as_ref() == Some(&context.payment.invoice_id);
+            if !is_of_invoice || session.status == SessionStatus::Expired {
+                continue;
+            }
+            let mut tx = self.read(account.org).await?;
+            let is_known = store::attempts::payment_of_session(&mut tx, account.org, &session.id).await?.is_some();
+            tx.close().await?;
+            if is_known {
+                continue;
+            }
+            if session.status == SessionStatus::Complete {
+                let target = Purpose::PaymentLink.of(&context.payment.invoice_id);
+                return Err(stopped(&target, "a page that was made for the invoice, and is not known, was completed"));
+            }
+            let expired = self.0.stripe.expire_checkout_session(&account.key, &session.id).await;
+            if let Err(error) = expired {
+                // It may have been completed meanwhile: the next read shows that.
+                return Err(stripe_unavailable(&error));
+            }
+        }
+        Ok(())
     }
 
     /// Records what Stripe has shown of the key of a payment's newest attempt.
@@ -243,6 +319,15 @@ impl App {
             .or_else(|| integration.success_redirect_url.clone())
             .unwrap_or_else(|| self.0.settings.default_success_url.clone())
     }
+}
+
+/// What became of the creation of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LinkOutcome {
+    /// It was created, or is no longer wanted.
+    Settled,
+    /// It has failed, because its key was used for another page. That page is closed, and another link can be created.
+    KeyTaken,
 }
 
 /// The link of an attempt: `None` if it was used or has ended, an error if it was never created.

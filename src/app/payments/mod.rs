@@ -130,7 +130,9 @@ async fn reuse_payment(work: &mut UnitOfWork, fresh: Payment) -> Result<Payment>
     let Some(known) = store::payments::lock_by_invoice(&mut work.tx, work.org, &fresh.invoice_id).await? else {
         return Err(Error::internal(anyhow::anyhow!("a conflicting payment was not found")));
     };
-    if known.state() == PaymentState::Canceled {
+    // A repeat of the request that had created it. It does not reopen a payment that was canceled after that request.
+    let is_repeat = store::request_ids::claim_recovered(&mut work.tx, work.org, known.id.0).await?;
+    if known.state() == PaymentState::Canceled && !is_repeat {
         let mut payment = fresh.reopening(&known);
         store::payments::save(&mut work.tx, &mut payment, work.now).await?;
         return Ok(payment);

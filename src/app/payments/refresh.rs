@@ -40,7 +40,7 @@ impl App {
 
     /// Begins a change of a payment. `None` if it no longer has the version that it had before a call to Stripe: the
     /// answer may be older than our state (P6).
-    pub(super) async fn begin_as_of(
+    pub(in crate::app) async fn begin_as_of(
         &self,
         actor: Actor<'_>,
         id: PaymentId,

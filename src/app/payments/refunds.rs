@@ -30,6 +30,14 @@ impl App {
             return store::refunds::get(&mut work.tx, org, known.into()).await;
         }
         let payment = store::payments::lock(&mut work.tx, org, new.payment_id).await?;
+        // Read back from Stripe after the row, and with it the request id, was lost.
+        if let Some(refund) = store::refunds::by_request(&mut work.tx, org, payment.id, &request.id).await?
+            && store::request_ids::claim_recovered(&mut work.tx, org, refund.id.0).await?
+        {
+            store::request_ids::insert(&mut work.tx, org, &request, refund.id.0, work.now).await?;
+            work.commit().await?;
+            return Ok(refund);
+        }
         let charges = store::charges_and_disputes::charges(&mut work.tx, &payment).await?;
         let charge = new.select_charge(&charges)?;
         let integration = store::integrations::lock_shared(&mut work.tx, org, charge.integration_id).await?;
@@ -99,7 +107,7 @@ impl App {
             // Stored only now, so that the key's age counts from its first send. From here on it may have been sent.
             let payment = store::payments::get(&mut work.tx, org, refund.payment_id).await?;
             let payment = payment.ok_or_else(|| Error::not_found("payment", refund.payment_id))?;
-            let body = stripe::refunds::create_body(&refund, &payment.invoice_id);
+            let body = stripe::refunds::create_body(work.installation(), &refund, &payment.invoice_id);
             work.prepare(&target, next_generation, body).await?
         };
         work.commit().await?;
@@ -199,7 +207,17 @@ impl App {
         // If the charge does not exist, nothing of it was refunded.
         let found = if_found(self.0.stripe.refunds_of(&account.key, charge).await);
         let found = self.checked(account, Operation::RefundList, found).await?.unwrap_or_default();
-        Ok(found.into_iter().find(|found| found.refund_id == Some(refund.id.0)).map(|found| found.id))
+        for found in found.into_iter().filter(|found| refund.is_reported_by(found)) {
+            let Some(other) = found.refund_id.filter(|id| *id != refund.id.0) else { return Ok(Some(found.id)) };
+            // Callers may use a request id again after 30 days: it may be the refund of that other row.
+            let mut tx = self.read(account.org).await?;
+            let is_known = store::refunds::get(&mut tx, account.org, other.into()).await.is_ok();
+            tx.close().await?;
+            if !is_known {
+                return Ok(Some(found.id));
+            }
+        }
+        Ok(None)
     }
 
     /// Stripe refused, which is definite. But the effect of an earlier key may be the cause ("already refunded"), so

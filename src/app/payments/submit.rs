@@ -5,11 +5,11 @@
 
 use std::ops::ControlFlow;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::PaymentContext;
 use crate::app::stripe_requests::{stopped, unplanned};
-use crate::app::unit_of_work::Actor;
+use crate::app::unit_of_work::{Actor, UnitOfWork};
 use crate::app::{App, StripeAccount, if_found};
 use crate::domain::integrations::IntegrationState;
 use crate::domain::jobs::{Lease, Outcome};
@@ -25,6 +25,10 @@ use crate::{store, stripe};
 /// the attempt, send it. It needs more if a local decision comes first, or an open payment path is closed.
 const STEPS_MAX: usize = 10;
 
+/// How long a payment of an integration that catches up waits before it is looked at again. It is looked at as soon as
+/// the integration has caught up.
+const CATCH_UP_PERIOD: Duration = Duration::MINUTE;
+
 impl App {
     /// Runs the job of a payment that may have to be sent to Stripe.
     pub(in crate::app) async fn submit_payment(&self, lease: &Lease) -> Result<()> {
@@ -32,8 +36,7 @@ impl App {
         let mut has_read_methods = false;
         let mut is_new_intent = false;
         for _ in 0..STEPS_MAX {
-            let mut work = self.begin_leased(lease).await?;
-            let mut context = PaymentContext::load(&mut work, id).await?;
+            let Some((mut work, mut context)) = self.begin_step(lease, id).await? else { return Ok(()) };
             if let Some(input) = precheck(&context) {
                 context.apply(&mut work, input).await?;
                 work.commit().await?;
@@ -70,7 +73,7 @@ impl App {
                 Step::CreateLink => {
                     work.rollback().await?;
                     match self.create_link(Actor::Job(lease), context).await {
-                        Ok(()) | Err(Error::FailedPrecondition { .. }) => {}
+                        Ok(_) | Err(Error::FailedPrecondition { .. }) => {}
                         Err(error) => return Err(error),
                     }
                 }
@@ -99,6 +102,19 @@ impl App {
             }
         }
         Err(Error::internal(anyhow::anyhow!("the payment {id} does not settle within {STEPS_MAX} steps")))
+    }
+
+    /// Begins a step. `None`: the integration catches up, and the job has ended. What Stripe knows of the payment may not
+    /// be known here yet.
+    async fn begin_step(&self, lease: &Lease, id: PaymentId) -> Result<Option<(UnitOfWork, PaymentContext)>> {
+        let mut work = self.begin_leased(lease).await?;
+        let context = PaymentContext::load(&mut work, id).await?;
+        if context.integration.catch_up.is_none() {
+            return Ok(Some((work, context)));
+        }
+        let again = work.now + CATCH_UP_PERIOD;
+        work.end(Outcome::Postponed(again)).await?;
+        Ok(None)
     }
 
     /// Reads the intent before a further confirmation, so that the attempt can record its charge and error. `None`: the

@@ -8,19 +8,21 @@ use tonic::Code;
 
 use super::callers::call;
 use super::checker::methods::UNSET;
-use super::operations::PaymentRef;
 use super::plan::{CustomerProfile, PayerAction, any_payer_action};
+use super::requests::{PaymentRef, RefundPlan, Request};
 use super::workload::{Workload, format_status};
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::event::Object;
 use crate::grpc::proto::{
-    Event, EventPayment, Money, PaymentProviderCustomerCheckoutUrl, PaymentProviderInvoicePaymentError,
-    RetryPaymentRequest, retry_payment_request,
+    CreateCheckoutUrlRequest, Event, EventPayment, Money, PaymentProviderCustomerCheckoutUrl,
+    PaymentProviderInvoicePaymentError, RetryPaymentRequest, create_checkout_url_request, retry_payment_request,
 };
 
 /// The maximum number of retries of an invoice.
 const RETRIES_MAX: u64 = 3;
+/// How often a payer opens a page to store a payment method, if restorations expire the earlier ones.
+const PAGES_MAX: u32 = 4;
 /// The percentage of correct payments that are refunded as goodwill.
 const GOODWILL_PERCENT: u64 = 8;
 /// Cards that succeed.
@@ -58,7 +60,7 @@ impl Workload {
     }
 
     fn handle_payment_event(self: &Arc<Self>, organization: usize, webhook_type: &str, payment: EventPayment) {
-        let target = PaymentRef { organization, invoice: payment.lago_payable_id, payment: payment.lago_id };
+        let target = PaymentRef { organization, invoice: payment.lago_payable_id };
         match webhook_type {
             "payment.requires_action" => {
                 let page = payment.next_action.and_then(|action| action.redirect_to_url).unwrap_or_default().url;
@@ -75,7 +77,7 @@ impl Workload {
                     minor_units: payment.amount_cents.unwrap_or_default(),
                     currency_code: payment.amount_currency,
                 };
-                self.refund_surplus(target, payment.provider_charge_id.unwrap_or_default(), surplus);
+                self.refund_surplus(&target, &payment.provider_charge_id.unwrap_or_default(), &surplus);
             }
             "payment.succeeded" => {
                 let customer = payment.provider_customer_id.unwrap_or_default();
@@ -85,7 +87,8 @@ impl Workload {
                     let part = Money { minor_units: 1, currency_code: payment.amount_currency };
                     let amount = rng.chance(50).then_some(part);
                     let workload = Arc::clone(self);
-                    self.actors.spawn(async move { workload.refund(&target, "goodwill", "", amount).await });
+                    let plan = RefundPlan { target, name: "goodwill", charge: String::new(), amount };
+                    self.actors.spawn(async move { workload.refund(&plan).await });
                 }
             }
             _ => {}
@@ -110,16 +113,22 @@ impl Workload {
     }
 
     /// Refunds a surplus, now and then by two users at once.
-    fn refund_surplus(self: &Arc<Self>, target: PaymentRef, charge: String, surplus: Money) {
+    fn refund_surplus(self: &Arc<Self>, target: &PaymentRef, charge: &str, surplus: &Money) {
         let twice = self.rng(&format!("back {}", target.invoice)).chance(30);
-        let workload = Arc::clone(self);
+        let plan = |name| RefundPlan {
+            target: target.clone(),
+            name,
+            charge: charge.to_owned(),
+            amount: Some(surplus.clone()),
+        };
+        let (first, second, workload) = (plan("back"), plan("back-too"), Arc::clone(self));
         self.actors.spawn(async move {
             let second = async {
                 if twice {
-                    workload.refund(&target, "back-too", &charge, Some(surplus.clone())).await;
+                    workload.refund(&second).await;
                 }
             };
-            tokio::join!(workload.refund(&target, "back", &charge, Some(surplus.clone())), second);
+            tokio::join!(workload.refund(&first), second);
         });
     }
 
@@ -135,11 +144,36 @@ impl Workload {
             if is_late {
                 pause(Duration::from_millis(rng.between(4_000, 12_000))).await;
             }
-            let session = link.checkout_url.rsplit('/').next().unwrap_or_default().to_owned();
-            if let Err(error) = workload.sandbox.complete_session(&session, method, true) {
-                tracing::warn!(customer = link.external_customer_id, "a Checkout session was not completed: {error:#}");
+            let mut url = link.checkout_url;
+            for number in 1..=PAGES_MAX {
+                let session = url.rsplit('/').next().unwrap_or_default();
+                let Err(error) = workload.sandbox.complete_session(session, method, true) else { return };
+                tracing::warn!(customer = link.external_customer_id, "a page was not completed: {error:#}");
+                // After a restoration, a page that the database does not know is expired.
+                if !workload.is_expired(session) {
+                    return;
+                }
+                let Some(next) = workload.request_page(organization, &link.external_customer_id, number).await else {
+                    return;
+                };
+                url = next;
             }
         });
+    }
+
+    /// Requests another page to store a payment method, and returns its URL.
+    async fn request_page(&self, organization: usize, external_id: &str, number: u32) -> Option<String> {
+        let request = CreateCheckoutUrlRequest {
+            request_id: format!("page-{number}-{external_id}"),
+            customer: Some(create_checkout_url_request::Customer::ExternalCustomerId(external_id.to_owned())),
+            ..CreateCheckoutUrlRequest::default()
+        };
+        let mut rng = self.rng(&request.request_id);
+        let organization = &self.organizations[organization];
+        let response = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
+            api.customers.create_checkout_url(request).await
+        });
+        Some(response.await.ok()?.checkout_url)
     }
 
     /// Reacts to a failed payment: adds a better card if the profile has one, and retries.
@@ -171,9 +205,18 @@ impl Workload {
         let target = PaymentRef::of(organization, failure);
         let mut rng = self.rng(&format!("first page {organization} {}", target.invoice));
         let paid = state.paid_by_link.get_or_try_init(|| async {
-            let session = self.request_link(&target, "first", &mut rng).await.ok_or(())?;
-            pause(Duration::from_millis(rng.below(2_000))).await;
-            if self.pay_link(&target, &session, PayerAction::PayByDebit(iban)).await { Ok(()) } else { Err(()) }
+            for name in ["first", "first-again", "first-once-more"] {
+                let session = self.request_link(&target, name, &mut rng).await.ok_or(())?;
+                pause(Duration::from_millis(rng.below(2_000))).await;
+                if self.pay_link(&target, &session, PayerAction::PayByDebit(iban)).await {
+                    return Ok(());
+                }
+                // After a restoration, a link that the database does not know is expired.
+                if !self.is_expired(&session) {
+                    break;
+                }
+            }
+            Err(())
         });
         if paid.await.is_err() {
             tracing::info!(
@@ -206,7 +249,7 @@ impl Workload {
             }
         }
         let request = |name: &str| RetryPaymentRequest {
-            payment: Some(retry_payment_request::Payment::Id(failure.lago_payment_id.clone())),
+            payment: Some(retry_payment_request::Payment::InvoiceId(failure.lago_invoice_id.clone())),
             request_id: format!("{name}-{nth}-{}", failure.lago_invoice_id),
             payment_method_id: String::new(),
             force: true,
@@ -223,15 +266,16 @@ impl Workload {
     }
 
     pub async fn retry(&self, organization: usize, request: RetryPaymentRequest, rng: &mut Rng) {
+        let pending = self.calls.restorations.begin(Request::Retry(organization, request.clone()));
         let response =
-            call(&self.organizations[organization], rng, &self.call_retries, &request, |mut api, request| async move {
+            call(&self.organizations[organization], rng, &self.calls, &request, |mut api, request| async move {
                 api.payments.retry_payment(request).await
             });
-        // That it is paid or in progress is a valid response, too.
-        if let Err(status) = response.await
-            && status.code() != Code::FailedPrecondition
-        {
-            tracing::warn!(request.request_id, "a retry was refused: {}", format_status(&status));
+        match response.await {
+            Ok(_) => pending.acknowledge(""),
+            // That it is paid or in progress is a valid response, too.
+            Err(status) if status.code() == Code::FailedPrecondition => {}
+            Err(status) => tracing::warn!(request.request_id, "a retry was refused: {}", format_status(&status)),
         }
     }
 }

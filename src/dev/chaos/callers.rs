@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 
+use super::restorations::Restorations;
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::dev::scenarios::Api;
@@ -62,48 +63,58 @@ impl Organization {
     }
 }
 
-/// How often calls were retried, by all callers.
+/// What all calls share: how often they were retried, and the restorations that they repeat requests after.
 #[derive(Debug, Default)]
-pub(super) struct CallRetries(AtomicU64);
+pub(super) struct Calls {
+    retries: AtomicU64,
+    pub restorations: Restorations,
+}
 
-impl CallRetries {
-    pub fn count(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+impl Calls {
+    /// How often calls were retried.
+    pub fn retry_count(&self) -> u64 {
+        self.retries.load(Ordering::Relaxed)
+    }
+
+    /// Whether the same request would get this status from any process and at any time. What a restoration has lost is
+    /// found again once its creation is repeated.
+    fn is_final(&self, status: &Status) -> bool {
+        match status.code() {
+            Code::NotFound => !self.restorations.is_repeating(),
+            Code::InvalidArgument
+            | Code::AlreadyExists
+            | Code::FailedPrecondition
+            | Code::PermissionDenied
+            | Code::Unauthenticated
+            | Code::Unimplemented => true,
+            _ => false,
+        }
     }
 }
 
-/// Sends a request, each time to any of the processes, until there is a final response.
+/// Sends a request, each time to any of the processes, until there is a final response. A response that a restoration
+/// may have overtaken is not final.
 pub(super) async fn call<R: Clone, T, F: Future<Output = Result<Response<T>, Status>>>(
     organization: &Organization,
     rng: &mut Rng,
-    call_retries: &CallRetries,
+    calls: &Calls,
     request: &R,
     send: impl Fn(Api, R) -> F,
 ) -> Result<T, Status> {
     let mut last = Status::unavailable("no call was made");
     for _ in 0..ATTEMPTS_MAX {
-        match timeout(CALL_TIMEOUT, send(organization.any_api(rng), request.clone())).await {
-            Ok(Ok(response)) => return Ok(response.into_inner()),
-            Ok(Err(status)) if is_final(&status) => return Err(status),
+        let restored = calls.restorations.count();
+        let response = timeout(CALL_TIMEOUT, send(organization.any_api(rng), request.clone())).await;
+        let is_overtaken = calls.restorations.count() != restored;
+        match response {
+            Ok(Ok(response)) if !is_overtaken => return Ok(response.into_inner()),
+            Ok(Ok(_)) => last = Status::unavailable("the database was restored meanwhile"),
+            Ok(Err(status)) if !is_overtaken && calls.is_final(&status) => return Err(status),
             Ok(Err(status)) => last = status,
             Err(_) => last = Status::deadline_exceeded("no response in time"),
         }
-        call_retries.0.fetch_add(1, Ordering::Relaxed);
+        calls.retries.fetch_add(1, Ordering::Relaxed);
         pause(RETRY_DELAY).await;
     }
     Err(last)
-}
-
-/// Whether the same request would get this status from any process and at any time.
-fn is_final(status: &Status) -> bool {
-    matches!(
-        status.code(),
-        Code::InvalidArgument
-            | Code::NotFound
-            | Code::AlreadyExists
-            | Code::FailedPrecondition
-            | Code::PermissionDenied
-            | Code::Unauthenticated
-            | Code::Unimplemented
-    )
 }

@@ -179,7 +179,7 @@ impl Workload {
         let customer = get_customer_request::Customer::Id(payment.customer_id.clone());
         let mut rng = self.rng(&format!("beside-{}", invoice.id));
         let request = GetCustomerRequest { customer: Some(customer) };
-        let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
+        let response = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
             api.customers.get_customer(request).await
         });
         let Some(customer) = response.await.ok().and_then(|response| response.customer) else { return };

@@ -1,4 +1,4 @@
-//! The embedded Postgres, which is crashed and restarted, and a connection past the proxy for the checks.
+//! The embedded Postgres, which is crashed, restarted and restored, and a connection past the proxy for the checks.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use tokio_postgres::{Client, NoTls};
 
 use super::proxy::{Proxy, Target};
 use crate::clock::pause;
+use crate::dev::backups::Administrator;
 use crate::dev::postgres::{self, Postgres};
 use crate::dev::rng::Rng;
 use crate::dev::test_environment::prepare_database;
@@ -61,6 +62,20 @@ impl Database {
         *self.address.lock() = started.connection_string(NAME);
         *server = Some(started);
         Ok(())
+    }
+
+    /// Takes a snapshot. All connections are cut.
+    pub async fn snapshot(&self) -> Result<()> {
+        let server = self.server.lock().await;
+        let server = server.as_ref().context("Postgres is down")?;
+        Administrator::connect(server).await?.snapshot(NAME).await
+    }
+
+    /// Replaces the database with its snapshot. All connections are cut, and Postgres is not crashed meanwhile.
+    pub async fn restore(&self) -> Result<()> {
+        let server = self.server.lock().await;
+        let server = server.as_ref().context("Postgres is down")?;
+        Administrator::connect(server).await?.restore(NAME).await
     }
 
     /// The superuser's connection, past the proxy.

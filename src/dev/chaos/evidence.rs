@@ -72,6 +72,8 @@ pub(super) struct StripeRefund {
     pub status: String,
     /// Our refund's id in its metadata.
     pub refund_id: String,
+    /// The organization and the caller's request id in its metadata; empty if nobody requested it from Paybridge.
+    pub request: String,
 }
 
 /// A row of `customers`, with its default method.
@@ -158,7 +160,7 @@ pub(super) struct OverpaymentRow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Intent {
     pub status: String,
-    /// Our payment's id in its metadata.
+    /// Our payment's id in its metadata; the present one of its invoice if that one is lost.
     pub payment: String,
 }
 
@@ -219,6 +221,11 @@ pub(super) struct Evidence {
     pub failpoint_crashes: BTreeMap<String, usize>,
     /// What did not finish in time.
     pub incomplete: Vec<String>,
+    /// What was committed in these periods may be lost: from each snapshot of the database to the end of its
+    /// restoration, in microseconds since 1970.
+    pub lost_periods: Vec<(i64, i64)>,
+    /// Open Checkout sessions that Paybridge did not know once it had caught up.
+    pub unknown_sessions: Vec<String>,
 }
 
 impl Evidence {

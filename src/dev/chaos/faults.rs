@@ -13,6 +13,7 @@ use super::callers::Organization;
 use super::database::Database;
 use super::proxy::Proxy;
 use super::replicas::Replicas;
+use super::workload::Workload;
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::{Action, Effect, Fault, Sandbox, WebhookAction, WebhookFault};
@@ -38,6 +39,7 @@ pub(super) struct Counts {
     pub cuts: AtomicU64,
     pub outages: AtomicU64,
     pub keys: AtomicU64,
+    pub restorations: AtomicU64,
 }
 
 /// Injects faults into a running system.
@@ -47,6 +49,8 @@ pub(super) struct FaultInjector {
     pub faults: u8,
     /// The mean interval of kills, in real time. Zero kills nothing, nor does it crash Postgres.
     pub kill_every: Duration,
+    /// The mean interval of restorations of the database, in real time. Zero restores nothing.
+    pub restore_every: Duration,
     pub clock_speed: u32,
     pub replicas: Replicas,
     pub database: Arc<Database>,
@@ -55,6 +59,8 @@ pub(super) struct FaultInjector {
     pub stripe: Proxy,
     pub webhooks: Proxy,
     pub organizations: Vec<Arc<Organization>>,
+    /// The callers, who repeat what a restoration loses.
+    pub workload: Arc<Workload>,
     pub counts: Arc<Counts>,
 }
 
@@ -73,6 +79,9 @@ impl FaultInjector {
             tasks.spawn(Arc::clone(&self).cut_connections(stop.clone()));
             tasks.spawn(Arc::clone(&self).inject_stripe_faults(stop.clone()));
             tasks.spawn(Arc::clone(&self).revoke_keys(stop.clone()));
+        }
+        if !self.restore_every.is_zero() {
+            tasks.spawn(Arc::clone(&self).restore_database(stop.clone()));
         }
         tasks.close();
         stop.cancelled().await;
@@ -248,12 +257,12 @@ fn webhook_faults(lost_percent: u8) -> Vec<WebhookFault> {
     ]
 }
 
-fn increment(count: &AtomicU64) {
+pub(super) fn increment(count: &AtomicU64) {
     count.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Waits. Returns `true` if it was stopped meanwhile.
-async fn stopped_within(stop: &CancellationToken, period: Duration) -> bool {
+pub(super) async fn stopped_within(stop: &CancellationToken, period: Duration) -> bool {
     tokio::select! {
         () = stop.cancelled() => true,
         () = pause(period) => false,

@@ -9,7 +9,8 @@ use uuid::Uuid;
 /// What callers know of an invoice.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct InvoiceRecord {
-    /// The payment ids that CreatePayment returned. More than one is a violation.
+    /// The payment ids that CreatePayment returned, without those that a restoration has lost. More than one is a
+    /// violation.
     pub payments: BTreeSet<String>,
     /// The amounts, in minor units, that may be due: the first one, and any that somebody requested.
     pub amounts: BTreeSet<i64>,
@@ -43,8 +44,10 @@ pub(super) struct SeenEvent {
 pub(super) struct SubscriberRecord {
     pub organization: usize,
     pub name: String,
-    /// The events by position.
+    /// The events of the present log, by position.
     pub events: BTreeMap<i64, SeenEvent>,
+    /// How often the log was replaced by another one.
+    pub replaced_logs: usize,
     /// Anomalies: a skipped position, or one received with two ids.
     pub errors: Vec<String>,
 }
@@ -58,6 +61,12 @@ impl SubscriberRecord {
         if self.errors.len() < ERRORS_MAX && !self.errors.contains(&error) {
             self.errors.push(error);
         }
+    }
+
+    /// Begins with another log, which has replaced the one before.
+    pub fn replace_log(&mut self) {
+        self.events.clear();
+        self.replaced_logs += 1;
     }
 
     /// Records an event that followed `cursor`.
@@ -90,7 +99,7 @@ pub(super) struct ExternalRecord {
     pub dashboard_intents: BTreeSet<String>,
     /// The Checkout sessions in payment mode whose URLs they received.
     pub links: BTreeSet<String>,
-    /// The acknowledged refunds, by Paybridge's ids.
+    /// The acknowledged refunds, by Paybridge's ids, without those that a restoration has lost.
     pub refunds: BTreeSet<String>,
     /// Payment methods of imported customers that nobody ever chose as the default, with their Stripe customer.
     pub unchosen_methods: BTreeMap<String, String>,

@@ -22,8 +22,12 @@ mod polling;
 mod proxy;
 mod quiescence;
 mod recovery;
+mod repetition;
 mod replicas;
 mod report;
+mod requests;
+mod restorations;
+mod restoring;
 mod run;
 mod setup;
 mod subscribers;
@@ -64,8 +68,14 @@ const FAULTS_PERCENT_MAX: u32 = 65;
 pub async fn run_chaos(settings: config::Chaos) -> Result<ExitCode> {
     let seed = settings.seed.unwrap_or_else(Rng::fresh_seed);
     println!(
-        "paybridge chaos: seed {seed}, {} payments, {} replicas, faults {}%, a kill every {:?}, clock speed {}",
-        settings.payments, settings.replicas, settings.faults, settings.kill_every, settings.clock_speed
+        "paybridge chaos: seed {seed}, {} payments, {} replicas, faults {}%, a kill every {:?}, a restoration every \
+         {:?}, clock speed {}",
+        settings.payments,
+        settings.replicas,
+        settings.faults,
+        settings.kill_every,
+        settings.restore_every,
+        settings.clock_speed
     );
     let folder = tempfile::Builder::new().prefix("paybridge-chaos-").tempdir()?;
     // Postgres may run as another account, which has to enter this folder.
@@ -139,6 +149,7 @@ impl Run {
 
         self.inject_faults().await;
         self.set_phase("recover");
+        self.wait_until_caught_up().await;
         self.quiesce().await?;
         self.set_phase("measure");
         let recovery_times = self.measure().await?;
@@ -168,6 +179,7 @@ impl Run {
             seed: self.seed,
             faults: self.settings.faults,
             kill_every: self.settings.kill_every,
+            restore_every: self.settings.restore_every,
             clock_speed: self.settings.clock_speed,
             replicas: self.replicas.clone(),
             database: Arc::clone(&self.database),
@@ -175,6 +187,7 @@ impl Run {
             stripe: self.stripe.clone(),
             webhooks: self.webhooks.clone(),
             organizations: self.organizations.clone(),
+            workload: Arc::clone(&self.workload),
             counts: Arc::clone(&self.counts),
         });
         let stop = CancellationToken::new();
@@ -220,6 +233,8 @@ impl Run {
             evidence.read_log(&log, &secrets)?;
         }
         evidence.incomplete.clone_from(&self.incomplete.lock());
+        evidence.lost_periods = self.workload.calls.restorations.lost_periods();
+        evidence.unknown_sessions.clone_from(&self.unknown_sessions.lock());
         Ok(evidence)
     }
 

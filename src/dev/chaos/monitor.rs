@@ -1,4 +1,4 @@
-//! The monitor: samples Stripe continuously and records every payment for which two objects at once have taken money or
+//! The monitor: samples Stripe continuously and records every invoice for which two objects at once have taken money or
 //! can (P1). A Checkout session counts only if its URL left Paybridge, which is known at the end.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ pub(super) enum PaymentPath {
     Session(String),
 }
 
-/// A payment id and its payment paths at one moment, if there are several.
+/// An invoice, with its organization, and its payment paths at one moment, if there are several.
 pub(super) type Overlap = (String, BTreeSet<PaymentPath>);
 
 #[derive(Debug, Default)]
@@ -51,17 +51,18 @@ impl Monitor {
     }
 }
 
-/// The payment paths of every payment at one moment.
+/// The payment paths of every invoice at one moment. An invoice is the same after its payment was lost with the
+/// database and made anew.
 fn open_paths(sandbox: &Sandbox) -> BTreeMap<String, BTreeSet<PaymentPath>> {
     let mut paths: BTreeMap<String, BTreeSet<PaymentPath>> = BTreeMap::new();
     let mut session_intents = BTreeSet::new();
     let text = |object: &Value, pointer: &str| object.pointer(pointer).and_then(Value::as_str).unwrap_or("").to_owned();
     // Sessions come first: an open session and the intent that it created are one path.
     sandbox.visit(&["checkout.session", "payment_intent"], |object| {
-        let (id, status, payment) =
-            (text(object, "/id"), text(object, "/status"), text(object, "/metadata/payment_id"));
+        let (id, status) = (text(object, "/id"), text(object, "/status"));
+        let invoice = text(object, "/metadata/invoice_id");
         let path = match status.as_str() {
-            _ if payment.is_empty() => return,
+            _ if invoice.is_empty() => return,
             "open" => {
                 session_intents.insert(text(object, "/payment_intent"));
                 PaymentPath::Session(id)
@@ -71,7 +72,8 @@ fn open_paths(sandbox: &Sandbox) -> BTreeMap<String, BTreeSet<PaymentPath>> {
             }
             _ => return,
         };
-        paths.entry(payment).or_default().insert(path);
+        let about = format!("{invoice} of {}", text(object, "/metadata/organization_id"));
+        paths.entry(about).or_default().insert(path);
     });
     paths
 }
@@ -93,19 +95,24 @@ mod tests {
         let key = sandbox.add_account("acct_1", "DE", "eur");
         let customer =
             sandbox.create_customer_in_dashboard("acct_1", "Hooli").unwrap()["id"].as_str().unwrap().to_owned();
-        let pay = |payment: &str| DashboardPayment {
+        let metadata = |invoice: &str| {
+            let named = [("invoice_id", invoice), ("organization_id", "org")];
+            BTreeMap::from(named.map(|(name, value)| (name.to_owned(), value.to_owned())))
+        };
+        let pay = |invoice: &str| DashboardPayment {
             customer: customer.clone(),
             payment_method: "pm_card_visa".to_owned(),
             amount: 500,
             currency: "eur".to_owned(),
-            metadata: BTreeMap::from([("payment_id".to_owned(), payment.to_owned())]),
+            metadata: metadata(invoice),
         };
-        sandbox.pay_in_dashboard(&pay("p1")).unwrap();
+        sandbox.pay_in_dashboard(&pay("inv-1")).unwrap();
         let form = format!(
             "mode=payment&customer={customer}&payment_method_types[0]=card&line_items[0][quantity]=1\
              &line_items[0][price_data][currency]=eur&line_items[0][price_data][unit_amount]=500\
              &line_items[0][price_data][product_data][name]=Invoice&success_url=https://example.com\
-             &metadata[payment_id]=p2&payment_intent_data[metadata][payment_id]=p2"
+             &metadata[invoice_id]=inv-2&metadata[organization_id]=org\
+             &payment_intent_data[metadata][invoice_id]=inv-2&payment_intent_data[metadata][organization_id]=org"
         );
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let url = format!("{}/v1/checkout/sessions", sandbox.url());
@@ -114,18 +121,18 @@ mod tests {
         let response = request.send().await.unwrap();
         let session: Value = serde_json::from_str(&response.text().await.unwrap()).unwrap();
         let session = session["id"].as_str().unwrap().to_owned();
-        let count = |payment: &str| open_paths(&sandbox).get(payment).map_or(0, BTreeSet::len);
-        assert_eq!((count("p1"), count("p2")), (1, 1), "one each");
+        let count = |invoice: &str| open_paths(&sandbox).get(&format!("{invoice} of org")).map_or(0, BTreeSet::len);
+        assert_eq!((count("inv-1"), count("inv-2")), (1, 1), "one each");
 
         // A card is declined on the page: the session's intent is no second path.
         sandbox.complete_session(&session, "4000000000000002", true).unwrap_err();
-        assert_eq!(count("p2"), 1);
-        sandbox.pay_in_dashboard(&pay("p2")).unwrap();
-        assert_eq!(count("p2"), 2, "the session is open while another intent has succeeded");
+        assert_eq!(count("inv-2"), 1);
+        sandbox.pay_in_dashboard(&pay("inv-2")).unwrap();
+        assert_eq!(count("inv-2"), 2, "the session is open while another intent has succeeded");
         sandbox.expire_session(&session).unwrap();
-        assert_eq!(count("p2"), 1);
-        sandbox.pay_in_dashboard(&pay("p1")).unwrap();
-        assert_eq!(count("p1"), 2);
+        assert_eq!(count("inv-2"), 1);
+        sandbox.pay_in_dashboard(&pay("inv-1")).unwrap();
+        assert_eq!(count("inv-1"), 2);
         sandbox.stop().await;
     }
 }

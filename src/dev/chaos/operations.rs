@@ -11,14 +11,14 @@ use tonic_types::StatusExt as _;
 
 use super::callers::{Organization, call};
 use super::plan::{InvoicePlan, Operation, PayerAction};
+use super::requests::{PaymentRef, RefundPlan, Request};
 use super::workload::{Workload, format_status};
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::grpc::proto::{
-    CreatePaymentUrlRequest, CreateRefundRequest, GetPaymentRequest, Money, Payment,
-    PaymentProviderInvoicePaymentError, PaymentState, RecordManualPaymentRequest, RetryPaymentRequest,
-    UpdatePaymentRequest, create_payment_url_request, create_refund_request, get_payment_request,
-    record_manual_payment_request, retry_payment_request,
+    CreatePaymentUrlRequest, CreateRefundRequest, GetPaymentRequest, Money, Payment, PaymentState,
+    RecordManualPaymentRequest, RetryPaymentRequest, UpdatePaymentRequest, create_payment_url_request,
+    create_refund_request, get_payment_request, record_manual_payment_request, retry_payment_request,
 };
 
 /// Test cards: one succeeds, one is declined.
@@ -29,27 +29,11 @@ const DECLINED_CARD: &str = "4000000000000002";
 /// How often a request is repeated while an earlier operation is pending.
 const BUSY_ATTEMPTS_MAX: u32 = 5;
 
-/// What actors know of a payment.
-#[derive(Clone, Debug)]
-pub(super) struct PaymentRef {
-    pub organization: usize,
-    pub invoice: String,
-    pub payment: String,
-}
-
-impl PaymentRef {
-    /// The payment of a reported failure.
-    pub fn of(organization: usize, failure: &PaymentProviderInvoicePaymentError) -> Self {
-        Self { organization, invoice: failure.lago_invoice_id.clone(), payment: failure.lago_payment_id.clone() }
-    }
-}
-
 impl Workload {
     /// Performs one operation, or two concurrently, after a while.
     pub async fn perform_operations(
         self: &Arc<Self>,
         invoice: &InvoicePlan,
-        payment: &Payment,
         operations: (Operation, Option<Operation>),
     ) {
         let mut rng = self.rng(&format!("moves-{}", invoice.id));
@@ -60,21 +44,20 @@ impl Workload {
         pause(Duration::from_millis(rng.below(2_000))).await;
         let second = async {
             if let Some(second) = operations.1 {
-                self.perform(invoice, payment, second, "second").await;
+                self.perform(invoice, second, "second").await;
             }
         };
-        tokio::join!(self.perform(invoice, payment, operations.0, "first"), second);
+        tokio::join!(self.perform(invoice, operations.0, "first"), second);
     }
 
-    async fn perform(self: &Arc<Self>, invoice: &InvoicePlan, payment: &Payment, operation: Operation, name: &str) {
-        let target =
-            PaymentRef { organization: invoice.organization, invoice: invoice.id.clone(), payment: payment.id.clone() };
+    async fn perform(self: &Arc<Self>, invoice: &InvoicePlan, operation: Operation, name: &'static str) {
+        let target = PaymentRef::planned(invoice);
         match operation {
             Operation::Resubmit => _ = self.create_payment(invoice, &format!("{name}-again-{}", invoice.id)).await,
             Operation::Retry => self.retry_once(&target, name).await,
             Operation::SendLink(payer) => self.send_link(&target, name, payer).await,
             Operation::ChangeAmount(amount) => _ = self.change_amount(&target, amount, invoice.currency).await,
-            Operation::Cancel => self.cancel_payment(invoice, payment).await,
+            Operation::Cancel => self.cancel_payment(invoice).await,
             Operation::RecordManual => self.record_manual(&target, name).await,
             Operation::PayInDashboard => {
                 let has_intent = |payment: &Payment| !payment.provider_payment_intent_id.is_empty();
@@ -88,7 +71,7 @@ impl Workload {
     /// Retries whatever the bank advised.
     async fn retry_once(&self, target: &PaymentRef, name: &str) {
         let request = RetryPaymentRequest {
-            payment: Some(retry_payment_request::Payment::Id(target.payment.clone())),
+            payment: Some(retry_payment_request::Payment::InvoiceId(target.invoice.clone())),
             request_id: format!("{name}-retry-{}", target.invoice),
             payment_method_id: String::new(),
             force: true,
@@ -111,15 +94,20 @@ impl Workload {
     /// Requests a payment link. Returns the id of its session.
     pub async fn request_link(&self, target: &PaymentRef, name: &str, rng: &mut Rng) -> Option<String> {
         let request = CreatePaymentUrlRequest {
-            payment: Some(create_payment_url_request::Payment::Id(target.payment.clone())),
+            payment: Some(create_payment_url_request::Payment::InvoiceId(target.invoice.clone())),
             request_id: format!("{name}-link-{}", target.invoice),
             success_url: String::new(),
         };
         let intent_before = if rng.chance(40) { self.intent_of(target, rng).await } else { None };
+        let pending = self.calls.restorations.begin(Request::CreateLink(target.clone(), name.to_owned()));
         let response = self.call_payment(target, &request.request_id, &request, |mut api, request| async move {
             api.payments.create_payment_url(request).await
         });
-        let url = response.await.map(|response| response.payment_url).filter(|url| !url.is_empty())?;
+        let url = response.await?.payment_url;
+        pending.acknowledge("");
+        if url.is_empty() {
+            return None;
+        }
         let session = url.rsplit('/').next().unwrap_or_default().to_owned();
         self.history.external(|external| _ = external.links.insert(session.clone()));
         // A Dashboard user still has the declined intent open and pays it there. Stripe must have canceled it before
@@ -132,14 +120,19 @@ impl Workload {
 
     /// The PaymentIntent of a payment, if it has one.
     async fn intent_of(&self, target: &PaymentRef, rng: &mut Rng) -> Option<String> {
-        let which = get_payment_request::Payment::Id(target.payment.clone());
+        let which = get_payment_request::Payment::InvoiceId(target.invoice.clone());
         let request = GetPaymentRequest { payment: Some(which) };
         let organization = &self.organizations[target.organization];
-        let response = call(organization, rng, &self.call_retries, &request, |mut api, request| async move {
+        let response = call(organization, rng, &self.calls, &request, |mut api, request| async move {
             api.payments.get_payment(request).await
         });
         let payment = response.await.ok()?.payment?;
         Some(payment.provider_payment_intent_id).filter(|intent| !intent.is_empty())
+    }
+
+    /// Whether a Checkout session is expired in Stripe.
+    pub fn is_expired(&self, session: &str) -> bool {
+        self.sandbox.object(session).is_some_and(|session| session["status"] == "expired")
     }
 
     /// A payer uses a link, which may be used or expired. Returns whether the payment went through.
@@ -175,15 +168,8 @@ impl Workload {
     }
 
     /// Requests a link, and changes the amount before, while, or after a payer pays there.
-    pub async fn change_amount_while_open(
-        self: &Arc<Self>,
-        invoice: &InvoicePlan,
-        payment: &Payment,
-        payer: PayerAction,
-        amount: i64,
-    ) {
-        let target =
-            PaymentRef { organization: invoice.organization, invoice: invoice.id.clone(), payment: payment.id.clone() };
+    pub async fn change_amount_while_open(self: &Arc<Self>, invoice: &InvoicePlan, payer: PayerAction, amount: i64) {
+        let target = PaymentRef::planned(invoice);
         let mut rng = self.rng(&format!("reprice-{}", invoice.id));
         let Some(session) = self.request_link(&target, "repriced", &mut rng).await else { return };
         // Stripe takes a while to expire a session: with a longer wait, the payer sometimes finds it expired.
@@ -207,24 +193,26 @@ impl Workload {
     }
 
     /// Returns whether the change was acknowledged.
-    async fn change_amount(&self, target: &PaymentRef, amount: i64, currency: &str) -> bool {
+    pub async fn change_amount(&self, target: &PaymentRef, amount: i64, currency: &'static str) -> bool {
         self.history.invoice(target.organization, &target.invoice, |record| _ = record.amounts.insert(amount));
         let money = Some(Money { minor_units: amount, currency_code: currency.to_owned() });
-        let payment = Payment { id: target.payment.clone(), amount: money, ..Payment::default() };
+        let payment = Payment { invoice_id: target.invoice.clone(), amount: money, ..Payment::default() };
         let request = UpdatePaymentRequest { payment: Some(payment), update_mask: None };
         let name = format!("change-{}", target.invoice);
+        let pending = self.calls.restorations.begin(Request::ChangeAmount(target.clone(), amount, currency));
         let response = self.call_payment(target, &name, &request, |mut api, request| async move {
             api.payments.update_payment(request).await
         });
         let is_changed = response.await.is_some();
         if is_changed {
+            pending.acknowledge("");
             self.history
                 .invoice(target.organization, &target.invoice, |record| record.acknowledged_changes.push(amount));
         }
         is_changed
     }
 
-    async fn record_manual(&self, target: &PaymentRef, name: &str) {
+    pub async fn record_manual(&self, target: &PaymentRef, name: &'static str) {
         let request = RecordManualPaymentRequest {
             payment: Some(record_manual_payment_request::Payment::InvoiceId(target.invoice.clone())),
             request_id: format!("{name}-manual-{}", target.invoice),
@@ -232,26 +220,31 @@ impl Workload {
             paid_time: None,
         };
         self.history.invoice(target.organization, &target.invoice, |record| record.is_manual_requested = true);
+        let pending = self.calls.restorations.begin(Request::RecordManual(target.clone(), name));
         let response = self.call_payment(target, &request.request_id, &request, |mut api, request| async move {
             api.payments.record_manual_payment(request).await
         });
         if response.await.is_some() {
+            pending.acknowledge("");
             self.history.invoice(target.organization, &target.invoice, |record| record.is_manual_acknowledged = true);
         }
     }
 
-    /// Refunds one charge, or, if none is given, the charge that settled the payment.
-    pub async fn refund(&self, target: &PaymentRef, name: &str, charge: &str, amount: Option<Money>) {
+    /// Refunds a charge.
+    pub async fn refund(&self, plan: &RefundPlan) {
+        let RefundPlan { target, name, charge, amount } = plan;
         let request = CreateRefundRequest {
-            payment: Some(create_refund_request::Payment::PaymentId(target.payment.clone())),
+            payment: Some(create_refund_request::Payment::InvoiceId(target.invoice.clone())),
             request_id: format!("{name}-{}", if charge.is_empty() { target.invoice.as_str() } else { charge }),
-            provider_charge_id: charge.to_owned(),
-            amount,
+            provider_charge_id: charge.clone(),
+            amount: amount.clone(),
         };
+        let pending = self.calls.restorations.begin(Request::Refund(plan.clone()));
         let response = self.call_payment(target, &request.request_id, &request, |mut api, request| async move {
             api.payments.create_refund(request).await
         });
         if let Some(refund) = response.await.and_then(|response| response.refund) {
+            pending.acknowledge(&refund.id);
             self.history.external(|external| _ = external.refunds.insert(refund.id));
         }
     }
@@ -268,7 +261,7 @@ impl Workload {
         let mut rng: Rng = self.rng(name);
         let organization: &Organization = &self.organizations[target.organization];
         for _ in 0..BUSY_ATTEMPTS_MAX {
-            let status = match call(organization, &mut rng, &self.call_retries, request, &send).await {
+            let status = match call(organization, &mut rng, &self.calls, request, &send).await {
                 Ok(response) => return Some(response),
                 Err(status) => status,
             };

@@ -1,8 +1,10 @@
 //! Quiescence: waits for what was started, and moves the clock to what is scheduled for later.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::Result;
+use serde_json::Value;
 
 use super::callers::Organization;
 use super::polling::{QUIESCE_TIMEOUT, poll_until};
@@ -19,6 +21,8 @@ const STEP: ::time::Duration = ::time::Duration::hours(6);
 const STEPS_MAX: u32 = 60;
 /// A job that is late by this much is open; anything less is in progress. Real time.
 const LATE: Duration = Duration::from_secs(1);
+/// How long another copy of the database may be in use, which a restored one has to wait for. Clock time.
+const COPY_TIMEOUT: Duration = Duration::from_mins(11);
 /// How long nothing may be open before the system counts as idle. Real time.
 const IDLE_FOR: Duration = Duration::from_millis(300);
 
@@ -29,6 +33,48 @@ const OPEN: &str = "((lease_until > clock_timestamp() \
      OR (run_at < to_timestamp($1::float8) AND park_time IS NULL))";
 
 impl Run {
+    /// Waits until every integration has caught up with Stripe after restorations of the database. Then every open
+    /// Checkout session is known; those that are not are recorded.
+    pub(super) async fn wait_until_caught_up(&self) {
+        let timeout = QUIESCE_TIMEOUT + COPY_TIMEOUT / self.settings.clock_speed.max(1);
+        if !poll_until(timeout, async || self.catching_up().await.is_ok_and(|count| count == 0)).await {
+            self.add_incomplete(format!("not every integration had caught up with Stripe after {timeout:?}"));
+        }
+        // A session that is being created is known soon.
+        if !poll_until(QUIESCE_TIMEOUT, async || self.open_unknown_sessions().await.is_ok_and(|it| it.is_empty())).await
+        {
+            let unknown = self.open_unknown_sessions().await;
+            *self.unknown_sessions.lock() = unknown.unwrap_or_else(|error| vec![format!("not read: {error:#}")]);
+        }
+    }
+
+    /// The number of integrations that catch up with Stripe.
+    async fn catching_up(&self) -> Result<i64> {
+        let counted = "SELECT count(*) FROM stripe_contacts WHERE catch_up_reason IS NOT NULL";
+        Ok(self.database.connect().await?.query_one(counted, &[]).await?.get(0))
+    }
+
+    /// The Checkout sessions that are open in Stripe, and that Paybridge does not know as open.
+    async fn open_unknown_sessions(&self) -> Result<Vec<String>> {
+        let text = |session: &Value, pointer: &str| {
+            session.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
+        };
+        let mut open = Vec::new();
+        self.sandbox.visit(&["checkout.session"], |session| {
+            if text(session, "/status") == "open" && !text(session, "/metadata/organization_id").is_empty() {
+                open.push(text(session, "/id"));
+            }
+        });
+        let query = "SELECT provider_session_id FROM checkout_sessions \
+             WHERE state IN ('creating', 'open') AND provider_session_id IS NOT NULL \
+             UNION ALL SELECT provider_session_id FROM payment_attempts \
+             WHERE state = 'open' AND provider_session_id IS NOT NULL";
+        let rows = self.database.connect().await?.query(query, &[]).await?;
+        let known: BTreeSet<String> = rows.iter().map(|row| row.get(0)).collect();
+        open.retain(|session| !known.contains(session));
+        Ok(open)
+    }
+
     /// Moves the clock, a few hours at a time, until the banks have answered everything. The system becomes quiescent
     /// after each step.
     pub(super) async fn advance_until_settled(&self) -> Result<()> {

@@ -39,7 +39,7 @@ pub(super) async fn print_progress(run: &Run) {
         let count = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
         println!(
             "{:4} s  {:7}  accepted {:5}/{}  settled {settled:5}  ready {}/{}  kills {} stops {} postgres {} cuts {} \
-             outages {} keys {}  stripe faults {}  events seen {}  retried calls {}  clock +{}{down}",
+             outages {} keys {} restorations {}  stripe faults {}  events seen {}  retried calls {}  clock +{}{down}",
             run.began.elapsed().as_secs(),
             run.phase(),
             run.history.accepted(),
@@ -52,9 +52,10 @@ pub(super) async fn print_progress(run: &Run) {
             count(&counts.cuts),
             count(&counts.outages),
             count(&counts.keys),
+            count(&counts.restorations),
             run.sandbox.fault_hits(),
             run.history.seen_events(),
-            run.workload.call_retries.count(),
+            run.workload.calls.retry_count(),
             format_period(run.time.elapsed()),
         );
         pause(Duration::from_secs(1).saturating_sub(tick.elapsed())).await;

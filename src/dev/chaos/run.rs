@@ -40,6 +40,8 @@ pub(super) struct Run {
     pub phase: Mutex<&'static str>,
     /// What did not finish in time.
     pub incomplete: Mutex<Vec<String>>,
+    /// Open Checkout sessions that Paybridge did not know once it had caught up after the faults.
+    pub unknown_sessions: Mutex<Vec<String>>,
 }
 
 impl Run {

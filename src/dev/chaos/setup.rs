@@ -93,6 +93,7 @@ impl Run {
             counts: Arc::default(),
             phase: Mutex::new("faults"),
             incomplete: Mutex::default(),
+            unknown_sessions: Mutex::default(),
         })
     }
 }

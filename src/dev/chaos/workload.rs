@@ -12,10 +12,11 @@ use tokio::task::JoinSet;
 use tokio_util::task::TaskTracker;
 use tonic::{Code, Status};
 
-use super::callers::{CallRetries, Organization, call};
+use super::callers::{Calls, Organization, call};
 use super::history::History;
 use super::plan::{CustomerPlan, CustomerProfile, InvoicePlan, Plan, Script};
 use super::polling::QUIESCE_TIMEOUT;
+use super::requests::Request;
 use crate::clock::pause;
 use crate::dev::rng::Rng;
 use crate::dev::sandbox::Sandbox;
@@ -41,7 +42,7 @@ pub(super) struct Workload {
     pub seed: u64,
     /// The number of accepted and unsettled payments, as the database shows it.
     pub backlog: Arc<AtomicUsize>,
-    pub call_retries: CallRetries,
+    pub calls: Calls,
     /// How often one of our intents was paid in the Stripe Dashboard.
     pub paid_in_dashboard: AtomicUsize,
     /// Tasks of actors, such as paying a link, replacing a card or retrying.
@@ -72,7 +73,7 @@ impl Workload {
     ) -> Self {
         let states = |of: &Vec<CustomerPlan>| of.iter().map(|_| CustomerState::default()).collect();
         let customers = plan.organizations.iter().map(states).collect();
-        let (call_retries, actors) = (CallRetries::default(), TaskTracker::new());
+        let (calls, actors) = (Calls::default(), TaskTracker::new());
         let (next, retries) = (AtomicUsize::new(0), Mutex::default());
         let paid_in_dashboard = AtomicUsize::new(0);
         Self {
@@ -82,7 +83,7 @@ impl Workload {
             sandbox,
             seed,
             backlog: Arc::default(),
-            call_retries,
+            calls,
             paid_in_dashboard,
             actors,
             next,
@@ -150,13 +151,15 @@ impl Workload {
             self.submit_concurrently(invoice).await;
             return;
         }
-        let Some(payment) = self.create_payment(invoice, &format!("pay-{}", invoice.id)).await else { return };
+        if self.create_payment(invoice, &format!("pay-{}", invoice.id)).await.is_none() {
+            return;
+        }
         match invoice.script {
             Script::Canceled => {
-                self.cancel_payment(invoice, &payment).await;
+                self.cancel_payment(invoice).await;
             }
             Script::Reopened => {
-                self.cancel_payment(invoice, &payment).await;
+                self.cancel_payment(invoice).await;
                 let is_closed =
                     |payment: &Payment| matches!(payment.state(), PaymentState::Canceled | PaymentState::Succeeded);
                 self.wait_for_payment(invoice, is_closed).await;
@@ -168,13 +171,11 @@ impl Workload {
             }
             Script::Operations(first, second) => {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
-                self.actors
-                    .spawn(async move { workload.perform_operations(&invoice, &payment, (first, second)).await });
+                self.actors.spawn(async move { workload.perform_operations(&invoice, (first, second)).await });
             }
             Script::AmountChanged(payer, amount) => {
                 let (workload, invoice) = (Arc::clone(self), invoice.clone());
-                self.actors
-                    .spawn(async move { workload.change_amount_while_open(&invoice, &payment, payer, amount).await });
+                self.actors.spawn(async move { workload.change_amount_while_open(&invoice, payer, amount).await });
             }
             Script::Plain | Script::Repeated | Script::ZeroAmount | Script::TooSmall => {}
         }
@@ -188,7 +189,6 @@ impl Workload {
     }
 
     async fn create_customer(&self, number: usize, plan: &CustomerPlan) {
-        let organization = &self.organizations[number];
         let card = PaymentMethodKind::Card.into();
         let kinds =
             if plan.profile.allows_debits() { vec![PaymentMethodKind::SepaDebit.into(), card] } else { vec![card] };
@@ -209,12 +209,20 @@ impl Workload {
                 }
             }
         }
+        self.send_customer(number, request).await;
+    }
+
+    /// Calls CreateCustomer until there is a response.
+    pub async fn send_customer(&self, number: usize, request: CreateCustomerRequest) {
         let mut rng = self.rng(&request.request_id);
-        let created = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
+        let pending = self.calls.restorations.begin(Request::CreateCustomer(number, Box::new(request.clone())));
+        let organization = &self.organizations[number];
+        let created = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
             api.customers.create_customer(request).await
         });
-        if let Err(status) = created.await {
-            self.record_error(number, &plan.external_id, &format_status(&status));
+        match created.await {
+            Ok(_) => pending.acknowledge(""),
+            Err(status) => self.record_error(number, &request.external_id, &format_status(&status)),
         }
     }
 
@@ -230,25 +238,43 @@ impl Workload {
         };
         let mut rng = self.rng(request_id);
         let organization = &self.organizations[invoice.organization];
-        let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
+        let pending = self.calls.restorations.begin(Request::CreatePayment(invoice.clone(), request_id.to_owned()));
+        let response = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
             api.payments.create_payment(request).await
         });
         match response.await {
             Ok(response) => {
                 let payment = response.payment?;
+                pending.acknowledge(&payment.id);
                 self.history.invoice(invoice.organization, &invoice.id, |record| {
                     record.payments.insert(payment.id.clone());
                 });
                 Some(payment)
             }
             // The amount was changed, and the invoice was submitted again with the old one.
-            Err(status) if status.code() == Code::AlreadyExists && matches!(invoice.script, Script::Operations(..)) => {
+            Err(status) if status.code() == Code::AlreadyExists && self.may_have_another_amount(invoice) => {
+                let payment = self.wait_for_payment(invoice, |_| true).await;
+                if let Some(payment) = &payment {
+                    self.history.invoice(invoice.organization, &invoice.id, |record| {
+                        record.payments.insert(payment.id.clone());
+                    });
+                }
                 None
             }
             Err(status) => {
                 self.record_error(invoice.organization, &invoice.id, &format_status(&status));
                 None
             }
+        }
+    }
+
+    /// Whether somebody may have changed the amount before the invoice is submitted again: by the script, or, after a
+    /// restoration, before all was repeated.
+    fn may_have_another_amount(&self, invoice: &InvoicePlan) -> bool {
+        match invoice.script {
+            Script::Operations(..) => true,
+            Script::AmountChanged(..) => self.calls.restorations.count() > 0,
+            _ => false,
         }
     }
 
@@ -267,18 +293,21 @@ impl Workload {
         while callers.join_next().await.is_some() {}
     }
 
-    pub async fn cancel_payment(&self, invoice: &InvoicePlan, payment: &Payment) {
+    /// Cancels a payment after a moment.
+    pub async fn cancel_payment(&self, invoice: &InvoicePlan) {
         let mut rng = self.rng(&format!("cancel-{}", invoice.id));
         pause(Duration::from_millis(rng.below(1_500))).await;
-        let request = CancelPaymentRequest { payment: Some(cancel_payment_request::Payment::Id(payment.id.clone())) };
+        let which = cancel_payment_request::Payment::InvoiceId(invoice.id.clone());
+        let request = CancelPaymentRequest { payment: Some(which) };
         let organization = &self.organizations[invoice.organization];
-        let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
+        let pending = self.calls.restorations.begin(Request::CancelPayment(invoice.clone()));
+        let response = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
             api.payments.cancel_payment(request).await
         });
-        if let Err(status) = response.await
-            && status.code() != Code::FailedPrecondition
-        {
-            self.record_error(invoice.organization, &invoice.id, &format_status(&status));
+        match response.await {
+            Ok(_) => pending.acknowledge(""),
+            Err(status) if status.code() == Code::FailedPrecondition => {}
+            Err(status) => self.record_error(invoice.organization, &invoice.id, &format_status(&status)),
         }
     }
 
@@ -290,7 +319,7 @@ impl Workload {
         while began.elapsed() < STATE_TIMEOUT {
             let request =
                 GetPaymentRequest { payment: Some(get_payment_request::Payment::InvoiceId(invoice.id.clone())) };
-            let response = call(organization, &mut rng, &self.call_retries, &request, |mut api, request| async move {
+            let response = call(organization, &mut rng, &self.calls, &request, |mut api, request| async move {
                 api.payments.get_payment(request).await
             });
             if let Some(payment) = response.await.ok().and_then(|response| response.payment).filter(&wanted) {

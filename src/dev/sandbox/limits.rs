@@ -22,6 +22,18 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Practically none.
+    pub const UNLIMITED: Self = Self { endpoint: 10_000, test: 10_000, live: 10_000 };
+}
+
+/// A client that obeys these limits.
+impl From<Limits> for crate::domain::limits::Limits {
+    fn from(limits: Limits) -> Self {
+        Self { endpoint: limits.endpoint.into(), live: limits.live.into(), test: limits.test.into() }
+    }
+}
+
 /// The token buckets of all accounts.
 #[derive(Debug, Default)]
 pub(super) struct Limiter {

@@ -70,6 +70,10 @@ pub enum EventType {
     PaymentProviderError,
     #[strum(serialize = "payment_provider.recovered")]
     PaymentProviderRecovered,
+    #[strum(serialize = "payment_provider.catch_up_started")]
+    PaymentProviderCatchUpStarted,
+    #[strum(serialize = "payment_provider.catch_up_finished")]
+    PaymentProviderCatchUpFinished,
     #[strum(serialize = "provider_event")]
     ProviderEvent,
 }
@@ -141,9 +145,11 @@ impl EventType {
             | Self::PaymentMethodDetached => ObjectType::PaymentMethod,
             Self::PaymentRefundUpdated => ObjectType::Refund,
             Self::PaymentDisputeUpdated => ObjectType::Dispute,
-            Self::PaymentProviderConnected | Self::PaymentProviderDisconnected | Self::PaymentProviderRecovered => {
-                ObjectType::PaymentProvider
-            }
+            Self::PaymentProviderConnected
+            | Self::PaymentProviderDisconnected
+            | Self::PaymentProviderRecovered
+            | Self::PaymentProviderCatchUpStarted
+            | Self::PaymentProviderCatchUpFinished => ObjectType::PaymentProvider,
             Self::ProviderEvent => ObjectType::ProviderEvent,
         }
     }

@@ -176,7 +176,7 @@ impl Attempt {
     }
 
     /// Settles an open attempt; a settled one keeps its outcome.
-    pub(super) fn finish(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
+    pub fn finish(&mut self, outcome: AttemptState, charge: Option<String>, now: OffsetDateTime) {
         if self.is_open() {
             self.state = outcome;
             self.finish_time = Some(now);

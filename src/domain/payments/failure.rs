@@ -34,6 +34,8 @@ pub struct Failure {
 impl Failure {
     /// The customer has no usable payment method. Retried automatically, once, when one arrives.
     pub const NO_PAYMENT_METHOD: &'static str = "no_payment_method";
+    /// Stripe did not create the page of a link.
+    pub const PAYMENT_URL_FAILED: &'static str = "payment_url_failed";
     /// A caller ended the link by changing the amount.
     pub(in crate::domain) const PAYMENT_URL_CLOSED: &'static str = "payment_url_closed";
     /// The mandate of a SEPA method has ended, or Stripe refuses the debit because it has no mandate.

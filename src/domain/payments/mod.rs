@@ -14,6 +14,7 @@ mod links;
 mod operation;
 mod pending_operations;
 mod plan;
+mod recovery;
 mod state;
 #[cfg(test)]
 mod tests;

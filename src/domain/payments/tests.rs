@@ -6,6 +6,7 @@ mod inputs;
 mod operations;
 mod payment_paths;
 mod plan;
+mod recovery;
 mod retries;
 
 use proptest::prelude::*;
@@ -65,7 +66,12 @@ fn intent(status: IntentStatus) -> IntentSnapshot {
         next_action_url: None,
         payment_id: None,
         organization_id: None,
+        installation: None,
+        customer_id: None,
+        external_customer_id: None,
+        is_of_link: false,
         invoice_id: None,
+        invoice_number: None,
     }
 }
 

@@ -57,6 +57,8 @@ pub enum Response {
     Refused(Failure),
     /// Not executed, such as a 429.
     NotDone,
+    /// The key was used with another body (`idempotency_error`).
+    Mismatch,
     /// The stored response of an earlier call that was executed.
     Replayed(Box<Response>),
     /// It may have been executed. `replayed`: a stored 500, which this key returns from now on.

@@ -39,12 +39,15 @@ impl Actor {
                         observed = Observed::Spent;
                     }
                     Response::Unknown { replayed: true } => request.key_state = KeyState::ReplaysError(now),
+                    Response::Mismatch => request.key_state = KeyState::Taken(now),
                     response => return self.intent_not_created(number, response).await.map(|()| None),
                 },
                 Next::Read => match self.find_intent(amount).await? {
                     Some(intent) => return self.adopt(number, &intent).await.map(|()| Some(false)),
+                    None if self.world.borrow().has_only_harmless_intents() => observed = Observed::Spent,
                     None => observed = Observed::Absent,
                 },
+                Next::Stop(_) => return self.stop().await.map(|()| None),
                 Next::NewKey => {
                     self.tx(|world| {
                         if world.awaits_intent(number) {

@@ -3,8 +3,8 @@
 //! One *schedule* is one payment in a world of its own ([`world`]): an in-memory store, a model of Stripe ([`stripe`]),
 //! workers and callers as futures that yield between any two steps ([`worker`], [`intents`], [`reconciliation`]), and a
 //! seeded scheduler that picks the next event: a step of a worker, a caller's request, an act of the payer, the bank or
-//! a dashboard user, a webhook delivery, the passing of time, or a crash of a worker. Then faults stop, and the world
-//! must become quiescent. Safety (P1, P2, P7) is checked after every step; P6, P8 and P12 are checked at quiescence.
+//! a dashboard user, a webhook delivery, the passing of time, or a crash of a worker. In every fourth schedule the
+//! database is also restored from a backup ([`loss`]). Then faults stop, and the world must become quiescent. Safety (P1, P2, P7) is checked after every step; P6, P8 and P12 are checked at quiescence.
 //!
 //! A failing seed is run again with a trace. Write the sequence that it shows as a unit test.
 
@@ -12,6 +12,7 @@ mod accounting;
 mod calls;
 mod ids;
 mod intents;
+mod loss;
 mod reconciliation;
 mod schedule;
 mod stripe;
@@ -86,6 +87,9 @@ fn schedules_reach_every_state_and_payment_path() {
             if attempt.state == AttemptState::Superseded {
                 reached.insert("new key".to_owned());
             }
+            if world.restores > 0 && is_paid {
+                reached.insert("paid after a restore".to_owned());
+            }
         }
         if world.payment.manual().is_some() {
             reached.insert("manual".to_owned());
@@ -123,6 +127,7 @@ fn schedules_reach_every_state_and_payment_path() {
         "amount change refused",
         "session expired",
         "intent canceled",
+        "paid after a restore",
     ] {
         assert!(reached.contains(wanted), "{wanted} is never reached: {reached:?}");
     }

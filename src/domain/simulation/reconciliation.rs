@@ -6,7 +6,7 @@ use time::Duration;
 use super::calls::{Request, Response, Webhook};
 use super::ids::{index, session_id};
 use super::worker::{Actor, Result, StepError};
-use super::world::{JobKind, Outcome};
+use super::world::{JobKind, Outcome, World};
 use crate::domain::payments::{
     Attempt, AttemptState, Failure, Notice, PaymentInput, PaymentState, PendingOperation, ReceivedMoney, Step,
 };
@@ -101,7 +101,14 @@ impl Actor {
             match request.next(observed, now) {
                 Next::Send => {}
                 Next::Abandon => {
-                    return self.link_refused(&attempt, Failure::ours("payment_url_failed", "")).await;
+                    return self.link_refused(&attempt, Failure::ours(Failure::PAYMENT_URL_FAILED, "")).await;
+                }
+                Next::Read => {
+                    if self.close_unknown_pages().await? {
+                        return self.stop().await;
+                    }
+                    observed = Observed::Absent;
+                    continue;
                 }
                 other => panic!("not for a payment link: {other:?}"),
             }
@@ -118,9 +125,27 @@ impl Actor {
                 }
                 Response::Refused(failure) => return self.link_refused(&attempt, failure).await,
                 Response::Unknown { replayed: true } => request.key_state = KeyState::ReplaysError(now),
+                Response::Mismatch => request.key_state = KeyState::Taken(now),
                 _ => return Err(StepError::Unavailable),
             }
         }
+    }
+
+    /// Closes pages that are not known. `true`: one of them was paid.
+    async fn close_unknown_pages(&self) -> Result<bool> {
+        let unknown = self.read(World::unknown_sessions).await?;
+        for session in unknown {
+            let key = format!("expire-{}", self.world.borrow_mut().rng.next_u64());
+            match self.read(|world| world.stripe.sessions[session].status).await? {
+                SessionStatus::Complete => return Ok(true),
+                SessionStatus::Expired => {}
+                SessionStatus::Open => match self.send(&key, Request::Expire { session }).await {
+                    Response::Session(_) => {}
+                    _ => return Err(StepError::Unavailable),
+                },
+            }
+        }
+        Ok(false)
     }
 
     async fn link_created(&self, attempt: &Attempt, made: &SessionSnapshot) -> Result<()> {

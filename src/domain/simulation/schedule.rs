@@ -41,13 +41,16 @@ pub struct Schedule {
     tasks: Vec<(Option<Lease>, Task)>,
     /// The number of requests that callers still make.
     caller_requests: usize,
+    /// The database is backed up and restored now and then.
+    loses_data: bool,
 }
 
 impl Schedule {
     pub fn new(seed: u64) -> Self {
         let mut world = World::new(seed);
         let caller_requests = world.rng.random_range(0..5);
-        Self { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), caller_requests }
+        let loses_data = seed % 4 == 3;
+        Self { world: Rc::new(RefCell::new(world)), tasks: Vec::new(), caller_requests, loses_data }
     }
 
     /// Keeps a readable log of the run.
@@ -77,6 +80,9 @@ impl Schedule {
 
     /// Picks and runs the next event.
     fn step(&mut self) {
+        if self.loses_data {
+            self.lose_data();
+        }
         let roll = self.world.borrow_mut().rng.random_range(0..100);
         match roll {
             0..50 if !self.tasks.is_empty() => {
@@ -96,6 +102,19 @@ impl Schedule {
             68..78 => _ = self.deliver(Delivery::Unreliable),
             78..84 => self.advance_clock_randomly(),
             _ => _ = self.start_worker(),
+        }
+    }
+
+    fn lose_data(&mut self) {
+        let mut world = self.world.borrow_mut();
+        match world.rng.random_range(0..100) {
+            0..4 => world.back_up(),
+            4..7 if world.restore() => {
+                drop(world);
+                // Every process has lost its connections.
+                self.tasks.clear();
+            }
+            _ => {}
         }
     }
 

@@ -290,18 +290,32 @@ impl Actor {
                     else {
                         return;
                     };
-                    if let Response::Unknown { replayed } = response {
-                        if replayed && newest.request.key_state == KeyState::Usable {
-                            newest.request.key_state = KeyState::ReplaysError(now);
-                        }
-                        world.apply(PaymentInput::Unknown);
+                    let key_state = match response {
+                        Response::Unknown { replayed: true } => KeyState::ReplaysError(now),
+                        Response::Mismatch => KeyState::Taken(now),
+                        Response::Unknown { replayed: false } => newest.request.key_state,
+                        _ => return,
+                    };
+                    if newest.request.key_state == KeyState::Usable {
+                        newest.request.key_state = key_state;
                     }
+                    world.apply(PaymentInput::Unknown);
                 })
                 .await?;
                 self.finish(Outcome::Retry).await?;
                 Ok(true)
             }
         }
+    }
+
+    /// Neither a repetition nor another key is safe: an operator decides.
+    pub(super) async fn stop(&self) -> Result<()> {
+        self.tx(|world| {
+            assert!(world.restores > 0, "only a database that has forgotten uses a key for another body");
+            world.has_stopped = true;
+        })
+        .await?;
+        self.finish(Outcome::Done).await
     }
 
     async fn finish_done(&self) -> Result<()> {

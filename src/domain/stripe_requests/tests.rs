@@ -103,12 +103,17 @@ fn p2_the_list_is_read_from_before_the_request_and_further_back_for_a_taken_key(
 }
 
 #[test]
-fn p1_a_payment_link_never_gets_another_key_and_keeps_its_slot_if_another_page_may_be_paid() {
+fn p1_a_payment_link_never_gets_another_key_and_fails_once_no_other_page_may_be_paid() {
     for observed in [Observed::Unsent, Observed::Unread, Observed::Absent] {
         let next = |key_state, now| request(Purpose::PaymentLink, key_state).next(observed, now);
         assert_eq!(next(KeyState::ReplaysError(START), START), Next::Abandon);
         assert_eq!(next(KeyState::Usable, START + Duration::hours(21)), Next::Abandon);
-        assert!(matches!(next(KeyState::Taken(START), START), Next::Stop(_)), "{observed:?}");
+        let is_read = observed == Observed::Absent;
+        assert_eq!(
+            next(KeyState::Taken(START), START),
+            if is_read { Next::Abandon } else { Next::Read },
+            "{observed:?}"
+        );
     }
     assert_eq!(request(Purpose::PaymentLink, KeyState::Usable).next(Observed::Spent, START), Next::Abandon);
 }
@@ -212,7 +217,8 @@ proptest! {
             Next::Done => prop_assert!(observed == Observed::Present),
             Next::Abandon => {
                 prop_assert!(matches!(purpose, Purpose::PaymentLink | Purpose::CheckoutSession));
-                prop_assert!(!matches!(key_state, KeyState::Taken(_)) || observed == Observed::Spent);
+                let is_read = matches!(observed, Observed::Absent | Observed::Spent);
+                prop_assert!(!matches!(key_state, KeyState::Taken(_)) || is_read);
             }
             Next::Stop(reason) => prop_assert!(!reason.is_empty() && (!is_usable || observed == Observed::Spent)),
         }

@@ -101,11 +101,13 @@ impl Fields {
 }
 
 pub(in crate::grpc) fn integration(integration: Integration) -> proto::Integration {
+    let state = state(&integration);
     proto::Integration {
         id: integration.id.to_string(),
         code: integration.code,
         name: integration.name,
-        state: state(integration.state).into(),
+        state: state.into(),
+        catch_up_stage: integration.catch_up.map(|stage| stage.as_str().to_owned()).unwrap_or_default(),
         pause_reason: integration.pause_reason.unwrap_or_default(),
         livemode: integration.livemode,
         provider_account_id: integration.provider_account_id.unwrap_or_default(),
@@ -121,9 +123,10 @@ pub(in crate::grpc) fn integration(integration: Integration) -> proto::Integrati
     }
 }
 
-fn state(state: IntegrationState) -> proto::IntegrationState {
-    match state {
+fn state(integration: &Integration) -> proto::IntegrationState {
+    match integration.state {
         IntegrationState::Connecting => proto::IntegrationState::Connecting,
+        IntegrationState::Active if integration.catch_up.is_some() => proto::IntegrationState::CatchingUp,
         IntegrationState::Active => proto::IntegrationState::Active,
         IntegrationState::Paused => proto::IntegrationState::Paused,
         IntegrationState::Disconnecting => proto::IntegrationState::Disconnecting,

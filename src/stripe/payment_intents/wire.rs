@@ -8,12 +8,12 @@ use crate::domain::payments::Failure;
 use crate::domain::signals::{IntentSnapshot, IntentStatus};
 use crate::stripe::error::Detail;
 use crate::stripe::metadata;
-use crate::stripe::object::{Metadata, currency, metadata_id, money, null_as_default, reference};
+use crate::stripe::object::{Metadata, currency, metadata_id, metadata_text, money, null_as_default, reference};
 use crate::stripe::redact::HostedUrl;
 
 #[derive(Debug, Deserialize)]
 pub(in crate::stripe) struct WireIntent {
-    pub(super) id: String,
+    id: String,
     #[serde(deserialize_with = "status")]
     status: IntentStatus,
     amount: i64,
@@ -79,7 +79,12 @@ impl From<WireIntent> for IntentSnapshot {
             next_action_url: url.map(|url| url.expose().to_owned()),
             payment_id: metadata_id(&wire.metadata, metadata::PAYMENT_ID),
             organization_id: metadata_id(&wire.metadata, metadata::ORGANIZATION_ID),
-            invoice_id: wire.metadata.get(metadata::INVOICE_ID).cloned(),
+            installation: metadata_text(&wire.metadata, metadata::INSTALLATION),
+            customer_id: metadata_id(&wire.metadata, metadata::CUSTOMER_ID),
+            external_customer_id: metadata_text(&wire.metadata, metadata::EXTERNAL_CUSTOMER_ID),
+            is_of_link: wire.metadata.get(metadata::ATTEMPT_KIND).is_some_and(|kind| kind == metadata::LINK),
+            invoice_id: metadata_text(&wire.metadata, metadata::INVOICE_ID),
+            invoice_number: metadata_text(&wire.metadata, metadata::INVOICE_NUMBER),
         }
     }
 }

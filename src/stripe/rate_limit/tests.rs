@@ -65,6 +65,34 @@ async fn p2_a_call_without_a_permit_is_not_sent_and_not_done() {
     assert_eq!(fixture.server.requests().len(), 1, "the call that timed out has left the queue");
 }
 
+/// While an integration catches up, its key reads, and changes nothing.
+#[tokio::test]
+async fn p8_a_read_only_key_sends_reads_alone() {
+    let server = ScriptedServer::sequence(vec![response(200, INTENT)]).await;
+    let client = server.client();
+    let key = ApiKey::unlimited("sk_test_sandbox".into()).read_only();
+    client.payment_intent(&key, "pi_1").await.unwrap();
+    let stored = request("payment_method=pm_1");
+    let refused = [
+        client.confirm_payment_intent(&key, "pi_1", &stored).await.map(|_| ()),
+        client.create_payment_intent(&key, &stored).await.map(|_| ()),
+        client.create_refund(&key, &stored).await.map(|_| ()),
+        client.create_customer(&key, &stored).await.map(|_| ()),
+        client.create_checkout_session(&key, &stored).await.map(|_| ()),
+        client.expire_checkout_session(&key, "cs_1").await.map(|_| ()),
+        client.cancel_payment_intent(&key, "pi_1").await.map(|_| ()),
+        client.detach_payment_method(&key, "pm_1").await.map(|_| ()),
+        client.delete_webhook_endpoint(&key, "we_1").await,
+    ];
+    for outcome in refused {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, Error::NotSent { cause: UnsentCause::CatchingUp, .. }), "{error:?}");
+        assert_eq!(error.disposition(), Disposition::NotDone);
+        assert_eq!(error.retry_delay(), Some(RealDuration::from_secs(10)));
+    }
+    assert_eq!(server.requests().len(), 1, "only the read was sent");
+}
+
 #[tokio::test]
 async fn p2_a_retry_without_a_permit_leaves_an_unknown_attempt_unknown() {
     let fixture = Fixture::new(vec![Reply::Disconnect, response(200, INTENT)]).await;

@@ -55,7 +55,7 @@ fn p2_a_webhook_and_a_response_give_the_same_snapshot_of_a_failure() {
     };
     let read: crate::domain::signals::IntentSnapshot =
         serde_json::from_value::<WireIntent>(intent_json()).unwrap().into();
-    assert_eq!(delivered, read);
+    assert_eq!(*delivered, read);
 }
 
 #[test]

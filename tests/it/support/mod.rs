@@ -8,6 +8,7 @@ pub mod payments;
 pub mod query_plans;
 pub mod reconciliation;
 pub mod refunds;
+pub mod restores;
 pub mod sql;
 pub mod wait;
 pub mod webhooks;

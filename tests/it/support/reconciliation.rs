@@ -9,6 +9,16 @@ use crate::support::wait::until;
 /// A period that no test outlasts.
 pub const NEVER: Duration = Duration::days(365);
 
+/// Waits until no check of an endpoint is due or running.
+pub async fn until_no_check_runs(harness: &Harness) {
+    let database = harness.database().await;
+    until("no check is due or running", async || {
+        let query = "SELECT FROM jobs WHERE kind = 'check_endpoint' AND (due OR lease_until IS NOT NULL)";
+        database.query(query, &[]).await.expect("a result").is_empty().then_some(())
+    })
+    .await;
+}
+
 /// The server's count of repairs of a kind. It only grows, and other tests of this process add to it.
 pub async fn repaired(harness: &Harness, kind: &str) -> u64 {
     let text = harness.metrics().await;

@@ -72,7 +72,8 @@ pub(super) fn positions(evidence: &Evidence) -> CheckResult {
     CheckResult { property: "event positions have no gaps", checked, violations }
 }
 
-/// Every subscriber received every event, at its position, with its id, and nothing else.
+/// Every subscriber received every event of the present log, at its position, with its id, and nothing else. The log
+/// was replaced only by restorations of the database.
 pub(super) fn subscribers(evidence: &Evidence) -> CheckResult {
     let logs = logs(evidence);
     let mut violations = Vec::new();
@@ -80,6 +81,11 @@ pub(super) fn subscribers(evidence: &Evidence) -> CheckResult {
         let organization = evidence.tenants.get(subscriber.organization).map_or("", |tenant| tenant.id.as_str());
         let who = format!("the {} subscriber of {organization}", subscriber.name);
         violations.extend(subscriber.errors.iter().map(|error| format!("{who}: {error}")));
+        let restorations = evidence.lost_periods.len();
+        if subscriber.replaced_logs > restorations {
+            let replaced = subscriber.replaced_logs;
+            violations.push(format!("{who}: the log was replaced {replaced} times, with {restorations} restorations"));
+        }
         let log = logs.get(organization).map_or(&[][..], Vec::as_slice);
         let missed: Vec<i64> = log
             .iter()
@@ -107,7 +113,7 @@ pub(super) fn subscribers(evidence: &Evidence) -> CheckResult {
 
 /// Every Stripe event that we subscribe to was ingested and applied, or ignored for a reason; also one whose webhook a
 /// fault dropped, because the events list has it. One whose webhook was acknowledged was ingested before that: what the
-/// list recovers later had been lost (P6).
+/// list recovers later had been lost (P6), unless the database was restored to a state before it.
 pub(super) fn stripe_events(evidence: &Evidence) -> CheckResult {
     let mut violations = Vec::new();
     let mut ignored: BTreeMap<&str, usize> = BTreeMap::new();
@@ -116,7 +122,7 @@ pub(super) fn stripe_events(evidence: &Evidence) -> CheckResult {
         let about = format!("{} ({} of {})", event.id, event.kind, event.object);
         let row = evidence.deliveries.get(&(organization, event.id.clone()));
         let late = event.acknowledged.zip(row).map_or(0, |(acknowledged, row)| row.received - acknowledged);
-        if late > CLOCK_SKEW_MAX {
+        if late > CLOCK_SKEW_MAX && !event.acknowledged.is_some_and(|time| evidence.is_lost(time)) {
             violations.push(format!("{about} was acknowledged, and ingested only {} s later", late / 1_000_000));
         }
         match row {
@@ -138,4 +144,12 @@ pub(super) fn stripe_events(evidence: &Evidence) -> CheckResult {
         let _ = write!(checked, "; {count} ignored: {reason}");
     }
     CheckResult { property: "every Stripe event is accounted for", checked, violations }
+}
+
+impl Evidence {
+    /// Whether a restoration of the database has lost what was committed at this time, in microseconds since 1970.
+    fn is_lost(&self, time: i64) -> bool {
+        let mut periods = self.lost_periods.iter();
+        periods.any(|(from, to)| (from - CLOCK_SKEW_MAX..=to + CLOCK_SKEW_MAX).contains(&time))
+    }
 }

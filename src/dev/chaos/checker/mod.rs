@@ -31,6 +31,7 @@ pub(super) fn check(evidence: &Evidence) -> Vec<CheckResult> {
         refunds::refunds(evidence),
         refunds::disputes(evidence),
         payment_paths::one_at_a_time(evidence),
+        payment_paths::none_unknown(evidence),
         payment_paths::none_open(evidence),
         methods::mandates(evidence),
         methods::imported(evidence),

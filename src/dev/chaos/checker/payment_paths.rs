@@ -1,4 +1,4 @@
-//! Payment paths: one at a time, and none open at the end.
+//! Payment paths: one at a time, none that Paybridge does not know, and none open at the end.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ pub(super) fn one_at_a_time(evidence: &Evidence) -> CheckResult {
         PaymentPath::Intent(intent, _) => !evidence.external.dashboard_intents.contains(intent),
     };
     let mut violations = Vec::new();
-    for (payment, paths) in &evidence.overlaps {
+    for (invoice, paths) in &evidence.overlaps {
         let paths: Vec<String> = paths
             .iter()
             .filter(counts)
@@ -28,7 +28,7 @@ pub(super) fn one_at_a_time(evidence: &Evidence) -> CheckResult {
             .collect();
         if paths.len() > 1 {
             violations.push(format!(
-                "payment {payment} had {} open payment paths at once: {}",
+                "invoice {invoice} had {} open payment paths at once: {}",
                 paths.len(),
                 paths.join(", ")
             ));
@@ -40,6 +40,14 @@ pub(super) fn one_at_a_time(evidence: &Evidence) -> CheckResult {
         evidence.samples
     );
     CheckResult { property: "at most one open payment path at any moment", checked, violations }
+}
+
+/// After restorations of the database, every open Checkout session was known again or expired.
+pub(super) fn none_unknown(evidence: &Evidence) -> CheckResult {
+    let unknown = evidence.unknown_sessions.iter();
+    let violations = unknown.map(|session| format!("{session} is open, and Paybridge does not know it")).collect();
+    let checked = format!("{} restorations", evidence.lost_periods.len());
+    CheckResult { property: "no open Checkout session is unknown", checked, violations }
 }
 
 /// No attempt is open at the end.

@@ -13,18 +13,29 @@ fn payment_of(evidence: &Evidence) -> BTreeMap<&str, &str> {
     payments.collect()
 }
 
+/// The refunds in Stripe by a text that identifies them, if they have it.
+fn refunds_by<'a>(
+    evidence: &'a Evidence,
+    text: impl Fn(&'a StripeRefund) -> &'a str,
+) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut found: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for refund in evidence.stripe_refunds.iter().filter(|refund| !text(refund).is_empty()) {
+        found.entry(text(refund)).or_default().push(&refund.id);
+    }
+    found
+}
+
+fn made_twice(refunds: &BTreeMap<&str, Vec<&str>>, what: &str) -> Vec<String> {
+    let twice = refunds.iter().filter(|(_, ids)| ids.len() > 1);
+    twice.map(|(name, ids)| format!("the {what} {name} was made {} times: {}", ids.len(), ids.join(", "))).collect()
+}
+
 /// Every acknowledged refund exists in Stripe once, or has failed for a reason; every refund in Stripe is stored as it
 /// is there, and reported; and the stored sum of each payment is the sum refunded.
 pub(super) fn refunds(evidence: &Evidence) -> CheckResult {
-    let mut violations = Vec::new();
-    let mut by_refund_id: BTreeMap<&str, Vec<&StripeRefund>> = BTreeMap::new();
-    for refund in evidence.stripe_refunds.iter().filter(|refund| !refund.refund_id.is_empty()) {
-        by_refund_id.entry(&refund.refund_id).or_default().push(refund);
-    }
-    for (refund_id, refunds) in by_refund_id.iter().filter(|(_, refunds)| refunds.len() > 1) {
-        let ids: Vec<&str> = refunds.iter().map(|refund| refund.id.as_str()).collect();
-        violations.push(format!("the refund {refund_id} was made {} times: {}", ids.len(), ids.join(", ")));
-    }
+    let by_refund_id = refunds_by(evidence, |refund| &refund.refund_id);
+    let mut violations = made_twice(&by_refund_id, "refund");
+    violations.extend(made_twice(&refunds_by(evidence, |refund| &refund.request), "refund request"));
     let known: BTreeSet<&str> = evidence.refunds.iter().map(|row| row.id.as_str()).collect();
     let lost = evidence.external.refunds.iter().filter(|id| !known.contains(id.as_str()));
     violations.extend(lost.map(|id| format!("the refund {id} was acknowledged and does not exist")));

@@ -2,6 +2,7 @@
 //! property concerned.
 
 mod methods;
+mod restorations;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -100,6 +101,7 @@ fn stripe_refund() -> StripeRefund {
         amount: 500,
         status: "succeeded".into(),
         refund_id: "r1".into(),
+        request: "goodwill of org".into(),
     }
 }
 
@@ -109,7 +111,8 @@ fn subscriber(events: &[EventRow]) -> SubscriberRecord {
         let seen = SeenEvent { id: event.id.parse().unwrap(), webhook_type: event.webhook_type.clone() };
         (event.position, seen)
     };
-    SubscriberRecord { organization: 0, name: "slow".into(), events: events.iter().map(seen).collect(), errors: vec![] }
+    let events = events.iter().map(seen).collect();
+    SubscriberRecord { organization: 0, name: "slow".into(), events, ..SubscriberRecord::default() }
 }
 
 /// Evidence without violations: two invoices, one paid, and paid again in the Dashboard and refunded; the other
@@ -249,7 +252,7 @@ fn p12_an_unreported_second_payment_is_found() {
 fn p1_two_open_payment_paths_are_found() {
     let row = "at most one open payment path at any moment";
     let intent = |id: &str| PaymentPath::Intent(id.to_owned(), "processing".to_owned());
-    let overlap = |paths: [PaymentPath; 2]| ("p2".to_owned(), BTreeSet::from(paths));
+    let overlap = |paths: [PaymentPath; 2]| ("inv-2 of org".to_owned(), BTreeSet::from(paths));
     expect_violation(row, |it| _ = it.overlaps.insert(overlap([intent("pi_2"), intent("pi_3")])));
     expect_violation(row, |it| {
         _ = it.overlaps.insert(overlap([PaymentPath::Session("cs_1".to_owned()), intent("pi_2")]));

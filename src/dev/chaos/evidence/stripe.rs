@@ -1,11 +1,11 @@
 //! Evidence from the sandbox: its ledger, objects and events.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::{Evidence, Intent, StripeCustomer, StripeEvent, StripeRefund, Tenant};
+use super::{Evidence, Intent, PaymentRow, StripeCustomer, StripeEvent, StripeRefund, Tenant};
 use crate::dev::chaos::callers::Organization;
 use crate::dev::sandbox::Sandbox;
 
@@ -14,15 +14,52 @@ fn text(value: &Value, pointer: &str) -> String {
     value.pointer(pointer).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-impl Evidence {
-    /// Reads the sandbox.
-    pub fn read_sandbox(&mut self, sandbox: &Sandbox, organizations: &[Arc<Organization>]) {
-        self.charges = sandbox.ledger();
-        self.read_methods(sandbox);
-        for intent in sandbox.objects("payment_intent") {
-            let known = Intent { status: text(&intent, "/status"), payment: text(&intent, "/metadata/payment_id") };
-            self.intents.insert(text(&intent, "/id"), known);
+/// The organization and the caller's request id in a refund's metadata; empty if there is none.
+fn request_of(refund: &Value) -> String {
+    let request = text(refund, "/metadata/request_id");
+    if request.is_empty() { request } else { format!("{request} of {}", text(refund, "/metadata/organization_id")) }
+}
+
+/// The payments in the database. Objects in Stripe name the payment that they were created for; after a restoration of
+/// the database it may exist no more, and its invoice may have another one.
+struct Payments {
+    ids: BTreeSet<String>,
+    by_invoice: BTreeMap<(String, String), String>,
+}
+
+impl Payments {
+    fn of(payments: &[PaymentRow]) -> Self {
+        let by_invoice = payments.iter().map(|row| ((row.organization.clone(), row.invoice.clone()), row.id.clone()));
+        Self { ids: payments.iter().map(|row| row.id.clone()).collect(), by_invoice: by_invoice.collect() }
+    }
+
+    /// The named payment if it exists, else that of the invoice, else the named one.
+    fn present(&self, named: String, organization: String, invoice: String) -> String {
+        if self.ids.contains(&named) {
+            return named;
         }
+        self.by_invoice.get(&(organization, invoice)).cloned().unwrap_or(named)
+    }
+}
+
+impl Evidence {
+    /// Reads the sandbox. The database was read before.
+    pub fn read_sandbox(&mut self, sandbox: &Sandbox, organizations: &[Arc<Organization>]) {
+        let payments = Payments::of(&self.payments);
+        self.charges = sandbox.ledger();
+        for charge in &mut self.charges {
+            let named = |name: &str| charge.metadata.get(name).cloned().unwrap_or_default();
+            let payment = payments.present(named("payment_id"), named("organization_id"), named("invoice_id"));
+            if !payment.is_empty() {
+                charge.metadata.insert("payment_id".to_owned(), payment);
+            }
+        }
+        for intent in sandbox.objects("payment_intent") {
+            let named = |name: &str| text(&intent, &format!("/metadata/{name}"));
+            let payment = payments.present(named("payment_id"), named("organization_id"), named("invoice_id"));
+            self.intents.insert(text(&intent, "/id"), Intent { status: text(&intent, "/status"), payment });
+        }
+        self.read_methods(sandbox);
         for refund in sandbox.objects("refund") {
             self.stripe_refunds.push(StripeRefund {
                 id: text(&refund, "/id"),
@@ -30,6 +67,7 @@ impl Evidence {
                 amount: refund["amount"].as_i64().unwrap_or_default(),
                 status: text(&refund, "/status"),
                 refund_id: text(&refund, "/metadata/refund_id"),
+                request: request_of(&refund),
             });
         }
         for dispute in sandbox.objects("dispute") {

@@ -8,6 +8,7 @@ mod faults;
 mod idempotency;
 mod keys;
 mod line_items;
+mod lists;
 mod manual_confirmation;
 mod objects;
 mod openapi;
