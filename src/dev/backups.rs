@@ -35,7 +35,7 @@ impl Administrator {
         Ok(Self { client })
     }
 
-    /// Keeps the present state of a database as its snapshot, in place of an earlier one. Its sessions are cut.
+    /// Keeps the present state of a database as its snapshot, in place of an earlier one. Its connections are terminated.
     pub async fn snapshot(&self, database: &str) -> Result<()> {
         self.copy(database, &format!("{database}_snapshot")).await
     }

@@ -1,4 +1,4 @@
-//! Rows of integrations' contacts with Stripe, and what changes when this database is found to be another copy.
+//! Rows of integrations' contacts with Stripe, this database's incarnation, and new ids of event logs.
 
 use diesel::prelude::*;
 use diesel::sql_types::Uuid as SqlUuid;

@@ -4,8 +4,8 @@ use super::{Payment, PaymentState, State};
 use crate::domain::signals::IntentSnapshot;
 
 impl Payment {
-    /// Whether an intent of ours that is not known here may have become the one that collects the payment. Only one that
-    /// was confirmed reopens a canceled payment, or brings another amount: any other takes no money.
+    /// Whether an intent of ours that is not known here may have become the one that collects the payment. An
+    /// unconfirmed one takes no money, so it neither reopens a canceled payment nor changes the amount.
     pub fn may_be_collected_by(&self, intent: &IntentSnapshot) -> bool {
         match self.state() {
             PaymentState::Succeeded => false,

@@ -31,7 +31,7 @@ impl World {
             payment: self.payment.clone(),
             attempts: self.attempts.clone(),
             creations: self.creations.clone(),
-            // Webhooks are stored apart from the backup, and are read again from the events list.
+            // Deliveries are not in the backup; they are read again from the events list.
             jobs: self.jobs.iter().filter(|job| !matches!(job.kind, JobKind::Apply(_))).cloned().collect(),
             other_paid: self.other_paid.clone(),
             customer: self.customer.clone(),
@@ -156,7 +156,7 @@ impl World {
         self.apply(PaymentInput::Link(&session, intent.as_ref()));
     }
 
-    /// Whether every intent of ours that is listed under this amount takes no money: canceled, known, or unconfirmed.
+    /// Whether there are intents of ours, and none takes money: each is canceled, known, or unconfirmed.
     pub fn has_only_harmless_intents(&self) -> bool {
         let mut ours =
             self.stripe.intents.iter().enumerate().filter(|(_, intent)| !intent.is_from_dashboard).peekable();
