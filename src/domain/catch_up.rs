@@ -100,6 +100,14 @@ impl Stage {
         self.into()
     }
 
+    /// Whether events can be applied: the objects that they are about are known again.
+    pub fn applies_events(self) -> bool {
+        !matches!(
+            self,
+            Self::OtherCopies | Self::CheckoutSessions | Self::Customers | Self::PaymentIntents | Self::CreatedIntents
+        )
+    }
+
     /// The stage that follows; `None` after the last.
     pub fn next(self) -> Option<Self> {
         match self {
@@ -232,6 +240,17 @@ mod tests {
             "takeover",
         ];
         assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn p8_events_are_applied_once_customers_and_intents_are_known_and_before_that_is_waited_for() {
+        assert!(!CatchUp::new(CatchUpReason::Silence).stage.applies_events());
+        assert!(!Stage::CreatedIntents.applies_events());
+        let mut stage = Some(Stage::Refunds);
+        while let Some(now) = stage {
+            assert!(now.applies_events(), "{now:?}");
+            stage = now.next();
+        }
     }
 
     #[test]

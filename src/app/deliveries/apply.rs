@@ -21,6 +21,9 @@ use crate::domain::{Error, PaymentId, Result};
 use crate::stripe::Operation;
 use crate::{store, stripe};
 
+/// How long a delivery waits, again and again, while its integration reads back what the database has forgotten.
+const CATCH_UP_PERIOD: Duration = Duration::seconds(5);
+
 /// How long a delivery about an unknown object is retried before it is ignored.
 const UNMATCHED_PERIOD: Duration = Duration::minutes(2);
 
@@ -37,6 +40,11 @@ impl App {
         };
         let integration = store::integrations::get(&mut tx, org, integration).await?;
         tx.close().await?;
+        if integration.catch_up.is_some_and(|stage| !stage.applies_events()) {
+            // Its object may be unknown only because it is not read back yet.
+            let again = self.clock().now() + CATCH_UP_PERIOD;
+            return self.begin_leased(lease).await?.end(Outcome::Postponed(again)).await;
+        }
         let is_recent = self.is_recent(&delivery);
         let state = match stripe::signals::observe(delivery.body.as_bytes()) {
             Err(error) => {

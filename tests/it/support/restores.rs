@@ -216,6 +216,10 @@ pub async fn assert_matches_stripe(harness: &Harness) {
             wrong.push(format!("{invoice} is {state}, and has no charge at Stripe"));
         }
     }
+    let query = "SELECT provider_payment_intent_id FROM overpayments";
+    for row in database.query(query, &[]).await.expect("the overpayments") {
+        wrong.push(format!("{} is taken for the intent of somebody else", row.get::<_, String>(0)));
+    }
     wrong.extend(wrong_refunds(harness, &database).await);
     wrong.extend(wrong_sessions_and_customers(harness, &database).await);
     assert!(wrong.is_empty(), "{wrong:#?}");
