@@ -242,11 +242,7 @@ impl App {
     }
 
     /// The payment for which an intent took money, if known.
-    pub(in crate::app) async fn payment_of_intent(
-        &self,
-        source: &IntentSource<'_>,
-        intent: &str,
-    ) -> Result<Option<PaymentId>> {
+    async fn payment_of_intent(&self, source: &IntentSource<'_>, intent: &str) -> Result<Option<PaymentId>> {
         let (org, integration) = (source.lease.organization_id, source.integration_id);
         let mut tx = self.read(org).await?;
         let id = store::payments::id_by_intent(&mut tx, org, integration, intent).await?;
