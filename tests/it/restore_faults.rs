@@ -128,6 +128,43 @@ async fn p8_an_account_that_was_connected_after_the_snapshot_catches_up_when_it_
     harness.shutdown().await;
 }
 
+/// A process verifies webhooks with secrets that it has cached, also those of an integration that the restored database
+/// never had.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_an_event_for_an_integration_that_the_snapshot_does_not_know_is_ignored() {
+    let context = context(options()).await;
+    let mut billing = BillingClient::create(&context, "unknown integration").await.expect("an organization");
+    snapshot_environment(&context.environment).await;
+    let integration =
+        until_ok("Stripe is connected", async || billing.connect_stripe().await.map_err(|error| format!("{error:#}")))
+            .await;
+    let mut harness = Harness::over(context, billing, integration);
+    let customer = format!("/v1/customers/{}", harness.customer_without_method("hooli").await);
+    settle(&harness).await;
+    post_to_stripe(&harness, &customer, "name=before").await;
+    settle(&harness).await;
+
+    restore_environment(&harness.context.environment).await;
+    until_ok("the server serves", async || {
+        let list = ListCustomersRequest::default();
+        let response = harness.billing.api.customers.clone().list_customers(list).await;
+        response.map(|_| ()).map_err(|status| status.to_string())
+    })
+    .await;
+    post_to_stripe(&harness, &customer, "name=after").await;
+    let database = harness.database().await;
+    let states =
+        "SELECT d.state FROM deliveries d LEFT JOIN integrations i ON i.id = d.integration_id WHERE i.id IS NULL";
+    until_ok("the event is ignored", async || {
+        let rows = database.query(states, &[]).await.expect("the deliveries");
+        let states: Vec<String> = rows.iter().map(|row| row.get(0)).collect();
+        if states == ["ignored"] { Ok(()) } else { Err(format!("{states:?}")) }
+    })
+    .await;
+    settle(&harness).await;
+    harness.shutdown().await;
+}
+
 /// The endpoints of the account at Stripe that are enabled.
 fn enabled_endpoints(harness: &Harness) -> Vec<Value> {
     let mut endpoints = harness.sandbox().objects("webhook_endpoint");

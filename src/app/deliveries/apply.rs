@@ -38,7 +38,15 @@ impl App {
             tx.close().await?;
             return self.begin_leased(lease).await?.end(Outcome::Done).await;
         };
-        let integration = store::integrations::get(&mut tx, org, integration).await?;
+        let integration = match store::integrations::get(&mut tx, org, integration).await {
+            // Its signature was verified with a cached secret just after a restore: this database never had the
+            // integration. What the event is about is read when the account is connected again.
+            Err(error @ Error::NotFound { .. }) => {
+                tx.close().await?;
+                return self.finish_delivery(lease, None, delivery, DeliveryState::Ignored(error.to_string())).await;
+            }
+            found => found?,
+        };
         tx.close().await?;
         if integration.catch_up.is_some_and(|stage| !stage.applies_events()) {
             // Its object may be unknown only because it is not read back yet.
@@ -70,7 +78,7 @@ impl App {
                 Err(error) => return Err(error),
             },
         };
-        self.finish_delivery(lease, delivery, state).await
+        self.finish_delivery(lease, Some(&integration), delivery, state).await
     }
 
     /// Whether the delivery's object may still become known.
@@ -78,15 +86,20 @@ impl App {
         self.clock().now() - delivery.receive_time < UNMATCHED_PERIOD
     }
 
-    /// Saves the delivery's state, and relays Stripe's own event if the integration is configured to.
-    async fn finish_delivery(&self, lease: &Lease, mut delivery: Delivery, state: DeliveryState) -> Result<()> {
+    /// Saves the delivery's state, and relays Stripe's own event if its integration, where known, is configured to.
+    async fn finish_delivery(
+        &self,
+        lease: &Lease,
+        integration: Option<&Integration>,
+        mut delivery: Delivery,
+        state: DeliveryState,
+    ) -> Result<()> {
         let name = state.as_str();
         delivery.state = state;
         let mut work = self.begin_leased(lease).await?;
         store::deliveries::save_state(&mut work.tx, &delivery).await?;
-        let integration = store::integrations::get(&mut work.tx, work.org, delivery.integration_id).await?;
-        if integration.relay_provider_events {
-            work.record_event(event_payloads::relayed(&delivery, &integration));
+        if let Some(integration) = integration.filter(|integration| integration.relay_provider_events) {
+            work.record_event(event_payloads::relayed(&delivery, integration));
         }
         work.end(Outcome::Done).await?;
         metrics::counter!("paybridge_deliveries_total", "state" => name).increment(1);

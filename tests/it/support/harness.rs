@@ -19,7 +19,7 @@ use tonic::Status;
 
 use crate::support::customers::checkout_request;
 use crate::support::sql::superuser;
-use crate::support::wait::{Pace, until, until_ok};
+use crate::support::wait::{Pace, until_ok};
 use crate::support::{context, http};
 
 /// The path of every confirmation of an intent.
@@ -278,19 +278,19 @@ impl Harness {
         let database = self.database().await;
         let kinds: Vec<String> = kinds.iter().map(|kind| (*kind).to_owned()).collect();
         let query = "SELECT count(*), bool_or(due OR lease_until IS NOT NULL), \
-                extract(epoch FROM min(run_at) - $2::text::timestamptz)::float8 \
+                extract(epoch FROM min(run_at) - $2::text::timestamptz)::float8, string_agg(to_json(jobs)::text, '\n') \
             FROM jobs WHERE kind = ANY ($1)";
-        until("no job is left", async || {
+        until_ok("no job is left", async || {
             let now = self.context.environment.clock.now().to_string();
             let left = database.query_one(query, &[&kinds, &now]).await.expect("the remaining jobs");
             if left.get::<_, i64>(0) == 0 {
-                return Some(());
+                return Ok(());
             }
             let (is_active, wait) = (left.get::<_, bool>(1), left.get::<_, f64>(2));
             if !is_active && (0.0..=60.0).contains(&wait) {
                 self.advance(time::Duration::seconds_f64(wait));
             }
-            None
+            Err(format!("it is {now}, and these are left: {}", left.get::<_, String>(3)))
         })
         .await;
     }
