@@ -288,7 +288,9 @@ impl StripeRequest {
         let too_old = self.create_time + KEY_AGE_MAX;
         let useless_since = match self.key_state {
             KeyState::Usable => too_old,
-            KeyState::Taken(_) if matches!(repeat, Repeat::Intent | Repeat::Once | Repeat::Adds) => {
+            // Stripe keeps errors under a key, too, so it may have created nothing. But if it has created an intent that
+            // is not found, that may have been paid.
+            KeyState::Taken(_) if repeat == Repeat::Intent => {
                 return Next::Stop("Stripe has received its key with another body, and what that created is not found");
             }
             KeyState::ReplaysError(since) | KeyState::Taken(since) => since.min(too_old),

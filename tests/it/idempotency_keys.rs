@@ -9,16 +9,10 @@ use time::Duration;
 
 use crate::support::customers::synced_customer;
 use crate::support::harness::{CREATE, Harness};
+use crate::support::sql::forget;
 use crate::support::wait::until;
 
 const PAYMENT_TABLES: [&str; 6] = ["payments", "payment_attempts", "charges", "request_ids", "jobs", "stripe_requests"];
-
-/// Deletes rows as a restored backup lacks them. Their foreign keys don't count.
-async fn forget(harness: &Harness, tables: &[&str]) {
-    let deletes = tables.join("; DELETE FROM ");
-    let statements = format!("BEGIN; SET LOCAL session_replication_role = replica; DELETE FROM {deletes}; COMMIT");
-    harness.database().await.batch_execute(&statements).await.expect("the rows are deleted");
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn p1_an_invoice_whose_payment_is_made_anew_adopts_the_intent_that_has_paid_it() {

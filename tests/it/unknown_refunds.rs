@@ -12,6 +12,7 @@ use crate::support::refunds::{
     REFUNDS, captured_and_refunded, emitted_states, finish, get_refund, lose_refund_webhooks, paid_harness, refund,
     refund_in, refund_request, refunded_once, stripe_refunds,
 };
+use crate::support::sql::forget;
 use crate::support::wait::until;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -112,12 +113,12 @@ async fn p2_outages_rate_limits_and_timeouts_delay_a_refund_and_do_not_fail_it()
 }
 
 /// Waits until the job has found that the key of a caller's request is useless, because Stripe replays a stored 500 for
-/// it, and has read the list for the first time.
+/// it or has received it with another body, and has read the list for the first time.
 async fn until_key_is_dead(harness: &Harness, request_id: &str) {
     let database = harness.database().await;
     until("the key is known to be dead", async || {
         let query = "SELECT FROM stripe_requests JOIN refunds ON refunds.request_id = stripe_requests.name \
-            WHERE name = $1 AND dead_key_time IS NOT NULL AND unknown_since IS NOT NULL";
+            WHERE name = $1 AND coalesce(dead_key_time, taken_key_time) IS NOT NULL AND unknown_since IS NOT NULL";
         (!database.query(query, &[&request_id]).await.expect("a result").is_empty()).then_some(())
     })
     .await;
@@ -174,6 +175,28 @@ async fn p2_a_stored_500_whose_refund_is_never_created_leads_to_a_new_key_after_
     wait_for_reads(&harness, &[1, 4, 25]).await;
     refunded_once(&harness, &requested).await;
     assert_one_body(&harness, 2);
+    finish(harness).await;
+}
+
+/// The row is lost, as after a restore. The one that is made anew has another id, and so another body under the old key,
+/// for which Stripe has stored an error. Nothing was refunded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p8_a_refund_that_is_made_anew_after_a_stored_500_gets_a_new_key_after_the_reads() {
+    let (harness, payment) = paid_harness("refund anew", "pm_card_visa", Options::default()).await;
+    harness.sandbox().clear_requests();
+    harness.fault(REFUNDS, 1, Action::ServerError { work: Effect::NotDone });
+    let first = refund(&harness, refund_request("r1", &payment, None)).await.expect("it is accepted");
+    until_key_is_dead(&harness, "r1").await;
+    forget(&harness, &["refunds", "request_ids", "jobs", "stripe_requests"]).await;
+
+    let second = refund(&harness, refund_request("r1", &payment, None)).await.expect("it is accepted");
+    assert_ne!(first.id, second.id, "it is another row");
+    until_key_is_dead(&harness, "r1").await;
+    wait_for_reads(&harness, &[1, 4, 25]).await;
+    refunded_once(&harness, &second).await;
+    let sent = harness.posts(REFUNDS);
+    assert!(sent.iter().any(|post| post.status == Some(400)), "Stripe knew the key, with the body of the first row");
+    assert_ne!(sent.last().map(|post| &post.idempotency_key), sent.first().map(|post| &post.idempotency_key));
     finish(harness).await;
 }
 

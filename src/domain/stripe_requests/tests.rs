@@ -76,16 +76,22 @@ fn p2_a_customer_and_an_intent_are_looked_up_before_another_key_is_used() {
 }
 
 #[test]
-fn p2_a_taken_key_means_that_the_object_exists_and_another_key_is_never_a_guess() {
+fn p2_a_taken_key_of_an_intent_means_that_it_exists_and_another_key_is_never_a_guess() {
     for purpose in [Purpose::PaymentIntent, Purpose::Refund, Purpose::PartialRefund] {
         let taken = request(purpose, KeyState::Taken(START));
         assert_eq!(taken.next(Observed::Unread, START), Next::Read);
-        assert!(matches!(taken.next(Observed::Absent, START), Next::Stop(_)), "{purpose:?}");
         assert_eq!(taken.next(Observed::Spent, START), Next::NewKey, "what it made is known to be harmless");
     }
-    // The intent can succeed only once.
-    let confirmation = request(Purpose::Confirmation, KeyState::Taken(START));
-    assert_eq!(after_reads(&confirmation, &[0, 29, 30]), [wait(1), wait(30), Next::NewKey]);
+    let intent = request(Purpose::PaymentIntent, KeyState::Taken(START));
+    assert!(matches!(intent.next(Observed::Absent, START + Duration::days(2)), Next::Stop(_)));
+    // An intent can be confirmed, and all of a charge refunded, only once.
+    for purpose in [Purpose::Confirmation, Purpose::Refund] {
+        let taken = request(purpose, KeyState::Taken(START));
+        assert_eq!(after_reads(&taken, &[0, 29, 30]), [wait(1), wait(30), Next::NewKey], "{purpose:?}");
+    }
+    // The request with the other body may have been answered with an error, and may be completed within a day.
+    let (part, day) = (request(Purpose::PartialRefund, KeyState::Taken(START)), 24 * 60);
+    assert_eq!(after_reads(&part, &[30, day - 1, day]), [wait(day), wait(day), Next::NewKey]);
     // A duplicate customer takes no money.
     let customer = request(Purpose::Customer, KeyState::Taken(START));
     assert_eq!(customer.next(Observed::Unread, START), Next::Read);
@@ -208,8 +214,8 @@ proptest! {
                 prop_assert!(is_read || matches!(purpose.repeat(), Repeat::Harmless | Repeat::Page));
                 if purpose == Purpose::PartialRefund && observed == Observed::Absent {
                     let last_send = match key_state {
-                        KeyState::ReplaysError(since) => since.min(START + KEY_AGE_MAX),
-                        _ => START + KEY_AGE_MAX,
+                        KeyState::ReplaysError(since) | KeyState::Taken(since) => since.min(START + KEY_AGE_MAX),
+                        KeyState::Usable => START + KEY_AGE_MAX,
                     };
                     prop_assert!(now >= last_send + Duration::DAY);
                 }

@@ -207,6 +207,25 @@ fn p1_a_second_charge_is_found() {
     expect_violation(row, |it| it.external.dashboard_intents.clear());
 }
 
+/// One of two intents of ours that a restore has made unknown.
+#[test]
+fn a_duplicate_that_was_paid_in_place_of_the_payments_own_intent_is_no_second_payment() {
+    let row = "overpayments come from the Dashboard, are recorded and reported";
+    let by_duplicate = |it: &mut Evidence| {
+        it.overpayments = vec![OverpaymentRow { intent: "pi_1".into(), payment: "p1".into() }];
+        it.external.dashboard_intents.clear();
+        it.events.retain(|event| event.webhook_type != "payment.overpaid");
+        it.intents.insert("pi_dashboard".to_owned(), intent("canceled", "p1"));
+    };
+    let mut evidence = consistent();
+    by_duplicate(&mut evidence);
+    assert!(!violated(&evidence).contains(&row));
+    expect_violation(row, |it| {
+        by_duplicate(it);
+        it.intents.remove("pi_dashboard");
+    });
+}
+
 #[test]
 fn unrecorded_money_is_found() {
     let row = "the sum charged is the sum recorded";
