@@ -93,8 +93,9 @@ pub(super) fn overpayments(evidence: &Evidence) -> CheckResult {
             violations
                 .push(format!("the overpayment {} of payment {} was reported {count} times", row.intent, row.payment));
         }
-        if !evidence.external.dashboard_intents.contains(&row.intent) && !(settled && replaced_duplicate(evidence, row))
-        {
+        let is_explained =
+            evidence.external.dashboard_intents.contains(&row.intent) || (settled && replaced_duplicate(evidence, row));
+        if !is_explained {
             violations.push(format!(
                 "{} took money twice for payment {}, and was not created in the Dashboard",
                 row.intent, row.payment
