@@ -18,5 +18,5 @@ check_image() {
         echo "The image holds the sandbox." >&2
         return 1
     fi
-    operate "$(installed_postgres)" "$(operator_steps)" PATH="$repo/.ci/image:$PATH" IMAGE_ROOT="$root"
+    IMAGE_ROOT=$root operate "$(installed_postgres)" "$repo/.ci/image:$PATH" "$(operator_steps)"
 }

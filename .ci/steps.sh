@@ -48,7 +48,7 @@ in_namespaces() {
     local options=$1 change=$2
     shift 2
     local name kept=(PATH="$PATH" HOME="$HOME")
-    for name in CARGO_HOME CARGO_TARGET_DIR RUSTUP_HOME; do
+    for name in CARGO_HOME CARGO_TARGET_DIR IMAGE_ROOT RUSTUP_HOME; do
         [[ -z ${!name-} ]] || kept+=("$name=${!name}")
     done
     # shellcheck disable=SC2086,SC2016 # one word an option; expanded inside
