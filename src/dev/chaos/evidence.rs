@@ -172,6 +172,8 @@ pub(super) struct StripeEvent {
     pub kind: String,
     /// The id of its object.
     pub object: String,
+    /// When Stripe created it, in microseconds since 1970.
+    pub created: i64,
     /// When its webhook was first acknowledged, in microseconds since 1970.
     pub acknowledged: Option<i64>,
 }

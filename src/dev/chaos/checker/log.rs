@@ -148,7 +148,7 @@ pub(super) fn stripe_events(evidence: &Evidence) -> CheckResult {
 
 impl Evidence {
     /// Whether a restoration of the database has lost what was committed at this time, in microseconds since 1970.
-    fn is_lost(&self, time: i64) -> bool {
+    pub(super) fn is_lost(&self, time: i64) -> bool {
         let mut periods = self.lost_periods.iter();
         periods.any(|(from, to)| (from - CLOCK_SKEW_MAX..=to + CLOCK_SKEW_MAX).contains(&time))
     }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 
 pub(super) use self::result::CheckResult;
 use self::result::describe;
-use super::evidence::{Evidence, PaymentRow};
+use super::evidence::{Evidence, PaymentRow, StripeEvent};
 
 /// A job that is overdue by more than this, in seconds of the run's clock, is left over; others are in progress. What
 /// nobody runs is overdue by hours at the end, because the clock was moved by days.
@@ -119,7 +119,9 @@ fn acknowledged(evidence: &Evidence) -> CheckResult {
             "succeeded" => None,
             _ if record.must_be_paid => Some("it must be paid"),
             "failed" if payment.failure.is_empty() => Some("it has no failure code"),
-            "canceled" if !record.is_cancel_requested => Some("nobody requested the cancellation"),
+            "canceled" if !record.is_cancel_requested && !closed_for_lost_request(evidence, payment) => {
+                Some("nobody requested the cancellation")
+            }
             "pending" if payment.pending_reason.is_empty() => Some("it has no pending reason"),
             "failed" | "canceled" | "pending" => None,
             _ => Some("it is not settled"),
@@ -137,6 +139,13 @@ fn acknowledged(evidence: &Evidence) -> CheckResult {
     }
     let checked = states.iter().map(|(state, count)| format!("{count} {state}")).collect::<Vec<_>>().join(", ");
     CheckResult { property: "every acknowledged invoice is settled or has a reason", checked, violations }
+}
+
+/// Whether Paybridge canceled the payment's intent for a request that a restoration has lost: a link, a change of the
+/// amount. The payment is as Stripe shows it, canceled.
+fn closed_for_lost_request(evidence: &Evidence, payment: &PaymentRow) -> bool {
+    let canceled = |event: &StripeEvent| event.kind == "payment_intent.canceled" && event.object == payment.intent;
+    evidence.stripe_events.iter().any(|event| canceled(event) && evidence.is_lost(event.created))
 }
 
 /// No work is left.

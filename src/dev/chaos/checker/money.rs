@@ -79,22 +79,28 @@ pub(super) fn overpayments(evidence: &Evidence) -> CheckResult {
         *reported.entry((&event.payment, &event.intent)).or_default() += 1;
     }
     let mut violations = Vec::new();
+    let payments = by_id(evidence);
     for intent in &evidence.external.dashboard_intents {
         let took = evidence.intents.get(intent).is_some_and(|intent| intent.status == "succeeded");
-        if took && !recorded.contains(intent.as_str()) {
+        let is_adopted = evidence.payments.iter().any(|payment| adopted_from_dashboard(evidence, payment, intent));
+        if took && !recorded.contains(intent.as_str()) && !is_adopted {
             violations.push(format!("{intent}, created in the Dashboard, took money, which is not recorded"));
         }
     }
     for row in &evidence.overpayments {
         let count = reported.remove(&(row.payment.as_str(), row.intent.as_str())).unwrap_or_default();
         // One that settled its payment is reported only if it was not the amount due.
-        let settled = evidence.payments.iter().any(|payment| payment.id == row.payment && payment.intent == row.intent);
+        let payment = payments.get(row.payment.as_str());
+        let settled = payment.is_some_and(|payment| payment.intent == row.intent);
+        let is_beside_adopted =
+            payment.is_some_and(|payment| adopted_from_dashboard(evidence, payment, &payment.intent));
         if count != 1 && !(settled && count == 0) {
             violations
                 .push(format!("the overpayment {} of payment {} was reported {count} times", row.intent, row.payment));
         }
-        let is_explained =
-            evidence.external.dashboard_intents.contains(&row.intent) || (settled && replaced_duplicate(evidence, row));
+        let is_explained = evidence.external.dashboard_intents.contains(&row.intent)
+            || is_beside_adopted
+            || (settled && replaced_duplicate(evidence, row));
         if !is_explained {
             violations.push(format!(
                 "{} took money twice for payment {}, and was not created in the Dashboard",
@@ -115,7 +121,6 @@ pub(super) fn overpayments(evidence: &Evidence) -> CheckResult {
             violations.push(format!("{}: {took} took money, too, which was reported {count} times", describe(payment)));
         }
     }
-    let payments = by_id(evidence);
     let with_old_amount = reported.len();
     reported.retain(|(payment, intent), count| {
         let is_own = evidence.intents.get(*intent).is_some_and(|known| own(payment, known));
@@ -129,6 +134,15 @@ pub(super) fn overpayments(evidence: &Evidence) -> CheckResult {
     let checked =
         format!("{} overpayments, {with_old_amount} with the amount before a change", evidence.overpayments.len());
     CheckResult { property: "overpayments come from the Dashboard, are recorded and reported", checked, violations }
+}
+
+/// Whether a payment has taken an intent that was paid in the Dashboard, and bears our metadata, for its own. A database
+/// that was restored cannot tell them apart. What our own intent collected is then the overpayment.
+fn adopted_from_dashboard(evidence: &Evidence, payment: &PaymentRow, intent: &str) -> bool {
+    !evidence.lost_periods.is_empty()
+        && payment.intent == intent
+        && payment.state == "succeeded"
+        && evidence.external.dashboard_intents.contains(intent)
 }
 
 /// Whether another intent of ours for the payment was canceled in favor of the row's. After a restore of the database two

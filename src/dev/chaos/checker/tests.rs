@@ -129,6 +129,7 @@ fn consistent() -> Evidence {
         id: id.into(),
         kind: "k".into(),
         object: "o".into(),
+        created: 4_000_000,
         acknowledged: (id != "evt_lost").then_some(5_000_000),
     };
     let delivery = |id: &str, state: &str, reason: &str| {

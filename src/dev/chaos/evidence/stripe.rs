@@ -95,6 +95,7 @@ impl Evidence {
                         id: text(&event, "/id"),
                         kind: text(&event, "/type"),
                         object: text(&event, "/data/object/id"),
+                        created: event["created"].as_i64().unwrap_or_default() * 1_000_000,
                         acknowledged: acknowledged.get(event["id"].as_str().unwrap_or_default()).copied(),
                     });
                 }

@@ -44,3 +44,35 @@ fn p8_only_what_a_restoration_has_lost_may_be_ingested_again() {
         it.lost_periods.push((40_000_000, 60_000_000));
     });
 }
+
+/// The payment of the first invoice has the Dashboard's intent as its own, and our intent is the overpayment.
+#[test]
+fn p8_a_dashboard_intent_may_be_taken_for_the_own_one_only_after_a_restoration() {
+    let row = "overpayments come from the Dashboard, are recorded and reported";
+    let adopted = |it: &mut Evidence| {
+        it.payments[0].intent = "pi_dashboard".to_owned();
+        it.overpayments[0].intent = "pi_1".to_owned();
+        it.events[1].intent = "pi_1".to_owned();
+    };
+    let mut evidence = consistent();
+    adopted(&mut evidence);
+    evidence.lost_periods.push((4_500_000, 6_000_000));
+    assert!(!violated(&evidence).contains(&row));
+    expect_violation(row, adopted);
+}
+
+#[test]
+fn p8_a_cancellation_that_nobody_requested_needs_a_lost_request() {
+    let row = "every acknowledged invoice is settled or has a reason";
+    let canceled = |it: &mut Evidence, created| {
+        it.payments[1] = PaymentRow { intent: "pi_2".to_owned(), ..payment(2, "canceled", 0, "") };
+        it.stripe_events[0].kind = "payment_intent.canceled".to_owned();
+        it.stripe_events[0].object = "pi_2".to_owned();
+        it.stripe_events[0].created = created;
+        it.lost_periods.push((40_000_000, 60_000_000));
+    };
+    let mut evidence = consistent();
+    canceled(&mut evidence, 50_000_000);
+    assert!(!violated(&evidence).contains(&row));
+    expect_violation(row, |it| canceled(it, 4_000_000));
+}
