@@ -74,6 +74,8 @@ CREATE INDEX payments_customer_idx ON payments (organization_id, customer_id, id
 CREATE INDEX payments_state_idx ON payments (organization_id, state, id);
 CREATE INDEX payments_unsettled_idx ON payments (organization_id, integration_id)
 WHERE state IN ('pending', 'processing', 'requires_action');
+CREATE INDEX payments_pending_operation_idx ON payments (organization_id, integration_id)
+WHERE pending_operation IS NOT NULL;
 
 -- An attempt confirms the payment's PaymentIntent, or is a payment link: a payment-mode Checkout session.
 CREATE TABLE payment_attempts (

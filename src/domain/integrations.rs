@@ -99,6 +99,11 @@ impl Integration {
         }
     }
 
+    /// Whether Stripe may have objects of ours that are not known here yet (P8). Once disconnected, nothing more is read.
+    pub fn is_catching_up(&self) -> bool {
+        self.catch_up.is_some() && self.state != IntegrationState::Disconnected
+    }
+
     /// Whether new work is accepted, such as linking customers and creating payments. A paused integration accepts
     /// work, which then waits.
     pub fn accepts_work(&self) -> bool {

@@ -1,5 +1,5 @@
 //! The payer pays on an open page while its amount is being changed: the change is refused, and what was paid is
-//! compared with the requested amount (P1, P12).
+//! compared with the requested amount (P1, P12). After a restoration the payment may be known later than the change.
 
 use paybridge::dev::sandbox::Action;
 use paybridge::grpc::proto::{CreateRefundRequest, Payment, PaymentState, RefundState};
@@ -10,6 +10,9 @@ use crate::support::customers::{BAD_IBAN, GOOD_CARD, GOOD_IBAN};
 use crate::support::harness::Harness;
 use crate::support::payments::declined_payment;
 use crate::support::refunds::{refund, refund_in, refund_request};
+use crate::support::restores::{
+    assert_matches_stripe, count, log, options, restore, settle, snapshot, until_caught_up,
+};
 use crate::support::sql::logged_payments;
 use crate::support::wait::until;
 
@@ -105,5 +108,33 @@ async fn a_cancellation_overtaken_by_the_payer_is_refused() {
     harness.payment_in("inv", PaymentState::Succeeded).await;
     harness.quiesce().await;
     assert_eq!(logged_payments(&harness, "payment.cancellation_refused", "inv").await.len(), 1);
+    harness.shutdown().await;
+}
+
+/// The change is accepted after a restoration, before the payment of the old amount is read back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn p12_a_change_that_is_newer_than_the_payment_that_is_read_back_is_compared_with_it() {
+    let mut harness = Harness::new("restored amounts", options()).await;
+    let provider_id = harness.customer_without_method("hooli").await;
+    harness.pay("hooli", "inv").await;
+    harness.payment_in("inv", PaymentState::Failed).await;
+    settle(&harness).await;
+    snapshot(&harness).await;
+    harness.add_method("hooli", &provider_id, GOOD_CARD).await;
+    harness.payment_in("inv", PaymentState::Succeeded).await;
+    settle(&harness).await;
+
+    restore(&harness).await;
+    let known = harness.payment("inv").await;
+    let changing = harness.change_amount(&known, 6000).await.expect("it is accepted meanwhile");
+    assert_eq!(changing.requested_amount.map(|amount| amount.minor_units), Some(6000));
+    until_caught_up(&harness).await;
+    let paid = harness.payment_in("inv", PaymentState::Succeeded).await;
+    assert_eq!(paid.amount.map(|amount| amount.minor_units), Some(4900));
+    settle(&harness).await;
+    assert_matches_stripe(&harness).await;
+    let (_, events) = log(&harness).await;
+    let reported = ["payment.amount_change_refused", "payment.overpaid", "payment.underpaid"];
+    assert_eq!(reported.map(|webhook_type| count(&events, webhook_type)), [1, 0, 1]);
     harness.shutdown().await;
 }

@@ -39,6 +39,7 @@ mod refunds;
 mod replicas;
 mod restore_faults;
 mod restore_figures;
+mod restored_operations;
 mod restores;
 mod restricted_keys;
 mod scenarios;

@@ -7,6 +7,7 @@ mod disconnect;
 mod endpoint;
 mod key;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
@@ -217,7 +218,9 @@ pub(super) async fn resume(work: &mut UnitOfWork, integration: &mut Integration)
         work.record_event(event_payloads::provider(EventType::PaymentProviderRecovered, integration));
         tracing::info!(integration.id = %id, "integration resumed: its API key works");
     }
-    for (payment, _) in payments {
+    let operations = store::payments::with_pending_operations(&mut work.tx, org, id).await?;
+    let payments: BTreeSet<_> = payments.into_iter().map(|(payment, _)| payment).chain(operations).collect();
+    for payment in payments {
         work.enqueue(JobKind::SubmitPayment, payment);
     }
     for customer in customers {

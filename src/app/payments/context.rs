@@ -63,7 +63,11 @@ impl PaymentContext {
     /// Applies an input: saves the payment and its newest attempt, emits events, and enqueues the follow-up job (P4).
     pub(in crate::app) async fn apply(&mut self, work: &mut UnitOfWork, input: PaymentInput<'_>) -> Result<Transition> {
         let before = (self.payment.clone(), self.attempt.clone());
-        let apply_context = ApplyContext { now: work.now, supports_3ds: self.integration.supports_3ds };
+        let apply_context = ApplyContext {
+            now: work.now,
+            supports_3ds: self.integration.supports_3ds,
+            is_catching_up: self.integration.is_catching_up(),
+        };
         // The intent of the input, if it is the payment's own.
         let own = match &input {
             PaymentInput::Intent(intent) | PaymentInput::Link(_, Some(intent)) => Some(intent.id.clone()),

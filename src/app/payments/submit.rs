@@ -109,7 +109,7 @@ impl App {
     async fn begin_step(&self, lease: &Lease, id: PaymentId) -> Result<Option<(UnitOfWork, PaymentContext)>> {
         let mut work = self.begin_leased(lease).await?;
         let context = PaymentContext::load(&mut work, id).await?;
-        if context.integration.catch_up.is_none() {
+        if !context.integration.is_catching_up() {
             return Ok(Some((work, context)));
         }
         let again = work.now + CATCH_UP_PERIOD;

@@ -59,6 +59,8 @@ pub struct ApplyContext {
     pub now: OffsetDateTime,
     /// Whether the integration asks customers to authenticate (3-D Secure) if their bank requires it.
     pub supports_3ds: bool,
+    /// Whether what Stripe knows of the payment may not be known here yet, because the database was restored (P8).
+    pub is_catching_up: bool,
 }
 
 impl Payment {
@@ -222,7 +224,9 @@ impl Payment {
             }
             return;
         }
-        if self.pending_operation.is_some()
+        // While the integration catches up, an intent that can take money may exist that is not known.
+        if !context.is_catching_up
+            && self.pending_operation.is_some()
             && self.is_closed(attempt.as_deref())
             && let Some(operation) = self.pending_operation.take()
         {

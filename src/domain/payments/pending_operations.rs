@@ -82,7 +82,7 @@ impl Payment {
                     self.enter(State::Pending { reason: None });
                 } else if self.is_in_flight() {
                     let text =
-                        "the payment link was ended because the amount has changed; retry, or request a new link";
+                        "the open payment was ended because the amount has changed; retry, or request a new link";
                     self.end_link(Failure::ours(Failure::PAYMENT_URL_CLOSED, text));
                 }
             }

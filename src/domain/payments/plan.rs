@@ -102,9 +102,11 @@ impl PlanContext<'_> {
             return Step::Idle;
         }
         let link = attempt.and_then(Attempt::open_link);
-        if payment.pending_operation.is_some() {
+        if let Some(operation) = &payment.pending_operation {
             // One payment path at a time: the operation is executed once the open one is known to be closed (P1).
             return match link {
+                // It was requested while the integration caught up.
+                _ if payment.is_closed(attempt) => Step::Apply(Box::new(PaymentInput::Requested(operation.clone()))),
                 Some(link) if link.provider_session_id.is_some() => Step::CloseLink,
                 _ => Step::CloseIntent,
             };

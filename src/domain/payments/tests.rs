@@ -19,7 +19,7 @@ use crate::domain::stripe_requests::Purpose;
 use crate::domain::{Currency, fixtures};
 
 const NOW: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
-const CONTEXT: ApplyContext = ApplyContext { now: NOW, supports_3ds: false };
+const CONTEXT: ApplyContext = ApplyContext { now: NOW, supports_3ds: false, is_catching_up: false };
 const EUROS: Money = Money { minor_units: 4900, currency: Currency::EUR };
 
 /// A payment in this state. What a customer has to do is to pay on the page of a link.

@@ -199,7 +199,8 @@ impl World {
 
     /// Applies an input, as `PaymentContext::apply` in `app` does.
     pub fn apply(&mut self, input: PaymentInput<'_>) -> Transition {
-        let context = ApplyContext { now: self.now, supports_3ds: self.integration.supports_3ds };
+        let is_catching_up = self.integration.is_catching_up();
+        let context = ApplyContext { now: self.now, supports_3ds: self.integration.supports_3ds, is_catching_up };
         if self.trace.is_some() {
             self.log_debug("input", &input);
         }

@@ -4,7 +4,7 @@
 use super::*;
 use crate::domain::payment_methods::MethodKind;
 
-const WITH_3DS: ApplyContext = ApplyContext { now: NOW, supports_3ds: true };
+const WITH_3DS: ApplyContext = ApplyContext { supports_3ds: true, ..CONTEXT };
 
 fn authentication_required() -> Failure {
     Failure::ours("authentication_required", "")

@@ -74,3 +74,42 @@ fn p8_a_change_of_the_amount_that_was_lost_is_taken_from_the_intent_that_was_con
     let (payment, transition) = recovered(&paid);
     assert_eq!((payment.amount, payment.amount_received, transition.notices), (smaller, 3000, Vec::new()));
 }
+
+#[test]
+fn p1_an_operation_waits_until_it_is_known_what_stripe_has() {
+    const CATCHING_UP: ApplyContext = ApplyContext { is_catching_up: true, ..CONTEXT };
+    let manual = Manual { reference: "transfer".to_owned(), time: NOW };
+    for operation in [
+        PendingOperation::Cancel,
+        PendingOperation::RecordManual(manual),
+        PendingOperation::ChangeAmount { minor_units: 3000, part_known: 0 },
+    ] {
+        let request = || PaymentInput::Requested(operation.clone());
+        let accepted = || {
+            let mut payment = Payment { provider_payment_intent_id: None, ..payment(PaymentState::Pending) };
+            payment.apply(None, request(), CATCHING_UP);
+            assert_eq!(
+                (payment.state(), payment.pending_operation.as_ref()),
+                (PaymentState::Pending, Some(&operation))
+            );
+            payment
+        };
+        // Stripe has nothing.
+        let mut payment = accepted();
+        payment.apply(None, request(), CONTEXT);
+        assert_eq!(payment.pending_operation, None);
+        // Stripe has an intent that the customer still has to authenticate. It is closed first.
+        let mut payment = accepted().recovered(&intent(IntentStatus::RequiresAction));
+        payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::RequiresAction)), CATCHING_UP);
+        assert_eq!(payment.pending_operation.as_ref(), Some(&operation));
+        payment.apply(None, request(), CONTEXT);
+        assert_eq!(payment.pending_operation.as_ref(), Some(&operation), "the intent is open");
+        payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Canceled)), CONTEXT);
+        assert_eq!(payment.pending_operation, None);
+        // Stripe has the money.
+        let mut payment = accepted().recovered(&intent(IntentStatus::Succeeded));
+        let transition = payment.apply(None, PaymentInput::Intent(&intent(IntentStatus::Succeeded)), CATCHING_UP);
+        assert_eq!((payment.state(), payment.pending_operation), (PaymentState::Succeeded, None));
+        assert!(!transition.notices.is_empty(), "it is reported: {operation:?}");
+    }
+}
