@@ -44,7 +44,7 @@ impl App {
                 return self.begin_leased(lease).await?.end(Outcome::RunAgain(now + Duration::MINUTE)).await;
             }
             // Catching up reads the list itself.
-            IntegrationState::Active | IntegrationState::Disconnecting if integration.catch_up.is_some() => {
+            IntegrationState::Active | IntegrationState::Disconnecting if integration.is_catching_up() => {
                 return self.begin_leased(lease).await?.end(Outcome::RunAgain(now + Duration::MINUTE)).await;
             }
             IntegrationState::Active | IntegrationState::Disconnecting => {}

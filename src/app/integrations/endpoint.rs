@@ -28,7 +28,7 @@ impl App {
         }
         let is_in_use = matches!(integration.state, IntegrationState::Active | IntegrationState::Disconnecting);
         // Catching up checks the counter itself, and nothing is repaired before it is done.
-        if is_in_use && integration.catch_up.is_none() && !integration.polls_events {
+        if is_in_use && !integration.is_catching_up() && !integration.polls_events {
             let account = self.stripe_account(integration.organization_id, integration.id).await?;
             self.maintain_present_endpoint(lease, &account, &integration).await?;
         }

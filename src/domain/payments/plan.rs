@@ -103,10 +103,12 @@ impl PlanContext<'_> {
         }
         let link = attempt.and_then(Attempt::open_link);
         if let Some(operation) = &payment.pending_operation {
+            if payment.is_closed(attempt) {
+                // It was requested while the integration caught up, and is executed now.
+                return Step::Apply(Box::new(PaymentInput::Requested(operation.clone())));
+            }
             // One payment path at a time: the operation is executed once the open one is known to be closed (P1).
             return match link {
-                // It was requested while the integration caught up.
-                _ if payment.is_closed(attempt) => Step::Apply(Box::new(PaymentInput::Requested(operation.clone()))),
                 Some(link) if link.provider_session_id.is_some() => Step::CloseLink,
                 _ => Step::CloseIntent,
             };

@@ -126,7 +126,7 @@ pub(in crate::grpc) fn integration(integration: Integration) -> proto::Integrati
 fn state(integration: &Integration) -> proto::IntegrationState {
     match integration.state {
         IntegrationState::Connecting => proto::IntegrationState::Connecting,
-        IntegrationState::Active if integration.catch_up.is_some() => proto::IntegrationState::CatchingUp,
+        IntegrationState::Active if integration.is_catching_up() => proto::IntegrationState::CatchingUp,
         IntegrationState::Active => proto::IntegrationState::Active,
         IntegrationState::Paused => proto::IntegrationState::Paused,
         IntegrationState::Disconnecting => proto::IntegrationState::Disconnecting,
